@@ -1,0 +1,102 @@
+"""What code generation hands on: kernels, calls, programs, pool. Plain data, no TVM.
+
+A `Program` is the straight-line list of kernel calls for one task subset; a `Library` is everything the driver,
+the linker and the bundle writer need for one target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from compiler.ir.types import TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One pointer passed to a kernel.
+
+    `input` / `output`: `at` is the index into the network's inputs / the outputs of all tasks in order.
+    `pool` / `workspace`: `at` is the byte offset.
+    """
+
+    kind: Literal["input", "output", "pool", "workspace"]
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled function `int32_t symbol(void *a0, ..., void *aN)`; returns 0."""
+
+    symbol: str
+    parameters: int
+    template: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call. `mask` has bit i set where task i needs it; `nodes` are the graph nodes it computes."""
+
+    kernel: str
+    arguments: tuple[Argument, ...]
+    mask: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The calls for one subset of tasks (bit mask over the library's task order), in execution order."""
+
+    mask: int
+    calls: tuple[Call, ...]
+    workspace_bytes: int
+    lower_bound: int = 0
+    """Largest number of live bytes at any step: no plan can need less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A network input, or one output of a task. `label` is its name in the source model."""
+
+    name: str
+    type: TensorType
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIO:
+    """A task and its outputs."""
+
+    name: str
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEntry:
+    """A packed constant in the weight pool."""
+
+    name: str
+    offset: int
+    bytes: int
+    layout: str
+
+
+@dataclass(frozen=True)
+class Library:
+    """Everything generated for one target."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    tasks: tuple[TaskIO, ...]
+    kernels: tuple[Kernel, ...]
+    full: Program
+    """All tasks; its calls with their masks are also the table of the dispatcher for unlisted subsets."""
+    programs: tuple[Program, ...]
+    """The listed subsets, by mask; includes the full one when it is listed."""
+    pool: bytes
+    pool_table: tuple[PoolEntry, ...]
+    object_code: bytes
+    """Relocatable object with every kernel."""
+    plan: Mapping[str, object] = field(default_factory=dict)
+    """JSON-ready record of every choice (algorithm, tile, layout per group)."""

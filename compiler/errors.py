@@ -1,0 +1,74 @@
+"""Errors that taskgraft raises on purpose, and the exit status each one maps to.
+
+Every message says what is wrong, where (model, node, operator), why, and what to do. All problems of one kind
+are collected and reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class CompilerError(Exception):
+    """Base of everything raised on purpose. `exit_code` is the status of the command line."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class GateError(CompilerError):
+    """A drift, accuracy, size or FLOPs gate is not met."""
+
+    exit_code = 1
+
+
+class ConfigError(CompilerError):
+    """The release file or an option is wrong."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(CompilerError):
+    """The model is sound but uses something taskgraft does not compile; every case is listed."""
+
+    exit_code = 3
+
+
+class PassError(CompilerError):
+    """A pass cannot do what was asked."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, refusals: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals)
+
+
+class UnsafeInputError(CompilerError):
+    """An input file is damaged, exceeds a limit, or reaches outside its folder."""
+
+    exit_code = 4
+
+
+class BundleError(CompilerError):
+    """A bundle is damaged, has another schema, or cannot run here."""
+
+    exit_code = 4
+
+
+class LoweringError(CompilerError):
+    """Code generation failed."""
+
+    exit_code = 5
+
+
+class TargetError(CompilerError):
+    """A target is unknown, or a tool it needs (compiler, linker, emulator) is missing."""
+
+    exit_code = 5
+
+
+class VerifyError(CompilerError):
+    """The graph broke a rule of the IR: a defect of taskgraft, not of the model."""
+
+    exit_code = 70

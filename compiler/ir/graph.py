@@ -1,0 +1,470 @@
+"""The typed graph: values and nodes in a bipartite networkx MultiDiGraph, with guarded mutation.
+
+An edge `value -> node` has the operand index as key, `node -> value` the result index, so `Mul(x, x)` keeps both
+operands. Every vertex carries one frozen payload: payloads are replaced, never mutated, so copies are cheap and
+share arrays. Parameters are values with data and without producer. Which tasks need a vertex is derived by
+`needed_by`, never stored.
+
+This is the only module that imports networkx.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, overload
+
+import networkx as nx
+import numpy as np
+
+from compiler.errors import VerifyError
+from compiler.ir.types import Axis, DType, Task, TaskSet, TensorType, ValueRef
+from compiler.ir.types import NodeRef as NodeRef
+
+if TYPE_CHECKING:
+    from compiler.ir.op import Op
+
+Attrs = Mapping[str, Any]
+"""Attribute values are int, float, str or tuples of these."""
+
+Ref = ValueRef | NodeRef
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """A tensor: graph input, parameter (`data` is a read-only dense array) or result of a node."""
+
+    ref: ValueRef
+    type: TensorType
+    data: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    @property
+    def size(self) -> int:
+        return self.type.size
+
+    @property
+    def rank(self) -> int:
+        return self.type.rank
+
+    def axis(self, dim: int) -> Axis:
+        """Axis `dim` (negative counts from the end)."""
+        return Axis(self.ref, dim % self.rank)
+
+    @property
+    def constant(self) -> np.ndarray:
+        """The data of a parameter; VerifyError for anything else."""
+        if self.data is None:
+            raise VerifyError(f"value '{self.ref}' was expected to be a constant")
+        return self.data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One application of an operator.
+
+    `attrs` is complete (defaults filled at import). `absent` lists the formal operand positions left out, such as
+    the missing minimum in `Clip(x, , max)`. `origin` names source nodes, for reports and never for decisions.
+    """
+
+    ref: NodeRef
+    op: Op
+    attrs: Attrs
+    absent: tuple[int, ...] = ()
+    origin: tuple[str, ...] = ()
+
+
+class Operands(Sequence[Value]):
+    """The operands of a node by formal position; `[i]` must be present, `optional(i)` may be None."""
+
+    def __init__(self, values: Sequence[Value | None]) -> None:
+        self._values = tuple(values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> Value: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Value]: ...
+    def __getitem__(self, index: int | slice) -> Value | Sequence[Value]:
+        if isinstance(index, slice):
+            return tuple(v for v in self._values[index] if v is not None)
+        value = self._values[index]
+        if value is None:
+            raise VerifyError(f"operand {index} is absent")
+        return value
+
+    def optional(self, index: int) -> Value | None:
+        """The operand at `index`, or None where it is absent or beyond the last one given."""
+        return self._values[index] if index < len(self._values) else None
+
+    def present(self) -> tuple[tuple[int, Value], ...]:
+        """(formal position, value) of every operand that is there."""
+        return tuple((i, v) for i, v in enumerate(self._values) if v is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A node with the values it reads and makes: all an operator may look at."""
+
+    node: Node
+    operands: Operands
+    results: tuple[Value, ...]
+
+    @property
+    def attrs(self) -> Attrs:
+        return self.node.attrs
+
+    def ints(self, name: str) -> tuple[int, ...]:
+        """Integer-list attribute `name`."""
+        return tuple(self.node.attrs[name])
+
+    def int(self, name: str) -> int:
+        """Integer attribute `name`."""
+        return self.node.attrs[name]  # type: ignore[no-any-return]
+
+    def float(self, name: str) -> float:
+        """Float attribute `name`."""
+        return self.node.attrs[name]  # type: ignore[no-any-return]
+
+    def str(self, name: str) -> str:
+        """String attribute `name`."""
+        return self.node.attrs[name]  # type: ignore[no-any-return]
+
+
+class Graph:
+    """A multitask network. Read it freely; change it only through the verbs, which check before they touch.
+
+    Reading: `inputs`, `tasks`, `outputs`, `nodes()`, `values()`, `operands()`, `results()`, `producer()`, `uses()`,
+    `needed_by()`. Writing: `add_input`, `add_value`, `add_node`, `remove`, `replace_uses`, `update`, `set_task`,
+    `drop_task`. A frozen graph refuses every verb; `copy()` gives a mutable one.
+    """
+
+    def __init__(self, name: str = "graph") -> None:
+        self.name = name
+        self._g: Any = nx.MultiDiGraph()
+        self._inputs: tuple[ValueRef, ...] = ()
+        self._tasks: dict[str, Task] = {}
+        self._frozen = False
+        self._order: tuple[NodeRef, ...] | None = None
+
+    # ------------------------------------------------------------------ reading
+    @property
+    def frozen(self) -> bool:
+        return self._frozen
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(self.value(r) for r in self._inputs)
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        return MappingProxyType(self._tasks)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """Every task's outputs, task by task."""
+        return tuple(self.value(r) for t in self._tasks.values() for r in t.outputs)
+
+    def __contains__(self, ref: Ref) -> bool:
+        return ref in self._g
+
+    def value(self, ref: ValueRef) -> Value:
+        """The value called `ref`."""
+        return self._payload(ref)  # type: ignore[no-any-return]
+
+    def node(self, ref: NodeRef) -> Node:
+        """The node called `ref`."""
+        return self._payload(ref)  # type: ignore[no-any-return]
+
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes in topological order, ties broken by name. VerifyError on a cycle."""
+        if self._order is None:
+            self._order = self._topological()
+        return tuple(self.node(r) for r in self._order)
+
+    def values(self) -> tuple[Value, ...]:
+        """All values, sorted by name."""
+        return tuple(self.value(r) for r in sorted(r for r in self._g if isinstance(r, ValueRef)))
+
+    def parameters(self) -> tuple[Value, ...]:
+        """Values with constant data, sorted by name."""
+        return tuple(v for v in self.values() if v.data is not None)
+
+    def operands(self, node: Node) -> Operands:
+        """The operands of `node` by formal position."""
+        found = {k: self.value(u) for u, _, k in self._g.in_edges(node.ref, keys=True)}
+        count = max([*found, *node.absent], default=-1) + 1
+        return Operands([found.get(i) for i in range(count)])
+
+    def results(self, node: Node) -> tuple[Value, ...]:
+        """The results of `node` by position."""
+        found = {k: self.value(v) for _, v, k in self._g.out_edges(node.ref, keys=True)}
+        return tuple(found[k] for k in sorted(found))
+
+    def site(self, node: Node) -> Site:
+        """The node with its operands and results."""
+        return Site(node, self.operands(node), self.results(node))
+
+    def sites(self) -> Iterator[Site]:
+        """Every node in topological order with its operands and results."""
+        return (self.site(n) for n in self.nodes())
+
+    def producer(self, ref: ValueRef) -> Node | None:
+        """The node that makes the value; None for inputs and parameters."""
+        made = list(self._g.predecessors(ref))
+        return self.node(made[0]) if made else None
+
+    def uses(self, ref: ValueRef) -> tuple[tuple[Node, int], ...]:
+        """(node, operand index) of every reader, sorted."""
+        edges = sorted((n, k) for _, n, k in self._g.out_edges(ref, keys=True))
+        return tuple((self.node(n), k) for n, k in edges)
+
+    def is_output(self, ref: ValueRef) -> bool:
+        """Whether some task returns this value."""
+        return any(ref in t.outputs for t in self._tasks.values())
+
+    def needed_masks(self) -> dict[Ref, int]:
+        """Bit mask of the tasks that need each vertex (bit i = i-th task); vertices nobody needs are left out."""
+        masks: dict[Ref, int] = {}
+        for bit, task in enumerate(self._tasks.values()):
+            for ref in task.outputs:
+                masks[ref] = masks.get(ref, 0) | 1 << bit
+        for node in reversed(self.nodes()):
+            mask = 0
+            for _, result, _ in self._g.out_edges(node.ref, keys=True):
+                mask |= masks.get(result, 0)
+            if mask:
+                masks[node.ref] = mask
+                for operand, _, _ in self._g.in_edges(node.ref, keys=True):
+                    masks[operand] = masks.get(operand, 0) | mask
+        return masks
+
+    def needed_by(self) -> dict[Ref, TaskSet]:
+        """The tasks that need each vertex, as sets of names."""
+        names = tuple(self._tasks)
+        sets: dict[int, TaskSet] = {}
+
+        def expand(mask: int) -> TaskSet:
+            if mask not in sets:
+                sets[mask] = frozenset(n for i, n in enumerate(names) if mask >> i & 1)
+            return sets[mask]
+
+        return {ref: expand(mask) for ref, mask in self.needed_masks().items()}
+
+    def fresh(self, name: str) -> str:
+        """`name`, or `name.N` with the smallest N that neither a value nor a node uses."""
+        candidate, n = name, 0
+        while ValueRef(candidate) in self._g or NodeRef(candidate) in self._g:
+            n += 1
+            candidate = f"{name}.{n}"
+        return candidate
+
+    # ------------------------------------------------------------------ writing
+    def freeze(self) -> Graph:
+        """Refuse every further change; returns the graph itself."""
+        self._frozen = True
+        return self
+
+    def copy(self) -> Graph:
+        """A mutable copy that shares the payloads."""
+        twin = Graph(self.name)
+        twin._g = self._g.copy()
+        twin._inputs, twin._tasks, twin._order = self._inputs, dict(self._tasks), self._order
+        return twin
+
+    def add_input(self, name: str, type_: TensorType) -> Value:
+        """Add a graph input."""
+        value = self.add_value(name, type_)
+        self._inputs = (*self._inputs, value.ref)
+        return value
+
+    def add_value(self, name: str, type_: TensorType, data: np.ndarray | None = None) -> Value:
+        """Add a parameter (with data) or a value that a later `add_node` produces (without)."""
+        ref = ValueRef(name)
+        self._writable()
+        if ref in self._g:
+            raise VerifyError(f"value '{name}' exists already")
+        value = Value(ref, type_, _checked(ref, type_, data))
+        self._g.add_node(ref, payload=value)
+        return value
+
+    def add_parameter(self, name: str, data: np.ndarray) -> Value:
+        """Add a constant; the type is the array's."""
+        array = np.asarray(data)
+        return self.add_value(name, TensorType(DType(array.dtype.name), tuple(array.shape)), array)
+
+    def add_node(
+        self,
+        name: str,
+        op: Op,
+        attrs: Attrs,
+        operands: Sequence[ValueRef | None],
+        results: Sequence[ValueRef],
+        origin: tuple[str, ...] = (),
+    ) -> Node:
+        """Add an application of `op`. Operands must exist; results must exist and have no producer yet."""
+        ref = NodeRef(name)
+        self._writable()
+        if ref in self._g:
+            raise VerifyError(f"node '{name}' exists already")
+        while operands and operands[-1] is None:
+            operands = operands[:-1]
+        for value in [*(o for o in operands if o is not None), *results]:
+            if value not in self._g:
+                raise VerifyError(f"{op.name} '{name}': value '{value}' does not exist")
+        for result in results:
+            if self.producer(result) or result in self._inputs or self.value(result).data is not None:
+                raise VerifyError(f"{op.name} '{name}': value '{result}' has a producer or data already")
+        absent = tuple(i for i, o in enumerate(operands) if o is None)
+        node = Node(ref, op, MappingProxyType(dict(sorted(attrs.items()))), absent, origin)
+        self._g.add_node(ref, payload=node)
+        for i, operand in enumerate(operands):
+            if operand is not None:
+                self._g.add_edge(operand, ref, key=i)
+        for i, result in enumerate(results):
+            self._g.add_edge(ref, result, key=i)
+        self._order = None
+        return node
+
+    def remove(self, ref: Ref) -> None:
+        """Remove a node with its results, or a value without producer; refuses whatever is still used."""
+        self._writable()
+        gone: list[Ref] = [ref]
+        if isinstance(ref, NodeRef):
+            gone += [v.ref for v in self.results(self.node(ref))]
+        elif self.producer(ref):
+            raise VerifyError(f"value '{ref}' has a producer; remove the node instead")
+        for value in gone:
+            if isinstance(value, ValueRef) and (self.uses(value) or self.is_output(value)):
+                raise VerifyError(f"value '{value}' is still used")
+        self._g.remove_nodes_from(gone)
+        self._inputs = tuple(i for i in self._inputs if i not in gone)
+        self._order = None
+
+    def replace_uses(self, old: ValueRef, new: ValueRef) -> None:
+        """Let every reader and task output of `old` read `new`; refuses a type change."""
+        self._writable()
+        before, after = self.value(old), self.value(new)
+        if before.type != after.type:
+            raise VerifyError(
+                f"cannot replace '{old}' ({before.type}) by '{new}' ({after.type}): types differ"
+            )
+        for node, index in self.uses(old):
+            self._g.remove_edge(old, node.ref, key=index)
+            self._g.add_edge(new, node.ref, key=index)
+        for task in tuple(self._tasks.values()):
+            outputs = tuple(new if r == old else r for r in task.outputs)
+            self._tasks[task.name] = replace(task, outputs=outputs)
+        self._order = None
+
+    def set_operand(self, node: NodeRef, index: int, new: ValueRef) -> None:
+        """Let operand `index` of one node read `new`; the caller re-infers types where they change."""
+        self._writable()
+        self.value(new)
+        old = [u for u, _, k in self._g.in_edges(node, keys=True) if k == index]
+        if not old:
+            raise VerifyError(f"node '{node}' has no operand {index}")
+        self._g.remove_edge(old[0], node, key=index)
+        self._g.add_edge(new, node, key=index)
+        self._order = None
+
+    def update(
+        self,
+        ref: Ref,
+        *,
+        type: TensorType | None = None,
+        data: np.ndarray | None = None,
+        attrs: Attrs | None = None,
+    ) -> None:
+        """Replace the payload of a vertex: a value's type and data, or a node's attributes."""
+        self._writable()
+        if isinstance(ref, NodeRef):
+            if type is not None or data is not None or attrs is None:
+                raise VerifyError(f"node '{ref}': only attributes can be updated")
+            frozen = MappingProxyType(dict(sorted(attrs.items())))
+            self._g.nodes[ref]["payload"] = replace(self.node(ref), attrs=frozen)
+            return
+        value = self.value(ref)
+        if attrs is not None or (data is not None and value.data is None):
+            raise VerifyError(f"value '{ref}': only the type, and a parameter's data, can be updated")
+        new_type = type or value.type
+        new_data = data if data is not None else value.data
+        self._g.nodes[ref]["payload"] = Value(ref, new_type, _checked(ref, new_type, new_data))
+
+    def set_task(self, name: str, outputs: Sequence[ValueRef], labels: Sequence[str] | None = None) -> Task:
+        """Declare (or replace) a task and its outputs."""
+        self._writable()
+        for ref in outputs:
+            self.value(ref)
+        if not outputs:
+            raise VerifyError(f"task '{name}' has no outputs")
+        task = Task(name, tuple(outputs), tuple(labels or (r.name for r in outputs)))
+        self._tasks[name] = task
+        return task
+
+    def drop_task(self, name: str) -> None:
+        """Forget a task; what only it needed becomes dead."""
+        self._writable()
+        del self._tasks[name]
+
+    # ------------------------------------------------------------------ private
+    def _payload(self, ref: Ref) -> Any:
+        try:
+            return self._g.nodes[ref]["payload"]
+        except KeyError:
+            raise VerifyError(f"'{ref}' is not in graph '{self.name}'") from None
+
+    def _writable(self) -> None:
+        if self._frozen:
+            raise VerifyError(f"graph '{self.name}' is frozen; work on a copy()")
+
+    def _topological(self) -> tuple[NodeRef, ...]:
+        waiting: dict[NodeRef, int] = {}
+        ready: list[NodeRef] = []
+        for ref in self._g:
+            if isinstance(ref, NodeRef):
+                count = sum(1 for u, _, _ in self._g.in_edges(ref, keys=True) if self._g.in_degree(u))
+                waiting[ref] = count
+                if not count:
+                    ready.append(ref)
+        heapq.heapify(ready)
+        order: list[NodeRef] = []
+        while ready:
+            ref = heapq.heappop(ready)
+            order.append(ref)
+            for _, value, _ in self._g.out_edges(ref, keys=True):
+                for _, reader, _ in self._g.out_edges(value, keys=True):
+                    waiting[reader] -= 1
+                    if not waiting[reader]:
+                        heapq.heappush(ready, reader)
+        if len(order) != len(waiting):
+            stuck = sorted(set(waiting) - set(order))
+            raise VerifyError(f"graph '{self.name}' has a cycle through node '{stuck[0]}'")
+        return tuple(order)
+
+
+def _checked(ref: ValueRef, type_: TensorType, data: np.ndarray | None) -> np.ndarray | None:
+    """Data as a read-only array of the type; VerifyError where it does not fit."""
+    if data is None:
+        return None
+    array = np.asarray(data)
+    if array.dtype != type_.dtype.numpy:
+        raise VerifyError(f"value '{ref}': data is {array.dtype}, the type says {type_.dtype.value}")
+    try:
+        type_.encoding.check(type_.shape, array)
+    except ValueError as error:
+        raise VerifyError(f"value '{ref}': {error}") from None
+    array = array.view()
+    array.flags.writeable = False
+    return array
