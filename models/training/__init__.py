@@ -1,0 +1,1 @@
+"""Scripts that train, export and describe the network families below ``models/``."""
