@@ -1,0 +1,327 @@
+"""Generic lowering: operators' `lower` methods on TVM tensor expressions, fused per group, with a default schedule.
+
+Every operator has this route; hand-written templates replace it where the planner prefers them, and are tested
+against it. A group of nodes becomes one PrimFunc: stages without reduction are inlined, the others live in
+scratch memory. Layouts are index maps at the edge of the group, so a group reads and writes any layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import tvm
+from tvm import te, tirx
+
+from compiler.codegen.layout import Layout, Plain
+from compiler.errors import LoweringError
+from compiler.ir.graph import Site, Value
+from compiler.ir.op import Expr, Tensor
+from compiler.ir.types import DType, ValueRef, splat_value
+
+_INLINE = 1  # constants of this many elements become literals
+
+
+def _expr(value: Any) -> Any:
+    """A PrimExpr from a Python number, a comparison or an expression."""
+    return value.asobject() if hasattr(value, "asobject") else tirx.convert(value)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        name: getattr(tirx, name)
+        for name in (
+            "exp log sqrt tanh sigmoid erf sin cos tan asin acos atan sinh cosh asinh acosh atanh "
+            "floor ceil trunc abs fmod isnan isinf min max"
+        ).split()
+    },
+    "round": tirx.nearbyint,
+    "pow": tirx.power,
+    "and": lambda a, b: tirx.And(a, b),
+    "or": lambda a, b: tirx.Or(a, b),
+    "not": lambda a: tirx.Not(a),
+    "xor": lambda a, b: tirx.NE(a, b),
+    "bitand": tirx.bitwise_and,
+    "bitor": tirx.bitwise_or,
+    "bitxor": tirx.bitwise_xor,
+    "bitnot": tirx.bitwise_not,
+    "shl": tirx.shift_left,
+    "shr": tirx.shift_right,
+}
+
+
+class Operand:
+    """A tensor of the lowering language: logical shape, read through a layout's index map."""
+
+    def __init__(self, shape: Sequence[int], dtype: DType, read: Callable[..., Any]) -> None:
+        self._shape, self._dtype, self._read = tuple(shape), dtype, read
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> DType:
+        return self._dtype
+
+    def __call__(self, *indices: Expr) -> Expr:
+        if len(indices) != len(self._shape):
+            raise LoweringError(f"{len(indices)} indices for a tensor of shape {self._shape}")
+        return self._read(*indices)
+
+
+class TensorExpressions:
+    """The `Emitter` on TVM tensor expressions. `tables` collects constants the kernel reads by pointer."""
+
+    def __init__(self) -> None:
+        self.tables: list[tuple[Any, np.ndarray]] = []
+        self._count = 0
+
+    def _name(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def _wrap(self, tensor: Any, shape: Sequence[int], dtype: DType) -> Operand:
+        if not shape:
+            return Operand((), dtype, lambda: tensor(0))
+        return Operand(shape, dtype, lambda *i: tensor(*i))
+
+    def compute(self, shape: Sequence[int], dtype: DType, body: Callable[..., Expr]) -> Tensor:
+        """See `Emitter.compute`."""
+        dims = tuple(shape) or (1,)
+
+        def element(*at: Any) -> Any:
+            value = _expr(body(*at) if shape else body())
+            return value if _dtype(value) == dtype.value else tirx.Cast(dtype.value, value)
+
+        return self._wrap(te.compute(dims, element, name=self._name("t")), shape, dtype)
+
+    def reduce(
+        self,
+        shape: Sequence[int],
+        dtype: DType,
+        extents: Sequence[int],
+        kind: Literal["sum", "max", "min", "prod"],
+        body: Callable[..., Expr],
+    ) -> Tensor:
+        """See `Emitter.reduce`."""
+        if math.prod(extents) == 0:
+            return self.compute(shape, dtype, lambda *at: _identity(kind, dtype))
+        axes = [te.reduce_axis((0, e), name=self._name("k")) for e in extents]
+        combine = _REDUCERS[kind]
+
+        def element(*at: Any) -> Any:
+            value = _expr(body(*(at if shape else ()), *axes))
+            value = value if _dtype(value) == dtype.value else tirx.Cast(dtype.value, value)
+            return combine(value, axis=axes) if axes else value
+
+        tensor = te.compute(tuple(shape) or (1,), element, name=self._name("r" if axes else "t"))
+        return self._wrap(tensor, shape, dtype)
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        """See `Emitter.constant`."""
+        dtype = DType(array.dtype.name)
+        element = splat_value(array)
+        if array.size <= _INLINE or element is not None:
+            literal = array.reshape(-1)[0] if element is None else element
+            return Operand(array.shape, dtype, lambda *i: self.const(literal.item(), dtype))
+        table = te.placeholder(tuple(array.shape), dtype.value, name=self._name("c"))
+        self.tables.append((table, array))
+        return self._wrap(table, array.shape, dtype)
+
+    def const(self, value: bool | int | float, dtype: DType) -> Expr:
+        """See `Emitter.const`."""
+        return _literal(value, dtype)
+
+    def cast(self, value: Expr, dtype: DType) -> Expr:
+        """See `Emitter.cast`."""
+        value = _expr(value)
+        if dtype is DType.BOOL:
+            return tirx.NE(value, tirx.const(0, _dtype(value)))
+        return tirx.Cast(dtype.value, value)
+
+    def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
+        """See `Emitter.select`."""
+        return tirx.if_then_else(_expr(condition), _expr(yes), _expr(no))
+
+    def call(self, function: str, *arguments: Expr) -> Expr:
+        """See `Emitter.call`."""
+        if function not in _FUNCTIONS:
+            raise LoweringError(f"the lowering language has no function '{function}'")
+        return _FUNCTIONS[function](*(_expr(a) for a in arguments))
+
+    def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Loop-carried state has no tensor expression; the planner uses the template instead."""
+        raise LoweringError(f"{site.node.op.name} '{site.node.ref}' is lowered by a template only")
+
+
+def _dtype(expr: Any) -> str:
+    return str(expr.dtype) if hasattr(expr, "dtype") else str(expr.ty.dtype)
+
+
+def _literal(value: bool | int | float, dtype: DType) -> Any:
+    if dtype is DType.BOOL:
+        return tirx.const(bool(value), "bool")
+    if dtype.is_integer:
+        return tirx.const(int(value), dtype.value)
+    number = float(value)
+    if math.isinf(number):
+        bound = tirx.infinity(dtype.value)
+        return bound if number > 0 else -bound
+    if math.isnan(number):
+        return tirx.infinity(dtype.value) - tirx.infinity(dtype.value)
+    return tirx.const(number, dtype.value)
+
+
+def _identity(kind: str, dtype: DType) -> Any:
+    """The value of a reduction over nothing (ONNX: -inf / +inf or the extreme integer for max / min)."""
+    if kind in ("sum", "prod"):
+        return _literal(kind == "prod", dtype)
+    low = kind == "max"
+    if dtype is DType.BOOL:
+        return _literal(not low, dtype)
+    if dtype.is_float:
+        return _literal(-math.inf if low else math.inf, dtype)
+    limits = np.iinfo(dtype.numpy)
+    return _literal(int(limits.min if low else limits.max), dtype)
+
+
+def _extreme(kind: str) -> Any:
+    pick = tirx.max if kind == "max" else tirx.min
+    return te.comm_reducer(lambda a, b: pick(a, b), lambda t: _identity(kind, DType(str(t))), name=kind)
+
+
+_REDUCERS: dict[str, Any] = {
+    "sum": te.sum,
+    "prod": te.comm_reducer(lambda a, b: a * b, lambda t: tirx.const(1, t), name="prod"),
+    "max": _extreme("max"),
+    "min": _extreme("min"),
+}
+
+
+@dataclass(frozen=True)
+class GenericKernel:
+    """A lowered group. Parameters in order: `inputs` (values read), `tables` (constants), then the outputs."""
+
+    func: Any
+    inputs: tuple[ValueRef, ...]
+    tables: tuple[np.ndarray, ...]
+
+
+def lower_group(
+    sites: Sequence[Site], outputs: Sequence[Value], layouts: Mapping[ValueRef, Layout], vector: int
+) -> GenericKernel:
+    """One PrimFunc for `sites` (topological order) that stores `outputs`; values without a layout are plain.
+
+    Raises LoweringError naming the node whose lowering failed.
+    """
+    emit = TensorExpressions()
+    known: dict[ValueRef, Tensor] = {}
+    inputs: list[tuple[ValueRef, Any]] = []
+
+    def read(value: Value | None) -> Tensor | None:
+        if value is None:
+            return None
+        if value.ref not in known:
+            if value.data is not None:
+                known[value.ref] = emit.constant(value.data)
+            else:
+                layout = layouts.get(value.ref, Plain())
+                physical = te.placeholder(
+                    layout.physical(value.shape) or (1,), value.dtype.value, name=f"i{len(inputs)}"
+                )
+                inputs.append((value.ref, physical))
+                known[value.ref] = _through(layout, value, physical)
+        return known[value.ref]
+
+    for site in sites:
+        tensors = [read(site.operands.optional(i)) for i in range(len(site.operands))]
+        try:
+            results = site.node.op.lower(emit, site, *tensors)
+        except tvm.error.TVMError as error:
+            raise LoweringError(f"{site.node.op.name} '{site.node.ref}': {str(error).splitlines()[-1]}") from error
+        known.update({v.ref: t for v, t in zip(site.results, results, strict=True)})
+    stored = [_stored(emit, layouts.get(v.ref, Plain()), v, known[v.ref]) for v in outputs]
+    parameters = [t for _, t in inputs] + [t for t, _ in emit.tables] + stored
+    func = schedule(te.create_prim_func(parameters), vector)
+    return GenericKernel(func, tuple(r for r, _ in inputs), tuple(a for _, a in emit.tables))
+
+
+def _through(layout: Layout, value: Value, physical: Any) -> Tensor:
+    if not value.shape:
+        return Operand((), value.dtype, lambda: physical(0))
+    return Operand(value.shape, value.dtype, lambda *at: physical(*layout.index(at)))
+
+
+def _stored(emit: TensorExpressions, layout: Layout, value: Value, tensor: Tensor) -> Any:
+    """The stage that writes `tensor` in its layout; cells that hold no element (halo, pad lanes) get zero."""
+    if not value.shape:
+        return te.compute((1,), lambda i: tensor(), name="out")
+
+    def cell(*at: Any) -> Any:
+        logical, inside = layout.logical(value.shape, at)
+        element = _expr(tensor(*logical))
+        if inside is None:
+            return element
+        return tirx.if_then_else(inside, element, _literal(0, value.dtype))
+
+    return te.compute(layout.physical(value.shape), cell, name="out")
+
+
+def schedule(func: Any, vector: int) -> Any:
+    """Default schedule: inline what has no reduction, keep a long spatial axis innermost around reductions.
+
+    LLVM vectorises the innermost loop; a reduction innermost would stay scalar (no reassociation of floats).
+    """
+    sch = tvm.s_tir.Schedule(func)
+    root = sch.get_sblock("root")
+    for block in sch.get_child_blocks(root):
+        if _is_reduction(sch, block) or block in sch.get_output_blocks(root):
+            continue
+        if sch.get_consumers(block):
+            sch.compute_inline(block)
+    for block in sch.get_child_blocks(root):
+        if _is_reduction(sch, block):
+            _spatial_innermost(sch, block, vector)
+    return sch.mod["main"]
+
+
+def _is_reduction(sch: Any, block: Any) -> bool:
+    kinds = [int(v.iter_type) for v in sch.get(block).iter_vars]
+    return any(k == 2 for k in kinds)
+
+
+def _spatial_innermost(sch: Any, block: Any, vector: int) -> None:
+    loops = sch.get_loops(block)
+    kinds = [int(v.iter_type) for v in sch.get(block).iter_vars]
+    spatial = [loop for loop, k in zip(loops, kinds, strict=True) if k != 2]
+    reduced = [loop for loop, k in zip(loops, kinds, strict=True) if k == 2]
+    wide = [loop for loop in spatial if int(sch.get(loop).extent) >= vector]
+    if not wide:
+        return
+    inner = wide[-1]
+    sch.reorder(*[loop for loop in spatial if loop is not inner], *reduced, inner)
+
+
+def run_site(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+    """Compile one operator application by the generic route for this machine and run it (for tests).
+
+    `arrays` by formal operand position; those of constant operands are ignored (the data is compiled in).
+    """
+    kernel = lower_group([site], site.results, {}, 8)
+    built = tvm.tirx.build(tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}), target="llvm")
+    by_ref = {v.ref: arrays[i] for i, v in site.operands.present()}
+    feeds = [np.ascontiguousarray(by_ref[r]).reshape(site_shape(site, r)) for r in kernel.inputs]
+    outs = [np.zeros(v.shape or (1,), v.dtype.numpy) for v in site.results]
+    tensors = [tvm.runtime.tensor(a) for a in [*feeds, *kernel.tables, *outs]]
+    built["main"](*tensors)
+    made: Iterable[Any] = tensors[len(tensors) - len(outs) :]
+    return tuple(t.numpy().reshape(v.shape) for t, v in zip(made, site.results, strict=True))
+
+
+def site_shape(site: Site, ref: ValueRef) -> tuple[int, ...]:
+    """The shape of the operand called `ref`, scalars as (1,)."""
+    return next(v.shape for _, v in site.operands.present() if v.ref == ref) or (1,)
