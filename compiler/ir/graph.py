@@ -225,6 +225,15 @@ class Graph:
         made = list(self._g.predecessors(ref))
         return self.node(made[0]) if made else None
 
+    def edge_indices(self, ref: NodeRef) -> tuple[list[int], list[int]]:
+        """Operand and result indices in use at a node, sorted: what the verifier checks."""
+        operands = sorted(k for _, _, k in self._g.in_edges(ref, keys=True))
+        return operands, sorted(k for _, _, k in self._g.out_edges(ref, keys=True))
+
+    def makers(self, ref: ValueRef) -> int:
+        """How many edges lead into a value; more than one is an error."""
+        return int(self._g.in_degree(ref))
+
     def uses(self, ref: ValueRef) -> tuple[tuple[Node, int], ...]:
         """(node, operand index) of every reader, sorted."""
         edges = sorted((n, k) for _, n, k in self._g.out_edges(ref, keys=True))
@@ -357,9 +366,7 @@ class Graph:
         self._writable()
         before, after = self.value(old), self.value(new)
         if before.type != after.type:
-            raise VerifyError(
-                f"cannot replace '{old}' ({before.type}) by '{new}' ({after.type}): types differ"
-            )
+            raise VerifyError(f"cannot replace '{old}' ({before.type}) by '{new}' ({after.type}): types differ")
         for node, index in self.uses(old):
             self._g.remove_edge(old, node.ref, key=index)
             self._g.add_edge(new, node.ref, key=index)

@@ -1,0 +1,138 @@
+"""What a pass is: a named rewrite of a graph whose options are its fields.
+
+Functional outside, imperative inside: the caller's graph is never touched, `rewrite` edits a private copy, and the
+result is verified and frozen before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import abc
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, final
+
+import numpy as np
+
+from compiler.errors import PassError
+from compiler.ir.graph import Graph
+from compiler.ir.types import TaskSet
+from compiler.ir.verify import verify
+
+Batch = Mapping[str, np.ndarray]
+"""Graph input name -> array of exactly that input's shape."""
+
+Calibration = Callable[[], Iterable[Batch]]
+"""A factory: every call starts the same sequence of feeds again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something a pass left alone: `where` names the node or axis, `reason` says why in one sentence."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a spec string cannot carry, passed by hand.
+
+    `calibration`: unlabelled inputs, either input name -> array of shape [samples, *input shape without its
+    leading batch axis], or a factory of feeds. `machine`: facts about the target, for passes that round to vector
+    widths. `workload`: expected share of calls per task subset (empty: all tasks together). `exclude`: patterns
+    (fnmatch) of value and node names that no pass may shrink.
+    """
+
+    calibration: Mapping[str, np.ndarray] | Calibration | None = None
+    machine: Any = None
+    seed: int = 0
+    workload: Mapping[TaskSet, float] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+
+    def rng(self, pass_: Pass) -> np.random.Generator:
+        """A generator that depends on the seed and the pass only, so other passes do not change its numbers."""
+        return np.random.default_rng([self.seed, zlib.crc32(pass_.name.encode())])
+
+    def excluded(self, name: str) -> bool:
+        """Whether a pattern of `exclude` names this value or node."""
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    def batches(self, graph: Graph) -> Iterator[Batch]:
+        """The calibration inputs as feeds of `graph`; PassError where there are none or shapes do not fit."""
+        if self.calibration is None:
+            raise PassError("no calibration data was given; pass Resources(calibration={input: array, ...})")
+        feeds = self.calibration() if callable(self.calibration) else _split(graph, self.calibration)
+        for feed in feeds:
+            yield {v.ref.name: _fitted(feed, v.ref.name, v.shape, v.dtype.numpy) for v in graph.inputs}
+
+
+def _split(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Iterator[Batch]:
+    """Consecutive batches of the graph's own batch size; a last incomplete one is left out."""
+    shapes = {v.ref.name: v.shape for v in graph.inputs}
+    missing = sorted(set(shapes) - set(arrays))
+    if missing:
+        raise PassError(f"the calibration data lacks input {', '.join(map(repr, missing))}")
+    steps = {n: s[0] if s and len(arrays[n].shape) == len(s) else 1 for n, s in shapes.items()}
+    count = min((len(arrays[n]) // steps[n] for n in shapes), default=0)
+    for i in range(count):
+        yield {n: arrays[n][i * k : (i + 1) * k].reshape(shapes[n]) for n, k in steps.items()}
+
+
+def _fitted(feed: Batch, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    if name not in feed:
+        raise PassError(f"the calibration data lacks input '{name}'")
+    if tuple(feed[name].shape) != shape:
+        raise PassError(f"calibration input '{name}' has shape {tuple(feed[name].shape)}, expected {shape}")
+    return np.asarray(feed[name], dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The rewritten graph (frozen) and what was left alone."""
+
+    graph: Graph
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class Pass(abc.ABC):
+    """A named rewrite. Options are fields. The graph is valid before and after, not in between."""
+
+    name: ClassVar[str]
+    """kebab-case, as on the command line."""
+
+    exact: ClassVar[bool]
+    """Whether outputs stay the same up to rounding."""
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        """Raise PassError or ConfigError, with the reason, where the pass cannot start."""
+        return
+
+    @abc.abstractmethod
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        """Edit `graph`, a private mutable copy; yield or return what was left alone and why."""
+
+    def ensures(self, before: Graph, after: Graph) -> None:
+        """Raise VerifyError where the result does not have what the pass promises."""
+        return
+
+    @final
+    def run(self, graph: Graph, use: Resources | None = None) -> Outcome:
+        """requires -> copy -> rewrite -> verify -> ensures -> freeze."""
+        use = Resources() if use is None else use
+        self.requires(graph, use)
+        after = graph.copy()
+        refusals = tuple(self.rewrite(after, use))
+        verify(after, stage=self.name)
+        self.ensures(graph, after)
+        return Outcome(after.freeze(), refusals)
+
+    @final
+    def __call__(self, graph: Graph, use: Resources | None = None) -> Graph:
+        """The rewritten graph; see `run`."""
+        return self.run(graph, use).graph
