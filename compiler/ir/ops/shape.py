@@ -1,0 +1,184 @@
+"""Operators that only move elements between positions given by shapes: Reshape, Transpose, Concat..."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from compiler.ir.graph import Attrs, Operands, Site, Value
+from compiler.ir.op import Emitter, Expr, Kept, Op, Rebuilt, Tensor, Tie, entrywise, identity
+from compiler.ir.ops.elementwise import Static, required
+from compiler.ir.types import Axis
+
+
+def positive(axis: int, rank: int) -> int:
+    """`axis` counted from the front."""
+    return axis + rank if axis < 0 else axis
+
+
+# ---------------------------------------------------------------------- reshape
+Span = tuple[int, int]
+"""A run of row-major factors: the products of all sizes to the left of its begin and of its end."""
+
+
+def spans(shape: Sequence[int]) -> dict[int, Span]:
+    """The span of every axis with more than one entry."""
+    found, left = {}, 1
+    for dim, size in enumerate(shape):
+        if size > 1:
+            found[dim] = (left, left * size)
+        left *= size
+    return found
+
+
+def common_factors(before: dict[int, Span], after: dict[int, Span]) -> list[Span]:
+    """The coarsest spans of which every understood axis on both sides is a run.
+
+    Axes (6, 4) and (8, 3) have no common factors: they are left out, hence without ties and pinned.
+    """
+    ends = [{end for _, end in side.values()} | {1} for side in (before, after)]
+    shared = sorted(ends[0] & ends[1])
+    factors: list[Span] = []
+    for low, high in pairwise(shared):
+        chain = sorted(c for c in ends[0] | ends[1] if low <= c <= high)
+        if all(right % left == 0 for left, right in pairwise(chain)):
+            factors += pairwise(chain)
+    return factors
+
+
+def reshape_ties(site: Site, x: Value, y: Value) -> Iterator[Tie]:
+    """Ties of a row-major reshape.
+
+    An axis that is one factor on both sides is an identity; an axis made of several factors has one tie per factor
+    (flat entry j holds entry `j // stride % size` of it), the factor being an axis of the other side or virtual.
+    """
+    if x.size == 0:
+        return
+    before, after = spans(x.shape), spans(y.shape)
+    factors = common_factors(before, after)
+    sides = ((x, before), (y, after))
+    for low, high in factors:
+        whole = [v.axis(d) for v, side in sides for d, span in side.items() if span == (low, high)]
+        parent = whole[0] if whole else Axis(site.node.ref, f"factor{low}")
+        if len(whole) == 2:
+            yield entrywise(whole[0], whole[1], np.arange(high // low))
+        for value, side in sides:
+            for dim, (first, last) in side.items():
+                if first <= low and high <= last and (first, last) != (low, high):
+                    index = np.arange(value.shape[dim]) // (last // high) % (high // low)
+                    yield entrywise(parent, value.axis(dim), index)
+
+
+def unravel(flat: Expr, shape: Sequence[int]) -> list[Expr]:
+    """Row-major index of element number `flat`."""
+    at: list[Expr] = []
+    for size in reversed(shape):
+        at.append(0 if size == 1 else flat % size)
+        flat = flat if size == 1 else flat // size
+    return at[::-1]
+
+
+def ravel(at: Sequence[Expr], shape: Sequence[int]) -> Expr:
+    """Row-major number of the element at `at`."""
+    flat: Expr = 0
+    for index, size in zip(at, shape, strict=True):
+        if size > 1:
+            flat = flat * size + index
+    return flat
+
+
+def reshaped(emit: Emitter, site: Site, x: Tensor) -> Tensor:
+    """The elements of `x` in row-major order with the shape of the first result."""
+    y = site.results[0]
+    return emit.compute(y.shape, y.dtype, lambda *at: x(*unravel(ravel(at, y.shape), x.shape)))
+
+
+class Movement(Op):
+    """An operator that copies elements and computes nothing."""
+
+    def flops(self, site: Site) -> int:
+        return 0
+
+
+class Reshape(Static, Movement):
+    """x with the constant target shape of operand 1 (0 copies a size unless allowzero, -1 is computed)."""
+
+    name = "Reshape"
+    static = ((1, "shape"),)
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        return reshape_ties(site, site.operands[0], site.results[0])
+
+    def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
+        return Rebuilt(site.attrs, {1: np.array(kept.shape(site.results[0]), np.int64)})
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return (reshaped(emit, site, required(tensors)),)
+
+
+class Flatten(Movement):
+    """Axes before `axis` become one, those from `axis` on another."""
+
+    name = "Flatten"
+
+    def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
+        return {**attrs, "axis": positive(attrs.get("axis", 1), operands[0].rank)}
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        return reshape_ties(site, site.operands[0], site.results[0])
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return (reshaped(emit, site, required(tensors)),)
+
+
+class Transpose(Movement):
+    """Axis d of the result is axis perm[d] of x."""
+
+    name = "Transpose"
+
+    def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
+        return {**attrs, "perm": tuple(attrs.get("perm") or reversed(range(operands[0].rank)))}
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        x, y = site.operands[0], site.results[0]
+        yield from (identity(x, source, y, dim) for dim, source in enumerate(site.ints("perm")))
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, y, perm = required(tensors), site.results[0], site.ints("perm")
+        return (emit.compute(y.shape, y.dtype, lambda *at: x(*(at[perm.index(d)] for d in range(len(perm))))),)
+
+
+class Concat(Movement):
+    """Operands one after the other along `axis`."""
+
+    name = "Concat"
+
+    def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
+        return {**attrs, "axis": positive(attrs["axis"], operands[0].rank)}
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        y, axis, offset = site.results[0], site.int("axis"), 0
+        for x in site.operands[:]:
+            for dim in range(y.rank):
+                if dim != axis:
+                    yield identity(x, dim, y, dim)
+            index = np.full(y.shape[axis], -1)
+            index[offset : offset + x.shape[axis]] = np.arange(x.shape[axis])
+            yield entrywise(x.axis(axis), y.axis(axis), index)
+            offset += x.shape[axis]
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        y, axis = site.results[0], site.int("axis")
+        parts = [t for t in tensors if t is not None and t.shape[axis]]
+        ends = np.cumsum([t.shape[axis] for t in parts])
+
+        def element(*at: Expr) -> Expr:
+            value = None
+            for part, end in reversed(list(zip(parts, map(int, ends), strict=True))):
+                inside = part(*at[:axis], at[axis] - (end - part.shape[axis]), *at[axis + 1 :])
+                value = inside if value is None else emit.select(at[axis] < end, inside, value)
+            return value
+
+        return (emit.compute(y.shape, y.dtype, element),)
