@@ -61,11 +61,10 @@ def rename_internals(path: Path, prefix: str) -> None:
     model = onnx.load(path)
     graph = model.graph
     graph.name = prefix
-    names = {value.name: value.name for value in (*graph.input, *graph.output)}
-    names[""] = ""
+    names: dict[str, str] = {str(value.name): str(value.name) for value in (*graph.input, *graph.output)}
 
     def renamed(name: str) -> str:
-        return names.setdefault(name, f"{prefix}_t{len(names)}")
+        return names.setdefault(name, f"{prefix}_t{len(names)}") if name else ""
 
     for index, node in enumerate(graph.node):
         node.name = f"{prefix}_op{index}"
@@ -85,7 +84,8 @@ def predict_onnx(path: Path, inputs: Inputs) -> Labels:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     logits = [session.run(None, {name: inputs[index : index + 1]})[0] for index in range(len(inputs))]
-    return np.concatenate(logits).argmax(1).astype(np.int64)
+    predicted: Labels = np.concatenate(logits).argmax(1).astype(np.int64)
+    return predicted
 
 
 def measure_size(path: Path) -> Size:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -125,7 +127,7 @@ def write_fashion_data(arguments: argparse.Namespace, data: FashionMnist, tasks:
     drawn = np.random.default_rng(0).choice(len(data.train_images), CALIBRATION_SAMPLES, replace=False)
     chosen = balanced_indices(data.test_labels, EVALUATION_PER_CLASS)
     labels = {task.name: task.relabel(data.test_labels[chosen]) for task in tasks}
-    evaluation = {"image": data.test_images[chosen], **labels}
+    evaluation: dict[str, npt.NDArray[Any]] = {"image": data.test_images[chosen], **labels}
     write_data(arguments.out, "image", data.train_images[np.sort(drawn)], evaluation, data.test_images[:1])
 
 

@@ -74,7 +74,8 @@ def random_shift(x: Inputs, rows: int, columns: int, rng: np.random.Generator) -
     padded = np.pad(x[:, 0], ((0, 0), (rows, rows), (columns, columns)))
     top = rng.integers(0, 2 * rows + 1, (count, 1, 1)) + np.arange(height)[None, :, None]
     left = rng.integers(0, 2 * columns + 1, (count, 1, 1)) + np.arange(width)[None, None, :]
-    return padded[np.arange(count)[:, None, None], top, left][:, None]
+    shifted: Inputs = padded[np.arange(count)[:, None, None], top, left][:, None]
+    return shifted
 
 
 def _optimizer(

@@ -120,9 +120,7 @@ def bottleneck_head(classes: int) -> nn.Sequential:
 
 def linear_head(classes: int) -> nn.Sequential:
     """Return a head with max pooling and two linear layers: [b, 48, 7, 7] -> [b, classes]."""
-    return nn.Sequential(
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48 * 9, 32), nn.ReLU(), nn.Linear(32, classes)
-    )
+    return nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48 * 9, 32), nn.ReLU(), nn.Linear(32, classes))
 
 
 def fold_batch_norm(net: nn.Module) -> None:

@@ -97,9 +97,13 @@ def update_manifest(path: Path, header: Mapping[str, Any], task: str, entry: Map
 
 def write_data(folder: Path, name: str, calibration: Inputs, evaluation: Arrays, sample: Inputs) -> None:
     """Write calibration.npz, evaluation.npz and sample.npz, all of them compressed."""
-    np.savez_compressed(folder / "calibration.npz", **{name: calibration})
-    np.savez_compressed(folder / "evaluation.npz", **dict(evaluation))
-    np.savez_compressed(folder / "sample.npz", **{name: sample})
+    files: dict[str, Arrays] = {
+        "calibration.npz": {name: calibration},
+        "evaluation.npz": evaluation,
+        "sample.npz": {name: sample},
+    }
+    for file, arrays in files.items():
+        np.savez_compressed(folder / file, allow_pickle=False, **arrays)
 
 
 def _command(task: str, training: Training) -> str:

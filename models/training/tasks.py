@@ -32,7 +32,8 @@ class Task:
         table = np.zeros(sum(map(len, self.members)), np.int64)
         for index, group in enumerate(self.members):
             table[list(group)] = index
-        return table[source]
+        relabelled: Labels = table[source]
+        return relabelled
 
 
 def identity_task(name: str, classes: Sequence[str]) -> Task:
