@@ -146,6 +146,9 @@ class Op(abc.ABC):
 
     domain: ClassVar[str] = ""
 
+    reinterprets: ClassVar[bool] = False
+    """Whether the first result is the first operand's row-major data under another shape (no kernel needed)."""
+
     registry: ClassVar[dict[str, Op]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

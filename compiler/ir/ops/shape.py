@@ -106,6 +106,7 @@ class Reshape(Static, Movement):
     """x with the constant target shape of operand 1 (0 copies a size unless allowzero, -1 is computed)."""
 
     name = "Reshape"
+    reinterprets = True
     static = ((1, "shape"),)
 
     def ties(self, site: Site) -> Iterator[Tie]:
@@ -122,6 +123,7 @@ class Flatten(Movement):
     """Axes before `axis` become one, those from `axis` on another."""
 
     name = "Flatten"
+    reinterprets = True
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
         return {**attrs, "axis": positive(attrs.get("axis", 1), operands[0].rank)}
