@@ -185,7 +185,7 @@ def _identity(kind: str, dtype: DType) -> Any:
         return _literal(not low, dtype)
     if dtype.is_float:
         return _literal(-math.inf if low else math.inf, dtype)
-    limits = np.iinfo(dtype.numpy)
+    limits = np.iinfo(dtype.value)
     return _literal(int(limits.min if low else limits.max), dtype)
 
 
@@ -325,3 +325,11 @@ def run_site(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarra
 def site_shape(site: Site, ref: ValueRef) -> tuple[int, ...]:
     """The shape of the operand called `ref`, scalars as (1,)."""
     return next(v.shape for _, v in site.operands.present() if v.ref == ref) or (1,)
+
+
+def copy_kernel(value: Value, source: Layout, target: Layout, vector: int) -> Any:
+    """A PrimFunc (input, output) that stores `value` in another layout."""
+    emit = TensorExpressions()
+    physical = te.placeholder(source.physical(value.shape) or (1,), value.dtype.value, name="i0")
+    stored = _stored(emit, target, value, _through(source, value, physical))
+    return schedule(te.create_prim_func([physical, stored]), vector)

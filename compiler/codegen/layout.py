@@ -29,7 +29,7 @@ class Layout(abc.ABC):
 
     @abc.abstractmethod
     def logical(self, shape: Sequence[int], at: Sequence[Any]) -> tuple[tuple[Any, ...], Any | None]:
-        """Logical position of physical cell `at`, and the condition under which it holds an element (None: always)."""
+        """Logical position of physical cell `at`, and the condition under which it holds an element (or None)."""
 
     def elements(self, shape: Sequence[int]) -> int:
         """Number of cells of the buffer."""
@@ -105,4 +105,5 @@ def to_physical(array: np.ndarray, layout: Layout) -> np.ndarray:
     if inside is None:
         return array[logical]
     clipped = tuple(np.clip(i, 0, n - 1) for i, n in zip(logical, array.shape, strict=True))
-    return np.where(inside, array[clipped], np.zeros((), array.dtype))
+    filled: np.ndarray = np.where(inside, array[clipped], np.zeros((), array.dtype))
+    return filled

@@ -1,0 +1,292 @@
+"""Graph to library: the plan of the full graph, its kernels, and a program for every listed subset of tasks.
+
+The plan is made once, on the full graph. A program is the list of steps its tasks need, with its own workspace
+offsets; every subset calls the same kernels on the same packed weights, so outputs agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from compiler.codegen.groups import Group, describe, make_groups
+from compiler.codegen.kernels import Builder, Built, Slot
+from compiler.codegen.layout import Layout, Plain
+from compiler.codegen.layouts import assign_layouts
+from compiler.codegen.lower import Compiled, compile_kernels
+from compiler.codegen.memory import Interval, place
+from compiler.codegen.pack import Pool
+from compiler.codegen.program import Argument, Call, Kernel, Library, Port, Program, TaskIO
+from compiler.codegen.target import Target
+from compiler.errors import ConfigError, LoweringError
+from compiler.ir.graph import Graph, Ref, Value
+from compiler.ir.types import ValueRef
+
+MOST_LISTED_TASKS = 6
+"""Up to this many tasks every subset is listed by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A kernel call before memory is planned."""
+
+    built: Built
+    mask: int
+    nodes: tuple[str, ...]
+
+
+@dataclass
+class _Plan:
+    """State while the steps of the full graph are written down."""
+
+    graph: Graph
+    builder: Builder
+    masks: Mapping[Ref, int]
+    steps: list[Step] = field(default_factory=list)
+    alias: dict[Slot, Slot] = field(default_factory=dict)
+    """Values that lie where another one does: reinterpreted shapes, network inputs and outputs, constants."""
+
+    def add(self, built: Built, mask: int, nodes: tuple[str, ...]) -> None:
+        self.steps.append(Step(built, mask, nodes))
+
+    def home(self, slot: Slot) -> Slot:
+        """Where a slot's bytes are: a caller's pointer, the pool, or the value that owns the buffer."""
+        if slot.kind == "plain" and slot.ref is not None and isinstance(self.builder.layout(slot.ref), Plain):
+            slot = Slot("value", slot.ref)
+        return self.home(self.alias[slot]) if slot in self.alias else slot
+
+
+def generate(
+    graph: Graph,
+    target: Target,
+    *,
+    name: str | None = None,
+    subsets: Iterable[frozenset[str]] | None = None,
+    templates: bool = True,
+) -> Library:
+    """Compile every task of `graph` for `target`.
+
+    `subsets` lists the task sets that get a function of their own; None lists all of them up to six tasks and
+    each single task and the full set beyond. `templates=False` lowers everything by the generic route.
+    Raises ConfigError for an unknown task, LoweringError where a node cannot be compiled.
+    """
+    groups = make_groups(graph, templates=templates)
+    layouts = assign_layouts(graph, groups, target.lanes)
+    pool = Pool()
+    plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks())
+    _plan_inputs(plan)
+    needs_plain = _plain_readers(groups, layouts)
+    for group in groups:
+        _plan_group(plan, group, needs_plain)
+    _plan_outputs(plan)
+    symbols = _symbols(plan.steps, name or graph.name)
+    compiled = compile_kernels({s: b.func for b, s in symbols.values()}, target)
+    masks = _listed(graph, subsets)
+    every = (1 << len(graph.tasks)) - 1
+    full = _program(plan, symbols, compiled, every)
+    return Library(
+        name=name or graph.name,
+        inputs=tuple(_port(v, v.ref.name) for v in graph.inputs),
+        tasks=tuple(_task_io(graph, t) for t in graph.tasks),
+        kernels=tuple(
+            Kernel(s, len(b.slots) + bool(compiled.scratch.get(s)), b.template) for b, s in symbols.values()
+        ),
+        full=full,
+        programs=tuple(full if m == every else _program(plan, symbols, compiled, m) for m in masks),
+        pool=pool.data,
+        pool_table=pool.table,
+        object_code=compiled.object_code,
+        plan=_record(plan, symbols, target),
+    )
+
+
+# ---------------------------------------------------------------------- steps of the full graph
+def _plan_inputs(plan: _Plan) -> None:
+    """Network inputs are read where the caller has them, or packed once where a template wants them blocked."""
+    for index, value in enumerate(plan.graph.inputs):
+        mask = plan.masks.get(value.ref, 0)
+        layout = plan.builder.layout(value.ref)
+        if isinstance(layout, Plain):
+            plan.alias[Slot("value", value.ref)] = Slot("input", at=index)
+        else:
+            plan.alias[Slot("plain", value.ref)] = Slot("input", at=index)
+            slots = (Slot("input", at=index), Slot("value", value.ref))
+            plan.add(plan.builder.copy(value, Plain(), layout, slots), mask, (f"pack {value.ref}",))
+
+
+def _plain_readers(groups: Sequence[Group], layouts: Mapping[ValueRef, Layout]) -> dict[ValueRef, int]:
+    """Values stored blocked that some kernel reads row-major, with the tasks that need the copy."""
+    found: dict[ValueRef, int] = {}
+    for group in groups:
+        if group.algorithm not in ("gemm", "recurrent", "view"):
+            continue
+        for value in group.inputs():
+            if value.data is None and not isinstance(layouts.get(value.ref, Plain()), Plain):
+                found[value.ref] = found.get(value.ref, 0) | group.mask
+    return found
+
+
+def _plan_group(plan: _Plan, group: Group, needs_plain: Mapping[ValueRef, int]) -> None:
+    stored = tuple(v for v in group.outputs if plan.masks.get(v.ref) and v.size)
+    if group.algorithm == "recurrent":
+        stored = group.outputs
+    if not stored:
+        return
+    if group.algorithm == "view" and _alias_view(plan, group):
+        return
+    built = plan.builder.build(group, stored)
+    plan.add(built, group.mask, describe(group))
+    written_plain = {s.ref for s in built.slots if s.kind == "plain"}
+    for value in stored:
+        layout = plan.builder.layout(value.ref)
+        if isinstance(layout, Plain):
+            continue
+        plain, blocked = Slot("plain", value.ref), Slot("value", value.ref)
+        if value.ref in written_plain:
+            plan.add(
+                plan.builder.copy(value, Plain(), layout, (plain, blocked)), group.mask, (f"pack {value.ref}",)
+            )
+        elif value.ref in needs_plain:
+            copy = plan.builder.copy(value, layout, Plain(), (blocked, plain))
+            plan.add(copy, needs_plain[value.ref], (f"unpack {value.ref}",))
+
+
+def _alias_view(plan: _Plan, group: Group) -> bool:
+    """Let a reinterpreted value lie where its operand does; False where the result is wanted in another layout."""
+    value, operand = group.outputs[0], group.anchor.operands[0]
+    if not isinstance(plan.builder.layout(value.ref), Plain) or operand.data is not None:
+        return False
+    plan.alias[Slot("value", value.ref)] = Slot("plain", operand.ref)
+    return True
+
+
+def _plan_outputs(plan: _Plan) -> None:
+    """Every task output reaches the caller: written there directly where nothing else reads it, else copied."""
+    position = itertools.count()
+    times: dict[ValueRef, int] = {}
+    for value in plan.graph.outputs:
+        times[value.ref] = times.get(value.ref, 0) + 1
+    written = {s.ref for step in plan.steps for s in step.built.slots if s.kind in ("value", "plain")}
+    for bit, task in enumerate(plan.graph.tasks.values()):
+        for ref in task.outputs:
+            slot, value = Slot("output", at=next(position)), plan.graph.value(ref)
+            stored = Slot("value", ref)
+            sole = times[ref] == 1 and not plan.graph.uses(ref) and ref in written
+            if not value.size:
+                continue
+            if sole and isinstance(plan.builder.layout(ref), Plain) and stored not in plan.alias:
+                plan.alias[stored] = slot
+                continue
+            if value.data is not None:
+                stored = Slot("pool", at=plan.builder.pool.add(ref.name, value.data, "plain"))
+            built = plan.builder.copy(value, plan.builder.layout(ref), Plain(), (stored, slot))
+            plan.add(built, 1 << bit, (f"store {ref}",))
+
+
+# ---------------------------------------------------------------------- kernels and programs
+def _symbols(steps: Sequence[Step], name: str) -> dict[Hashable, tuple[Built, str]]:
+    """One symbol per distinct kernel, numbered by first use."""
+    found: dict[Hashable, tuple[Built, str]] = {}
+    for step in steps:
+        if step.built.key not in found:
+            found[step.built.key] = (step.built, f"k_{name}_{len(found)}")
+    return found
+
+
+def _program(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], compiled: Compiled, mask: int) -> Program:
+    """The steps the tasks of `mask` need, with workspace offsets of their own."""
+    steps = [s for s in plan.steps if s.mask & mask]
+    placement = place(_intervals(plan, steps, symbols, compiled))
+    calls = []
+    for number, step in enumerate(steps):
+        symbol = symbols[step.built.key][1]
+        arguments = [_argument(plan.home(s), placement.offsets) for s in step.built.slots]
+        if compiled.scratch.get(symbol):
+            arguments.append(Argument("workspace", placement.offsets[f"{number:06d} scratch"]))
+        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes))
+    return Program(mask, tuple(calls), placement.bytes, placement.lower_bound)
+
+
+def _argument(home: Slot, offsets: Mapping[str, int]) -> Argument:
+    if home.kind in ("value", "plain"):
+        return Argument("workspace", offsets[_buffer(home)])
+    kind = home.kind
+    assert kind in ("input", "output", "pool")
+    return Argument(kind, home.at)
+
+
+def _buffer(home: Slot) -> str:
+    return f"{home.ref}" if home.kind == "value" else f"{home.ref} plain"
+
+
+def _intervals(
+    plan: _Plan, steps: Sequence[Step], symbols: Mapping[Hashable, tuple[Built, str]], compiled: Compiled
+) -> list[Interval]:
+    """Lifetimes of every workspace buffer over these steps, scratch memory included."""
+    found: dict[str, Interval] = {}
+    for number, step in enumerate(steps):
+        for slot in step.built.slots:
+            home = plan.home(slot)
+            if home.kind not in ("value", "plain") or home.ref is None:
+                continue
+            name = _buffer(home)
+            size = _bytes(plan, home)
+            known = found.get(name, Interval(name, size, number, number))
+            found[name] = replace(known, last=number)
+        scratch = compiled.scratch.get(symbols[step.built.key][1], 0)
+        if scratch:
+            name = f"{number:06d} scratch"
+            found[name] = Interval(name, scratch, number, number)
+    return list(found.values())
+
+
+def _bytes(plan: _Plan, home: Slot) -> int:
+    assert home.ref is not None
+    value = plan.graph.value(home.ref)
+    layout = plan.builder.layout(home.ref) if home.kind == "value" else Plain()
+    return layout.elements(value.shape) * value.dtype.bytes
+
+
+def _listed(graph: Graph, subsets: Iterable[frozenset[str]] | None) -> tuple[int, ...]:
+    """Bit masks of the subsets that get their own function, ascending."""
+    bits = {task: 1 << i for i, task in enumerate(graph.tasks)}
+    every = (1 << len(bits)) - 1
+    if not bits:
+        raise LoweringError(f"graph '{graph.name}' has no tasks")
+    if subsets is None:
+        return tuple(range(1, every + 1)) if len(bits) <= MOST_LISTED_TASKS else (*bits.values(), every)
+    wanted = list(subsets)
+    unknown = sorted({t for s in wanted for t in s} - set(bits))
+    if unknown:
+        raise ConfigError(f"unknown tasks {', '.join(unknown)}; the graph has {', '.join(bits)}")
+    if any(not s for s in wanted):
+        raise ConfigError("a subset of tasks cannot be empty")
+    return tuple(sorted({sum(bits[t] for t in s) for s in wanted}))
+
+
+def _port(value: Value, label: str) -> Port:
+    return Port(value.ref.name, value.type, label)
+
+
+def _task_io(graph: Graph, task: str) -> TaskIO:
+    made = graph.tasks[task]
+    return TaskIO(task, tuple(_port(graph.value(r), n) for r, n in zip(made.outputs, made.labels, strict=True)))
+
+
+def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: Target) -> dict[str, object]:
+    """What was chosen, call by call: JSON-ready."""
+    steps = []
+    for step in plan.steps:
+        layouts = [str(plan.builder.layout(s.ref)) for s in step.built.slots if s.ref is not None]
+        steps.append(
+            {
+                "nodes": list(step.nodes),
+                "kernel": symbols[step.built.key][1],
+                "template": step.built.template,
+                "tasks": [t for i, t in enumerate(plan.graph.tasks) if step.mask >> i & 1],
+                "layouts": layouts,
+                **step.built.note,
+            }
+        )
+    return {"target": target.preset, "lanes": target.lanes, "steps": steps}

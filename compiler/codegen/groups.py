@@ -1,0 +1,275 @@
+"""Fusion: the nodes of a graph as groups, each of which becomes one kernel call.
+
+Made once, on the full graph: a group never crosses a change of owner set, and the only values read from outside
+are its outputs, so every subset of tasks calls the same kernels. Pure Python, no TVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from compiler.ir.graph import Graph, Node, Site, Value
+from compiler.ir.op import Expr, Tensor
+from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
+
+Algorithm = Literal["conv", "depthwise", "gemm", "recurrent", "generic", "view"]
+
+MAX_CHAIN = 8
+"""Nodes in one generic group: operators may read an operand several times, so expressions grow with the chain."""
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+
+@dataclass(slots=True)
+class Group:
+    """Nodes computed by one kernel. `sites` in topological order; the last one's results leave the group."""
+
+    algorithm: Algorithm
+    sites: list[Site]
+    mask: int
+    reduces: bool
+    residual: Value | None = None
+    activation: Site | None = None
+    open: bool = True
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        return self.sites[-1].results
+
+    @property
+    def anchor(self) -> Site:
+        """The node the algorithm is about."""
+        return self.sites[0]
+
+    def inputs(self) -> tuple[Value, ...]:
+        """Values the group reads from outside (constants too), each once, in order of first use."""
+        inside = {v.ref for s in self.sites for v in s.results}
+        found = {v.ref: v for s in self.sites for _, v in s.operands.present() if v.ref not in inside}
+        return tuple(found.values())
+
+
+class _Probe:
+    """An emitter that only notes whether an operator's lowering reduces; bodies are never called."""
+
+    def __init__(self) -> None:
+        self.reduces = False
+
+    def compute(self, shape: Sequence[int], dtype: DType, body: Callable[..., Expr]) -> Tensor:
+        return _Stub(tuple(shape), dtype)
+
+    def reduce(
+        self, shape: Sequence[int], dtype: DType, extents: Sequence[int], kind: str, body: Callable[..., Expr]
+    ) -> Tensor:
+        self.reduces = True
+        return _Stub(tuple(shape), dtype)
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        return _Stub(tuple(array.shape), DType(array.dtype.name))
+
+    def const(self, value: bool | int | float, dtype: DType) -> Expr:
+        return value
+
+    def cast(self, value: Expr, dtype: DType) -> Expr:
+        return value
+
+    def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
+        return yes
+
+    def call(self, function: str, *arguments: Expr) -> Expr:
+        return arguments[0]
+
+    def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        self.reduces = True
+        return tuple(_Stub(v.shape, v.dtype) for v in site.results)
+
+
+@dataclass(frozen=True)
+class _Stub:
+    shape: tuple[int, ...]
+    dtype: DType
+
+    def __call__(self, *indices: Expr) -> Expr:
+        return 0
+
+
+def reduces(site: Site) -> bool:
+    """Whether the generic lowering of this node contains a reduction."""
+    probe: Any = _Probe()
+    tensors = [
+        None if (v := site.operands.optional(i)) is None else _Stub(v.shape, v.dtype)
+        for i in range(len(site.operands))
+    ]
+    site.node.op.lower(probe, site, *tensors)
+    return bool(probe.reduces)
+
+
+@dataclass
+class _Fusion:
+    """State of the single sweep over the graph."""
+
+    graph: Graph
+    masks: dict[Any, int]
+    templates: bool
+    groups: dict[NodeRef, Group] = field(default_factory=dict)
+    position: dict[NodeRef, int] = field(default_factory=dict)
+
+    def sole_producer(self, value: Value, mask: int) -> Group | None:
+        """The open group that makes `value`, if its sole reader may join it: not an output, same owners."""
+        node = self.graph.producer(value.ref)
+        if node is None or len(self.graph.uses(value.ref)) != 1 or self.graph.is_output(value.ref):
+            return None
+        group = self.groups[node.ref]
+        fits = group.open and group.mask == mask and len(self.graph.results(node)) == 1
+        return group if fits and group.sites[-1].node.ref == node.ref else None
+
+
+def make_groups(graph: Graph, *, templates: bool = True) -> tuple[Group, ...]:
+    """The groups of every needed node, in execution order (by last node). `templates=False`: generic route only."""
+    fusion = _Fusion(graph, graph.needed_masks(), templates)
+    for index, node in enumerate(graph.nodes()):
+        mask = fusion.masks.get(node.ref, 0)
+        if mask:
+            fusion.position[node.ref] = index
+            _place(fusion, graph.site(node), mask)
+    unique = {id(g): g for g in fusion.groups.values()}
+    return tuple(sorted(unique.values(), key=lambda g: fusion.position[g.sites[-1].node.ref]))
+
+
+def _place(fusion: _Fusion, site: Site, mask: int) -> None:
+    """Put one node into an existing group or a new one."""
+    algorithm = _algorithm(site) if fusion.templates else _fallback_algorithm(site)
+    if algorithm == "generic":
+        if _join_template(fusion, site, mask):
+            return
+        if len(site.results) == 1 and not reduces(site) and _join_generic(fusion, site, mask):
+            return
+    heavy = algorithm != "generic" or reduces(site)
+    opened = algorithm not in ("view", "recurrent") and len(site.results) == 1
+    fusion.groups[site.node.ref] = Group(algorithm, [site], mask, heavy, open=opened)
+
+
+def _join_template(fusion: _Fusion, site: Site, mask: int) -> bool:
+    """Append an epilogue (one residual Add, then one clamp) to a template group."""
+    for _, value in site.operands.present():
+        group = fusion.sole_producer(value, mask)
+        if group is None or group.algorithm not in ("conv", "depthwise", "gemm") or group.activation:
+            continue
+        if is_clamp(site) and value is not None and value.ref == site.operands[0].ref:
+            group.activation = site
+        elif site.node.op.name == "Add" and group.residual is None and (other := _residual(site, value)):
+            group.residual = other
+        else:
+            continue
+        group.sites.append(site)
+        group.open = group.activation is None
+        fusion.groups[site.node.ref] = group
+        return True
+    return False
+
+
+def _residual(site: Site, value: Value) -> Value | None:
+    """The other operand of an Add, where it is an activation of the same type."""
+    other = site.operands[1] if site.operands[0].ref == value.ref else site.operands[0]
+    same = other.ref != value.ref and other.data is None and other.type == value.type == site.results[0].type
+    return other if same else None
+
+
+def is_clamp(site: Site) -> bool:
+    """Relu, or Clip with constant bounds, on float32."""
+    if site.results[0].dtype is not DType.FLOAT32:
+        return False
+    bounds = [site.operands.optional(i) for i in (1, 2)]
+    constant = all(b is None or b.data is not None for b in bounds)
+    return site.node.op.name == "Relu" or (site.node.op.name == "Clip" and constant)
+
+
+def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
+    """Fuse a node without reduction into the generic groups that make its operands, at most one with reductions."""
+    found: list[Group] = []
+    for _, value in site.operands.present():
+        group = fusion.sole_producer(value, mask)
+        if group is None or group.algorithm != "generic" or any(group is g for g in found):
+            continue
+        if site.results[0].size > 2 * value.size or (group.reduces and any(g.reduces for g in found)):
+            continue
+        found.append(group)
+    if not found or sum(len(g.sites) for g in found) >= MAX_CHAIN:
+        return False
+    merged = [s for g in found for s in g.sites]
+    merged.sort(key=lambda s: fusion.position[s.node.ref])
+    joint = Group("generic", [*merged, site], mask, any(g.reduces for g in found))
+    for member in joint.sites:
+        fusion.groups[member.node.ref] = joint
+    return True
+
+
+def _fallback_algorithm(site: Site) -> Algorithm:
+    if site.node.op.name in _RECURRENT:
+        return "recurrent"
+    return "view" if site.node.op.reinterprets else "generic"
+
+
+def _algorithm(site: Site) -> Algorithm:
+    """The template that fits a node, else the generic route."""
+    name = site.node.op.name
+    if name == "Conv" and _float_activation(site) and _packed_constant(site, 1, 2):
+        return _conv_algorithm(site)
+    if name in ("Gemm", "MatMul") and _float_activation(site) and _gemm_fits(site):
+        return "gemm"
+    return _fallback_algorithm(site)
+
+
+def _conv_algorithm(site: Site) -> Algorithm:
+    x, weight, group = site.operands[0], site.operands[1], site.int("group")
+    if x.rank not in (3, 4) or min(x.shape) == 0 or any(p < 0 for p in site.ints("pads")):
+        return "generic"
+    if group == 1:
+        return "conv"
+    return "depthwise" if group == x.shape[1] == weight.shape[0] else "generic"
+
+
+def _gemm_fits(site: Site) -> bool:
+    a, b, y = site.operands[0], site.operands[1], site.results[0]
+    if b.rank != 2 or a.rank < 2 or y.size == 0 or a.size == 0 or not _packed_constant(site, 1):
+        return False
+    if site.node.op.name == "MatMul":
+        return True
+    bias = site.operands.optional(2)
+    vector = bias is None or (
+        bias.data is not None and bias.size in (1, y.shape[1]) and bias.shape[-1:] in ((), (1,), y.shape[1:])
+    )
+    if bias is not None and bias.rank == 2 and bias.shape[0] != 1:
+        vector = False
+    return vector and not site.int("transA")
+
+
+def _float_activation(site: Site) -> bool:
+    return site.operands[0].data is None and site.results[0].dtype is DType.FLOAT32
+
+
+def _packed_constant(site: Site, *positions: int) -> bool:
+    """Whether these operands are constants worth packing (absent is fine; a splat is cheaper as a literal)."""
+    for i in positions:
+        value = site.operands.optional(i)
+        if value is not None and (value.data is None or (value.size > 1 and splat_value(value.data) is not None)):
+            return False
+    return True
+
+
+def describe(group: Group) -> tuple[str, ...]:
+    """Names of the group's nodes."""
+    return tuple(s.node.ref.name for s in group.sites)
+
+
+def nodes_of(group: Group) -> tuple[Node, ...]:
+    """The group's nodes."""
+    return tuple(s.node for s in group.sites)
+
+
+def refs(values: Sequence[Value]) -> tuple[ValueRef, ...]:
+    """References of values."""
+    return tuple(v.ref for v in values)

@@ -1,0 +1,147 @@
+"""PrimFuncs to one relocatable object with plain C entry points: no TVM runtime, no allocation, no packed calls.
+
+The usual host pipeline ends in TVM's packed calling convention. Here the same loop passes run, then every buffer
+parameter becomes a raw pointer, local buffers that would need the runtime's allocator move to a scratch pointer,
+and LLVM emits `int32_t symbol(void *, ...)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from compiler.codegen.target import Target
+from compiler.errors import LoweringError, TargetError
+
+STACK_LIMIT = 1024
+"""Local buffers of at least this many bytes would become runtime calls; they move to scratch."""
+
+TVM_VERSION = "0.27.0"
+"""Names of passes change between releases of TVM: a build is only made with the release it was tested with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """An object file and, per symbol, the bytes of scratch it wants as an extra last pointer (0: no pointer)."""
+
+    object_code: bytes
+    scratch: Mapping[str, int]
+
+
+def check_versions() -> None:
+    """TargetError where the installed TVM is not the tested one."""
+    if not tvm.__version__.startswith(TVM_VERSION):
+        raise TargetError(
+            f"taskgraft needs apache-tvm {TVM_VERSION}, found {tvm.__version__}: "
+            "pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'"
+        )
+
+
+def compile_kernels(funcs: Mapping[str, Any], target: Target) -> Compiled:
+    """Compile PrimFuncs by symbol for `target`. LoweringError names the kernel LLVM or a pass rejects."""
+    check_versions()
+    tvm_target = tvm.target.Target(dict(target.tvm))
+    named = {s: f.with_attr("global_symbol", s) for s, f in sorted(funcs.items())}
+    try:
+        module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(named))
+        module = tvm.ir.transform.Sequential(_loop_passes())(module)
+        module, scratch = _raw_pointers(module, tvm_target)
+        finish = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
+        module = tvm.ir.transform.Sequential(finish)(module)
+        built = tvm.get_global_func("target.build.llvm")(module, tvm_target)
+    except (tvm.error.TVMError, ValueError, RuntimeError) as error:
+        raise LoweringError(f"TVM could not compile {len(funcs)} kernels: {str(error).splitlines()[-1]}") from error
+    return Compiled(_object_bytes(built), scratch)
+
+
+def _object_bytes(built: Any) -> bytes:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernels.o")
+        built.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def _loop_passes() -> list[Any]:
+    """From scheduled blocks to flat loops, in the order of TVM's own host pipeline."""
+    s, t = s_tir.transform, tirx.transform
+    return [
+        s.CanonicalizeLoop(),
+        s.LowerCrossThreadReduction(),
+        s.LowerInitBlock(),
+        s.PlanAndUpdateBufferAllocationLocation(),
+        s.ConvertBlocksToOpaque(),
+        s.CompactBufferAllocation(),
+        s.LowerMatchBuffer(),
+        s.StmtSimplify(),
+        s.AnnotateIrregularLoop(),
+        s.LowerOpaqueBlock(),
+        t.FlattenBuffer(),
+        t.BF16ComputeLegalize(),
+        t.NarrowDataType(32),
+        s.LoopPartition(),
+        t.VectorizeLoop(True),
+        t.StorageRewrite(),
+        s.HoistIfThenElse(),
+        t.UnrollLoop(),
+        s.RenormalizeSplitPattern(),
+        t.StmtSimplify(),
+        t.RemoveNoOp(),
+        s.RewriteUnsafeSelect(),
+        t.CommonSubexprElim(),
+        t.VerifyMemory(),
+    ]
+
+
+def _raw_pointers(module: Any, target: Any) -> tuple[Any, dict[str, int]]:
+    functions, scratch = {}, {}
+    for name, func in module.functions.items():
+        functions[name], scratch[name.name_hint] = _raw_pointer_function(func, target)
+    return tvm.IRModule(functions), scratch
+
+
+def _raw_pointer_function(func: Any, target: Any) -> tuple[Any, int]:
+    """Buffer parameters become pointers; large local buffers become offsets into a last `scratch` pointer."""
+    parameters, declarations = [], []
+    for parameter in func.params:
+        if tirx.buffer.is_buffer_var(parameter):
+            pointer = tirx.Var(parameter.name + "_p", tvm.ir.PointerType(parameter.ty.dtype))
+            declarations.append(tirx.DeclBuffer(parameter, data=pointer))
+            parameters.append(pointer)
+        else:
+            parameters.append(parameter)
+    scratch = tirx.Var("scratch", tvm.ir.PointerType(tvm.ir.PrimType("void")))
+    lifted = _Lifted(scratch)
+    body = tvm_ffi.structural_map(func.body, [(tirx.AllocBuffer, lifted.place)])
+    zero = tirx.IntImm("int32", 0)
+    body = tirx.AttrStmt(zero, "device_id", zero, tirx.AttrStmt(zero, "device_type", tirx.IntImm("int32", 1), body))
+    body = tirx.SeqStmt([*declarations, body, tirx.stmt.Return(zero)])
+    parameters += [scratch] if lifted.used else []
+    raw = tirx.PrimFunc(parameters, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
+    return raw.with_attr("target", target).with_attr("tirx.noalias", True), lifted.used
+
+
+class _Lifted:
+    """Moves local buffers of STACK_LIMIT bytes or more to offsets from the scratch pointer."""
+
+    def __init__(self, scratch: Any) -> None:
+        self.used = 0
+        self._scratch = scratch
+
+    def place(self, allocation: Any) -> Any:
+        type_ = allocation.buffer.ty
+        bits = tvm_ffi.dtype(str(getattr(type_.dtype, "dtype", type_.dtype))).bits
+        size = math.prod(int(s) for s in type_.shape) * max(bits, 8) // 8
+        if size < STACK_LIMIT:
+            return allocation
+        at, self.used = self.used, self.used + -(-size // 64) * 64
+        data = tirx.handle_add_byte_offset(self._scratch, tirx.IntImm("int32", at))
+        return tirx.DeclBuffer(allocation.buffer, data=data)

@@ -1,0 +1,96 @@
+"""Shared vocabulary of the kernel templates: raw-pointer functions, vector accumulators, epilogues.
+
+Templates emit TIR with the IR builder, never text. A Python loop unrolls; `T.serial` makes a loop. Every
+accumulator vector is a buffer of its own: small enough for the stack, from where LLVM lifts it to a register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+
+class KernelBuilder:
+    """Collects one PrimFunc; `func` is set when the `with kernel(...)` block ends."""
+
+    func: Any = None
+    pointers: dict[str, Any]
+
+
+@contextmanager
+def kernel(parameters: Sequence[str], dtypes: dict[str, str] | None = None) -> Iterator[KernelBuilder]:
+    """A PrimFunc whose parameters are raw pointers (float32 unless `dtypes` says otherwise)."""
+    made = KernelBuilder()
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True})
+        types = dtypes or {}
+        made.pointers = {p: T.arg(p, T.handle(types.get(p, "float32"))) for p in parameters}
+        yield made
+    made.func = builder.get()
+
+
+def view(pointer: Any, shape: Sequence[int], dtype: str = "float32") -> Any:
+    """A buffer of `shape` over a pointer parameter."""
+    return T.decl_buffer(tuple(shape), dtype, data=pointer)
+
+
+def vector(base: Any, width: int) -> Any:
+    """The index of `width` consecutive elements from `base` (a plain index for width 1)."""
+    start = tirx.IntImm("int32", base) if isinstance(base, int) else base
+    return start if width == 1 else tirx.Ramp(start, 1, width)
+
+
+def splat(value: Any, width: int) -> Any:
+    """A scalar in every lane."""
+    scalar = tirx.FloatImm("float32", float(value)) if isinstance(value, int | float) else value
+    return scalar if width == 1 else tirx.Broadcast(scalar, width)
+
+
+class Registers:
+    """Accumulator vectors."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self._buffers = [T.alloc_buffer((width,), "float32") for _ in range(count)]
+        self._at = vector(0, width)
+
+    def get(self, k: int) -> Any:
+        """The value of accumulator k."""
+        return self._buffers[k][self._at]
+
+    def lane(self, k: int, lane: int) -> Any:
+        """One lane of accumulator k."""
+        return self._buffers[k][lane]
+
+    def put(self, k: int, value: Any) -> None:
+        """Assign accumulator k."""
+        T.buffer_store(self._buffers[k], value, [self._at])
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What a template applies before it stores: clamp to [low, high]; None is no bound. Relu is low = 0."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def apply(self, value: Any, width: int) -> Any:
+        """The clamped vector."""
+        if self.low is not None:
+            value = T.max(value, splat(self.low, width))
+        if self.high is not None:
+            value = T.min(value, splat(self.high, width))
+        return value
+
+
+def chunks(extent: int, size: int) -> tuple[tuple[int, int, int], ...]:
+    """(start, count, repeats) of the full tiles of `size` in `extent`, then of the remainder."""
+    full, rest = divmod(extent, size)
+    found = [(0, size, full)] if full else []
+    return (*found, (full * size, rest, 1)) if rest else tuple(found)
