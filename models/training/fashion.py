@@ -113,7 +113,7 @@ def train(recipe: Recipe, seed: int, data: FashionMnist, arguments: argparse.Nam
     export_onnx(net, path, Interface("image", task.name, (1, 1, 28, 28)), recipe.keep_batch_norm)
     training = Training(MODULE, recipe.architecture, seed, schedule.epochs, minutes, arguments)
     entry = task_entry(task, net, path, training, holdout(task, data))
-    update_manifest(arguments.out / "manifest.json", HEADER, task.name, entry)
+    update_manifest(arguments.out / "manifest.json", HEADER, {task.name: entry})
 
 
 def holdout(task: Task, data: FashionMnist) -> Holdout:

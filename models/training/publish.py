@@ -78,7 +78,7 @@ def task_entry(task: Task, net: nn.Module, path: Path, training: Training, test:
         "seed": training.seed,
         "epochs": training.epochs,
         "training_minutes": round(training.minutes, 1),
-        "command": _command(task.name, training),
+        "command": command_line(training.module, task.name, training.arguments),
         "versions": _versions(),
         "opset": OPSET,
         "ir_version": onnx.load(path).ir_version,
@@ -87,11 +87,11 @@ def task_entry(task: Task, net: nn.Module, path: Path, training: Training, test:
     return entry
 
 
-def update_manifest(path: Path, header: Mapping[str, Any], task: str, entry: Mapping[str, Any]) -> None:
-    """Replace the entry of one task and the header in the manifest at ``path``."""
-    tasks = json.loads(path.read_text())["tasks"] if path.exists() else {}
-    tasks[task] = entry
-    document = {**header, "tasks": {name: tasks[name] for name in sorted(tasks)}}
+def update_manifest(path: Path, header: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the header's keys and the entries of ``tasks`` in the manifest at ``path``; keep the others."""
+    previous: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    merged = {**previous.pop("tasks", {}), **tasks}
+    document = {**previous, **header, "tasks": {name: merged[name] for name in sorted(merged)}}
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -106,10 +106,9 @@ def write_data(folder: Path, name: str, calibration: Inputs, evaluation: Arrays,
         np.savez_compressed(folder / file, allow_pickle=False, **arrays)
 
 
-def _command(task: str, training: Training) -> str:
-    """Return the command that repeats this training."""
-    arguments = training.arguments
-    command = f"python -m {training.module} --data DATA --out OUT --only {task} --seed {arguments.seed}"
+def command_line(module: str, only: str, arguments: argparse.Namespace) -> str:
+    """Return the command that repeats one training."""
+    command = f"python -m {module} --data DATA --out OUT --only {only} --seed {arguments.seed}"
     if arguments.epochs is not None:
         command += f" --epochs {arguments.epochs}"
     return f"{command} --threads {arguments.threads}"

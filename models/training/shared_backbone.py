@@ -22,7 +22,7 @@ from models.training.export import Interface, export_onnx, rename_internals, wei
 from models.training.fashion import holdout, write_fashion_data
 from models.training.fashion_data import CLASS_NAMES, DATA_CARD, FashionMnist, load_fashion_mnist
 from models.training.fit import Schedule, fit, shift_and_flip
-from models.training.publish import Training, argument_parser, task_entry, update_manifest
+from models.training.publish import Training, argument_parser, command_line, task_entry, update_manifest
 from models.training.tasks import Task, identity_task
 
 MODULE = "models.training.shared_backbone"
@@ -43,9 +43,12 @@ HEADER = {
     },
     "data": DATA_CARD,
     "selection": "the last epoch is kept; no choice was made on the test images",
-    "trunk": "5x5 stem with stride 2 (16 channels), 3x3 convolution (32), basic residual block (32),"
-    " 3x3 convolution with stride 2 (48); batch normalization folded; trained on the ten garment classes",
 }
+
+TRUNK_ARCHITECTURE = (
+    "5x5 stem with stride 2 (16 channels), 3x3 convolution (32), basic residual block (32), 3x3 convolution with"
+    " stride 2 (48); batch normalization folded; trained on the ten garment classes with a linear classifier"
+)
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,20 @@ def train_trunk(data: FashionMnist, arguments: argparse.Namespace) -> None:
     trunk = nets.backbone()
     net = nn.Sequential(trunk, *nets.pooled_classifier(48, len(CLASS_NAMES)))
     schedule = Schedule(arguments.epochs or TRUNK_EPOCHS, arguments.seed)
-    fit(net, data.train_images, data.train_labels, schedule, shift_and_flip)
+    minutes = fit(net, data.train_images, data.train_labels, schedule, shift_and_flip)
     nets.fold_batch_norm(trunk)
     weights = {name: tensor.detach().contiguous().numpy() for name, tensor in trunk.named_parameters()}
     np.savez(arguments.out / "trunk.npz", allow_pickle=False, **weights)
+    trunk_entry = {
+        "weights": "trunk.npz",
+        "architecture": TRUNK_ARCHITECTURE,
+        "parameters": sum(array.size for array in weights.values()),
+        "seed": schedule.seed,
+        "epochs": schedule.epochs,
+        "training_minutes": round(minutes, 1),
+        "command": command_line(MODULE, "trunk", arguments),
+    }
+    update_manifest(arguments.out / "manifest.json", {**HEADER, "trunk": trunk_entry}, {})
 
 
 def load_trunk(path: Path) -> nn.Sequential:
@@ -137,8 +150,7 @@ def train_head(head: Head, seed: int, data: FashionMnist, arguments: argparse.Na
     rename_internals(path, head.prefix)
     training = Training(MODULE, head.architecture, seed, schedule.epochs, minutes, arguments)
     entry = task_entry(task, net, path, training, holdout(task, data))
-    header = {**HEADER, "trunk_seed": arguments.seed, "trunk_epochs": TRUNK_EPOCHS}
-    update_manifest(arguments.out / "manifest.json", header, task.name, entry)
+    update_manifest(arguments.out / "manifest.json", HEADER, {task.name: entry})
 
 
 def check_shared(folder: Path) -> None:

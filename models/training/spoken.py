@@ -109,7 +109,7 @@ def train(recipe: Recipe, seed: int, data: tuple[Recordings, Recordings], argume
     test = Holdout(test_set.frames, labels_of(task, test_set), np.arange(len(test_set.frames)))
     training = Training(MODULE, recipe.architecture, seed, schedule.epochs, minutes, arguments)
     entry = task_entry(task, net, path, training, test)
-    update_manifest(arguments.out / "manifest.json", HEADER, task.name, entry)
+    update_manifest(arguments.out / "manifest.json", HEADER, {task.name: entry})
 
 
 def labels_of(task: Task, recordings: Recordings) -> Labels:
