@@ -11,6 +11,7 @@ import abc
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -264,18 +265,26 @@ def infer_by_onnx(node: Node, operands: Operands, count: int) -> tuple[TensorTyp
     return tuple(found)
 
 
-def evaluate_by_onnx(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-    """Result values by the ONNX reference implementation of this one node."""
+@lru_cache(maxsize=4096)
+def _evaluator(
+    key: tuple[str, str], attrs: tuple[tuple[str, Any], ...], present: tuple[bool, ...], count: int
+) -> Any:
+    """The ONNX reference implementation of one node; building it costs more than running it."""
     from onnx.reference import ReferenceEvaluator
 
-    names = [f"i{i}" if a is not None else "" for i, a in enumerate(arrays)]
-    outputs = [f"o{i}" for i in range(len(site.results))]
+    names = [f"i{i}" if there else "" for i, there in enumerate(present)]
+    outputs = [f"o{i}" for i in range(count)]
+    node = helper.make_node(key[1], names, outputs, domain=key[0], **dict(attrs))
     infos = [onnx.ValueInfoProto(name=n) for n in names if n]
-    node = to_onnx_node(site.node, names, outputs)
     body = helper.make_graph([node], "one", infos, [onnx.ValueInfoProto(name=o) for o in outputs])
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    feeds = {n: a for n, a in zip(names, arrays, strict=True) if n}
-    results = ReferenceEvaluator(model).run(None, feeds)
-    return tuple(
-        np.asarray(r, v.dtype.numpy).reshape(v.shape) for r, v in zip(results, site.results, strict=True)
-    )
+    return ReferenceEvaluator(model)
+
+
+def evaluate_by_onnx(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+    """Result values by the ONNX reference implementation of this one node."""
+    op = site.node.op
+    attrs = tuple(sorted(site.attrs.items()))
+    evaluator = _evaluator((op.domain, op.name), attrs, tuple(a is not None for a in arrays), len(site.results))
+    results = evaluator.run(None, {f"i{i}": a for i, a in enumerate(arrays) if a is not None})
+    return tuple(np.asarray(r, v.dtype.numpy).reshape(v.shape) for r, v in zip(results, site.results, strict=True))
