@@ -35,7 +35,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         name: getattr(tirx, name)
         for name in (
             "exp log sqrt tanh sigmoid erf sin cos tan asin acos atan sinh cosh asinh acosh atanh "
-            "floor ceil trunc abs fmod isnan isinf min max"
+            "floor ceil trunc abs isnan isinf min max"
         ).split()
     },
     "round": tirx.nearbyint,
@@ -43,7 +43,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "and": lambda a, b: tirx.And(a, b),
     "or": lambda a, b: tirx.Or(a, b),
     "not": lambda a: tirx.Not(a),
-    "xor": lambda a, b: tirx.NE(a, b),
+    "xor": lambda a, b: tirx.And(tirx.Or(a, b), tirx.Not(tirx.And(a, b))),
+    "fmod": lambda a, b: tirx.call_pure_extern(_dtype(a), "fmodf" if _dtype(a) == "float32" else "fmod", a, b),
     "bitand": tirx.bitwise_and,
     "bitor": tirx.bitwise_or,
     "bitxor": tirx.bitwise_xor,
