@@ -1,10 +1,25 @@
-"""Element-wise functions of two or more tensors."""
+"""Element-wise arithmetic on two or more tensors, with broadcasting."""
 
 from __future__ import annotations
+
+from functools import reduce
+from typing import ClassVar
+
+import numpy as np
 
 from compiler.ir.graph import Site
 from compiler.ir.op import Emitter, Expr
 from compiler.ir.ops.elementwise import Broadcast
+from compiler.ir.types import DType
+
+
+def truncated_quotient(emit: Emitter, dtype: DType, a: Expr, b: Expr) -> Expr:
+    """a / b of integers, rounded towards zero as in C."""
+    if dtype.numpy.kind == "u":
+        return a // b
+    zero = emit.const(0, dtype)
+    magnitude = emit.call("abs", a) // emit.call("abs", b)
+    return emit.select(emit.call("xor", a < zero, b < zero), zero - magnitude, magnitude)
 
 
 class Add(Broadcast):
@@ -16,6 +31,15 @@ class Add(Broadcast):
         return x[0] + x[1]
 
 
+class Sub(Broadcast):
+    """a - b."""
+
+    name = "Sub"
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return x[0] - x[1]
+
+
 class Mul(Broadcast):
     """a * b."""
 
@@ -25,13 +49,105 @@ class Mul(Broadcast):
         return x[0] * x[1]
 
 
-class Sub(Broadcast):
-    """a - b."""
+class Div(Broadcast):
+    """a / b; integers are rounded towards zero."""
 
-    name = "Sub"
+    name = "Div"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return x[0] - x[1]
+        dtype = site.results[0].dtype
+        return x[0] / x[1] if dtype.is_float else truncated_quotient(emit, dtype, x[0], x[1])
+
+
+class Mod(Broadcast):
+    """Remainder of a / b with the sign of b, or with the sign of a as in C when `fmod` is set."""
+
+    name = "Mod"
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype, (a, b) = site.results[0].dtype, x
+        if dtype.is_float:
+            return emit.call("fmod", a, b)
+        rest = a - truncated_quotient(emit, dtype, a, b) * b
+        if site.int("fmod"):
+            return rest
+        zero = emit.const(0, dtype)
+        differ = emit.call("and", rest != zero, emit.call("xor", rest < zero, b < zero))
+        return emit.select(differ, rest + b, rest)
+
+
+class Pow(Broadcast):
+    """a to the power b, in the type of a."""
+
+    name = "Pow"
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        power, dtype = whole_power(site), site.results[0].dtype
+        if power is not None:
+            return reduce(lambda product, _: product * x[0], range(power - 1), x[0])
+        if dtype.is_float:
+            return emit.call("pow", x[0], emit.cast(x[1], dtype))
+        wide = DType.FLOAT64
+        return emit.cast(emit.call("pow", emit.cast(x[0], wide), emit.cast(x[1], wide)), dtype)
+
+
+def whole_power(site: Site) -> int | None:
+    """The exponent of a Pow where it is the constant 1, 2, 3 or 4: repeated products are faster than `pow`."""
+    data = site.operands[1].data
+    if data is None or data.size == 0 or not np.all(data == data.reshape(-1)[0]):
+        return None
+    value = data.reshape(-1)[0]
+    return int(value) if value in (1, 2, 3, 4) else None
+
+
+class Folded(Broadcast):
+    """Any number of operands combined one after the other; n - 1 combinations per result element."""
+
+    def combine(self, emit: Emitter, a: Expr, b: Expr) -> Expr:
+        """One step."""
+        return a + b
+
+    def flops(self, site: Site) -> int:
+        return (len(site.operands) - 1) * site.results[0].size
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return reduce(lambda a, b: self.combine(emit, a, b), x)
+
+
+class Sum(Folded):
+    """Sum of all operands."""
+
+    name = "Sum"
+
+
+class Mean(Folded):
+    """Mean of all operands."""
+
+    name = "Mean"
+
+    def flops(self, site: Site) -> int:
+        return len(site.operands) * site.results[0].size
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return super().scalar(emit, site, *x) / emit.const(len(x), site.results[0].dtype)
+
+
+class Max(Folded):
+    """Largest of all operands."""
+
+    name = "Max"
+
+    def combine(self, emit: Emitter, a: Expr, b: Expr) -> Expr:
+        return emit.call("max", a, b)
+
+
+class Min(Folded):
+    """Smallest of all operands."""
+
+    name = "Min"
+
+    def combine(self, emit: Emitter, a: Expr, b: Expr) -> Expr:
+        return emit.call("min", a, b)
 
 
 class Clip(Broadcast):
@@ -47,3 +163,42 @@ class Clip(Broadcast):
         if site.operands.optional(1) is not None:
             value = emit.call("max", bounds.pop(0), value)
         return emit.call("min", bounds[0], value) if bounds else value
+
+
+class Bitwise(Broadcast):
+    """An integer operator that is one scalar function."""
+
+    function: ClassVar[str]
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return emit.call(self.function, *x)
+
+
+class BitwiseAnd(Bitwise):
+    """a & b."""
+
+    name = "BitwiseAnd"
+    function = "bitand"
+
+
+class BitwiseOr(Bitwise):
+    """a | b."""
+
+    name = "BitwiseOr"
+    function = "bitor"
+
+
+class BitwiseXor(Bitwise):
+    """a ^ b."""
+
+    name = "BitwiseXor"
+    function = "bitxor"
+
+
+class BitShift(Broadcast):
+    """Unsigned a shifted by b bits, `direction` LEFT or RIGHT."""
+
+    name = "BitShift"
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return emit.call("shl" if site.str("direction") == "LEFT" else "shr", *x)

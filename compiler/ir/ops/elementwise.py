@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
+
+import numpy as np
 
 from compiler.errors import UnsupportedModelError
 from compiler.ir.graph import Node, Operands, Site, Value
 from compiler.ir.op import Emitter, Expr, Op, Tensor, Tie, identity
-from compiler.ir.types import TensorType
+from compiler.ir.types import DType, TensorType
+
+
+def positive(axis: int, rank: int) -> int:
+    """`axis` counted from the front."""
+    return axis + rank if axis < 0 else axis
 
 
 def required(tensors: Sequence[Tensor | None], index: int = 0) -> Tensor:
@@ -62,6 +70,13 @@ class Static(Op):
             )
 
 
+class Movement(Op):
+    """An operator that copies elements and computes nothing."""
+
+    def flops(self, site: Site) -> int:
+        return 0
+
+
 class Broadcast(Op):
     """Element by element over operands broadcast to one shape: every result entry reads one of each operand."""
 
@@ -104,3 +119,13 @@ class Called(Unary):
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         return emit.call(self.function, x[0])
+
+
+def limits(dtype: DType) -> tuple[float | int, float | int]:
+    """Lowest and highest value: neutral for max and min. Infinite for floats."""
+    if dtype.is_float:
+        return -math.inf, math.inf
+    if dtype is DType.BOOL:
+        return 0, 1
+    info = np.iinfo(dtype.value)
+    return int(info.min), int(info.max)

@@ -8,17 +8,10 @@ from itertools import pairwise
 import numpy as np
 
 from compiler.ir.graph import Attrs, Operands, Site, Value
-from compiler.ir.op import Emitter, Expr, Kept, Op, Rebuilt, Tensor, Tie, entrywise, identity
-from compiler.ir.ops.elementwise import Static, required
+from compiler.ir.op import Emitter, Expr, Kept, Rebuilt, Tensor, Tie, entrywise, identity
+from compiler.ir.ops.elementwise import Movement, Static, positive, required
 from compiler.ir.types import Axis
 
-
-def positive(axis: int, rank: int) -> int:
-    """`axis` counted from the front."""
-    return axis + rank if axis < 0 else axis
-
-
-# ---------------------------------------------------------------------- reshape
 Span = tuple[int, int]
 """A run of row-major factors: the products of all sizes to the left of its begin and of its end."""
 
@@ -93,13 +86,6 @@ def reshaped(emit: Emitter, site: Site, x: Tensor) -> Tensor:
     """The elements of `x` in row-major order with the shape of the first result."""
     y = site.results[0]
     return emit.compute(y.shape, y.dtype, lambda *at: x(*unravel(ravel(at, y.shape), x.shape)))
-
-
-class Movement(Op):
-    """An operator that copies elements and computes nothing."""
-
-    def flops(self, site: Site) -> int:
-        return 0
 
 
 class Reshape(Static, Movement):
@@ -182,5 +168,92 @@ class Concat(Movement):
                 inside = part(*at[:axis], at[axis] - (end - part.shape[axis]), *at[axis + 1 :])
                 value = inside if value is None else emit.select(at[axis] < end, inside, value)
             return value
+
+        return (emit.compute(y.shape, y.dtype, element),)
+
+
+class Squeeze(Static, Movement):
+    """x without axes of size 1: those of the constant operand 1, or all."""
+
+    name = "Squeeze"
+    static = ((1, "axes"),)
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        return reshape_ties(site, site.operands[0], site.results[0])
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return (reshaped(emit, site, required(tensors)),)
+
+
+class Unsqueeze(Static, Movement):
+    """x with axes of size 1 inserted at the constant operand 1."""
+
+    name = "Unsqueeze"
+    static = ((1, "axes"),)
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        return reshape_ties(site, site.operands[0], site.results[0])
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return (reshaped(emit, site, required(tensors)),)
+
+
+class Identity(Movement):
+    """x itself."""
+
+    name = "Identity"
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        x, y = site.operands[0], site.results[0]
+        yield from (identity(x, dim, y, dim) for dim in range(x.rank))
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, y = required(tensors), site.results[0]
+        return (emit.compute(y.shape, y.dtype, lambda *at: x(*at)),)
+
+
+class DepthToSpace(Movement):
+    """Blocks of channels become `blocksize` x `blocksize` squares of positions.
+
+    Channel order of the operand: DCR (row, column, channel) or CRD (channel, row, column).
+    """
+
+    name = "DepthToSpace"
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        x, y, area = site.operands[0], site.results[0], site.int("blocksize") ** 2
+        channel = np.arange(x.shape[1])
+        index = channel // area if site.str("mode") == "CRD" else channel % y.shape[1]
+        yield identity(x, 0, y, 0)
+        yield entrywise(y.axis(1), x.axis(1), index)
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, y, block = required(tensors), site.results[0], site.int("blocksize")
+
+        def element(n: Expr, c: Expr, row: Expr, column: Expr) -> Expr:
+            cell = row % block * block + column % block
+            crd = site.str("mode") == "CRD"
+            channel = c * block**2 + cell if crd else cell * y.shape[1] + c
+            return x(n, channel, row // block, column // block)
+
+        return (emit.compute(y.shape, y.dtype, element),)
+
+
+class SpaceToDepth(Movement):
+    """Squares of `blocksize` x `blocksize` positions become blocks of channels (row, column, channel)."""
+
+    name = "SpaceToDepth"
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        x, y = site.operands[0], site.results[0]
+        yield identity(x, 0, y, 0)
+        yield entrywise(x.axis(1), y.axis(1), np.arange(y.shape[1]) % x.shape[1])
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, y, block = required(tensors), site.results[0], site.int("blocksize")
+
+        def element(n: Expr, c: Expr, row: Expr, column: Expr) -> Expr:
+            cell = c // x.shape[1]
+            return x(n, c % x.shape[1], row * block + cell // block, column * block + cell % block)
 
         return (emit.compute(y.shape, y.dtype, element),)

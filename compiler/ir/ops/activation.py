@@ -1,0 +1,212 @@
+"""Element-wise activation functions.
+
+Formulas are written with min and max instead of branches where that is exact, so that they vectorise, and with
+the constant first (`max(0, x)`), which keeps NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+from compiler.ir.graph import Site
+from compiler.ir.op import Emitter, Expr
+from compiler.ir.ops.elementwise import Broadcast, Called, Unary
+
+
+def positive_part(emit: Emitter, site: Site, x: Expr) -> Expr:
+    """max(0, x)."""
+    return emit.call("max", emit.const(0, site.results[0].dtype), x)
+
+
+def negative_part(emit: Emitter, site: Site, x: Expr) -> Expr:
+    """min(0, x)."""
+    return emit.call("min", emit.const(0, site.results[0].dtype), x)
+
+
+def unit_clip(emit: Emitter, site: Site, x: Expr) -> Expr:
+    """x limited to 0..1."""
+    return emit.call("min", emit.const(1, site.results[0].dtype), positive_part(emit, site, x))
+
+
+def exponential_part(emit: Emitter, site: Site, x: Expr) -> Expr:
+    """exp(min(0, x)) - 1."""
+    return emit.call("exp", negative_part(emit, site, x)) - emit.const(1, site.results[0].dtype)
+
+
+def softplus(emit: Emitter, site: Site, x: Expr) -> Expr:
+    """log(1 + exp(x)) without overflow: max(0, x) + log(1 + exp(-|x|))."""
+    one = emit.const(1, site.results[0].dtype)
+    return positive_part(emit, site, x) + emit.call("log", one + emit.call("exp", -emit.call("abs", x)))
+
+
+class Relu(Unary):
+    """max(0, x)."""
+
+    name = "Relu"
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return positive_part(emit, site, x[0])
+
+
+class LeakyRelu(Unary):
+    """x where x >= 0, else alpha x."""
+
+    name = "LeakyRelu"
+    cost = 2
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        slope = emit.const(site.float("alpha"), site.results[0].dtype)
+        return positive_part(emit, site, x[0]) + slope * negative_part(emit, site, x[0])
+
+
+class PRelu(Broadcast):
+    """x where x >= 0, else slope x; the slope (operand 1) broadcasts to x."""
+
+    name = "PRelu"
+    cost = 2
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return positive_part(emit, site, x[0]) + x[1] * negative_part(emit, site, x[0])
+
+
+class Elu(Unary):
+    """x where x >= 0, else alpha (exp(x) - 1)."""
+
+    name = "Elu"
+    cost = 4
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        alpha = emit.const(site.float("alpha"), site.results[0].dtype)
+        return positive_part(emit, site, x[0]) + alpha * exponential_part(emit, site, x[0])
+
+
+class Selu(Unary):
+    """gamma x where x > 0, else gamma alpha (exp(x) - 1)."""
+
+    name = "Selu"
+    cost = 5
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype = site.results[0].dtype
+        alpha, gamma = emit.const(site.float("alpha"), dtype), emit.const(site.float("gamma"), dtype)
+        return gamma * (positive_part(emit, site, x[0]) + alpha * exponential_part(emit, site, x[0]))
+
+
+class Celu(Unary):
+    """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
+
+    name = "Celu"
+    cost = 7
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        alpha = emit.const(site.float("alpha"), site.results[0].dtype)
+        below = exponential_part(emit, site, x[0] / alpha)
+        return positive_part(emit, site, x[0]) + negative_part(emit, site, alpha * below)
+
+
+class Sigmoid(Called):
+    """1 / (1 + exp(-x))."""
+
+    name = "Sigmoid"
+    function = "sigmoid"
+    cost = 4
+
+
+class HardSigmoid(Unary):
+    """alpha x + beta limited to 0..1."""
+
+    name = "HardSigmoid"
+    cost = 4
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype = site.results[0].dtype
+        alpha, beta = emit.const(site.float("alpha"), dtype), emit.const(site.float("beta"), dtype)
+        return unit_clip(emit, site, alpha * x[0] + beta)
+
+
+class HardSwish(Unary):
+    """x times (x / 6 + 1 / 2 limited to 0..1)."""
+
+    name = "HardSwish"
+    cost = 5
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype = site.results[0].dtype
+        return x[0] * unit_clip(emit, site, x[0] * emit.const(1 / 6, dtype) + emit.const(0.5, dtype))
+
+
+class Tanh(Called):
+    """Hyperbolic tangent."""
+
+    name = "Tanh"
+    function = "tanh"
+
+
+class Softplus(Unary):
+    """log(1 + exp(x))."""
+
+    name = "Softplus"
+    cost = 3
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return softplus(emit, site, x[0])
+
+
+class Softsign(Unary):
+    """x / (1 + |x|)."""
+
+    name = "Softsign"
+    cost = 3
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return x[0] / (emit.const(1, site.results[0].dtype) + emit.call("abs", x[0]))
+
+
+class Gelu(Unary):
+    """x Phi(x), Phi the normal distribution function; `approximate` "tanh" uses the cubic formula."""
+
+    name = "Gelu"
+
+    def flops(self, site: Site) -> int:
+        return (8 if site.str("approximate") == "tanh" else 5) * site.results[0].size
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype = site.results[0].dtype
+        half, one = emit.const(0.5, dtype), emit.const(1, dtype)
+        if site.str("approximate") == "tanh":
+            cubic = x[0] + emit.const(0.044715, dtype) * x[0] * x[0] * x[0]
+            return half * x[0] * (one + emit.call("tanh", emit.const(math.sqrt(2 / math.pi), dtype) * cubic))
+        return half * x[0] * (one + emit.call("erf", x[0] * emit.const(math.sqrt(0.5), dtype)))
+
+
+class Mish(Unary):
+    """x tanh(log(1 + exp(x)))."""
+
+    name = "Mish"
+    cost = 5
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        return x[0] * emit.call("tanh", softplus(emit, site, x[0]))
+
+
+class ThresholdedRelu(Unary):
+    """x where x > alpha, else 0."""
+
+    name = "ThresholdedRelu"
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype = site.results[0].dtype
+        return emit.select(x[0] > emit.const(site.float("alpha"), dtype), x[0], emit.const(0, dtype))
+
+
+class Shrink(Unary):
+    """x + bias below -lambd, x - bias above lambd, else 0."""
+
+    name = "Shrink"
+    cost = 3
+
+    def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
+        dtype = site.results[0].dtype
+        edge, bias = site.float("lambd"), emit.const(site.float("bias"), dtype)
+        above = emit.select(x[0] > emit.const(edge, dtype), x[0] - bias, emit.const(0, dtype))
+        return emit.select(x[0] < emit.const(-edge, dtype), x[0] + bias, above)
