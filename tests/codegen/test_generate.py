@@ -1,0 +1,167 @@
+"""Generated kernels against onnx.reference, operator by operator evaluated; subsets against the full set."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.codegen.generate import generate
+from compiler.codegen.target import find_target
+from compiler.errors import ConfigError
+from compiler.ir.graph import Graph
+from compiler.ir.types import ValueRef
+from tests.codegen.native import NativeLibrary
+from tests.graphs import Builder
+
+KERNEL = 1e-4
+
+
+def reference(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[ValueRef, np.ndarray]:
+    """Every value of the graph by the operators' own evaluation."""
+    known = {ValueRef(n): a for n, a in feeds.items()} | {p.ref: p.constant for p in graph.parameters()}
+    for site in graph.sites():
+        arrays = [known[v.ref] if (v := site.operands.optional(i)) else None for i in range(len(site.operands))]
+        known.update(zip((v.ref for v in site.results), site.node.op.evaluate(site, arrays), strict=True))
+    return known
+
+
+def check(graph: Graph, folder: Path, *, templates: bool = True, target: str = "host") -> set[str]:
+    """Compile, run every subset, compare; returns the templates that were used."""
+    library = generate(graph, find_target(target), templates=templates)
+    native = NativeLibrary(library, folder)
+    rng = np.random.default_rng(1)
+    feeds = {v.ref.name: rng.normal(size=v.shape).astype(v.dtype.numpy) for v in graph.inputs}
+    want = reference(graph, feeds)
+    full = native.run(library.full, feeds)
+    for name, arrays in full.items():
+        for ref, got in zip(graph.tasks[name].outputs, arrays, strict=True):
+            scale = max(np.abs(want[ref]).max(initial=0), 1e-6)
+            assert np.abs(got - want[ref]).max(initial=0) <= KERNEL * scale, (name, ref)
+    for program in library.programs:
+        for name, arrays in native.run(program, feeds).items():
+            for got, expected in zip(arrays, full[name], strict=True):
+                np.testing.assert_array_equal(got, expected)
+    kernels = {c.kernel for c in library.full.calls}
+    assert kernels >= {c.kernel for p in library.programs for c in p.calls}
+    return {k.template for k in library.kernels}
+
+
+CONVOLUTIONS = [
+    # channels in, out, size, kernel, attributes
+    (3, 18, (20, 20), 3, {"pads": (1, 1, 1, 1)}),
+    (1, 6, (28, 28), 5, {"pads": (2, 2, 2, 2)}),
+    (6, 16, (14, 14), 5, {}),
+    (16, 32, (13, 9), 3, {"strides": (2, 1), "pads": (1, 0, 1, 2)}),
+    (5, 7, (6, 11), (3, 2), {"dilations": (2, 3), "pads": (2, 1, 0, 3)}),
+    (32, 64, (2, 2), 1, {}),
+    (64, 16, (1, 1), 1, {}),
+    (20, 33, (4, 5), 3, {"pads": (1, 1, 1, 1)}),
+    (8, 8, (30,), 5, {"pads": (2, 2)}),
+    (3, 12, (17,), 4, {"strides": (3,), "pads": (0, 2)}),
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda c: f"{c[0]}-{c[1]}@{'x'.join(map(str, c[2]))}")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
+    channels, out, size, kernel, attrs = case
+    b = Builder()
+    b.task("t", b.conv(b.input("x", batch, channels, *size), out, kernel, **attrs))
+    assert "conv" in check(b.done(), tmp_path)
+
+
+@pytest.mark.parametrize("channels", [3, 16, 24])
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"pads": (1, 1, 1, 1)},
+        {"pads": (0, 1, 1, 0), "strides": (2, 2)},
+        {"dilations": (2, 2), "pads": (2, 2, 2, 2)},
+    ],
+    ids=["same", "strided", "dilated"],
+)
+def test_depthwise_convolution(channels: int, attrs: dict, tmp_path: Path) -> None:
+    b = Builder()
+    b.task("t", b.conv(b.input("x", 1, channels, 11, 9), channels, 3, group=channels, **attrs))
+    assert "depthwise" in check(b.done(), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize(("inner", "columns"), [(7, 5), (64, 10), (120, 84), (33, 100), (16, 256)])
+def test_matrix_product(rows: int, inner: int, columns: int, tmp_path: Path) -> None:
+    b = Builder()
+    y = b.apply("Gemm", b.input("x", rows, inner), b.weight(columns, inner), b.weight(columns), transB=1, alpha=0.5)
+    b.task("t", b.apply("Relu", y))
+    assert check(b.done(), tmp_path) == {"gemm"}
+
+
+def test_batched_product_with_a_constant_matrix(tmp_path: Path) -> None:
+    b = Builder()
+    b.task("t", b.apply("MatMul", b.input("x", 2, 5, 12), b.weight(12, 20)))
+    assert check(b.done(), tmp_path) == {"gemm"}
+
+
+def multitask() -> Graph:
+    """A residual trunk with a depthwise layer; three tasks, two of which share a neck."""
+    b = Builder("trio")
+    x = b.apply("Relu", b.conv(b.input("image", 1, 3, 16, 16), 18, 3, pads=(1,) * 4))
+    y = b.apply("Relu", b.apply("Add", b.conv(x, 18, 3, pads=(1,) * 4), x))
+    y = b.apply("Clip", b.conv(y, 18, 5, group=18, pads=(2,) * 4), b.const(np.float32(0)), b.const(np.float32(6)))
+    neck = b.apply("Relu", b.conv(y, 24, 1))
+
+    def head(of: ValueRef, classes: int) -> ValueRef:
+        z = b.apply("Flatten", b.apply("GlobalAveragePool", b.apply("Mul", of, b.apply("Sigmoid", of))))
+        return b.apply("Gemm", z, b.weight(b.graph.value(z).shape[1], classes))
+
+    b.task("a", head(neck, 10))
+    b.task("b", head(neck, 5), neck)
+    b.task("c", head(y, 3))
+    return b.done()
+
+
+@pytest.mark.parametrize("templates", [True, False], ids=["templates", "generic"])
+def test_every_subset_is_right_and_equal_to_the_full_set(templates: bool, tmp_path: Path) -> None:
+    used = check(multitask(), tmp_path, templates=templates)
+    assert ({"conv", "depthwise", "gemm"} <= used) is templates
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+def test_narrower_and_wider_vectors(target: str, tmp_path: Path) -> None:
+    host, wanted = find_target("host"), find_target(target)
+    if host.arch != wanted.arch or host.lanes < wanted.lanes:
+        pytest.skip(f"this processor is {host.preset}")
+    check(multitask(), tmp_path, target=target)
+
+
+def test_a_subset_runs_only_what_its_tasks_need() -> None:
+    graph = multitask()
+    library = generate(graph, find_target("host"))
+    masks = graph.needed_masks()
+    needed = {n.ref.name: masks[n.ref] for n in graph.nodes()}
+    for program in library.programs:
+        computed = set(itertools.chain.from_iterable(c.nodes for c in program.calls)) & set(needed)
+        views = {n.ref.name for n in graph.nodes() if n.op.reinterprets}
+        assert computed - views == {n for n, m in needed.items() if m & program.mask} - views
+
+
+def test_outputs_that_are_inputs_constants_or_shared(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.input("x", 1, 4)
+    y = b.apply("Relu", x)
+    b.task("a", y, b.const(np.arange(3, dtype=np.float32)))
+    b.task("b", y, x, b.apply("Reshape", y, b.const(np.array([2, 2]))))
+    check(b.done(), tmp_path)
+
+
+def test_same_graph_gives_the_same_bytes() -> None:
+    first, second = (generate(multitask(), find_target("host")) for _ in range(2))
+    assert first == second
+
+
+def test_unknown_task_in_a_subset() -> None:
+    with pytest.raises(ConfigError, match="unknown tasks z; the graph has a, b, c"):
+        generate(multitask(), find_target("host"), subsets=[frozenset({"z"})])
