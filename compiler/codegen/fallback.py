@@ -8,12 +8,13 @@ scratch memory. Layouts are index maps at the edge of the group, so a group read
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import te, tirx
 
 from compiler.codegen.layout import Layout, Plain
@@ -126,6 +127,8 @@ class TensorExpressions:
         """See `Emitter.constant`."""
         dtype = DType(array.dtype.name)
         element = splat_value(array)
+        if not array.size:  # never read, but operators may mention it
+            return Operand(array.shape, dtype, lambda *i: self.const(0, dtype))
         if array.size <= _INLINE or element is not None:
             literal = array.reshape(-1)[0] if element is None else element
             return Operand(array.shape, dtype, lambda *i: self.const(literal.item(), dtype))
@@ -242,7 +245,7 @@ def lower_group(
         tensors = [read(site.operands.optional(i)) for i in range(len(site.operands))]
         try:
             results = site.node.op.lower(emit, site, *tensors)
-        except tvm.error.TVMError as error:
+        except tvm.error.InternalError as error:
             raise LoweringError(f"{site.node.op.name} '{site.node.ref}': {str(error).splitlines()[-1]}") from error
         known.update({v.ref: t for v, t in zip(site.results, results, strict=True)})
     stored = [_stored(emit, layouts.get(v.ref, Plain()), v, known[v.ref]) for v in outputs]
@@ -282,12 +285,35 @@ def schedule(func: Any, vector: int) -> Any:
     for block in sch.get_child_blocks(root):
         if _is_reduction(sch, block) or block in sch.get_output_blocks(root):
             continue
-        if sch.get_consumers(block):
+        readers = len(sch.get_consumers(block))
+        if readers == 1 or (readers and not _calls_function(sch.get(block))):
             sch.compute_inline(block)
     for block in sch.get_child_blocks(root):
         if _is_reduction(sch, block):
             _spatial_innermost(sch, block, vector)
     return sch.mod["main"]
+
+
+def _calls_function(block: Any) -> bool:
+    """Whether a block evaluates a transcendental function, which several readers should not repeat."""
+    found: list[str] = []
+
+    def note(call: Any) -> None:
+        name = str(getattr(call.op, "name", ""))
+        if name not in _CHEAP:
+            found.append(name)
+
+    tvm_ffi.structural_walk(block.body, [(tirx.Call, note)])
+    return bool(found)
+
+
+_CHEAP = frozenset(
+    f"tirx.{name}"
+    for name in (
+        "if_then_else fabs floor ceil trunc nearbyint isnan isinf isfinite bitwise_and bitwise_or bitwise_xor "
+        "bitwise_not shift_left shift_right likely"
+    ).split()
+)
 
 
 def _is_reduction(sch: Any, block: Any) -> bool:
@@ -312,15 +338,18 @@ def run_site(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarra
 
     `arrays` by formal operand position; those of constant operands are ignored (the data is compiled in).
     """
-    kernel = lower_group([site], site.results, {}, 8)
+    stored = [v for v in site.results if v.size]  # nothing to compute for the others
+    if not stored:
+        return tuple(np.zeros(v.shape, v.dtype.numpy) for v in site.results)
+    kernel = lower_group([site], stored, {}, 8)
     built = tvm.tirx.build(tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}), target="llvm")
     by_ref = {v.ref: arrays[i] for i, v in site.operands.present()}
     feeds = [np.ascontiguousarray(by_ref[r]).reshape(site_shape(site, r)) for r in kernel.inputs]
-    outs = [np.zeros(v.shape or (1,), v.dtype.numpy) for v in site.results]
+    outs = [np.zeros(v.shape or (1,), v.dtype.numpy) for v in stored]
     tensors = [tvm.runtime.tensor(a) for a in [*feeds, *kernel.tables, *outs]]
     built["main"](*tensors)
-    made: Iterable[Any] = tensors[len(tensors) - len(outs) :]
-    return tuple(t.numpy().reshape(v.shape) for t, v in zip(made, site.results, strict=True))
+    made = {v.ref: t.numpy() for v, t in zip(stored, tensors[len(tensors) - len(outs) :], strict=True)}
+    return tuple(made.get(v.ref, np.zeros(0, v.dtype.numpy)).reshape(v.shape) for v in site.results)
 
 
 def site_shape(site: Site, ref: ValueRef) -> tuple[int, ...]:

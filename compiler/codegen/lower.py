@@ -8,8 +8,10 @@ and LLVM emits `int32_t symbol(void *, ...)`.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -44,26 +46,39 @@ def check_versions() -> None:
 
 
 def compile_kernels(funcs: Mapping[str, Any], target: Target) -> Compiled:
-    """Compile PrimFuncs by symbol for `target`. LoweringError names the kernel LLVM or a pass rejects."""
+    """Compile PrimFuncs by symbol for `target`. LoweringError names the kernel that TVM or LLVM rejects."""
     check_versions()
+    try:
+        return _compile(funcs, target)
+    except _TVM_ERRORS as error:
+        for symbol in sorted(funcs):
+            try:
+                _compile({symbol: funcs[symbol]}, target)
+            except _TVM_ERRORS as single:
+                raise LoweringError(f"TVM cannot compile kernel {symbol}: {_reason(single)}") from single
+        raise LoweringError(f"TVM cannot compile {len(funcs)} kernels together: {_reason(error)}") from error
+
+
+_TVM_ERRORS = (tvm.error.InternalError, ValueError, RuntimeError, TypeError)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _compile(funcs: Mapping[str, Any], target: Target) -> Compiled:
     tvm_target = tvm.target.Target(dict(target.tvm))
     named = {s: f.with_attr("global_symbol", s) for s, f in sorted(funcs.items())}
-    try:
-        module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(named))
-        module = tvm.ir.transform.Sequential(_loop_passes())(module)
-        module, scratch = _raw_pointers(module, tvm_target)
-        finish = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
-        module = tvm.ir.transform.Sequential(finish)(module)
-        built = tvm.get_global_func("target.build.llvm")(module, tvm_target)
-    except (tvm.error.TVMError, ValueError, RuntimeError) as error:
-        raise LoweringError(f"TVM could not compile {len(funcs)} kernels: {str(error).splitlines()[-1]}") from error
+    module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(named))
+    module = tvm.ir.transform.Sequential(_loop_passes())(module)
+    module, scratch = _raw_pointers(module, tvm_target)
+    module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
+    built = tvm.get_global_func("target.build.llvm")(module, tvm_target)
     return Compiled(_object_bytes(built), scratch)
 
 
 def _object_bytes(built: Any) -> bytes:
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernels.o")
         built.write_to_file(str(path), "o")

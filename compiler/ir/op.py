@@ -230,7 +230,7 @@ def _one_node(node: Node, operands: Operands, count: int) -> onnx.ModelProto:
     for i, value in operands.present():
         code = helper.np_dtype_to_tensor_dtype(value.dtype.numpy)
         if value.data is not None and value.size <= _SMALL and splat_value(value.data) is None:
-            constants.append(numpy_helper.from_array(np.ascontiguousarray(value.data), f"i{i}"))
+            constants.append(numpy_helper.from_array(np.asarray(value.data, order="C"), f"i{i}"))
         else:
             infos.append(helper.make_tensor_value_info(f"i{i}", code, value.shape))
     body = helper.make_graph(
