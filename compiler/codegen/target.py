@@ -72,7 +72,7 @@ class Target:
     driver_flags: tuple[str, ...]
     """C compiler flags of the driver: the baseline of the architecture, so that its CPU check runs anywhere."""
     compilers: tuple[str, ...]
-    """C compilers to look for on PATH, best first."""
+    """C compilers to look for on PATH, best first; one counts only if it compiles for `arch`."""
     zig: str
     """Target of `zig cc`; its suffix is the oldest glibc the library runs on."""
     machine: Machine
@@ -163,7 +163,7 @@ def _aarch64(name: str, mcpu: str, features: tuple[Feature, ...], machine: Machi
         vector_registers=machine.vector_registers,
         features=features,
         driver_flags=("-march=armv8-a", "-mno-outline-atomics"),
-        compilers=("aarch64-linux-gnu-gcc",),
+        compilers=("aarch64-linux-gnu-gcc", "gcc", "cc"),
         zig="aarch64-linux-gnu.2.28",
         machine=machine,
         emulator=Emulator(("qemu-aarch64-static", "qemu-aarch64"), emulated, "/usr/aarch64-linux-gnu"),
@@ -182,7 +182,7 @@ _ARMV7_NEON = Target(
     vector_registers=16,
     features=_ARMV7,
     driver_flags=("-march=armv7-a", "-mfpu=vfpv3-d16", "-mfloat-abi=hard"),
-    compilers=("arm-linux-gnueabihf-gcc",),
+    compilers=("arm-linux-gnueabihf-gcc", "gcc", "cc"),
     zig="arm-linux-gnueabihf.2.28",
     machine=CORTEX_A7,
     emulator=Emulator(("qemu-arm-static", "qemu-arm"), "cortex-a7", "/usr/arm-linux-gnueabihf"),
@@ -203,9 +203,9 @@ _HOST_CANDIDATES = (
     _X86_64_V4,
     _X86_64_V3,
     _x86("x86-64", "x86-64", (), X86_64),
-    dataclasses.replace(_AARCH64[2], compilers=("aarch64-linux-gnu-gcc", "gcc", "cc")),
-    dataclasses.replace(_AARCH64[1], compilers=("aarch64-linux-gnu-gcc", "gcc", "cc")),
-    dataclasses.replace(_ARMV7_NEON, compilers=("arm-linux-gnueabihf-gcc", "gcc", "cc")),
+    _AARCH64[2],
+    _AARCH64[1],
+    _ARMV7_NEON,
 )
 
 

@@ -1,0 +1,261 @@
+"""The C interface of a library: names, types, entries. Everything that the driver, the header, the selftest, the
+manifest and the Python runtime must agree on is decided here, once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from compiler.codegen.program import Argument, Call, Library, Port, Program
+from compiler.errors import ConfigError
+from compiler.ir.types import DType
+
+ABI = 1
+LEVELS = 1
+"""Sparsity levels in a library; level 0 is the densest."""
+ALIGNMENT = 64
+"""Bytes; of the pool, the workspace, and every buffer in them."""
+MOST_TASKS = 64
+SPECIALISED_CALLS = 20_000
+"""Above this many calls over all listed subsets they share the table instead of straight-line functions."""
+
+MESSAGES = (
+    "done",
+    "null or misaligned pointer",
+    "workspace too small",
+    "subset not in this bundle",
+    "level not in this bundle",
+    "CPU lacks a required feature",
+    "other ABI: size of the call structure",
+    "kernel failure",
+)
+"""Meaning of return code i."""
+
+_C_TYPES = {
+    DType.FLOAT16: "uint16_t",
+    DType.FLOAT32: "float",
+    DType.FLOAT64: "double",
+    DType.INT8: "int8_t",
+    DType.INT16: "int16_t",
+    DType.INT32: "int32_t",
+    DType.INT64: "int64_t",
+    DType.UINT8: "uint8_t",
+    DType.UINT16: "uint16_t",
+    DType.UINT32: "uint32_t",
+    DType.UINT64: "uint64_t",
+    DType.BOOL: "uint8_t",
+}
+
+# Words a parameter cannot be called, in C or in C++; `call` is the last parameter of every entry.
+_RESERVED = frozenset(
+    """
+    alignas alignof and and_eq asm auto bitand bitor bool break call case catch char char8_t char16_t char32_t
+    class co_await co_return co_yield compl concept const const_cast consteval constexpr constinit continue
+    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if
+    inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public
+    register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
+    switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual
+    void volatile wchar_t while xor xor_eq
+    """.split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """An input or output of the library: its port, owner, and name in C prototypes."""
+
+    port: Port
+    task: str
+    """Empty for inputs."""
+    identifier: str
+    mask: int
+    """Tasks that need it: the readers of an input, the owner of an output."""
+
+    @property
+    def c_type(self) -> str:
+        """Element type in C; 16-bit floats travel as their bit pattern, booleans as bytes."""
+        return _C_TYPES[self.port.type.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A listed subset: its C function, macro suffix, and workspace in bytes (a multiple of 64, never 0)."""
+
+    mask: int
+    tasks: tuple[str, ...]
+    symbol: str
+    workspace_macro: str
+    workspace_bytes: int
+    specialised: bool
+    """False where the subset runs through the table of the full program."""
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The C interface of one library."""
+
+    name: str
+    tasks: tuple[str, ...]
+    inputs: tuple[Parameter, ...]
+    outputs: tuple[Parameter, ...]
+    entries: tuple[Entry, ...]
+    table_workspace: int
+    """Bytes a subset without an entry of its own needs."""
+    needs_table: bool
+    """True where some non-empty subset has no specialised function."""
+
+    @property
+    def upper(self) -> str:
+        """Prefix of every macro."""
+        return self.name.upper()
+
+    @property
+    def all_mask(self) -> int:
+        return (1 << len(self.tasks)) - 1
+
+    @property
+    def workspace_max(self) -> int:
+        """Bytes that are enough for every subset."""
+        return max([e.workspace_bytes for e in self.entries] + [self.table_workspace] * self.needs_table)
+
+    def workspace(self, mask: int) -> int:
+        """Bytes the subset `mask` needs."""
+        return next((e.workspace_bytes for e in self.entries if e.mask == mask), self.table_workspace)
+
+    def task_macro(self, task: str) -> str:
+        return f"{self.upper}_{task.upper()}"
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Every function the library exports, sorted."""
+        fixed = ("abi", "build_id", "cpu_missing", "run", "strerror", "workspace")
+        return tuple(sorted([*(f"{self.name}_{f}" for f in fixed), *(e.symbol for e in self.entries)]))
+
+    @property
+    def pool_symbol(self) -> str:
+        return f"w_{self.name}_pool"
+
+
+def task_names(tasks: tuple[str, ...], mask: int) -> tuple[str, ...]:
+    """The tasks whose bit is set in `mask`, in task order."""
+    return tuple(t for i, t in enumerate(tasks) if mask >> i & 1)
+
+
+def interface(library: Library) -> Interface:
+    """Decide every name. Raises ConfigError that lists all names that are invalid or would clash."""
+    tasks = tuple(t.name for t in library.tasks)
+    _check_names(library.name, tasks)
+    inputs, outputs = _parameters(library)
+    specialised = sum(len(p.calls) for p in library.programs) <= SPECIALISED_CALLS
+    table_workspace = _round_up(library.full.workspace_bytes)
+    entries = tuple(
+        _entry(library.name, tasks, p, specialised, table_workspace)
+        for p in sorted(library.programs, key=lambda p: p.mask)
+    )
+    needs_table = not specialised or len(entries) < (1 << len(tasks)) - 1
+    face = Interface(library.name, tasks, inputs, outputs, entries, table_workspace, needs_table)
+    _check_macros(face)
+    return face
+
+
+def _entry(name: str, tasks: tuple[str, ...], program: Program, specialised: bool, table_workspace: int) -> Entry:
+    chosen = task_names(tasks, program.mask)
+    joined = "__".join(chosen)
+    return Entry(
+        mask=program.mask,
+        tasks=chosen,
+        symbol=f"{name}_run_{joined}",
+        workspace_macro=f"{name.upper()}_WORKSPACE_{joined.upper()}",
+        workspace_bytes=_round_up(program.workspace_bytes) if specialised else table_workspace,
+        specialised=specialised,
+        calls=program.calls,
+    )
+
+
+def _round_up(size: int) -> int:
+    """A multiple of the alignment; at least one unit, since 0 means "not in this bundle"."""
+    return max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
+
+
+def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
+    taken: set[str] = set()
+    readers = [0] * len(library.inputs)
+    for call in library.full.calls:
+        for argument in call.arguments:
+            if argument.kind == "input":
+                readers[argument.at] |= call.mask
+    inputs = tuple(
+        Parameter(port, "", _identifier(port.name, taken), mask)
+        for port, mask in zip(library.inputs, readers, strict=True)
+    )
+    outputs = tuple(
+        Parameter(port, task.name, _identifier(_output_name(task.name, port, len(task.outputs)), taken), 1 << i)
+        for i, task in enumerate(library.tasks)
+        for port in task.outputs
+    )
+    return inputs, outputs
+
+
+def _output_name(task: str, port: Port, count: int) -> str:
+    return task if count == 1 else f"{task}_{port.label}"
+
+
+def _identifier(text: str, taken: set[str]) -> str:
+    """A C and C++ parameter name like `text` that is not in `taken`, which it joins."""
+    word = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_") or "x"
+    word = f"x{word}" if word[0].isdigit() else word
+    while word in _RESERVED or word in taken:
+        word += "_"
+    taken.add(word)
+    return word
+
+
+def _check_names(name: str, tasks: tuple[str, ...]) -> None:
+    rule = re.compile(r"[a-z][a-z0-9_]*\Z")
+    problems = [f"name '{name}' must match [a-z][a-z0-9_]*"] * (not rule.match(name))
+    for task in tasks:
+        if not rule.match(task) or "__" in task:
+            problems.append(f"task '{task}' must match [a-z][a-z0-9_]* and not contain '__'")
+    problems += [f"task '{t}' appears twice" for t in _duplicates(tasks)]
+    if not 0 < len(tasks) <= MOST_TASKS:
+        problems.append(f"{len(tasks)} tasks; a library holds 1 to {MOST_TASKS}")
+    if problems:
+        raise ConfigError("names that cannot become C names:\n  " + "\n  ".join(problems))
+
+
+def _check_macros(face: Interface) -> None:
+    fixed = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "WORKSPACE_MAX")
+    macros = [f"{face.upper}_{m}" for m in fixed]
+    macros += [face.task_macro(t) for t in face.tasks] + [e.workspace_macro for e in face.entries]
+    clashes = _duplicates(macros) + [face.task_macro(t) for t in face.tasks if t.startswith("cpu_")]
+    if clashes:
+        raise ConfigError(
+            f"task names make these macros of the header ambiguous: {', '.join(clashes)}; rename the task"
+        )
+
+
+def _duplicates(items: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return sorted({i for i in items if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
+
+
+def c_comment(text: str) -> str:
+    """`text` made safe inside a C comment: names from models are data."""
+    return re.sub(r"[^ -~]|\\", "?", text).replace("*/", "*?").replace("/*", "?*")
+
+
+def describe(parameter: Parameter) -> str:
+    """One line for comments: name, type, shape."""
+    owner = f"task {parameter.task}, " if parameter.task else ""
+    return c_comment(f"{owner}{parameter.port.label}: {parameter.port.type}")
+
+
+def argument_text(argument: Argument) -> str:
+    """A kernel argument as the driver writes it."""
+    return f"{_MACROS[argument.kind]}({argument.at})"
+
+
+_MACROS = {"input": "IN", "output": "OUT", "pool": "POOL", "workspace": "WS"}
