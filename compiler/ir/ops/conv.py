@@ -1,109 +1,194 @@
-"""Convolution operators."""
+"""Convolution and transposed convolution in any number of spatial dimensions."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from compiler.ir.graph import Attrs, Operands, Site
-from compiler.ir.op import Emitter, Expr, Kept, MacOp, Rebuilt, Tensor, Tie, entrywise, identity
+from compiler.ir.op import Emitter, Expr, Kept, MacOp, Rebuilt, Tensor, Tie, entrywise
+from compiler.ir.ops.elementwise import required
+from compiler.ir.ops.windows import Windows, spatial_attrs, split_pads
 from compiler.ir.types import Axis
 
 
-def spatial_attrs(attrs: Attrs, spatial: Sequence[int], kernel: Sequence[int]) -> Attrs:
-    """Explicit kernel_shape, strides, dilations and pads (begin.., end..) for `spatial` input extents.
+class Convolving(MacOp):
+    """What a convolution and its transpose share: grouped channels, bias, attributes.
 
-    `auto_pad` is resolved here (ONNX operator specification, Conv) and becomes NOTSET.
+    Input channels are numbered group * columns + column, output channels group * rows + row. The weight has one
+    flat axis (0) and one that counts within a group (1): [group * rows, columns, ...] for a convolution,
+    [group * columns, rows, ...] for the transpose.
     """
-    n = len(spatial)
-    strides = tuple(attrs.get("strides") or (1,) * n)
-    dilations = tuple(attrs.get("dilations") or (1,) * n)
-    pads = tuple(attrs.get("pads") or (0,) * 2 * n)
-    auto = attrs.get("auto_pad", "NOTSET")
-    if auto == "VALID":
-        pads = (0,) * 2 * n
-    elif auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-            for size, s, k, d in zip(spatial, strides, kernel, dilations, strict=True)
-        ]
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = (*small, *large) if auto == "SAME_UPPER" else (*large, *small)
-    return {
-        **attrs,
-        "kernel_shape": tuple(kernel),
-        "strides": strides,
-        "dilations": dilations,
-        "pads": pads,
-        "auto_pad": "NOTSET",
-    }
+
+    transposed = False
+
+    def channels(self, site: Site) -> tuple[int, int, int]:
+        """(groups, input channels per group, output channels per group)."""
+        group, (flat, each) = site.int("group"), site.operands[1].shape[:2]
+        return (group, flat // group, each) if self.transposed else (group, each, flat // group)
+
+    def whole_groups(self, site: Site) -> bool:
+        """Whether channels come and go with their group, because a group has one input or one output channel."""
+        group, columns, rows = self.channels(site)
+        return group > 1 and min(columns, rows) == 1
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        x, weight, y, bias = site.operands[0], site.operands[1], site.results[0], site.operands.optional(2)
+        group, columns, rows = self.channels(site)
+        yield entrywise(x.axis(0), y.axis(0), np.arange(y.shape[0]))
+        inputs, outputs = [x.axis(1)], [y.axis(1)]
+        (inputs if self.transposed else outputs).append(weight.axis(0))
+        if bias is not None:
+            outputs.append(bias.axis(0))
+        if self.whole_groups(site):
+            parent = Axis(site.node.ref, "group")
+            yield from (entrywise(parent, a, np.arange(group * columns) // columns) for a in inputs)
+            yield from (entrywise(parent, a, np.arange(group * rows) // rows) for a in outputs)
+            return
+        within = "row" if self.transposed else "column"
+        for name, axes, size in (("column", inputs, columns), ("row", outputs, rows)):
+            # each group must keep the same slots, or `group` could not describe what remains
+            parent = weight.axis(1) if name == within else Axis(site.node.ref, name)
+            yield from (entrywise(parent, a, np.arange(group * size) % size) for a in axes)
+
+    def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
+        group, columns, _ = self.channels(site)
+        if self.whole_groups(site):
+            group = len(kept.of(site.operands[0], 1)) // columns
+        return Rebuilt({**site.attrs, "group": group})
 
 
-def grouped_input(site: Site, x_axis: Axis, group: int) -> Iterator[Tie]:
-    """Ties between the input channels and the weight of a convolution (operand 1, [O, I / group, ...]).
-
-    One group: input channel j is weight column j. Depthwise: output channel j needs input channel
-    j // multiplier. Otherwise the columns are a slot axis shared by all groups: equal count per group.
-    """
-    weight = site.operands[1]
-    rows, columns = weight.shape[:2]
-    if group == 1:
-        yield entrywise(x_axis, weight.axis(1), np.arange(columns))
-    elif columns == 1:
-        yield entrywise(x_axis, weight.axis(0), np.arange(rows) // (rows // group))
-    else:
-        slot = Axis(site.node.ref, "slot")
-        yield entrywise(slot, weight.axis(1), np.arange(columns))
-        yield entrywise(slot, x_axis, np.arange(columns * group) % columns)
+def add_bias(emit: Emitter, site: Site, total: Tensor, bias: Tensor | None) -> Tensor:
+    """`total` [N, O, ...] plus bias [O] where there is one."""
+    if bias is None:
+        return total
+    y = site.results[0]
+    return emit.compute(y.shape, y.dtype, lambda n, o, *at: total(n, o, *at) + bias(o))
 
 
-class Conv(MacOp):
+def optional(tensors: Sequence[Tensor | None], index: int) -> Tensor | None:
+    """The lowered operand at `index`, if it was given."""
+    return tensors[index] if index < len(tensors) else None
+
+
+def with_bias(values: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """`values` [N, O, ...] plus bias [O]."""
+    return values if bias is None else values + bias.reshape(-1, *(1,) * (values.ndim - 2))
+
+
+class Conv(Convolving):
     """N-dimensional convolution: x [N, C, ...], weight [O, C / group, ...], optional bias [O]."""
 
     name = "Conv"
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
-        return spatial_attrs(attrs, operands[0].shape[2:], operands[1].shape[2:])
+        return {"group": 1, **spatial_attrs(attrs, operands[0].shape[2:], operands[1].shape[2:])}
 
     def macs(self, site: Site) -> int:
         return site.results[0].size * math.prod(site.operands[1].shape[1:])
 
-    def ties(self, site: Site) -> Iterator[Tie]:
-        x, weight, y = site.operands[0], site.operands[1], site.results[0]
-        yield identity(weight, 0, y, 1)
-        bias = site.operands.optional(2)
-        if bias is not None:
-            yield identity(weight, 0, bias, 0)
-        yield from grouped_input(site, x.axis(1), site.int("group"))
-
-    def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
-        group = site.int("group")
-        if group > 1 and site.operands[1].shape[1] == 1:
-            group = len(kept.of(site.operands[0], 1))
-        return Rebuilt({**site.attrs, "group": group})
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, weight, *bias = arrays
+        assert x is not None and weight is not None
+        group, y = site.int("group"), site.results[0]
+        _, columns, rows = self.channels(site)
+        kernel = weight.reshape(group, rows, columns, -1)
+        total = np.zeros((y.shape[0], group, rows, math.prod(y.shape[2:])), x.dtype)
+        for tap, view in enumerate(Windows.of(site).views(x, 0)):
+            total += np.matmul(kernel[..., tap], view.reshape(view.shape[0], group, columns, -1))
+        return (with_bias(total.reshape(y.shape), bias[0] if bias else None),)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        x, w, y = tensors[0], tensors[1], site.results[0]
-        assert x is not None and w is not None
-        bias = tensors[2] if len(tensors) > 2 else None
-        strides, dilations, pads = site.ints("strides"), site.ints("dilations"), site.ints("pads")
-        spatial, rows, columns = x.shape[2:], w.shape[0] // site.int("group"), w.shape[1]
+        x, w, y = required(tensors), required(tensors, 1), site.results[0]
+        group, columns, rows = self.channels(site)
+        windows, zero = Windows.of(site), emit.const(0, y.dtype)
+        n = len(windows.kernel)
 
-        def product(n: Expr, o: Expr, *rest: Expr) -> Expr:
-            at, c, taps = rest[: len(spatial)], rest[len(spatial)], rest[len(spatial) + 1 :]
-            steps = zip(at, strides, taps, dilations, pads, strict=False)
-            where = [p * s + t * d - low for p, s, t, d, low in steps]
-            channel = o // rows * columns + c if site.int("group") > 1 else c
-            value = x(n, channel, *where)
-            for position, size, low, tap in zip(where, spatial, pads, w.shape[2:], strict=False):
-                if low or tap > 1 or any(pads):
-                    inside = emit.call("and", position >= 0, position < size)
-                    value = emit.select(inside, value, emit.const(0, x.dtype))
-            return value * w(o, c, *taps)
+        def product(batch: Expr, o: Expr, *rest: Expr) -> Expr:
+            at, c, tap = rest[:n], rest[n], rest[n + 1 :]
+            channel = c if group == 1 else o // rows * columns + c
+            return windows.read(emit, x, (batch, channel), windows.position(at, tap), zero) * w(o, c, *tap)
 
         total = emit.reduce(y.shape, y.dtype, w.shape[1:], "sum", product)
-        if bias is None:
-            return (total,)
-        return (emit.compute(y.shape, y.dtype, lambda n, o, *at: total(n, o, *at) + bias(o)),)
+        return (add_bias(emit, site, total, optional(tensors, 2)),)
+
+
+class ConvTranspose(Convolving):
+    """Transposed convolution: x [N, C, ...], weight [C, O / group, ...], optional bias [O].
+
+    Element i of x adds to y at i * stride + tap * dilation - pad. `output_shape` and `auto_pad` become pads.
+    """
+
+    name = "ConvTranspose"
+    transposed = True
+
+    def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
+        spatial, kernel = operands[0].shape[2:], operands[1].shape[2:]
+        plain = {k: v for k, v in attrs.items() if k not in ("auto_pad", "output_shape")}
+        full = {**spatial_attrs(plain, spatial, kernel), "group": attrs.get("group", 1)}
+        extra = list(attrs.get("output_padding") or (0,) * len(spatial))
+        auto, wanted = attrs.get("auto_pad", "NOTSET"), attrs.get("output_shape")
+        if auto.startswith("SAME") and not wanted:
+            wanted = [i * s for i, s in zip(spatial, full["strides"], strict=True)]
+        if wanted:
+            sizes = zip(spatial, full["strides"], kernel, full["dilations"], extra, wanted, strict=False)
+            total = [s * (i - 1) + e + (k - 1) * d + 1 - want for i, s, k, d, e, want in sizes]
+            extra = [e + max(-t, 0) for e, t in zip(extra, total, strict=True)]
+            full["pads"] = split_pads([max(t, 0) for t in total], auto != "SAME_LOWER" and auto != "NOTSET")
+        return {**full, "output_padding": tuple(extra)}
+
+    def macs(self, site: Site) -> int:
+        return site.operands[0].size * math.prod(site.operands[1].shape[1:])
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, weight, *bias = arrays
+        assert x is not None and weight is not None
+        (group, columns, rows), y, n = self.channels(site), site.results[0], x.shape[0]
+        strides, dilations, pads = site.ints("strides"), site.ints("dilations"), site.ints("pads")
+        half = len(strides)
+        full = [size + pads[i] + pads[half + i] for i, size in enumerate(y.shape[2:])]
+        total = np.zeros((n, group * rows, *full), x.dtype)
+        kernel = weight.reshape(group, columns, rows, -1).swapaxes(1, 2)
+        columned = x.reshape(n, group, columns, -1)
+        for number, tap in enumerate(itertools.product(*map(range, weight.shape[2:]))):
+            part = np.matmul(kernel[..., number], columned)
+            begins = [t * d for t, d in zip(tap, dilations, strict=True)]
+            ends = zip(begins, x.shape[2:], strides, strict=True)
+            where: tuple[Any, ...] = (..., *(slice(b, b + (size - 1) * s + 1, s) for b, size, s in ends))
+            total[where] += part.reshape(n, group * rows, *x.shape[2:])
+        inner: tuple[Any, ...] = (..., *(slice(pads[i], pads[i] + size) for i, size in enumerate(y.shape[2:])))
+        return (with_bias(total[inner], bias[0] if bias else None),)
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, w, y = required(tensors), required(tensors, 1), site.results[0]
+        _, columns, rows = self.channels(site)
+        strides, dilations, pads = site.ints("strides"), site.ints("dilations"), site.ints("pads")
+        kernel, n = w.shape[2:], len(strides)
+        # a multiple of the stride that keeps the dividend non-negative
+        lifts = [
+            -(-max((k - 1) * d - low, 0) // s)
+            for k, d, s, low in zip(kernel, dilations, strides, pads, strict=False)
+        ]
+
+        def product(batch: Expr, o: Expr, *rest: Expr) -> Expr:
+            at, c, tap = rest[:n], rest[n], rest[n + 1 :]
+            where, condition = [], None
+            for p, t, s, d, low, lift, size in zip(
+                at, tap, strides, dilations, pads, lifts, x.shape[2:], strict=False
+            ):
+                lifted = p + (low + lift * s) - t * d
+                index = lifted // s - lift
+                checks = [index >= 0, index < size] + ([(lifted % s) == 0] if s > 1 else [])
+                for check in checks:
+                    condition = check if condition is None else emit.call("and", condition, check)
+                where.append(index)
+            channel = o // rows * columns + c
+            value = x(batch, channel, *where) * w(channel, o % rows, *tap)
+            return emit.select(condition, value, emit.const(0, y.dtype))
+
+        total = emit.reduce(y.shape, y.dtype, (columns, *kernel), "sum", product)
+        return (add_bias(emit, site, total, optional(tensors, 2)),)

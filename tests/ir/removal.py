@@ -1,0 +1,125 @@
+"""The removal oracle: deleting a closure of entries equals zeroing them, on one operator.
+
+Written apart from `compiler.ir.ties` on purpose, entry by entry, so that both cannot be wrong the same way.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from compiler.ir.graph import Site
+from compiler.ir.op import Kept, Kind, Tie
+from compiler.ir.types import Axis, ValueRef
+from tests.ir.op_case import Constant, make_site
+
+Removed = dict[Axis, set[int]]
+
+
+def parents(ties: Iterable[Tie]) -> dict[Axis, list[Tie]]:
+    """Many-to-one ties into each axis."""
+    found: dict[Axis, list[Tie]] = defaultdict(list)
+    for tie in ties:
+        known = tie.index[tie.index >= 0]
+        if len(np.unique(known)) < len(known):
+            found[tie.b].append(tie)
+    return found
+
+
+def products(ties: Iterable[Tie]) -> set[Axis]:
+    """Axes that are the product of several parents (heads x width): entries go with a parent, never alone."""
+    return {axis for axis, into in parents(ties).items() if len({t.a for t in into}) > 1}
+
+
+def closure(ties: list[Tie], seed: Axis, entry: int) -> Removed:
+    """Everything that goes when one entry goes."""
+    compound = products(ties)
+    removed: Removed = defaultdict(set)
+    todo = [(seed, entry)]
+    while todo:
+        axis, j = todo.pop()
+        if j in removed[axis]:
+            continue
+        removed[axis].add(j)
+        for tie in ties:
+            if tie.a == axis:
+                todo += [(tie.b, int(k)) for k in np.flatnonzero(tie.index == j)]
+            if tie.b == axis and tie.index[j] >= 0 and axis not in compound:
+                todo.append((tie.a, int(tie.index[j])))
+    return {axis: entries for axis, entries in removed.items() if entries}
+
+
+def axis_sizes(site: Site, ties: list[Tie]) -> dict[Axis, int]:
+    """Sizes of the real axes, and of the virtual ones by the entries their ties name."""
+    values = {v.ref: v for v in [*(v for _, v in site.operands.present()), *site.results]}
+    sizes = {}
+    for tie in ties:
+        for axis in (tie.a, tie.b):
+            if isinstance(axis.owner, ValueRef):
+                sizes[axis] = values[axis.owner].shape[int(axis.dim)]
+        if tie.a not in sizes:
+            sizes[tie.a] = int(tie.index.max()) + 1
+    for tie in ties:
+        sizes.setdefault(tie.b, len(tie.index))
+    return sizes
+
+
+def removable(site: Site) -> dict[Axis, list[Removed]]:
+    """Per seed axis the distinct closures that leave at least one entry everywhere and touch no MIXED axis."""
+    ties = list(site.node.op.ties(site))
+    frozen = {axis for t in ties if t.kind is Kind.MIXED for axis in (t.a, t.b)}
+    entrywise = [t for t in ties if t.kind is Kind.ENTRYWISE]
+    sizes, compound = axis_sizes(site, ties), products(entrywise)
+    found: dict[Axis, list[Removed]] = defaultdict(list)
+    for axis in dict.fromkeys(a for t in entrywise for a in (t.a, t.b)):
+        if axis in compound:
+            continue
+        for entry in range(sizes[axis]):
+            removed = closure(entrywise, axis, entry)
+            if (
+                not any(a in frozen or len(r) >= sizes[a] for a, r in removed.items())
+                and removed not in found[axis]
+            ):
+                found[axis].append(removed)
+    return {axis: closures for axis, closures in found.items() if closures}
+
+
+def kept_of(site: Site, removed: Removed) -> Kept:
+    """The entries that survive."""
+    sizes = axis_sizes(site, list(site.node.op.ties(site)))
+    return Kept({a: np.array(sorted(set(range(sizes[a])) - r), np.int64) for a, r in removed.items()})
+
+
+def slice_array(array: np.ndarray, value_ref: ValueRef, kept: Kept) -> np.ndarray:
+    """`array` with only the kept entries on every axis."""
+    for dim in range(array.ndim):
+        entries = kept.entries.get(Axis(value_ref, dim))
+        if entries is not None:
+            array = np.take(array, entries, axis=dim)
+    return array
+
+
+def zeroed(array: np.ndarray, value_ref: ValueRef, removed: Removed) -> np.ndarray:
+    """`array` with the removed entries set to zero on every axis."""
+    array = array.copy()
+    for dim in range(array.ndim):
+        gone = sorted(removed.get(Axis(value_ref, dim), ()))
+        array[(slice(None),) * dim + (gone,)] = 0
+    return array
+
+
+def smaller_site(site: Site, arrays: list[np.ndarray | None], kept: Kept) -> tuple[Site, list[np.ndarray | None]]:
+    """The site after surgery, with its operand values."""
+    rebuilt = site.node.op.rebuild(site, kept)
+    operands: list[np.ndarray | Constant | None] = []
+    for i, array in enumerate(arrays):
+        value = site.operands.optional(i)
+        if value is None or array is None:
+            operands.append(None)
+            continue
+        data = rebuilt.constants.get(i, slice_array(array, value.ref, kept))
+        operands.append(Constant(data) if value.data is not None else data)
+    small = make_site(site.node.op.name, operands, rebuilt.attrs, len(site.results))
+    return small, [o.array if isinstance(o, Constant) else o for o in operands]

@@ -1,0 +1,218 @@
+"""Every operator of the registry on small cases: shapes, values, cost, ties and lowering.
+
+An operator is tested in full by adding cases to `op_cases_a.py` or `op_cases_b.py`; one without cases fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from compiler.errors import CompilerError
+from compiler.ir.graph import Site
+from compiler.ir.op import IR_VERSION, OPSET, Kind, Op, infer_by_onnx, to_onnx_node
+from compiler.ir.types import Axis, NodeRef
+from tests.ir import op_cases_a, op_cases_b
+from tests.ir.op_case import OpCase, site_of
+from tests.ir.removal import kept_of, removable, slice_array, smaller_site, zeroed
+
+CASES = [*op_cases_a.CASES, *op_cases_b.CASES]
+REFUSED = [*op_cases_a.REFUSED, *op_cases_b.REFUSED]
+DISAGREEMENTS = {**op_cases_a.DISAGREEMENTS, **op_cases_b.DISAGREEMENTS}
+"""Case id -> why onnxruntime cannot be the oracle there; onnx.reference is compared instead unless the case
+names its own oracle."""
+
+LOWERING = 1e-5  # float32 sums in another order, relative to the largest element
+
+
+def case_id(case: OpCase) -> str:
+    return f"{case.op}-{case.id}"
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+
+
+def test_every_operator_has_cases():
+    missing = sorted(set(Op.registry) - {c.op for c in CASES})
+    assert not missing, f"operators without cases in tests/ir/op_cases_*.py: {', '.join(missing)}"
+
+
+def test_ids_are_unique():
+    ids = [case_id(c) for c in CASES]
+    assert len(set(ids)) == len(ids), sorted({i for i in ids if ids.count(i) > 1})
+
+
+def test_disagreements_name_cases():
+    assert set(DISAGREEMENTS) <= {case_id(c) for c in CASES}
+
+
+# ---------------------------------------------------------------------- oracles
+def one_node_model(site: Site) -> onnx.ModelProto:
+    """The site as a checked ONNX model whose operands are all graph inputs, except constants."""
+    names = ["" if site.operands.optional(i) is None else f"i{i}" for i in range(len(site.operands))]
+    outputs = [f"o{i}" for i in range(len(site.results))]
+
+    def info(name: str, value) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype.numpy), value.shape)
+
+    constants = [
+        onnx.numpy_helper.from_array(np.asarray(v.data, order="C"), f"i{i}")
+        for i, v in site.operands.present()
+        if v.data is not None
+    ]
+    body = helper.make_graph(
+        [to_onnx_node(site.node, names, outputs)],
+        "one",
+        [info(f"i{i}", v) for i, v in site.operands.present() if v.data is None],
+        [info(o, v) for o, v in zip(outputs, site.results, strict=True)],
+        constants,
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def by_onnxruntime(site: Site, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    text = one_node_model(site).SerializeToString()
+    return onnxruntime.InferenceSession(text, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def expected(case: OpCase, site: Site) -> Sequence[np.ndarray]:
+    """What an implementation other than ours computes."""
+    if callable(case.oracle):
+        return case.oracle(*case.arrays(), **case.attrs)
+    feeds = {f"i{i}": case.arrays()[i] for i, v in site.operands.present() if v.data is None}
+    if case.oracle == "reference" or case_id(case) in DISAGREEMENTS:
+        return ReferenceEvaluator(one_node_model(site)).run(None, feeds)
+    return by_onnxruntime(site, feeds)
+
+
+def assert_close(got: np.ndarray, want: np.ndarray, limit: float, where: str) -> None:
+    """Equal type, shape and values, relative to the largest finite element; NaN and infinity at the same places."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{where}: shape {got.shape}, expected {want.shape}"
+    assert got.dtype == want.dtype, f"{where}: type {got.dtype}, expected {want.dtype}"
+    if got.dtype.kind != "f":
+        assert np.array_equal(got, want), f"{where}: {got}, expected {want}"
+        return
+    finite = np.isfinite(want)
+    assert np.array_equal(np.isfinite(got), finite), f"{where}: not finite at other places"
+    assert np.array_equal(got[~finite], want[~finite], equal_nan=True), f"{where}: other infinities"
+    scale = max(float(np.abs(want[finite]).max(initial=0)), 1e-30)
+    worst = float(np.abs(got[finite].astype(np.float64) - want[finite]).max(initial=0)) / scale
+    assert worst <= limit, f"{where}: differs by {worst:.1e} of scale (limit {limit:.0e})"
+
+
+# ---------------------------------------------------------------------- shapes, values, cost
+@every_case
+def test_inferred_types_are_those_of_onnx(case: OpCase):
+    site = site_of(case)
+    by_onnx = infer_by_onnx(site.node, site.operands, case.results)
+    assert by_onnx == tuple(v.type for v in site.results)
+
+
+@every_case
+def test_normalised_attributes_stay(case: OpCase):
+    site = site_of(case)
+    assert dict(site.node.op.normalise(site.attrs, site.operands)) == dict(site.attrs)
+
+
+@every_case
+def test_evaluate_agrees_with_another_implementation(case: OpCase):
+    site = site_of(case)
+    got, want = site.node.op.evaluate(site, case.arrays()), expected(case, site)
+    assert len(got) == case.results
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        assert g.shape == site.results[i].shape
+        assert g.dtype == site.results[i].dtype.numpy
+        assert_close(g, w, case.tolerance, f"result {i}")
+
+
+@every_case
+def test_cost_is_the_formula(case: OpCase):
+    site = site_of(case)
+    assert site.node.op.macs(site) == case.macs
+    flops = site.node.op.flops(site)
+    assert flops == (2 * case.macs if case.flops is None else case.flops)
+
+
+# ---------------------------------------------------------------------- ties
+def axis_name(axis: Axis) -> str:
+    return f"{axis.owner}.{axis.dim}"
+
+
+@every_case
+def test_ties_fit(case: OpCase):
+    site = site_of(case)
+    sizes = {v.ref: v.shape for v in [*(v for _, v in site.operands.present()), *site.results]}
+    for tie in site.node.op.ties(site):
+        for axis in (tie.a, tie.b):
+            assert axis.owner == site.node.ref or axis.owner in sizes
+        assert tie.index.ndim == 1
+        assert tie.index.min(initial=0) >= -1
+        if not isinstance(tie.b.owner, NodeRef):
+            assert len(tie.index) == sizes[tie.b.owner][int(tie.b.dim)]
+        if not isinstance(tie.a.owner, NodeRef):
+            assert tie.index.max(initial=0) < sizes[tie.a.owner][int(tie.a.dim)]
+
+
+@every_case
+def test_axes_that_can_shrink_are_the_expected_ones(case: OpCase):
+    site = site_of(case)
+    if case.free is not None:
+        real = {a for closures in removable(site).values() for r in closures for a in r}
+        assert {axis_name(a) for a in real if not isinstance(a.owner, NodeRef)} == set(case.free.split())
+    mixed = {a for t in site.node.op.ties(site) if t.kind is Kind.MIXED for a in (t.a, t.b)}
+    if case.mixed is not None:
+        assert {axis_name(a) for a in mixed if not isinstance(a.owner, NodeRef)} == set(case.mixed.split())
+
+
+@every_case
+def test_removing_entries_equals_zeroing_them(case: OpCase):
+    site, arrays = site_of(case), case.arrays()
+    op, rng = site.node.op, np.random.default_rng(3)
+    for axis, closures in removable(site).items():
+        removed = closures[rng.integers(len(closures))]
+        kept = kept_of(site, removed)
+        masked = [
+            None
+            if v is None
+            else (arrays[i] if v.data is not None and v.dtype.is_integer else zeroed(arrays[i], v.ref, removed))
+            for i, v in ((i, site.operands.optional(i)) for i in range(len(arrays)))
+        ]
+        whole = op.evaluate(site, masked)
+        small, operands = smaller_site(site, arrays, kept)
+        for got, want, value in zip(op.evaluate(small, operands), whole, site.results, strict=True):
+            expected_part = slice_array(want, value.ref, kept)
+            assert_close(got, expected_part, 1e-5, f"{case_id(case)} without {axis_name(axis)}: {value.ref}")
+
+
+# ---------------------------------------------------------------------- lowering
+@every_case
+def test_lowered_equals_evaluated(case: OpCase):
+    fallback = pytest.importorskip("compiler.codegen.fallback")
+    if not case.lowers:
+        return
+    site = site_of(case)
+    lowered = fallback.run_site(site, case.arrays())
+    for i, (got, want) in enumerate(zip(lowered, site.node.op.evaluate(site, case.arrays()), strict=True)):
+        assert_close(got, want, max(LOWERING, case.tolerance), f"result {i}")
+
+
+# ---------------------------------------------------------------------- refusals
+@pytest.mark.parametrize(("case", "words"), REFUSED, ids=lambda v: case_id(v) if isinstance(v, OpCase) else "")
+def test_refused_with_a_reason(case: OpCase, words: str):
+    with pytest.raises(CompilerError) as caught:
+        site_of(case)
+    for word in words.split():
+        assert word in str(caught.value)
