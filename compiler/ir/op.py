@@ -73,6 +73,17 @@ class Emitter(Protocol):
         floor ceil round (half to even) trunc abs pow fmod min max isnan isinf; and or not xor on bools;
         bitand bitor bitxor bitnot shl shr on integers."""
 
+    def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """The results of an LSTM, GRU or RNN site: the one form with state carried from step to step.
+
+        `tensors` by formal position: X [S, N, I], W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H] (input half, then
+        recurrent half), sequence_lens [N], initial_h [D, N, H], initial_c [D, N, H] (LSTM), P [D, 3*H] (LSTM,
+        order i, o, f); any after R may be None. G gates in ONNX order, gate-major rows: LSTM i, o, f, c; GRU
+        z, r, h; RNN one. D is 2 for direction=bidirectional (forward, then reverse), else 1; reverse runs each
+        sequence from its own last step. Results Y [S, D, N, H], Y_h [D, N, H], Y_c [D, N, H] (LSTM), as many as
+        the site has. With layout=1, N is the first axis of X, Y and the states.
+        """
+
 
 class Kind(enum.Enum):
     """ENTRYWISE: entries are independent. MIXED: entries of the axis influence each other through a statistic."""
