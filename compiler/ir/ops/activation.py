@@ -7,6 +7,9 @@ the constant first (`max(0, x)`), which keeps NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from compiler.ir.graph import Site
 from compiler.ir.op import Emitter, Expr
@@ -157,6 +160,11 @@ class Softsign(Unary):
 
     name = "Softsign"
     cost = 3
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x = arrays[0]
+        assert x is not None
+        return (np.asarray(x / (1 + np.abs(x)), x.dtype),)  # onnx.reference fails on scalars
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         return x[0] / (emit.const(1, site.results[0].dtype) + emit.call("abs", x[0]))

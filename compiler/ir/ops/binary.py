@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import ClassVar
 
@@ -127,6 +128,11 @@ class Mean(Folded):
 
     def flops(self, site: Site) -> int:
         return len(site.operands) * site.results[0].size
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        present = [a for a in arrays if a is not None]  # onnx.reference only broadcasts to the first operand
+        total = reduce(np.add, present)
+        return (np.asarray(total / total.dtype.type(len(present)), total.dtype),)
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         return super().scalar(emit, site, *x) / emit.const(len(x), site.results[0].dtype)

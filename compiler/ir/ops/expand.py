@@ -84,9 +84,11 @@ class Pad(Static, Movement):
             if not low and not high:
                 yield identity(x, dim, y, dim)
             elif site.str("mode") == "constant" and min(low, high) >= 0:
-                index = np.full(y.shape[dim], -1)
-                index[low : low + x.shape[dim]] = np.arange(x.shape[dim])
-                yield entrywise(x.axis(dim), y.axis(dim), index)
+                inside = np.arange(y.shape[dim]) - low
+                data = (inside >= 0) & (inside < x.shape[dim])
+                yield entrywise(x.axis(dim), y.axis(dim), np.where(data, inside, -1))
+                fill = np.where(data, -1, np.cumsum(~data) - 1)
+                yield entrywise(Axis(site.node.ref, f"fill{dim}"), y.axis(dim), fill)
 
     def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
         x, y, pads = site.operands[0], site.results[0], self._pads(site)

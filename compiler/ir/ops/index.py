@@ -92,6 +92,13 @@ class GatherElements(AxisOp, Movement):
         if indices.data is None:
             yield identity(indices, site.int("axis"), y, site.int("axis"))
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, indices, axis = arrays[0], arrays[1], site.int("axis")
+        assert x is not None and indices is not None
+        at = list(np.indices(indices.shape))  # take_along_axis and onnx.reference want equal other axes
+        at[axis] = wrapped(indices, x.shape[axis])
+        return (x[tuple(at)],)
+
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, axis = required(tensors), site.results[0], site.int("axis")
         where = positions(emit, site.operands[1], required(tensors, 1), x.shape[axis])
@@ -298,6 +305,14 @@ class OneHot(Static, Movement):
         axis, shape = node.attrs["axis"], operands[0].shape
         depth = int(operands[1].constant.reshape(-1)[0])
         return (TensorType(operands[2].dtype, (*shape[:axis], depth, *shape[axis:])),)
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        indices, values, axis = arrays[0], arrays[2], site.int("axis")
+        assert indices is not None and values is not None
+        depth = site.results[0].shape[axis]
+        front = np.expand_dims(wrapped(indices, depth), axis)
+        line = np.arange(depth).reshape((-1,) + (1,) * (indices.ndim - axis))
+        return (np.where(front == line, values[1], values[0]),)
 
     def ties(self, site: Site) -> Iterator[Tie]:
         indices, y, axis = site.operands[0], site.results[0], site.int("axis")

@@ -19,7 +19,8 @@ Combine = Literal["sum", "max", "min", "prod"]
 
 
 def reduced_axes(site: Site) -> tuple[int, ...]:
-    """The axes a reduction removes, ascending; all without operand 1, unless `noop_with_empty_axes`."""
+    """The axes a reduction removes, ascending; all without operand 1, or none with `noop_with_empty_axes` (then
+    every element is a set of one)."""
     axes, rank = site.operands.optional(1), site.operands[0].rank
     if axes is None or axes.size == 0:
         return () if site.int("noop_with_empty_axes") else tuple(range(rank))
@@ -78,11 +79,9 @@ class Reduce(Static):
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, axes = required(tensors), site.results[0], reduced_axes(site)
-        if not axes and site.int("noop_with_empty_axes"):
-            return (emit.compute(y.shape, y.dtype, lambda *at: x(*at)),)
         dtype = accumulator(y.dtype)
         total = reduction(emit, site, axes, dtype, self.combine, lambda at: self._term(emit, site, x, at))
-        count = math.prod(x.shape[d] for d in axes)
+        count = max(math.prod(x.shape[d] for d in axes), 1)
 
         def element(*at: Expr) -> Expr:
             value = self.after(emit, total(*at), dtype, count)
@@ -208,16 +207,25 @@ class ReduceLogSumExp(Reduce):
     per_input = 4
     per_result = 2
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, axes = arrays[0], reduced_axes(site)
+        assert x is not None
+        wide = x.astype(np.float64)
+        peak = np.max(wide, axis=axes, keepdims=True, initial=-np.inf)
+        shift = np.where(np.isinf(peak), 0, peak)
+        with np.errstate(divide="ignore"):
+            total = np.log(np.sum(np.exp(wide - shift), axis=axes, keepdims=True)) + shift
+        return (total.astype(x.dtype).reshape(site.results[0].shape),)
+
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, axes = required(tensors), site.results[0], reduced_axes(site)
-        if not axes and site.int("noop_with_empty_axes"):
-            return (emit.compute(y.shape, y.dtype, lambda *at: x(*at)),)
         dtype, keepdims = accumulator(y.dtype), site.int("keepdims")
         peak = reduction(emit, site, axes, dtype, "max", lambda at: emit.cast(x(*at), dtype))
 
         def shift(at: Sequence[Expr]) -> Expr:
             top = peak(*at)
-            return emit.select(emit.call("isinf", top), emit.const(0, dtype), top)
+            infinite = emit.call("abs", top) == emit.const(math.inf, dtype)
+            return emit.select(infinite, emit.const(0, dtype), top)
 
         def term(at: Sequence[Expr]) -> Expr:
             rest = {r: at[d] for d, r in kept_axes(x_rank, axes, keepdims)}

@@ -176,6 +176,7 @@ class Squeeze(Static, Movement):
     """x without axes of size 1: those of the constant operand 1, or all."""
 
     name = "Squeeze"
+    reinterprets = True
     static = ((1, "axes"),)
 
     def ties(self, site: Site) -> Iterator[Tie]:
@@ -189,6 +190,7 @@ class Unsqueeze(Static, Movement):
     """x with axes of size 1 inserted at the constant operand 1."""
 
     name = "Unsqueeze"
+    reinterprets = True
     static = ((1, "axes"),)
 
     def ties(self, site: Site) -> Iterator[Tie]:
@@ -202,6 +204,7 @@ class Identity(Movement):
     """x itself."""
 
     name = "Identity"
+    reinterprets = True
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y = site.operands[0], site.results[0]
