@@ -48,7 +48,7 @@ _C_TYPES = {
     DType.BOOL: "uint8_t",
 }
 
-# Words a parameter cannot be called, in C or in C++; `call` is the last parameter of every entry.
+# Words a parameter cannot be called: of C, of C++, macros of common compilers, and the driver's own locals.
 _RESERVED = frozenset(
     """
     alignas alignof and and_eq asm auto bitand bitor bool break call case catch char char8_t char16_t char32_t
@@ -58,6 +58,7 @@ _RESERVED = frozenset(
     register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
     switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual
     void volatile wchar_t while xor xor_eq
+    code errno in linux out unix
     """.split()
 )
 
@@ -181,7 +182,7 @@ def _round_up(size: int) -> int:
 
 
 def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
-    taken: set[str] = set()
+    taken = {f"{library.name}_call"}
     readers = [0] * len(library.inputs)
     for call in library.full.calls:
         for argument in call.arguments:

@@ -1,0 +1,287 @@
+"""The bundle directory of one target: written aside and renamed, read back with every digest checked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.codegen import driver, link, selftest
+from compiler.codegen.golden import Golden, golden_files, golden_header
+from compiler.codegen.interface import Interface, interface
+from compiler.codegen.link import LinkFacts, Toolchain
+from compiler.codegen.manifest import (
+    build_id,
+    canonical,
+    manifest_record,
+    parse_manifest,
+    sha256,
+    target_record,
+    toolchain_record,
+)
+from compiler.codegen.program import Library
+from compiler.codegen.target import Target
+from compiler.errors import BundleError, ConfigError, TargetError
+
+INDEX_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle directory of one target."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def target(self) -> str:
+        return str(self.manifest["target"]["name"])
+
+    @property
+    def linked(self) -> bool:
+        """False where no compiler for the target was found; `LINK.txt` then holds the commands."""
+        return bool(self.manifest["linked"])
+
+    @property
+    def library(self) -> Path:
+        """The shared library."""
+        return self.path / f"lib{self.name}.so"
+
+    @property
+    def archive(self) -> Path:
+        """The static library."""
+        return self.path / f"lib{self.name}.a"
+
+    @property
+    def header(self) -> Path:
+        return self.path / f"{self.name}.h"
+
+
+def write_bundle(
+    library: Library,
+    target: Target,
+    root: Path,
+    *,
+    sources: Mapping[str, str],
+    golden: Golden,
+    graph_onnx: bytes,
+    config_text: str,
+    passes: Sequence[Mapping[str, object]] = (),
+    costs: Sequence[Mapping[str, Any]] = (),
+    force: bool = False,
+    allow_unlinked: bool = False,
+) -> Bundle:
+    """Write `root/<target>/` and enter it in `root/index.json`.
+
+    `sources` maps the label of every source file to its sha256; `costs` are rows with `tasks` and `level`.
+    Without a compiler for the target the bundle holds `LINK.txt` instead of the library: then TargetError follows
+    the writing unless `allow_unlinked`. ConfigError if the bundle exists and `force` is not set, or the folder
+    cannot be written; LoweringError if compiling or linking fails. Nothing half-written remains.
+    """
+    face, toolchain, final = interface(library), link.find_toolchain(target), root / target.name
+    if final.exists() and not force:
+        raise ConfigError(f"{final} exists; --force replaces it")
+    digests = {"graph": graph_onnx, "config": config_text.encode(), "plan": canonical(library.plan)}
+    inputs = {**sources, **{f"taskgraft:{label}": sha256(data) for label, data in digests.items()}}
+    identity = _identity(inputs, toolchain, target)
+    texts = _texts(library, face, target, golden, str(identity["build_id"]))
+    texts |= {"merged.onnx": graph_onnx, "config.resolved.toml": config_text.encode()}
+    with _staging(root, target.name) as folder:
+        _write_all(folder, texts)
+        facts = _link(folder, face, target, toolchain)
+        record = manifest_record(
+            library,
+            face,
+            identity=identity,
+            facts=facts,
+            passes=passes,
+            costs=costs,
+            golden=golden.record(),
+            files=_contents(folder),
+        )
+        _write_all(folder, {"manifest.json": canonical(record)})
+        _write_all(folder, {"SHA256SUMS": _checksums(folder)})
+        _publish(folder, final)
+    _enter_in_index(root, face.name, target.name, record)
+    if facts is None and not allow_unlinked:
+        raise TargetError(
+            f"no C compiler for {target.name} found: {final} is not linked. Install {target.compilers[0]} or the "
+            f"zig extra, or run the commands in {final / 'LINK.txt'}; --allow-unlinked accepts this"
+        )
+    return Bundle(final, record)
+
+
+def read_bundle(path: Path, target: str | None = None) -> Bundle:
+    """The bundle in `path`, a bundle directory or a folder with an `index.json`, with all digests checked.
+
+    BundleError names every file that is missing, changed, or not a plain file inside the bundle; also when the
+    folder holds several targets and none is named.
+    """
+    folder = _bundle_folder(path, target)
+    manifest = parse_manifest(read_plain(folder, "manifest.json"), str(folder / "manifest.json"))
+    problems = [p for name, entry in sorted(manifest["files"].items()) if (p := _problem(folder, name, entry))]
+    if problems:
+        raise BundleError(f"{folder} is damaged:\n  " + "\n  ".join(problems))
+    return Bundle(folder, manifest)
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """`targets` of `root/index.json`: target name -> `manifest_sha256`, `linked`."""
+    try:
+        record = json.loads(read_plain(root, "index.json"))
+    except ValueError as error:
+        raise BundleError(f"{root / 'index.json'} is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("schema") != INDEX_SCHEMA or not record.get("targets"):
+        raise BundleError(f"{root / 'index.json'} is not an index of schema {INDEX_SCHEMA}")
+    return dict(record["targets"])
+
+
+def read_plain(folder: Path, name: str) -> bytes:
+    """A regular file inside `folder`; BundleError for links, absolute names and `..`."""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts:
+        raise BundleError(f"'{name}' is not a name inside the bundle")
+    path = folder / name
+    if any((folder / Path(*parts[:i])).is_symlink() for i in range(1, len(parts) + 1)):
+        raise BundleError(f"{path} is a link")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _bundle_folder(path: Path, target: str | None) -> Path:
+    if not (path / "index.json").exists():
+        return path
+    targets = read_index(path)
+    if target is None and len(targets) == 1:
+        target = next(iter(targets))
+    if target not in targets:
+        raise BundleError(f"{path} holds the targets {', '.join(sorted(targets))}; name one of them")
+    folder = path / target
+    if sha256(read_plain(folder, "manifest.json")) != targets[target]["manifest_sha256"]:
+        raise BundleError(f"{folder / 'manifest.json'} is not the one that {path / 'index.json'} lists")
+    return folder
+
+
+def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
+    try:
+        data = read_plain(folder, name)
+    except BundleError as error:
+        return str(error)
+    return "" if sha256(data) == entry["sha256"] else f"{name} has another digest than the manifest says"
+
+
+def _identity(inputs: Mapping[str, str], toolchain: Toolchain | None, target: Target) -> dict[str, object]:
+    tools, goal = toolchain_record(toolchain.version if toolchain else "none"), target_record(target)
+    return {
+        "inputs": dict(inputs),
+        "toolchain": tools,
+        "target": goal,
+        "build_id": build_id(inputs, tools, goal),
+    }
+
+
+def _texts(library: Library, face: Interface, target: Target, golden: Golden, identity: str) -> dict[str, bytes]:
+    """Every file that needs no compiler."""
+    name = face.name
+    texts = {
+        f"{name}.h": driver.header_text(face, target),
+        f"src/{name}_driver.c": driver.driver_text(library, face, target, identity),
+        "src/weights.S": link.weights_source(face),
+        "src/exports.map": link.version_script(face),
+        "src/golden.h": golden_header(face, golden),
+        "src/selftest.c": selftest.selftest_text(face, target),
+        "src/bench.c": selftest.bench_text(face),
+        "example/main.c": selftest.example_text(face),
+        "example/CMakeLists.txt": selftest.cmake_text(face),
+    }
+    data = {file: text.encode("ascii") for file, text in texts.items()}
+    data |= {"src/kernels.o": link.hide_kernels(library.object_code), "weights.bin": library.pool}
+    return data | {"plan.json": canonical(library.plan)} | golden_files(golden, face)
+
+
+def _link(folder: Path, face: Interface, target: Target, toolchain: Toolchain | None) -> LinkFacts | None:
+    if toolchain is not None:
+        return link.link_library(folder, face, target, toolchain)
+    kernels = (folder / "src/kernels.o").read_bytes()
+    archive, commands = link.unlinked_archive(face, kernels), link.link_text(face, target)
+    _write_all(folder, {f"lib{face.name}.a": archive, "LINK.txt": commands.encode()})
+    return None
+
+
+@contextlib.contextmanager
+def _staging(root: Path, name: str) -> Iterator[Path]:
+    """A fresh folder beside the final one; gone afterwards unless it was renamed, and so is a root we made."""
+    made = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {root}: {error.strerror}") from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and not any(root.iterdir()):
+            root.rmdir()
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+
+
+def _checksums(folder: Path) -> bytes:
+    """The format of `sha256sum`."""
+    lines = [f"{sha256(data)}  {name}\n" for name, data in sorted(_contents(folder).items())]
+    return "".join(lines).encode()
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Flush `folder` to disk and rename it to `final`; an existing bundle steps aside first."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
+    if not final.exists():
+        folder.rename(final)
+        return
+    aside = final.with_name(f"{folder.name}.old")
+    final.rename(aside)
+    folder.rename(final)
+    shutil.rmtree(aside)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _enter_in_index(root: Path, name: str, target: str, record: Mapping[str, object]) -> None:
+    path = root / "index.json"
+    targets = {k: v for k, v in read_index(root).items() if (root / k).is_dir()} if path.exists() else {}
+    targets[target] = {"manifest_sha256": sha256(canonical(record)), "linked": record["linked"]}
+    aside = path.with_name(".index.json.new")
+    aside.write_bytes(canonical({"schema": INDEX_SCHEMA, "name": name, "targets": targets}))
+    _flush(aside)
+    aside.rename(path)

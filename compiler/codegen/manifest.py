@@ -1,0 +1,150 @@
+"""The manifest: every deterministic fact about a bundle, as canonical JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+from compiler.codegen.interface import ABI, Entry, Interface, Parameter
+from compiler.codegen.link import LinkFacts
+from compiler.codegen.program import Library
+from compiler.codegen.target import Target
+from compiler.errors import BundleError
+
+SCHEMA = 1
+
+_DISTRIBUTIONS = ("taskgraft", "apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
+
+
+def canonical(value: object) -> bytes:
+    """ASCII JSON with sorted keys, one-space indent and a final newline. ValueError on NaN or infinity."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def toolchain_record(linker: str) -> dict[str, str]:
+    """Versions of everything that shapes the bytes; `linker` is `none` for an unlinked bundle."""
+    record = {name: _version(name) for name in _DISTRIBUTIONS}
+    return {**record, "linker": linker}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def target_record(target: Target) -> dict[str, object]:
+    """The target as the manifest states it."""
+    return {
+        "name": target.name,
+        "preset": target.preset,
+        "arch": target.arch,
+        "triple": target.mtriple,
+        "mcpu": target.mcpu,
+        "mattr": list(target.mattr),
+        "lanes": target.lanes,
+        "features": [feature.name for feature in target.features],
+    }
+
+
+def manifest_record(
+    library: Library,
+    face: Interface,
+    *,
+    identity: Mapping[str, object],
+    facts: LinkFacts | None,
+    passes: Sequence[Mapping[str, object]],
+    costs: Sequence[Mapping[str, Any]],
+    golden: Mapping[str, object],
+    files: Mapping[str, bytes],
+) -> dict[str, object]:
+    """The whole manifest. `identity` is `inputs`, `toolchain`, `target`, `build_id`; `facts` None = not linked."""
+    return {
+        "schema": SCHEMA,
+        "name": face.name,
+        "abi": ABI,
+        **identity,
+        "linked": facts is not None,
+        "library": None if facts is None else asdict(facts),
+        "tasks": [_task_record(face, i) for i in range(len(face.tasks))],
+        "io": {
+            "inputs": [_port_record(p) for p in face.inputs],
+            "outputs": [_port_record(p) for p in face.outputs],
+        },
+        "levels": [{"level": 0, "kind": "dense", "density": 1, "weight_bytes": len(library.pool)}],
+        "switch_points": [],
+        "subsets": _subset_records(face, costs),
+        "passes": [dict(record) for record in passes],
+        "golden": dict(golden),
+        "pool": {
+            "bytes": len(library.pool),
+            "sha256": sha256(library.pool),
+            "tensors": [asdict(entry) for entry in library.pool_table],
+        },
+        "files": {name: {"sha256": sha256(data), "bytes": len(data)} for name, data in sorted(files.items())},
+    }
+
+
+def build_id(inputs: Mapping[str, str], toolchain: Mapping[str, str], target: Mapping[str, object]) -> str:
+    """Digest of everything a build depends on."""
+    return sha256(canonical({"inputs": inputs, "toolchain": toolchain, "target": target}))
+
+
+def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """The manifest in `data`. BundleError if it is not JSON of this schema; `where` names the file."""
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON: {error}") from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(f"{where} has schema {schema!r}, this version of taskgraft reads {SCHEMA}")
+    missing = sorted({"name", "abi", "target", "tasks", "io", "subsets", "files", "linked"} - set(record))
+    if missing:
+        raise BundleError(f"{where} lacks {', '.join(missing)}")
+    return dict(record)
+
+
+def _task_record(face: Interface, bit: int) -> dict[str, object]:
+    outputs = [i for i, p in enumerate(face.outputs) if p.mask == 1 << bit]
+    return {"name": face.tasks[bit], "bit": bit, "outputs": outputs}
+
+
+def _port_record(parameter: Parameter) -> dict[str, object]:
+    kind = parameter.port.type
+    record: dict[str, object] = {
+        "name": parameter.port.name,
+        "label": parameter.port.label,
+        "parameter": parameter.identifier,
+        "dtype": kind.dtype.value,
+        "shape": list(kind.shape),
+    }
+    return {**record, "task": parameter.task} if parameter.task else {**record, "tasks_mask": parameter.mask}
+
+
+def _subset_records(face: Interface, costs: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """One row per listed subset, with the cost row of the same tasks and level merged in."""
+    by_tasks = {(frozenset(row["tasks"]), row.get("level", 0)): row for row in costs}
+    return [{**by_tasks.get((frozenset(e.tasks), 0), {}), **_entry_record(e)} for e in face.entries]
+
+
+def _entry_record(entry: Entry) -> dict[str, object]:
+    return {
+        "tasks": list(entry.tasks),
+        "mask": entry.mask,
+        "level": 0,
+        "symbol": entry.symbol,
+        "entry": "specialised" if entry.specialised else "table",
+        "workspace_bytes": entry.workspace_bytes,
+        "kernels": len(entry.calls),
+    }

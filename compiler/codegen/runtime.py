@@ -1,0 +1,324 @@
+"""Open a bundle in Python: numpy in, numpy out, one foreign call. Needs numpy only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from compiler.codegen.bundle import Bundle, read_bundle, read_index
+from compiler.codegen.interface import ABI, ALIGNMENT
+from compiler.codegen.manifest import parse_manifest, sha256
+from compiler.codegen.target import machine_arch
+from compiler.errors import BundleError
+
+Outputs = dict[str, Any]
+"""Task name -> array; for a task with several outputs, -> dict from label to array."""
+
+_LOADED: dict[str, ctypes.CDLL] = {}  # by digest: one content is mapped once per process
+
+
+def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Network:
+    """Load the bundle in `path`, a bundle directory or the folder of several targets.
+
+    Without `target` the richest one this processor runs is taken. Digests are checked before the library is
+    loaded. BundleError if the bundle is damaged, not linked, or needs another processor; it says what each
+    candidate lacks.
+    """
+    root = Path(path)
+    names = [target] if target or not (root / "index.json").exists() else _ranked(root)
+    reasons = []
+    for name in names:
+        bundle = read_bundle(root, name)
+        reason, library = _load(bundle)
+        if library is not None:
+            return Network(bundle, library)
+        reasons.append(f"{bundle.target}: {reason}")
+    raise BundleError(f"{root} holds nothing that runs here:\n  " + "\n  ".join(reasons))
+
+
+class Network:
+    """An opened bundle. Threads may call `run` at once; each has its own workspace."""
+
+    def __init__(self, bundle: Bundle, library: ctypes.CDLL) -> None:
+        self.bundle = bundle
+        self._inputs = tuple(_Port.read(r) for r in bundle.manifest["io"]["inputs"])
+        self._outputs = tuple(_Port.read(r) for r in bundle.manifest["io"]["outputs"])
+        self._tasks = {record["name"]: record for record in bundle.manifest["tasks"]}
+        self._functions = _Functions(library, bundle.name)
+        self._local = threading.local()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names in the order of their bits."""
+        return tuple(self._tasks)
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Input name -> element type and shape."""
+        return {port.name: (str(port.dtype), port.shape) for port in self._inputs}
+
+    def workspace_bytes(self, tasks: Iterable[str] | None = None, level: int = 0) -> int:
+        """Bytes of workspace one call with these tasks uses."""
+        return self._functions.workspace(self._mask(tasks), level)
+
+    def run(
+        self,
+        inputs: np.ndarray | Mapping[str, np.ndarray],
+        *,
+        tasks: Iterable[str] | None = None,
+        level: int = 0,
+        strict: bool = False,
+    ) -> Outputs:
+        """Outputs of `tasks` (default: all) at sparsity `level`.
+
+        `inputs` is one array, or a dict by input name. Arrays of the right type and C order are passed by address;
+        others are converted, or refused with ValueError where `strict`. Shapes must match exactly.
+        """
+        names = self._task_names(tasks)
+        given = inputs if isinstance(inputs, Mapping) else {self._only_input(): inputs}
+        arrays = [self._input(port, given, strict) for port in self._inputs]
+        _refuse_unknown(given, [port.name for port in self._inputs], "input")
+        wanted = {i for name in names for i in self._tasks[name]["outputs"]}
+        results = [np.empty(p.shape, p.dtype) if i in wanted else None for i, p in enumerate(self._outputs)]
+        mask = self._mask(names)
+        call = _Call.make(self._workspace(self._functions.workspace(mask, level)), level)
+        self._functions.run(mask, _addresses(arrays), _addresses(results), call)
+        return self._by_task(names, results)
+
+    def bind(self, tasks: Iterable[str], **arrays: np.ndarray) -> BoundCall:
+        """Check once, pin the addresses, call many times.
+
+        `arrays` are the inputs by name, and optionally output arrays by task name (`task/label` where a task has
+        several outputs); outputs that are not given are made. All must have the right type, shape and C order.
+        """
+        names = self._task_names(tasks)
+        wanted = {i: self._output_key(i) for name in names for i in self._tasks[name]["outputs"]}
+        _refuse_unknown(arrays, [*(p.name for p in self._inputs), *wanted.values()], "array")
+        inputs = [self._input(port, arrays, strict=True) for port in self._inputs]
+        results: list[np.ndarray | None] = [None] * len(self._outputs)
+        for i, key in wanted.items():
+            port = self._outputs[i]
+            given = arrays.get(key)
+            results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key)
+        mask = self._mask(names)
+        workspace = _aligned(self._functions.workspace(mask, 0))
+        return BoundCall(self._functions, mask, inputs, results, workspace, self._by_task(names, results))
+
+    def _task_names(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        chosen = tuple(self._tasks if tasks is None else [tasks] if isinstance(tasks, str) else tasks)
+        unknown = sorted(set(chosen) - set(self._tasks))
+        if unknown or not chosen:
+            raise ValueError(f"tasks {list(chosen)}: choose from {', '.join(self._tasks)}")
+        return chosen
+
+    def _mask(self, tasks: Iterable[str] | None) -> int:
+        return sum(1 << self._tasks[name]["bit"] for name in set(self._task_names(tasks)))
+
+    def _only_input(self) -> str:
+        if len(self._inputs) != 1:
+            raise ValueError(f"pass a dict with the inputs {', '.join(p.name for p in self._inputs)}")
+        return self._inputs[0].name
+
+    @staticmethod
+    def _input(port: _Port, given: Mapping[str, np.ndarray], strict: bool) -> np.ndarray:
+        if port.name not in given:
+            raise ValueError(f"input '{port.name}' is missing")
+        return port.exact(given[port.name], port.name) if strict else port.converted(given[port.name])
+
+    def _output_key(self, index: int) -> str:
+        port = self._outputs[index]
+        return port.task if len(self._tasks[port.task]["outputs"]) == 1 else f"{port.task}/{port.label}"
+
+    def _by_task(self, names: tuple[str, ...], results: list[np.ndarray | None]) -> Outputs:
+        found: Outputs = {}
+        for name in names:
+            indices = self._tasks[name]["outputs"]
+            labelled = {self._outputs[i].label: results[i] for i in indices}
+            found[name] = labelled if len(indices) > 1 else results[indices[0]]
+        return found
+
+    def _workspace(self, size: int) -> np.ndarray:
+        """This thread's workspace of at least `size` bytes."""
+        held = getattr(self._local, "workspace", None)
+        if held is None or held.nbytes < size:
+            held = self._local.workspace = _aligned(size)
+        return cast("np.ndarray", held)
+
+
+class BoundCall:
+    """A subset with its arrays, checked and pinned; calling it is one foreign call. For one thread at a time.
+
+    `outputs` holds the result arrays, rewritten by every call.
+    """
+
+    def __init__(
+        self,
+        functions: _Functions,
+        mask: int,
+        inputs: list[np.ndarray],
+        results: list[np.ndarray | None],
+        workspace: np.ndarray,
+        outputs: Outputs,
+    ) -> None:
+        self.outputs = outputs
+        self._keep = (inputs, results, workspace)
+        self._run, self._mask = functions.run, mask
+        self._in, self._out = _addresses(inputs), _addresses(results)
+        self._call = _Call.make(workspace, 0)
+
+    def __call__(self, level: int = 0) -> Outputs:
+        self._call.level = level
+        self._run(self._mask, self._in, self._out, self._call)
+        return self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """Name, type and shape of an input or output."""
+
+    name: str
+    label: str
+    task: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> _Port:
+        dtype = np.dtype(record["dtype"])
+        return cls(record["name"], record["label"], record.get("task", ""), dtype, tuple(record["shape"]))
+
+    def exact(self, array: np.ndarray, name: str) -> np.ndarray:
+        """`array` itself; ValueError unless it can be passed by address."""
+        if array.dtype != self.dtype or array.shape != self.shape or not array.flags.c_contiguous:
+            order = "" if array.flags.c_contiguous else ", not in C order"
+            raise ValueError(f"'{name}' is {array.dtype}{list(array.shape)}{order}; needed is {self}")
+        return array
+
+    def converted(self, array: np.ndarray) -> np.ndarray:
+        """`array` in this type and C order, aligned; ValueError if the shape differs."""
+        if np.shape(array) != self.shape:
+            raise ValueError(f"input '{self.name}' has shape {list(np.shape(array))}; needed is {self}")
+        return np.require(array, self.dtype, ("C", "A"))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+class _Call(ctypes.Structure):
+    """`<name>_call` of the header."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_size_t),
+        ("level", ctypes.c_uint32),
+        ("level_used", ctypes.c_uint32),
+    )
+    level: int
+
+    @classmethod
+    def make(cls, workspace: np.ndarray, level: int) -> _Call:
+        return cls(ctypes.sizeof(cls), workspace.ctypes.data, workspace.nbytes, level, 0)
+
+
+class _Functions:
+    """The C functions of one library, typed."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._run = library[f"{name}_run"]
+        self._run.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        self._workspace = library[f"{name}_workspace"]
+        self._workspace.argtypes, self._workspace.restype = (ctypes.c_uint64, ctypes.c_uint32), ctypes.c_size_t
+        self._strerror = library[f"{name}_strerror"]
+        self._strerror.restype = ctypes.c_char_p
+
+    def workspace(self, mask: int, level: int) -> int:
+        """Bytes; ValueError where the bundle lacks the level."""
+        size = int(self._workspace(mask, level)) if 0 <= level < 1 << 32 else 0
+        if not size:
+            raise ValueError(f"level {level} is not in this bundle")
+        return size
+
+    def run(self, mask: int, inputs: Any, outputs: Any, call: _Call) -> None:
+        """One call; BundleError with the library's words if it fails."""
+        code = self._run(mask, inputs, outputs, ctypes.byref(call))
+        if code:
+            raise BundleError(f"the library returned {code}: {self._strerror(code).decode()}")
+
+
+def _addresses(arrays: Iterable[np.ndarray | None]) -> Any:
+    pointers = [None if array is None else array.ctypes.data for array in arrays]
+    return (ctypes.c_void_p * max(1, len(pointers)))(*pointers)
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Uninitialised bytes at an aligned address."""
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
+def _refuse_unknown(given: Mapping[str, object], known: list[str], what: str) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; known are {', '.join(known)}")
+
+
+def _ranked(root: Path) -> list[str]:
+    """Targets of an index, most demanding first: wider vectors, then more features, then by name."""
+
+    def demand(name: str) -> tuple[int, int, str]:
+        manifest = parse_manifest((root / name / "manifest.json").read_bytes(), f"{root / name}/manifest.json")
+        return -manifest["target"]["lanes"], -len(manifest["target"]["features"]), name
+
+    return sorted(read_index(root), key=demand)
+
+
+def _load(bundle: Bundle) -> tuple[str, ctypes.CDLL | None]:
+    """The library, or why it cannot run here."""
+    if not bundle.linked:
+        return "not linked; LINK.txt says how", None
+    arch = bundle.manifest["target"]["arch"]
+    if arch != machine_arch():
+        return f"for {arch}, this machine is {machine_arch()}", None
+    library = _open_checked(bundle)
+    abi, missing = library[f"{bundle.name}_abi"], library[f"{bundle.name}_cpu_missing"]
+    missing.restype = ctypes.c_uint64
+    if abi() != ABI:
+        return f"has ABI {abi()}, this version of taskgraft knows {ABI}", None
+    lacking = missing()
+    if lacking:
+        names = [f for i, f in enumerate(bundle.manifest["target"]["features"]) if lacking >> i & 1]
+        return f"this processor lacks {', '.join(names)}", None
+    return "", library
+
+
+def _open_checked(bundle: Bundle) -> ctypes.CDLL:
+    """Load the library from the very descriptor whose bytes were hashed, so that it cannot be swapped in between.
+
+    The descriptor stays open: the loader remembers the library by its path, /proc/self/fd/N, which must not be
+    reused for another file.
+    """
+    digest = bundle.manifest["files"][bundle.library.name]["sha256"]
+    if digest in _LOADED:
+        return _LOADED[digest]
+    descriptor = os.open(bundle.library, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            if sha256(file.read()) != digest:
+                raise BundleError(f"{bundle.library} changed while it was opened")
+        _LOADED[digest] = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    except OSError as error:
+        os.close(descriptor)
+        raise BundleError(f"cannot load {bundle.library}: {error}") from error
+    except BundleError:
+        os.close(descriptor)
+        raise
+    return _LOADED[digest]
