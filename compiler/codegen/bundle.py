@@ -213,7 +213,7 @@ def _texts(library: Library, face: Interface, target: Target, golden: Golden, id
 
 def _link(folder: Path, face: Interface, target: Target, toolchain: Toolchain | None) -> LinkFacts | None:
     if toolchain is not None:
-        return link.link_library(folder, face, target, toolchain)
+        return link.link_library(folder, face, toolchain)
     kernels = (folder / "src/kernels.o").read_bytes()
     archive, commands = link.unlinked_archive(face, kernels), link.link_text(face, target)
     _write_all(folder, {f"lib{face.name}.a": archive, "LINK.txt": commands.encode()})

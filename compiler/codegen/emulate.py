@@ -68,7 +68,7 @@ def build_program(
     library = (
         (f"lib{bundle.name}.a",) if static else (f"lib{bundle.name}.so", f"-Wl,-rpath,{bundle.path.resolve()}")
     )
-    flags = ("-std=c11", "-O2", *target.driver_flags, *["-static"] * (static and not target.native), "-I.")
+    flags = ("-std=c11", "-O2", *toolchain.baseline, *["-static"] * (static and not target.native), "-I.")
     run_tool((*toolchain.cc, *flags, f"src/{program}.c", *library, "-lm", "-o", str(out)), bundle.path)
     return out
 

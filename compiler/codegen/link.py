@@ -25,8 +25,8 @@ _LIBM = frozenset(
     name + suffix
     for name in (
         "acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs floor fma "
-        "fmax fmin fmod hypot ldexp lgamma log log10 log1p log2 lrint lround modf nearbyint pow remainder rint round "
-        "roundeven scalbn sin sincos sinh sqrt tan tanh tgamma trunc"
+        "fmax fmin fmod hypot ldexp lgamma log log10 log1p log2 lrint lround modf nearbyint pow remainder rint "
+        "round roundeven scalbn sin sincos sinh sqrt tan tanh tgamma trunc"
     ).split()
     for suffix in ("", "f")
 )
@@ -54,6 +54,8 @@ class Toolchain:
     kind: Literal["gcc", "zig"]
     cc: tuple[str, ...]
     version: str
+    baseline: tuple[str, ...]
+    """Flags that restrict generated code to the baseline of the architecture; zig's default is the baseline."""
     objcopy: str
     """Makes hidden symbols local in the static archive; empty where there is none, then they stay hidden."""
 
@@ -74,11 +76,13 @@ def find_toolchain(target: Target) -> Toolchain | None:
         path = shutil.which(name)
         if path and _builds_for(path, target):
             version = _output((path, "-dumpfullversion", "-dumpversion")).strip()
-            return Toolchain("gcc", (path,), f"gcc {version}", _objcopy(name, target))
+            return Toolchain("gcc", (path,), f"gcc {version}", target.driver_flags, _objcopy(name))
     if importlib.util.find_spec("ziglang") is None:
         return None
     zig = (sys.executable, "-m", "ziglang")
-    return Toolchain("zig", (*zig, "cc", "-target", target.zig), f"zig {_output((*zig, 'version')).strip()}", "")
+    return Toolchain(
+        "zig", (*zig, "cc", "-target", target.zig), f"zig {_output((*zig, 'version')).strip()}", (), ""
+    )
 
 
 def weights_source(face: Interface) -> str:
@@ -107,10 +111,10 @@ def hide_kernels(object_code: bytes) -> bytes:
     return Elf(object_code).hide()
 
 
-def build_commands(face: Interface, target: Target, work: str) -> tuple[tuple[str, ...], ...]:
+def build_commands(face: Interface, baseline: tuple[str, ...], work: str) -> tuple[tuple[str, ...], ...]:
     """Arguments after the compiler's name: driver and weights to objects in `work`, then the shared library."""
     name = face.name
-    compile_flags = (*_COMPILE, *target.driver_flags, "-I.", "-c")
+    compile_flags = (*_COMPILE, *baseline, "-I.", "-c")
     return (
         (*compile_flags, f"src/{name}_driver.c", "-o", f"{work}/driver.o"),
         (*compile_flags[1:], "src/weights.S", "-o", f"{work}/weights.o"),
@@ -128,13 +132,13 @@ def build_commands(face: Interface, target: Target, work: str) -> tuple[tuple[st
     )
 
 
-def link_library(folder: Path, face: Interface, target: Target, toolchain: Toolchain) -> LinkFacts:
+def link_library(folder: Path, face: Interface, toolchain: Toolchain) -> LinkFacts:
     """Build `lib<name>.so` and `lib<name>.a` in `folder`, a bundle with its `src/` and `weights.bin` in place.
 
     Raises LoweringError with the compiler's words, or when the result breaks the interface.
     """
     with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
-        for arguments in build_commands(face, target, work):
+        for arguments in build_commands(face, toolchain.baseline, work):
             run_tool((*toolchain.cc, f"-ffile-prefix-map={work}=.", *arguments), folder)
         whole = Path(work, "whole.o")
         objects = (f"{work}/driver.o", f"{work}/weights.o", "src/kernels.o")
@@ -153,12 +157,14 @@ def unlinked_archive(face: Interface, kernels: bytes) -> bytes:
 def link_text(face: Interface, target: Target) -> str:
     """Shell commands that finish an unlinked bundle on a machine with a compiler for the target."""
     compiler = target.compilers[0]
-    lines = [" ".join(("$CC", *arguments)) for arguments in build_commands(face, target, "build")]
+    lines = [" ".join(("$CC", *arguments)) for arguments in build_commands(face, ("$CFLAGS",), "build")]
     return "\n".join(
         [
             f"# No C compiler for {target.name} was found. In this folder, with {compiler} or another compiler for",
             f"# {target.mtriple}, these commands build lib{face.name}.so and complete lib{face.name}.a:",
-            f'CC="${{CC:-{compiler}}}"  # or: python -m ziglang cc -target {target.zig}',
+            f"# For zig: CC='python -m ziglang cc -target {target.zig}' CFLAGS=' ' AR='python -m ziglang ar'",
+            f'CC="${{CC:-{compiler}}}"',
+            f'CFLAGS="${{CFLAGS:-{" ".join(target.driver_flags)}}}"',
             "mkdir -p build",
             *lines,
             f'"${{AR:-{compiler.replace("gcc", "ar")}}}" rcsD lib{face.name}.a build/driver.o build/weights.o',
@@ -204,7 +210,7 @@ def _builds_for(compiler: str, target: Target) -> bool:
     return machine.startswith(prefixes) and "linux" in machine and (target.arch != "armv7" or "hf" in machine)
 
 
-def _objcopy(compiler: str, target: Target) -> str:
+def _objcopy(compiler: str) -> str:
     """The objcopy that came with `compiler`."""
     name = compiler.removesuffix("gcc") + "objcopy" if compiler.endswith("gcc") else "objcopy"
     return shutil.which(name) or ""
