@@ -7,7 +7,12 @@ import numpy as np
 from tests.ir.op_case import Constant, OpCase
 
 REFUSED: list[tuple[OpCase, str]] = []
-DISAGREEMENTS: dict[str, str] = {}
+DISAGREEMENTS: dict[str, str] = {
+    "LRN-even": "onnxruntime implements odd sizes only",
+}
+NOT_INFERRED: dict[str, str] = {
+    "GroupNormalization-two-groups": "ONNX has no inference for GroupNormalization",
+}
 CASES: list[OpCase] = []
 
 
@@ -394,3 +399,127 @@ CASES += [
     )
 ]
 CASES += [OpCase("Hardmax", "equal-elements", [np.array([[1, 3, 3], [2, 2, 2]], np.float32)], flops=6)]
+
+# ---------------------------------------------------------------------- statistics of the input
+CASES += [
+    OpCase(
+        "InstanceNormalization",
+        "plane",
+        [normal(2, 3, 4, 5), positive(3), weight(3)],
+        {"epsilon": 1e-3},
+        free="i0.0 i0.1 i1.0 i2.0 o0.0 o0.1",
+        mixed="i0.2 i0.3 o0.2 o0.3",
+        flops=7 * 120,
+    ),
+    OpCase("InstanceNormalization", "1d", [normal(1, 3, 9), positive(3), weight(3)], flops=7 * 27),
+    OpCase(
+        "GroupNormalization",
+        "two-groups",
+        [normal(2, 6, 3, 2), positive(6), weight(6)],
+        {"num_groups": 2},
+        free="i0.0 o0.0",
+        mixed="i0.1 i0.2 i0.3 o0.1 o0.2 o0.3",
+        flops=7 * 72,
+    ),
+    OpCase(
+        "LayerNormalization",
+        "last",
+        [normal(2, 3, 8), positive(8), weight(8)],
+        free="i0.0 i0.1 o0.0 o0.1",
+        mixed="i0.2 o0.2",
+        flops=7 * 48,
+    ),
+    OpCase(
+        "LayerNormalization",
+        "two-axes-with-statistics",
+        [normal(2, 3, 4, 2), positive(4, 2)],
+        {"axis": 2, "epsilon": 1e-2},
+        results=3,
+        free="i0.0 i0.1 o0.0 o0.1 o1.0 o1.1 o2.0 o2.1",
+        mixed="i0.2 i0.3 o0.2 o0.3",
+        flops=7 * 48,
+    ),
+    OpCase(
+        "MeanVarianceNormalization",
+        "default",
+        [normal(2, 3, 4, 5)],
+        free="i0.1 o0.1",
+        mixed="i0.0 i0.2 i0.3 o0.0 o0.2 o0.3",
+        flops=5 * 120,
+    ),
+    OpCase("MeanVarianceNormalization", "channels", [normal(2, 3, 4, 5)], {"axes": [1, -1]}, flops=5 * 120),
+    OpCase(
+        "LRN",
+        "odd",
+        [normal(1, 7, 3, 2)],
+        {"size": 3, "alpha": 0.5, "beta": 0.5, "bias": 2.0},
+        free="i0.2 i0.3 o0.2 o0.3",
+        mixed="i0.1 o0.1",
+        flops=11 * 42,
+    ),
+    # as many samples as channels: onnx.reference loops over the wrong axis
+    OpCase("LRN", "even", [normal(6, 6, 1, 2)], {"size": 4, "alpha": 0.9}, flops=13 * 72),
+    OpCase(
+        "LpNormalization",
+        "p2",
+        [normal(2, 3, 4)],
+        free="i0.0 i0.1 o0.0 o0.1",
+        mixed="i0.2 o0.2",
+        flops=3 * 24,
+    ),
+    OpCase("LpNormalization", "p1-middle", [normal(2, 3, 4)], {"axis": 1, "p": 1}, flops=3 * 24),
+    OpCase(
+        "LpNormalization",
+        "zero-vector",
+        [np.array([[3, 4], [0, 0]], np.float32)],
+        flops=3 * 4,
+    ),
+]
+
+# ---------------------------------------------------------------------- Einsum
+CASES += [
+    OpCase(
+        "Einsum",
+        "explicit",
+        [normal(3, 4), weight(4, 5)],
+        {"equation": "ij, jk -> ki"},
+        free="i0.0 i0.1 i1.0 i1.1 o0.0 o0.1",
+        macs=60,
+    ),
+    OpCase("Einsum", "implicit", [normal(3, 4), normal(4, 2)], {"equation": "bj,ja"}, macs=24),
+    OpCase(
+        "Einsum",
+        "attention",
+        [normal(2, 3, 4, 5), normal(2, 6, 4, 5)],
+        {"equation": "bqhd,bkhd->bhqk"},
+        free="i0.0 i0.1 i0.2 i0.3 i1.0 i1.1 i1.2 i1.3 o0.0 o0.1 o0.2 o0.3",
+        macs=2 * 3 * 6 * 4 * 5,
+    ),
+    OpCase("Einsum", "transpose", [normal(3, 4)], {"equation": "ij->ji"}, flops=0),
+    OpCase("Einsum", "sum", [normal(3, 4)], {"equation": "ij->i"}, flops=12),
+    OpCase("Einsum", "sum-all-implicit", [normal(3), normal(3)], {"equation": "i,i"}, macs=3),
+    OpCase("Einsum", "outer", [normal(3), normal(4)], {"equation": "i,j->ij"}, macs=12),
+    OpCase(
+        "Einsum",
+        "ellipsis-broadcast",
+        [normal(2, 1, 3, 4), normal(1, 5, 4, 2)],
+        {"equation": "...ij,...jk->...ik"},
+        free="i0.0 i0.2 i0.3 i1.1 i1.2 i1.3 o0.0 o0.1 o0.2 o0.3",
+        macs=2 * 5 * 3 * 4 * 2,
+    ),
+    OpCase(
+        "Einsum",
+        "three-operands",
+        [normal(2, 3), normal(3, 4), normal(4, 5)],
+        {"equation": "ab,bc,cd->ad"},
+        macs=2 * 3 * 4 + 2 * 4 * 5,
+    ),
+    OpCase(
+        "Einsum",
+        "diagonal",
+        [normal(2, 3, 3)],
+        {"equation": "...ii->...i"},
+        flops=18,
+        free="i0.0 i0.1 i0.2 o0.0 o0.1",
+    ),
+]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from compiler.ir.graph import Attrs, Operands, Site
-from compiler.ir.op import Emitter, Expr, MacOp, Tensor, Tie, identity
+from compiler.ir.op import Emitter, Expr, MacOp, Tensor, Tie, entrywise, identity
 from compiler.ir.ops.elementwise import aligned, broadcast_ties, required
+from compiler.ir.types import Axis
 
 
 class Gemm(MacOp):
@@ -103,3 +105,122 @@ def _batched(tensor: Tensor, batch: tuple[Expr, ...], last: list[Expr]) -> Expr:
     sizes = tensor.shape[:count]
     own = [0 if n == 1 else i for n, i in zip(sizes, batch[len(batch) - count :], strict=True)]
     return tensor(*own, *last)
+
+
+Label = str
+"""A dimension of an einsum: a letter, or "...k" for the k-th dimension under the ellipsis, from the right."""
+
+
+def einsum_labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[Label]], list[Label]]:
+    """Labels of the operands and of the result. ValueError if a term does not fit its operand's rank.
+
+    Without "->" the result has the ellipsis first, then the letters used once, in alphabetical order.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ranks):
+        raise ValueError(f"'{equation}' has {len(terms)} terms for {len(ranks)} operands")
+    operands = [_term_labels(term, rank) for term, rank in zip(terms, ranks, strict=True)]
+    hidden = max((sum(x.startswith("...") for x in labels) for labels in operands), default=0)
+    under = [f"...{k}" for k in reversed(range(hidden))]
+    if not arrow:
+        letters = left.replace(",", "").replace("...", "")
+        return operands, [*under, *sorted(x for x in letters if letters.count(x) == 1)]
+    before, dots, after = right.partition("...")
+    return operands, [*before, *(under if dots else []), *after]
+
+
+def _term_labels(term: str, rank: int) -> list[Label]:
+    before, dots, after = term.partition("...")
+    covered = rank - len(before) - len(after)
+    if covered < 0 or (covered and not dots):
+        raise ValueError(f"term '{term}' does not fit an operand of rank {rank}")
+    return [*before, *(f"...{k}" for k in reversed(range(covered))), *after]
+
+
+class Einsum(MacOp):
+    """Sum of products over labelled dimensions; several operands are contracted from left to right."""
+
+    name = "Einsum"
+
+    def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
+        return {"equation": attrs["equation"].replace(" ", "")}
+
+    def labels(self, site: Site) -> tuple[list[list[Label]], list[Label]]:
+        """Labels of the operands and of the result."""
+        return einsum_labels(site.str("equation"), [v.rank for v in site.operands[:]])
+
+    def extents(self, site: Site) -> dict[Label, int]:
+        """Size of every label (a dimension of 1 broadcasts)."""
+        sizes: dict[Label, int] = {}
+        for labels, value in zip(self.labels(site)[0], site.operands[:], strict=True):
+            for label, size in zip(labels, value.shape, strict=True):
+                sizes[label] = max(sizes.get(label, 1), size)
+        return sizes
+
+    def contractions(self, site: Site) -> list[tuple[list[Label], list[Label]]]:
+        """For every step (kept labels, summed labels): operand 0 alone if it is the only one, else 0 with 1, ..."""
+        operands, result = self.labels(site)
+        steps, have = [], list(dict.fromkeys(operands[0]))
+        for number in range(1, max(len(operands), 2)):
+            have = list(dict.fromkeys([*have, *(operands[number] if number < len(operands) else [])]))
+            needed = {*result, *(x for later in operands[number + 1 :] for x in later)}
+            last = number + 1 >= len(operands)
+            kept = result if last else [x for x in have if x in needed]
+            steps.append((kept, [x for x in have if x not in kept]))
+            have = kept
+        return steps
+
+    def macs(self, site: Site) -> int:
+        if len(site.operands) == 1:
+            return 0
+        sizes = self.extents(site)
+        return sum(math.prod(sizes[x] for x in (*kept, *summed)) for kept, summed in self.contractions(site))
+
+    def flops(self, site: Site) -> int:
+        alone = len(site.operands) == 1 and site.operands[0].size > site.results[0].size
+        return site.operands[0].size if alone else 2 * self.macs(site)
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        y = site.results[0]
+        factors = [a for a in arrays if a is not None]
+        return (np.asarray(np.einsum(site.str("equation"), *factors, optimize="greedy"), y.dtype.numpy),)
+
+    def ties(self, site: Site) -> Iterator[Tie]:
+        operands, result = self.labels(site)
+        sizes = self.extents(site)
+        first: dict[Label, Axis] = {}
+        for labels, value in zip([*operands, result], [*site.operands[:], site.results[0]], strict=True):
+            for dim, label in enumerate(labels):
+                if value.shape[dim] != sizes[label]:
+                    continue  # broadcast
+                if label in first:
+                    yield entrywise(first[label], value.axis(dim), np.arange(sizes[label]))
+                first.setdefault(label, value.axis(dim))
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        operands, _ = self.labels(site)
+        sizes, kind = self.extents(site), site.results[0].dtype
+        have, labels = required(tensors), operands[0]
+        for number, (kept, summed) in enumerate(self.contractions(site), start=1):
+            factors = [(have, labels)]
+            if number < len(operands):
+                factors.append((required(tensors, number), operands[number]))
+            shape, inner = [sizes[x] for x in kept], [sizes[x] for x in summed]
+            have = emit.reduce(shape, kind, inner, "sum", _product(factors, [*kept, *summed]))
+            labels = kept
+        return (have,)
+
+
+def _product(factors: Sequence[tuple[Tensor, list[Label]]], order: Sequence[Label]) -> Callable[..., Expr]:
+    """Product of the factors at an index given in the label order `order`."""
+
+    def element(*at: Expr) -> Expr:
+        index, total = dict(zip(order, at, strict=True)), None
+        for tensor, labels in factors:
+            own = [0 if n == 1 else index[x] for x, n in zip(labels, tensor.shape, strict=True)]
+            value = tensor(*own)
+            total = value if total is None else total * value
+        return total
+
+    return element
