@@ -1,0 +1,330 @@
+"""Conversion of any opset to the pinned one, node by node.
+
+Import converts a node the moment its operands are known, so shapes are static and small operands constant: most
+rules are a few lines, work inside control flow and functions, and no unconverted node is ever evaluated. What no
+rule mentions must have the same schema in both opsets, type constraints aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from compiler.ir.onnx_nodes import Application, UnsupportedNode, defaults, differences, schema
+from compiler.ir.op import OPSET
+from compiler.ir.types import TensorType
+
+
+class Scope(Protocol):
+    """What a rule may ask about the place it rewrites."""
+
+    def type(self, name: str) -> TensorType:
+        """Static type of a tensor already known."""
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """Its value where it is constant."""
+
+    def literal(self, array: np.ndarray, hint: str) -> str:
+        """Name of a new constant."""
+
+    def temporary(self, hint: str) -> str:
+        """A new name for a tensor between two nodes."""
+
+
+Rule = Callable[[Application, Scope], Iterator[Application]]
+RULES: dict[str, list[tuple[int, Rule]]] = {}
+"""Operator -> (before, rule) ascending: the rule lifts an application below opset `before` to it."""
+
+
+def rule(before: int, *operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule for `operators` below opset `before`."""
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            RULES.setdefault(operator, []).append((before, function))
+            RULES[operator].sort(key=lambda entry: entry[0])
+        return function
+
+    return register
+
+
+def at_pinned_opset(app: Application, scope: Scope) -> Iterator[Application]:
+    """The application as one or more of the pinned opset; UnsupportedNode where there is no rule."""
+    for before, lift in RULES.get(app.op, []):
+        if app.version < before:
+            for part in lift(app, scope):
+                known = schema(part.op, before)
+                filled = {**defaults(known), **part.attrs} if known else part.attrs
+                yield from at_pinned_opset(replace(part, version=before, attrs=filled), scope)
+            return
+    yield _canonical(_relabelled(app), scope)
+
+
+def _canonical(app: Application, scope: Scope) -> Application:
+    """Resize: an empty region or empty scales stand for an operand left out."""
+    if app.op != "Resize":
+        return app
+    inputs = [n if n and scope.type(n).size else "" for n in app.inputs]
+    while not inputs[-1]:
+        inputs.pop()
+    return replace(app, inputs=tuple(inputs))
+
+
+def _relabelled(app: Application) -> Application:
+    old, new = schema(app.op, app.version), schema(app.op, OPSET)
+    if old is None or new is None or app.version == OPSET or old.since_version == new.since_version:
+        return replace(app, version=OPSET) if new is not None else app
+    app = replace(app, attrs={k: v for k, v in app.attrs.items() if k != "consumed_inputs"})
+    reasons = list(differences(app, old, new))
+    if reasons:
+        raise UnsupportedNode(f"opset {app.version} to {OPSET}: {'; '.join(reasons)}")
+    attrs = {k: v for k, v in app.attrs.items() if k in new.attributes}
+    return replace(app, version=OPSET, attrs={**defaults(new), **attrs})
+
+
+# ---------------------------------------------------------------------- helpers
+def _ints(scope: Scope, values: Sequence[int], hint: str) -> str:
+    return scope.literal(np.asarray(values, np.int64), hint)
+
+
+def _without(app: Application, *names: str, **changed: Any) -> dict[str, Any]:
+    return {**{k: v for k, v in app.attrs.items() if k not in names}, **changed}
+
+
+def _like(scope: Scope, app: Application, value: float, hint: str) -> str:
+    return scope.literal(np.asarray(value, scope.type(app.inputs[0]).dtype.numpy), hint)
+
+
+def _reshaped(scope: Scope, name: str, shape: Sequence[int], hint: str) -> tuple[str, Application]:
+    result = scope.temporary(hint)
+    return result, Application("Reshape", (name, _ints(scope, shape, hint + "_shape")), (result,))
+
+
+# ---------------------------------------------------------------------- attributes that became operands
+@rule(13, "Squeeze", "Unsqueeze", "ReduceSum")
+@rule(
+    18,
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
+    *("ReduceProd", "ReduceSumSquare"),
+)
+def _axes(app: Application, scope: Scope) -> Iterator[Application]:
+    inputs = app.inputs
+    if app.attrs.get("axes") is not None and len(inputs) == 1:
+        inputs = (*inputs, _ints(scope, app.attrs["axes"], "axes"))
+    yield replace(app, inputs=inputs, attrs=_without(app, "axes"))
+
+
+@rule(11, "Clip")
+def _clip(app: Application, scope: Scope) -> Iterator[Application]:
+    inputs = [app.inputs[0]]
+    for name, everything in (("min", -3.4e38), ("max", 3.4e38)):
+        bound = app.attrs.get(name, everything)
+        inputs.append(_like(scope, app, bound, name) if abs(bound) < 3.4e38 else "")
+    yield replace(app, inputs=tuple(inputs), attrs=_without(app, "min", "max"))
+
+
+@rule(11, "Pad")
+def _pad(app: Application, scope: Scope) -> Iterator[Application]:
+    amounts = app.attrs.get("pads", app.attrs.get("paddings", ()))
+    value = _like(scope, app, app.attrs.get("value", 0.0), "value")
+    inputs = (app.inputs[0], _ints(scope, amounts, "pads"), value)
+    yield replace(app, inputs=inputs, attrs=_without(app, "pads", "paddings", "value"))
+
+
+@rule(10, "Slice")
+def _slice(app: Application, scope: Scope) -> Iterator[Application]:
+    starts, ends = app.attrs["starts"], app.attrs["ends"]
+    axes = app.attrs.get("axes", tuple(range(len(starts))))
+    bounds = [_ints(scope, v, hint) for v, hint in ((starts, "starts"), (ends, "ends"), (axes, "axes"))]
+    yield replace(app, inputs=(app.inputs[0], *bounds), attrs=_without(app, "starts", "ends", "axes"))
+
+
+@rule(13, "Split")
+def _split(app: Application, scope: Scope) -> Iterator[Application]:
+    inputs = app.inputs
+    if app.attrs.get("split") is not None and len(inputs) == 1:
+        inputs = (*inputs, _ints(scope, app.attrs["split"], "split"))
+    yield replace(app, inputs=inputs, attrs=_without(app, "split", axis=app.attrs.get("axis", 0)))
+
+
+@rule(18, "Split")
+def _split_evenly(app: Application, scope: Scope) -> Iterator[Application]:
+    if len(app.inputs) > 1 and app.inputs[1]:
+        yield app
+        return
+    size, parts = scope.type(app.inputs[0]).shape[app.attrs["axis"]], len(app.outputs)
+    if size % parts:
+        raise UnsupportedNode(f"splits {size} entries into {parts} equal parts")
+    yield replace(app, inputs=(app.inputs[0], _ints(scope, [size // parts] * parts, "split")))
+
+
+@rule(10, "TopK")
+def _top_k(app: Application, scope: Scope) -> Iterator[Application]:
+    inputs = (app.inputs[0], _ints(scope, [app.attrs["k"]], "k"))
+    yield replace(app, inputs=inputs, attrs=_without(app, "k"))
+
+
+@rule(5, "Reshape")
+def _reshape(app: Application, scope: Scope) -> Iterator[Application]:
+    shape = _ints(scope, app.attrs.get("shape", ()), "shape")
+    yield replace(app, inputs=(app.inputs[0], shape), attrs=_without(app, "shape", "consumed_inputs"))
+
+
+@rule(20, "DFT")
+def _dft(app: Application, scope: Scope) -> Iterator[Application]:
+    axis = scope.literal(np.asarray(app.attrs["axis"], np.int64), "axis")
+    length = app.inputs[1] if len(app.inputs) > 1 else ""
+    yield replace(app, inputs=(app.inputs[0], length, axis), attrs=_without(app, "axis"))
+
+
+@rule(6, "Tile")
+def _tile(app: Application, scope: Scope) -> Iterator[Application]:
+    tiles, axis = (scope.constant(n) for n in app.inputs[1:3])
+    if tiles is None or axis is None:
+        raise UnsupportedNode("tiles and axis are not constant")
+    repeats = [1] * scope.type(app.inputs[0]).rank
+    repeats[int(axis.item())] = int(tiles.item())
+    yield replace(app, inputs=(app.inputs[0], _ints(scope, repeats, "repeats")))
+
+
+# ---------------------------------------------------------------------- broadcasting before opset 7
+@rule(7, "Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less")
+def _broadcast(app: Application, scope: Scope) -> Iterator[Application]:
+    axis, (a, b) = app.attrs.get("axis"), app.inputs
+    after = replace(app, attrs=_without(app, "axis", "broadcast", "consumed_inputs"))
+    rank, shape = scope.type(a).rank, scope.type(b).shape
+    if app.attrs.get("broadcast") and axis is not None:
+        trailing = rank - axis % max(rank, 1) - len(shape)
+        b, aligned = _reshaped(scope, b, (*shape, *(1,) * trailing), "aligned")
+        yield aligned
+    yield replace(after, inputs=(a, b))
+
+
+@rule(7, "PRelu")
+def _prelu(app: Application, scope: Scope) -> Iterator[Application]:
+    x, slope = app.inputs
+    if scope.type(slope).size > 1 and scope.type(slope).rank == 1:
+        shape = (-1, *(1,) * (scope.type(x).rank - 2))
+        slope, aligned = _reshaped(scope, slope, shape, "slope")
+        yield aligned
+    yield replace(app, inputs=(x, slope), attrs=_without(app, "consumed_inputs"))
+
+
+@rule(7, "Gemm")
+def _gemm(app: Application, scope: Scope) -> Iterator[Application]:
+    yield replace(app, attrs=_without(app, "broadcast"))
+
+
+# ---------------------------------------------------------------------- renamed attributes, changed meanings
+@rule(4, "Concat")
+def _concat(app: Application, scope: Scope) -> Iterator[Application]:
+    yield replace(app, attrs={"axis": app.attrs.get("axis", 1)})
+
+
+@rule(6, "Cast")
+def _cast(app: Application, scope: Scope) -> Iterator[Application]:
+    yield replace(app, attrs={"to": TensorProto.DataType.Value(app.attrs["to"])})
+
+
+@rule(2, "LpPool", "GlobalLpPool")
+def _integer_p(app: Application, scope: Scope) -> Iterator[Application]:
+    yield replace(app, attrs=_without(app, p=int(app.attrs.get("p", 2))))
+
+
+@rule(7, "LSTM", "GRU", "RNN")
+def _recurrent(app: Application, scope: Scope) -> Iterator[Application]:
+    direction = app.attrs.get("direction", "forward")
+    direction = {"foward": "forward"}.get(direction, direction)  # the specification's own misspelling
+    yield replace(app, attrs=_without(app, "output_sequence", direction=direction))
+
+
+@rule(14, "BatchNormalization")
+def _batch_norm(app: Application, scope: Scope) -> Iterator[Application]:
+    if len([o for o in app.outputs if o]) > 1 or (app.version < 7 and not app.attrs.get("is_test", 1)):
+        raise UnsupportedNode("batch statistics (training mode)")
+    if not app.attrs.get("spatial", 1):
+        raise UnsupportedNode("statistics per position (spatial=0)")
+    attrs = _without(app, "spatial", "is_test", "consumed_inputs")
+    yield replace(app, outputs=app.outputs[:1], attrs=attrs)
+
+
+@rule(12, "Dropout")
+def _dropout(app: Application, scope: Scope) -> Iterator[Application]:
+    if app.version < 7 and not app.attrs.get("is_test"):
+        raise UnsupportedNode("random dropping (is_test=0)")
+    yield replace(app, inputs=app.inputs[:1], attrs={})
+
+
+@rule(13, "Softmax", "LogSoftmax", "Hardmax")
+def _flattened_softmax(app: Application, scope: Scope) -> Iterator[Application]:
+    """Before 13 the operand is seen as a matrix, split before `axis`."""
+    shape = scope.type(app.inputs[0]).shape
+    axis = app.attrs["axis"] % max(len(shape), 1)
+    long = [d for d in range(axis, len(shape)) if shape[d] != 1]
+    if len(long) <= 1:
+        yield replace(app, attrs={"axis": long[0] if long else axis})
+        return
+    matrix = (math.prod(shape[:axis]), math.prod(shape[axis:]))
+    rows, flatten = _reshaped(scope, app.inputs[0], matrix, "rows")
+    made = scope.temporary("made")
+    yield flatten
+    yield replace(app, inputs=(rows,), outputs=(made,), attrs={"axis": 1})
+    back = (made, _ints(scope, shape, "shape"))
+    yield Application("Reshape", back, app.outputs)
+
+
+@rule(20, "GridSample")
+def _grid_sample(app: Application, scope: Scope) -> Iterator[Application]:
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(app.attrs["mode"], app.attrs["mode"])
+    yield replace(app, attrs=_without(app, mode=mode))
+
+
+@rule(21, "GroupNormalization")
+def _group_norm(app: Application, scope: Scope) -> Iterator[Application]:
+    """Before 21 scale and bias have one entry per group instead of one per channel."""
+    groups, channels = app.attrs["num_groups"], scope.type(app.inputs[0]).shape[1]
+    spread = []
+    for name in app.inputs[1:3]:
+        column, unsqueezed = _reshaped(scope, name, (groups, 1), "column")
+        wide, flat = scope.temporary("wide"), scope.temporary("flat")
+        yield unsqueezed
+        yield Application("Expand", (column, _ints(scope, (groups, channels // groups), "shape")), (wide,))
+        yield Application("Reshape", (wide, _ints(scope, (channels,), "shape")), (flat,))
+        spread.append(flat)
+    yield replace(app, inputs=(app.inputs[0], *spread))
+
+
+@rule(16, "RoiAlign")
+def _roi_align(app: Application, scope: Scope) -> Iterator[Application]:
+    yield replace(app, attrs=_without(app, coordinate_transformation_mode="output_half_pixel"))
+
+
+# ---------------------------------------------------------------------- retired operators
+@rule(11, "Scatter")
+def _scatter(app: Application, scope: Scope) -> Iterator[Application]:
+    yield replace(app, op="ScatterElements")
+
+
+@rule(10, "Upsample")
+def _upsample(app: Application, scope: Scope) -> Iterator[Application]:
+    inputs = app.inputs[:1]
+    if "height_scale" in app.attrs:
+        scales: Sequence[float] = (1.0, 1.0, app.attrs["height_scale"], app.attrs["width_scale"])
+        inputs = (*inputs, scope.literal(np.asarray(scales, np.float32), "scales"))
+    elif "scales" in app.attrs:
+        inputs = (*inputs, scope.literal(np.asarray(app.attrs["scales"], np.float32), "scales"))
+    else:
+        inputs = app.inputs
+    mode = {"bilinear": "linear"}.get(app.attrs["mode"], app.attrs["mode"])
+    yield replace(app, op="Resize", inputs=inputs, attrs={"mode": mode})
+
+
+@rule(11, "Resize")
+def _resize(app: Application, scope: Scope) -> Iterator[Application]:
+    attrs = _without(app, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    yield replace(app, inputs=(app.inputs[0], "", app.inputs[1]), attrs=attrs)

@@ -1,0 +1,264 @@
+"""ONNX model -> Graph: guard, check, bind free axes, lift, name the tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import checker, defs
+
+from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, VerifyError
+from compiler.ir.graph import Graph, Value
+from compiler.ir.lift import Lift, Problems
+from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
+from compiler.ir.op import OPSET, operator
+from compiler.ir.safety import DEFAULT_LIMITS, Limits, guard, read_model, shown
+from compiler.ir.types import NodeRef, TensorType, ValueRef
+from compiler.ir.verify import verify
+
+TASKS_KEY = "taskgraft.tasks"
+"""Metadata entry of an exported model: [[task, [output value, ...], [label, ...]], ...]."""
+
+Source = str | os.PathLike[str] | onnx.ModelProto
+
+
+def load(
+    source: Source,
+    *,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+    task: str | None = None,
+    allow_external_data: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Graph:
+    """Import a model as a frozen graph with static shapes at the pinned opset.
+
+    `inputs` gives the shape of every input with free axes. All outputs belong to one task called `task` (default:
+    the file's stem), unless the model was exported from a multitask graph and names its tasks itself.
+
+    Raises ConfigError (no such file, wrong binding), UnsafeInputError (damaged, contradictory, over a limit),
+    UnsupportedModelError (free axes, operators that are not compiled: all are listed).
+    """
+    model, where = _guarded(source, allow_external_data, limits)
+    version = _opset(model, where)
+    _check(model, version, where)
+    name = task or (Path(source).stem if isinstance(source, (str, os.PathLike)) else model.graph.name) or "model"
+    graph = Graph(name)
+    lift = Lift(graph, {(f.domain, f.name): f for f in model.functions}, limits)
+    _constants(model.graph, lift, where)
+    for input_name, type_ in _bound(model.graph, inputs or {}, limits, where):
+        lift.values[input_name] = graph.add_input(input_name, type_)
+    lift.main(model.graph, version)
+    _raise(lift.problems, where)
+    _outputs(model, lift, task, name, where)
+    _sweep(graph)
+    try:
+        verify(graph)
+    except VerifyError as error:
+        raise UnsafeInputError(f"{where}: the model contradicts itself. {error}") from None
+    return graph.freeze()
+
+
+def _guarded(source: Source, allow_external_data: bool, limits: Limits) -> tuple[onnx.ModelProto, str]:
+    if not isinstance(source, onnx.ModelProto):
+        return read_model(source, allow_external_data=allow_external_data, limits=limits), str(source)
+    where = f"model {shown(source.graph.name)}"
+    guard(source, where=where, limits=limits)
+    return source, where
+
+
+# ---------------------------------------------------------------------- soundness
+def _opset(model: onnx.ModelProto, where: str) -> int:
+    version = max((o.version for o in model.opset_import if o.domain in STANDARD), default=1)
+    newest = defs.onnx_opset_version()
+    if version > newest:
+        raise UnsupportedModelError(
+            f"{where}: opset {version} is newer than the installed onnx knows ({newest}); update onnx or export "
+            f"with opset {OPSET}"
+        )
+    return version
+
+
+def _check(model: onnx.ModelProto, version: int, where: str) -> None:
+    """ONNX's checker: cycles, names defined twice, missing attributes.
+
+    It stops at an operator it does not know, which here is to be listed with all others: it sees those under a
+    foreign domain, which it skips.
+    """
+    known = {(f.domain, f.name) for f in model.functions}
+    unknown = [
+        i
+        for i, n in enumerate(model.graph.node)
+        if n.domain in STANDARD and (n.domain, n.op_type) not in known and schema(n.op_type, version) is None
+    ]
+    if unknown:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        copy.opset_import.add(domain="unknown", version=1)
+        for i in unknown:
+            copy.graph.node[i].domain = "unknown"
+        model = copy
+    try:
+        checker.check_model(model)
+    except (checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split("==>")[0].split())
+        raise UnsafeInputError(f"{where}: not a valid ONNX model: {reason}") from None
+
+
+def _raise(problems: Problems, where: str) -> None:
+    if problems.broken:
+        raise UnsafeInputError(f"{where}: the model contradicts itself:\n  " + "\n  ".join(problems.broken))
+    if not problems.refused:
+        return
+    lines = [
+        f"{name} x{len(labels)}, first at {shown(labels[0])}: {reason}"
+        for (name, reason), labels in problems.refused.items()
+    ]
+    raise UnsupportedModelError(
+        f"{where}: {len(lines)} kinds of nodes cannot be compiled:\n  "
+        + "\n  ".join(lines)
+        + "\n`taskgraft ops` lists the operators; export the model without these, or cut it before them"
+    )
+
+
+# ---------------------------------------------------------------------- inputs and constants
+def _constants(body: onnx.GraphProto, lift: Lift, where: str) -> None:
+    unsupported = []
+    for tensor in body.initializer:
+        try:
+            lift.define(tensor.name, array_of(tensor))
+        except UnsupportedNode as error:
+            unsupported.append(str(error))
+    unsupported += [f"tensor {shown(s.values.name)} is sparse" for s in body.sparse_initializer]
+    if unsupported:
+        raise UnsupportedModelError(f"{where}: tensors that cannot be compiled:\n  " + "\n  ".join(unsupported))
+
+
+def _bound(
+    body: onnx.GraphProto, given: Mapping[str, Sequence[int]], limits: Limits, where: str
+) -> Iterator[tuple[str, TensorType]]:
+    """Name and static type of every input; all free axes and all wrong bindings are reported together."""
+    constant = {t.name for t in body.initializer}
+    infos = [i for i in body.input if i.name not in constant]
+    strange = sorted(set(given) - {i.name for i in infos})
+    wrong = [f"there is no input {shown(n)}" for n in strange]
+    free, types = [], []
+    for info in infos:
+        try:
+            types.append((info.name, _input_type(info, given.get(info.name), limits)))
+        except ConfigError as error:
+            wrong.append(str(error))
+        except UnsupportedModelError as error:
+            free.append(str(error))
+    if wrong:
+        names = ", ".join(shown(i.name) for i in infos)
+        raise ConfigError(f"{where}: wrong input shapes (inputs are {names}):\n  " + "\n  ".join(wrong))
+    if free:
+        raise UnsupportedModelError(f"{where}: inputs without a static type:\n  " + "\n  ".join(free))
+    yield from types
+
+
+def _input_type(info: onnx.ValueInfoProto, shape: Sequence[int] | None, limits: Limits) -> TensorType:
+    name, tensor = shown(info.name), info.type.tensor_type
+    dtype = dtype_of(tensor.elem_type) if info.type.HasField("tensor_type") else None
+    if dtype is None:
+        kind = type_name(tensor.elem_type) if info.type.HasField("tensor_type") else info.type.WhichOneof("value")
+        raise UnsupportedModelError(f"input {name} is a {kind}; only tensors of numbers and bools are compiled")
+    axes = list(tensor.shape.dim) if tensor.HasField("shape") else None
+    if shape is None:
+        if axes is None or any(not d.HasField("dim_value") or d.dim_value < 0 for d in axes):
+            raise UnsupportedModelError(_how_to_bind(info, axes))
+        shape = [d.dim_value for d in axes]
+    for position, size in enumerate(shape):
+        if size < 0 or (axes is not None and len(axes) == len(shape) and _contradicts(axes[position], size)):
+            raise ConfigError(
+                f"input {name}: axis {position} cannot have size {size}; the model says {_axes(axes)}"
+            )
+    if axes is not None and len(axes) != len(shape):
+        raise ConfigError(f"input {name} has {len(axes)} axes {_axes(axes)}, {list(shape)} gives {len(shape)}")
+    type_ = TensorType(dtype, tuple(int(n) for n in shape))
+    if type_.bytes > limits.tensor_bytes:
+        raise UnsafeInputError(
+            f"input {name}: {type_} takes {type_.bytes:,} bytes; at most {limits.tensor_bytes:,}"
+        )
+    return type_
+
+
+def _contradicts(axis: onnx.TensorShapeProto.Dimension, size: int) -> bool:
+    return bool(axis.HasField("dim_value") and axis.dim_value > 0 and axis.dim_value != size)
+
+
+def _axes(axes: Sequence[onnx.TensorShapeProto.Dimension] | None) -> str:
+    if axes is None:
+        return "nothing about its axes"
+    return "[" + ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in axes) + "]"
+
+
+def _how_to_bind(info: onnx.ValueInfoProto, axes: Sequence[onnx.TensorShapeProto.Dimension] | None) -> str:
+    example = "1,..." if axes is None else ",".join(str(d.dim_value or 1) for d in axes)
+    return (
+        f"input {shown(info.name)} has shape {_axes(axes)}; bind its free axes, as in --input {info.name}:{example}"
+    )
+
+
+# ---------------------------------------------------------------------- tasks
+def _outputs(model: onnx.ModelProto, lift: Lift, task: str | None, name: str, where: str) -> None:
+    made = {o.name: _output(lift, o.name) for o in model.graph.output}
+    if not made:
+        raise UnsafeInputError(f"{where}: the model has no outputs")
+    recorded = {p.key: p.value for p in model.metadata_props}.get(TASKS_KEY)
+    if recorded is None or task is not None:
+        lift.graph.set_task(name, list(made.values()), list(made))
+        return
+    for task_name, outputs, labels in _recorded(recorded, made, where):
+        lift.graph.set_task(task_name, [made[o] for o in outputs], labels)
+
+
+def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    try:
+        rows = json.loads(text)
+        for task, outputs, labels in rows:
+            if not outputs or len(outputs) != len(labels) or not all(o in made for o in outputs):
+                raise ValueError(task)
+            if not all(isinstance(s, str) for s in (task, *outputs, *labels)):
+                raise TypeError(task)
+            yield task, outputs, labels
+    except (ValueError, TypeError):
+        raise UnsafeInputError(
+            f"{where}: metadata '{TASKS_KEY}' does not fit the model's outputs; give the task a name to ignore it"
+        ) from None
+
+
+def _output(lift: Lift, name: str) -> ValueRef:
+    """The value behind an output. Inputs and constants get an Identity: every output is made by a node."""
+    value = lift.values[name]
+    assert value is not None
+    graph = lift.graph
+    if value.data is None and value not in graph.inputs:
+        return value.ref
+    source = lift.keep(_renamed(value, name) if value.ref not in graph else value)
+    result = name if ValueRef(name) not in graph else graph.fresh(f"{name}.output")
+    graph.add_value(result, value.type)
+    node = f"Identity_{result}"
+    node = node if NodeRef(node) not in graph else graph.fresh(node)
+    graph.add_node(node, operator("Identity"), {}, [source], [ValueRef(result)])
+    return ValueRef(result)
+
+
+def _renamed(value: Value, taken: str) -> Value:
+    if value.ref.name != taken:
+        return value
+    return Value(ValueRef(f"{taken}.constant"), value.type, value.data)
+
+
+def _sweep(graph: Graph) -> None:
+    """Remove what no output needs: folding leaves shape arithmetic's operands behind."""
+    needed = graph.needed_masks()
+    for node in reversed(graph.nodes()):
+        if node.ref not in needed:
+            graph.remove(node.ref)
+    for value in graph.parameters():
+        if value.ref not in needed:
+            graph.remove(value.ref)

@@ -1,0 +1,105 @@
+"""Graph -> ONNX model at the pinned opset, with the tasks in its metadata; `load` reads both back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import checker, helper, numpy_helper, shape_inference
+
+from compiler.errors import VerifyError
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.onnx_in import TASKS_KEY
+from compiler.ir.onnx_nodes import make_attribute, type_proto
+from compiler.ir.op import IR_VERSION, OPSET
+from compiler.ir.types import splat_value
+
+_SPLAT_ELEMENTS = 256
+
+
+def to_onnx(graph: Graph) -> onnx.ModelProto:
+    """The graph as an ONNX model; the same graph gives the same bytes.
+
+    Each value is an output once, in the order of the tasks; metadata says which task has which. Large splats
+    become ConstantOfShape. VerifyError where ONNX's checker or strict inference refuses the result.
+    """
+    splats = [v for v in graph.parameters() if _is_large_splat(v)]
+    body = helper.make_graph(
+        [*map(_splat_node, splats), *(_node(graph, n) for n in graph.nodes())],
+        graph.name,
+        [_info(v) for v in graph.inputs],
+        [_info(v) for v in dict.fromkeys(graph.outputs)],
+        list(_initializers(graph)),
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="taskgraft")
+    helper.set_model_props(model, {TASKS_KEY: _tasks(graph)})
+    _check(model, graph.name)
+    return model
+
+
+def save(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Write the graph as an ONNX file, aside first and then renamed."""
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    data = to_onnx(graph).SerializeToString(deterministic=True)
+    try:
+        aside.write_bytes(data)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    try:
+        checker.check_model(model)
+        shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
+        raise VerifyError(f"graph '{name}' does not make a valid ONNX model: {error}") from None
+
+
+def _tasks(graph: Graph) -> str:
+    rows = [[t.name, [r.name for r in t.outputs], list(t.labels)] for t in graph.tasks.values()]
+    return json.dumps(rows)
+
+
+def _info(value: Value) -> onnx.ValueInfoProto:
+    return helper.make_value_info(value.ref.name, type_proto(value.type))
+
+
+def _node(graph: Graph, node: Node) -> onnx.NodeProto:
+    operands = graph.operands(node)
+    reads = [operands.optional(i) for i in range(len(operands))]
+    inputs = ["" if v is None else v.ref.name for v in reads]
+    outputs = [v.ref.name for v in graph.results(node)]
+    made = helper.make_node(node.op.name, inputs, outputs, name=node.ref.name, domain=node.op.domain)
+    made.attribute.extend(make_attribute(k, v) for k, v in node.attrs.items())
+    return made
+
+
+# ---------------------------------------------------------------------- parameters
+def _is_large_splat(value: Value) -> bool:
+    return value.data is not None and value.size > _SPLAT_ELEMENTS and splat_value(value.data) is not None
+
+
+def _shape_name(value: Value) -> str:
+    return f"{value.ref.name}:shape"
+
+
+def _splat_node(value: Value) -> onnx.NodeProto:
+    element = numpy_helper.from_array(np.asarray(splat_value(value.constant)).reshape(1))
+    name = value.ref.name
+    return helper.make_node("ConstantOfShape", [_shape_name(value)], [name], name=f"{name}:splat", value=element)
+
+
+def _initializers(graph: Graph) -> Iterator[onnx.TensorProto]:
+    for value in graph.parameters():
+        if _is_large_splat(value):
+            yield numpy_helper.from_array(np.asarray(value.shape, np.int64), _shape_name(value))
+        else:
+            data = np.ascontiguousarray(value.constant).reshape(value.shape)
+            yield numpy_helper.from_array(data, value.ref.name)

@@ -1,0 +1,124 @@
+"""Deterministic printing, digests and structural signatures of graphs.
+
+The printed form depends on names, structure, attributes and data, never on the order in which a graph was built.
+Floating-point attributes are printed as float32, the precision ONNX stores, so a model that went through a file
+keeps its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+
+from compiler.ir.encoding import Dense
+from compiler.ir.graph import Attrs, Graph, Node, Site, Value
+from compiler.ir.types import Task, TensorType, splat_value
+
+_SHORT = 12
+
+
+def text(graph: Graph, *, full_digests: bool = False) -> str:
+    """The graph as lines: inputs, parameters (as digests), nodes in topological order, tasks."""
+    return "\n".join(_lines(graph, 64 if full_digests else _SHORT)) + "\n"
+
+
+def digest(graph: Graph) -> str:
+    """SHA-256 (hex) over names, structure, attributes, types, tasks and all data; not over `graph.name`."""
+    return hashlib.sha256(text(graph, full_digests=True).encode()).hexdigest()
+
+
+def parameter_digest(value: Value) -> str:
+    """SHA-256 (hex) over type and data of a parameter.
+
+    A tensor of equal elements has one digest, whether it is stored in full or as a splat of one element, and a
+    splat is never written out.
+    """
+    data = value.constant
+    state = hashlib.sha256(f"{_type(value.type)};".encode())
+    element = _only_element(data)
+    state.update(b"all" if element is not None else b"each")
+    state.update(np.ascontiguousarray(data if element is None else element).data)
+    return state.hexdigest()
+
+
+def signature(site: Site) -> Hashable:
+    """What a node computes from what: operator, attributes, operand types and constants, names left out.
+
+    Two nodes with equal signatures compute the same function of their non-constant operands.
+    """
+    operands = [site.operands.optional(i) for i in range(len(site.operands))]
+    return (
+        site.node.op.domain,
+        site.node.op.name,
+        tuple((k, _attribute(v)) for k, v in sorted(site.attrs.items())),
+        tuple(None if v is None else operand_signature(v) for v in operands),
+        len(site.results),
+    )
+
+
+def operand_signature(value: Value) -> Hashable:
+    """The type of a value, with the digest of its data where it is a parameter."""
+    return (_type(value.type), None if value.data is None else parameter_digest(value))
+
+
+def node_text(graph: Graph, node: Node) -> str:
+    """One node as a line: results = operator(operands) {attributes} "name"."""
+    operands = graph.operands(node)
+    reads = [operands.optional(i) for i in range(len(operands))]
+    results = ", ".join(f"{_name(v.ref.name)}: {_type(v.type)}" for v in graph.results(node))
+    arguments = ", ".join("_" if v is None else _name(v.ref.name) for v in reads)
+    return f"{results} = {node.op.name}({arguments}){_attributes(node.attrs)} {json.dumps(node.ref.name)}"
+
+
+# ---------------------------------------------------------------------- pieces
+def _lines(graph: Graph, digits: int) -> Iterator[str]:
+    for value in graph.inputs:
+        yield f"input {_name(value.ref.name)}: {_type(value.type)}"
+    for value in graph.parameters():
+        yield f"parameter {_name(value.ref.name)}: {_type(value.type)} = {parameter_digest(value)[:digits]}"
+    for node in graph.nodes():
+        yield node_text(graph, node)
+    for task in graph.tasks.values():
+        yield f"task {json.dumps(task.name)}: {_outputs(task)}"
+
+
+def _outputs(task: Task) -> str:
+    pairs = zip(task.outputs, task.labels, strict=True)
+    return ", ".join(f"{_name(r.name)} as {json.dumps(label)}" for r, label in pairs)
+
+
+def _name(name: str) -> str:
+    return "%" + json.dumps(name)
+
+
+def _type(type_: TensorType) -> str:
+    return str(type_) if type_.encoding == Dense() else f"{type_} {type_.encoding!r}"
+
+
+def _attributes(attrs: Attrs) -> str:
+    shown = [f"{k}={json.dumps(_attribute(v))}" for k, v in sorted(attrs.items())]
+    return f" {{{', '.join(shown)}}}" if shown else ""
+
+
+def _attribute(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_attribute(v) for v in value)
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def _only_element(data: np.ndarray) -> np.ndarray | None:
+    """The element all others equal bit by bit, else None."""
+    if data.size == 0:
+        return None
+    first = np.ascontiguousarray(data[(0,) * data.ndim])
+    if splat_value(data) is not None:
+        return first
+    patterns = np.ascontiguousarray(data).reshape(-1).view(_BITS[data.itemsize])
+    return first if (patterns == patterns[0]).all() else None
+
+
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
