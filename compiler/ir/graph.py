@@ -376,13 +376,21 @@ class Graph:
         self._order = None
 
     def set_operand(self, node: NodeRef, index: int, new: ValueRef) -> None:
-        """Let operand `index` of one node read `new`; the caller re-infers types where they change."""
+        """Let operand `index` of one node read `new`; the caller re-infers types where they change.
+
+        An operand that was left out (a bias) is added.
+        """
         self._writable()
         self.value(new)
         old = [u for u, _, k in self._g.in_edges(node, keys=True) if k == index]
-        if not old:
+        payload, count = self.node(node), len(self.operands(self.node(node)))
+        if old:
+            self._g.remove_edge(old[0], node, key=index)
+        elif index in payload.absent or index == count:
+            absent = tuple(i for i in payload.absent if i != index)
+            self._g.nodes[node]["payload"] = replace(payload, absent=absent)
+        else:
             raise VerifyError(f"node '{node}' has no operand {index}")
-        self._g.remove_edge(old[0], node, key=index)
         self._g.add_edge(new, node, key=index)
         self._order = None
 
