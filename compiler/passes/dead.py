@@ -1,0 +1,41 @@
+"""remove-dead-code: drop every node and parameter that no task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compiler.errors import VerifyError
+from compiler.ir.graph import Graph
+from compiler.passes.base import Pass, Refusal, Resources
+
+
+def sweep(graph: Graph) -> int:
+    """Remove what no task needs from the mutable `graph`; inputs stay. Returns how many vertices went."""
+    needed = graph.needed_masks()
+    inputs = {v.ref for v in graph.inputs}
+    dead = [n for n in reversed(graph.nodes()) if n.ref not in needed]
+    for node in dead:
+        graph.remove(node.ref)
+    loose = [v for v in graph.values() if v.ref not in needed and v.ref not in inputs]
+    orphans = [v for v in loose if graph.producer(v.ref) is None]
+    for value in orphans:
+        graph.remove(value.ref)
+    return len(dead) + len(orphans)
+
+
+@dataclass(frozen=True)
+class RemoveDeadCode(Pass):
+    """Remove nodes and parameters that no task needs. Network inputs stay: they are part of the interface."""
+
+    name: ClassVar[str] = "remove-dead-code"
+    exact: ClassVar[bool] = True
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        sweep(graph)
+        return ()
+
+    def ensures(self, before: Graph, after: Graph) -> None:
+        if sweep(after.copy()):
+            raise VerifyError("after remove-dead-code: something that no task needs is still there")
