@@ -95,7 +95,9 @@ class GatherElements(AxisOp, Movement):
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
         x, indices, axis = arrays[0], arrays[1], site.int("axis")
         assert x is not None and indices is not None
-        at = list(np.indices(indices.shape))  # take_along_axis and onnx.reference want equal other axes
+        at: list[np.ndarray] = list(
+            np.indices(indices.shape)
+        )  # take_along_axis and onnx.reference want equal other axes
         at[axis] = wrapped(indices, x.shape[axis])
         return (x[tuple(at)],)
 
