@@ -115,7 +115,7 @@ _STRUCTURE = """typedef struct {
 } @name@_call;
 """
 
-_FUNCTIONS = """/* Any subset. `inputs` and `outputs` are indexed as above; slots not used by the subset are ignored.
+_FUNCTIONS = """/* Any subset. `inputs` and `outputs` are indexed as above; slots of other tasks are ignored.
    Two threads may call at once with different workspaces and outputs. Returns
 @codes@ */
 int @name@_run(uint64_t tasks, const void *const *inputs, void *const *outputs, @name@_call *call);

@@ -68,7 +68,8 @@ def build_program(
     library = (
         (f"lib{bundle.name}.a",) if static else (f"lib{bundle.name}.so", f"-Wl,-rpath,{bundle.path.resolve()}")
     )
-    flags = ("-std=c11", "-O2", *toolchain.baseline, *["-static"] * (static and not target.native), "-I.")
+    # -fPIE: lld lays out position-dependent ARM programs wrongly.
+    flags = ("-std=c11", "-O2", "-fPIE", *toolchain.baseline, *["-static"] * (static and not target.native), "-I.")
     run_tool((*toolchain.cc, *flags, f"src/{program}.c", *library, "-lm", "-o", str(out)), bundle.path)
     return out
 
