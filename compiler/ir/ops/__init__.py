@@ -5,6 +5,7 @@ from compiler.ir.ops import binary as binary
 from compiler.ir.ops import cast as cast
 from compiler.ir.ops import conv as conv
 from compiler.ir.ops import expand as expand
+from compiler.ir.ops import grid as grid
 from compiler.ir.ops import index as index
 from compiler.ir.ops import linear as linear
 from compiler.ir.ops import logic as logic

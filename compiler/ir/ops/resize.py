@@ -90,7 +90,7 @@ def kernel_weights(mode: str, distance: np.ndarray, cubic: float) -> np.ndarray:
     (Keys, "Cubic convolution interpolation for digital image processing", 1981)."""
     d = np.abs(distance)
     if mode == "linear":
-        return np.clip(1 - d, 0, None)
+        return np.asarray(np.maximum(1 - d, 0))
     near = ((cubic + 2) * d - (cubic + 3)) * d * d + 1
     far = ((cubic * d - 5 * cubic) * d + 8 * cubic) * d - 4 * cubic
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
