@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 from onnx import checker, defs
@@ -22,7 +23,7 @@ from compiler.ir.verify import verify
 TASKS_KEY = "taskgraft.tasks"
 """Metadata entry of an exported model: [[task, [output value, ...], [label, ...]], ...]."""
 
-Source = str | os.PathLike[str] | onnx.ModelProto
+Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 
 def load(
