@@ -19,6 +19,7 @@ from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.ir.verify import verify
+from compiler.passes.spec import render
 
 Batch = Mapping[str, np.ndarray]
 """Graph input name -> array of exactly that input's shape."""
@@ -131,6 +132,10 @@ class Pass(abc.ABC):
         verify(after, stage=self.name)
         self.ensures(graph, after)
         return Outcome(after.freeze(), refusals)
+
+    def __str__(self) -> str:
+        """The spec string, `name{option=value}`; `compiler.pipeline.parse` reads it back."""
+        return render(self.name, self)
 
     @final
     def __call__(self, graph: Graph, use: Resources | None = None) -> Graph:

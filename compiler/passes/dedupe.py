@@ -7,7 +7,6 @@ node serves all. Linear time, exact, no data.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,18 +17,10 @@ import onnx
 
 from compiler.errors import VerifyError
 from compiler.ir.graph import Attrs, Graph, Node, Ref, Site, Value
-from compiler.ir.types import ValueRef, splat_value
+from compiler.ir.text import parameter_digest
+from compiler.ir.types import ValueRef
 from compiler.passes.base import Pass, Refusal, Resources
 from compiler.passes.dead import sweep
-
-
-def parameter_key(value: Value) -> Hashable:
-    """Equal for parameters of equal type, storage form and bits; a broadcast scalar is never written out."""
-    data = value.constant
-    element = splat_value(data)
-    if element is not None:
-        return (value.type, "splat", element.tobytes())
-    return (value.type, hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest())
 
 
 def attribute_key(attrs: Attrs) -> Hashable:
@@ -73,9 +64,9 @@ class Deduplicate(Pass):
 
 
 def _share_parameters(graph: Graph) -> None:
-    first: dict[Hashable, ValueRef] = {}
+    first: dict[str, ValueRef] = {}
     for value in graph.parameters():
-        kept = first.setdefault(parameter_key(value), value.ref)
+        kept = first.setdefault(parameter_digest(value), value.ref)
         if kept != value.ref:
             graph.replace_uses(value.ref, kept)
             graph.remove(value.ref)

@@ -1,0 +1,174 @@
+"""A sequence of passes, what each of them did, and spec strings of passes.
+
+There is no dependency solver and no fix-point: fewer than twenty passes run in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compiler.cost.count import totals
+from compiler.errors import CompilerError, PassError, VerifyError
+from compiler.ir.graph import Graph
+from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.text import digest
+from compiler.passes import find
+from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.spec import changed, convert, split
+
+ROUNDING = 1e-5
+"""Largest drift of an exact pass, relative to the tensor: passes may re-associate sums."""
+
+DEFAULT = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
+"""Constants first, so that batch norms have constant parameters; sharing before channels are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A graph in four numbers and a digest."""
+
+    digest: str
+    nodes: int
+    parameters: int
+    flops: int
+
+    @classmethod
+    def of(cls, graph: Graph) -> Facts:
+        """The facts of `graph`, all tasks together."""
+        cost = totals(graph)
+        return cls(digest(graph), len(graph.nodes()), cost.parameters, cost.flops)
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """What one pass did. `drift`: task -> largest relative change of an output, where it was measured."""
+
+    name: str
+    spec: str
+    exact: bool
+    before: Facts
+    after: Facts
+    refusals: tuple[Refusal, ...]
+    drift: Mapping[str, float] | None = None
+
+    def record(self) -> dict[str, object]:
+        """JSON-ready, for the manifest."""
+        return {
+            "spec": self.spec,
+            "exact": self.exact,
+            "before": _fact_record(self.before),
+            "after": _fact_record(self.after),
+            "refusals": [{"where": r.where, "reason": r.reason} for r in self.refusals],
+            "drift": None if self.drift is None else dict(self.drift),
+        }
+
+
+def _fact_record(facts: Facts) -> dict[str, object]:
+    return {
+        "digest": facts.digest,
+        "nodes": facts.nodes,
+        "parameters": facts.parameters,
+        "flops": facts.flops,
+    }
+
+
+Observer = Callable[[Graph, Pass, Graph, PassRecord], None]
+"""Called after every pass with (before, pass, after, record); an exception stops the pipeline."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order. `numerics` compares every step on seeded inputs and holds exact passes to ROUNDING."""
+
+    passes: tuple[Pass, ...]
+    numerics: bool = False
+
+    @classmethod
+    def parse(cls, specs: Iterable[str], numerics: bool = False) -> Pipeline:
+        """From spec strings; ConfigError where one cannot be read."""
+        return cls(tuple(parse(s) for s in specs), numerics)
+
+    def run(
+        self,
+        graph: Graph,
+        use: Resources | None = None,
+        *,
+        observers: Sequence[Observer] = (),
+        stop_after: str | None = None,
+    ) -> tuple[Graph, tuple[PassRecord, ...]]:
+        """The rewritten graph and a record per pass; `stop_after` names the last pass to run.
+
+        Whatever a pass raises leaves with the pass named. VerifyError where an exact pass changed the outputs.
+        """
+        use = use or Resources()
+        records = []
+        if stop_after is not None and all(p.name != stop_after for p in self.passes):
+            raise PassError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
+        known = Facts.of(graph)
+        for pass_ in self.passes:
+            before = graph
+            graph, record = self._step(pass_, before, known, use)
+            known = record.after
+            records.append(record)
+            for observer in observers:
+                observer(before, pass_, graph, record)
+            if pass_.name == stop_after:
+                break
+        return graph, tuple(records)
+
+    def _step(self, pass_: Pass, before: Graph, known: Facts, use: Resources) -> tuple[Graph, PassRecord]:
+        try:
+            outcome = pass_.run(before, use)
+        except CompilerError as error:
+            error.add_note(f"while running {pass_}")
+            raise
+        drift = measured_drift(before, outcome.graph, use.seed) if self.numerics else None
+        if drift and pass_.exact and max(drift.values()) > ROUNDING:
+            worst = max(drift, key=lambda t: drift[t])
+            raise VerifyError(
+                f"{pass_}: task '{worst}' differs by {drift[worst]:.1e} of scale (limit {ROUNDING:.0e})"
+            )
+        after = Facts.of(outcome.graph)
+        return outcome.graph, PassRecord(pass_.name, str(pass_), pass_.exact, known, after, outcome.refusals, drift)
+
+
+def measured_drift(before: Graph, after: Graph, seed: int) -> dict[str, float]:
+    """Largest relative change of each task's outputs on one seeded standard normal input.
+
+    Tasks that `after` lacks are left out. Where `before` is not finite the input proves little, so up to ten more
+    are drawn.
+    """
+    tasks = [t for t in before.tasks if t in after.tasks]
+    for attempt in range(11):
+        feeds = random_feeds(before, np.random.default_rng([seed, attempt]))
+        old = evaluate(before, feeds, tasks)
+        if all(np.isfinite(a).all() for a in old.values() if a.dtype.kind == "f"):
+            break
+    new = evaluate(after, {v.ref.name: feeds[v.ref.name] for v in after.inputs}, tasks)
+    return {t: _task_drift(t, before, after, old, new) for t in tasks}
+
+
+def _task_drift(task: str, before: Graph, after: Graph, old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    pairs = zip(before.tasks[task].outputs, after.tasks[task].outputs, strict=True)
+    return max(difference(new[b.name], old[a.name]) for a, b in pairs)
+
+
+def parse(spec: str) -> Pass:
+    """`name{option=value,...}` as a pass; the inverse of `str(pass)`. ConfigError says what is wrong with it."""
+    name, options = split(spec)
+    return make(name, options)
+
+
+def make(name: str, options: Mapping[str, object]) -> Pass:
+    """The pass called `name` with options as texts or as TOML has them."""
+    cls = find(name)
+    return cls(**convert(cls, options))
+
+
+def options_of(pass_: Pass) -> dict[str, object]:
+    """The options that differ from their defaults, JSON-ready."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in changed(pass_)}

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.ir.graph import Graph
+from compiler.passes import REGISTRY, find
+from compiler.passes.base import Pass, Refusal, Resources
+from compiler.pipeline import DEFAULT, Pipeline, parse
+from tests.graphs import Builder
+
+
+@dataclass(frozen=True)
+class Example(Pass):
+    name: ClassVar[str] = "tests.test_pipeline:Example"
+    exact: ClassVar[bool] = False
+
+    count: int = 3
+    share: float = 0.5
+    label: str = "plain"
+    on: bool = False
+    limit: float | None = None
+    words: tuple[str, ...] = ()
+    sizes: tuple[float, ...] = (1.0,)
+    mode: Literal["local", "global"] = "local"
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Wrong(Pass):
+    """Claims to be exact and is not."""
+
+    name: ClassVar[str] = "wrong"
+    exact: ClassVar[bool] = True
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        for value in graph.parameters():
+            graph.update(value.ref, data=value.constant * np.float32(1.01))
+        return (Refusal("nowhere", "no reason"),)
+
+
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "count": st.integers(-5, 10**12),
+        "share": st.floats(allow_nan=False),
+        "label": st.text(),
+        "on": st.booleans(),
+        "limit": st.none() | st.floats(allow_nan=False),
+        "words": st.lists(st.text()).map(tuple),
+        "sizes": st.lists(st.floats(allow_nan=False)).map(tuple),
+        "mode": st.sampled_from(["local", "global"]),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(options)
+def test_spec_strings_read_back(chosen):
+    one = Example(**chosen)
+    assert parse(str(one)) == one
+
+
+@pytest.mark.parametrize(
+    "spec,printed",
+    [
+        (" fold-constants ", "fold-constants"),
+        ("fold-constants{limit=1024}", "fold-constants{limit=1024}"),
+        (f"fold-constants{{limit={64 << 20}}}", "fold-constants"),
+        ("extract-tasks{tasks=age+gender}", "extract-tasks{tasks=age+gender}"),
+    ],
+)
+def test_printed_form(spec, printed):
+    assert str(parse(spec)) == printed
+
+
+@pytest.mark.parametrize(
+    "spec,message",
+    [
+        ("fold-constant", "unknown pass 'fold-constant'; the passes are fold-constants"),
+        ("fold-constants{limits=1,size=2}", "no option limits.*no option size"),
+        ("fold-constants{limit=many}", "'many' is not a whole number"),
+        ("fold-constants{limit}", "cannot read 'limit'"),
+        ("fold-constants{limit=1", "is not a pass"),
+        ("fold-constants{limit=1,limit=2}", "given twice"),
+        ("tests.test_pipeline:Example{mode=other}", "'other' is not one of local, global"),
+        ("tests.nowhere:Thing", "cannot be imported"),
+    ],
+)
+def test_wrong_specs_say_what_is_wrong(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(spec)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_registered_pass_loads_under_its_name(name):
+    assert find(name).name == name
+    assert find(name).__doc__
+
+
+def network():
+    net = Builder()
+    x = net.input("x", 1, 3, 6, 6)
+    for task in "ab":
+        net.rng = np.random.default_rng(0)
+        y = net.conv(x, 4, 3)
+        vectors = [net.const(net.rng.uniform(0.5, 2, 4).astype(np.float32)) for _ in range(4)]
+        net.task(task, net.apply("BatchNormalization", y, *vectors))
+    return net.done()
+
+
+def test_records_observers_and_order():
+    graph, seen = network(), []
+    pipeline = Pipeline.parse(DEFAULT[:4], numerics=True)
+    after, records = pipeline.run(graph, observers=[lambda b, p, a, r: seen.append((b, str(p), a, r))])
+    assert [r.spec for r in records] == list(DEFAULT[:4])
+    assert [s[1] for s in seen] == list(DEFAULT[:4])
+    assert seen[0][0] is graph
+    assert seen[-1][2] is after
+    assert all(a[2] is b[0] for a, b in itertools.pairwise(seen))
+    assert [r.before.digest for r in records[1:]] == [r.after.digest for r in records[:-1]]
+    assert (records[0].before.nodes, records[-1].after.nodes) == (4, 1)
+    assert records[0].before.digest == records[0].after.digest
+    assert all(max(r.drift.values()) <= 1e-5 for r in records)
+    assert records[1].record()["after"]["nodes"] == 2
+
+
+def test_stop_after():
+    _, records = Pipeline.parse(DEFAULT[:4]).run(network(), stop_after="fold-batch-norm")
+    assert [r.name for r in records] == ["fold-constants", "fold-batch-norm"]
+    with pytest.raises(PassError, match="no pass 'nest'"):
+        Pipeline.parse(DEFAULT[:4]).run(network(), stop_after="nest")
+
+
+def test_an_exact_pass_that_changes_outputs_is_caught():
+    with pytest.raises(VerifyError, match=r"wrong: task '.' differs by"):
+        Pipeline((Wrong(),), numerics=True).run(network())
+    _, (record,) = Pipeline((Wrong(),)).run(network())
+    assert record.refusals == (Refusal("nowhere", "no reason"),)
+    assert record.drift is None
+
+
+def test_an_error_names_the_pass():
+    with pytest.raises(ConfigError) as caught:
+        Pipeline.parse(["extract-tasks{tasks=z}"]).run(network())
+    assert "while running extract-tasks{tasks=z}" in caught.value.__notes__
