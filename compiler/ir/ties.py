@@ -331,6 +331,13 @@ class Closure:
                 parts.setdefault(axis, []).append(entries)
         return {axis: np.unique(np.concatenate(found)) for axis, found in parts.items()}
 
+    def shown(self, atom: Atom) -> Axis:
+        """The axis to name an atom by: of its first computed value or input, in topological order."""
+        made = [v.ref for v in self.graph.inputs]
+        made += [v.ref for site in self.graph.sites() for v in site.results]
+        rank = {ref: i for i, ref in enumerate(made)}
+        return min(atom.entries, key=lambda a: rank.get(a.owner, len(rank)))  # type: ignore[arg-type]
+
     def why(self, axis: Axis, entry: int) -> str:
         """Why an entry cannot be removed: the shortest path of ties to something pinned."""
         return explain(self._rel, axis, entry, self.allow_mixed)

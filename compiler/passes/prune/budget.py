@@ -1,0 +1,263 @@
+"""What atoms cost, and how many to remove: whole rounding steps, cheapest first, until the budget holds.
+
+Removal is quadratic (a narrower producer makes its consumers narrower too), so prices are taken anew after every
+5 % of the original cost.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from compiler.errors import PassError
+from compiler.ir.graph import Graph, Site, Value
+from compiler.ir.op import Kept
+from compiler.ir.ties import Atom, Group
+from compiler.ir.types import Axis, NodeRef, TaskSet, ValueRef
+from compiler.passes.prune.surgery import shrunk
+
+Quantity = Literal["flops", "parameters"]
+Scope = Literal["global", "local"]
+Owner = ValueRef | NodeRef
+
+REPRICE = 0.05
+
+
+def is_parameter(value: Value) -> bool:
+    """Whether a value counts as a learnt parameter: constant floats, not shapes and indices."""
+    return value.data is not None and value.dtype.is_float
+
+
+class Meter:
+    """The cost of a graph while atoms are taken away and put back, without surgery.
+
+    `flops` counts multiply-adds of product operators (2 FLOPs each, so the share is that of the headline number),
+    weighted with the probability that the workload needs the node; `parameters` counts elements of float
+    parameters.
+    """
+
+    def __init__(self, graph: Graph, quantity: Quantity, workload: Mapping[TaskSet, float] | None = None) -> None:
+        self._units, self._weights = _units(graph, quantity, workload or {})
+        self._sizes = [_sizes(u) for u in self._units]
+        self._by_axis: dict[Axis, list[int]] = {}
+        self._times_gone: dict[Axis, np.ndarray] = {}
+        for i, sizes in enumerate(self._sizes):
+            for axis, size in sizes.items():
+                self._by_axis.setdefault(axis, []).append(i)
+                self._times_gone[axis] = np.zeros(size, np.int32)
+        self._costs = [self._cost(i) for i in range(len(self._units))]
+
+    @property
+    def total(self) -> float:
+        """Cost of what is left."""
+        return math.fsum(self._costs)
+
+    def remove(self, atoms: Sequence[Atom]) -> None:
+        """Take atoms away."""
+        self._count(atoms, 1)
+        for i in self._touched(atoms):
+            self._costs[i] = self._cost(i)
+
+    def restore(self, atoms: Sequence[Atom]) -> None:
+        """Put atoms back that were taken away; entries that another removed atom holds stay away."""
+        self._count(atoms, -1)
+        for i in self._touched(atoms):
+            self._costs[i] = self._cost(i)
+
+    def saving(self, atoms: Sequence[Atom]) -> float:
+        """What removing `atoms` now would save."""
+        self._count(atoms, 1)
+        saved = math.fsum(self._costs[i] - self._cost(i) for i in self._touched(atoms))
+        self._count(atoms, -1)
+        return saved
+
+    def _count(self, atoms: Sequence[Atom], change: int) -> None:
+        for atom in atoms:
+            for axis, entries in atom.entries.items():
+                if axis in self._times_gone:
+                    self._times_gone[axis][entries] += change
+
+    def _touched(self, atoms: Sequence[Atom]) -> list[int]:
+        axes = dict.fromkeys(axis for atom in atoms for axis in atom.entries)
+        return list(dict.fromkeys(i for axis in axes for i in self._by_axis.get(axis, ())))
+
+    def _cost(self, unit: int) -> float:
+        what, gone = self._units[unit], self._times_gone
+        if isinstance(what, Value):
+            return float(math.prod(int(np.sum(gone[axis] == 0)) for axis in self._sizes[unit]))
+        kept = {a: np.flatnonzero(gone[a] == 0) for a in self._sizes[unit] if gone[a].any()}
+        small = shrunk(what, Kept(kept)) if kept else what
+        return what.node.op.macs(small) * self._weights[unit]
+
+
+def _units(
+    graph: Graph, quantity: Quantity, workload: Mapping[TaskSet, float]
+) -> tuple[list[Site | Value], list[float]]:
+    """What is priced: parameters, or nodes with multiply-adds and the probability that they run."""
+    if quantity == "parameters":
+        values: list[Site | Value] = [v for v in graph.parameters() if is_parameter(v)]
+        return values, [1.0] * len(values)
+    share = _shares(graph, workload)
+    sites: list[Site | Value] = [s for s in graph.sites() if s.node.op.macs(s)]
+    return sites, [share.get(s.node.ref, 0.0) for s in sites if isinstance(s, Site)]
+
+
+def _shares(graph: Graph, workload: Mapping[TaskSet, float]) -> dict[Owner, float]:
+    """Probability that a call needs each vertex."""
+    needed = graph.needed_by()
+    if not workload:
+        return dict.fromkeys(needed, 1.0)
+    total = math.fsum(workload.values())
+    return {ref: math.fsum(p for q, p in workload.items() if q & tasks) / total for ref, tasks in needed.items()}
+
+
+def _sizes(unit: Site | Value) -> dict[Axis, int]:
+    """Size of every axis of a priced thing, virtual ones included."""
+    if isinstance(unit, Value):
+        return {unit.axis(d): n for d, n in enumerate(unit.shape)}
+    values = (*(v for _, v in unit.operands.present()), *unit.results)
+    sizes = {v.axis(d): n for v in values for d, n in enumerate(v.shape)}
+    for tie in unit.node.op.ties(unit):
+        for axis, size in ((tie.b, len(tie.index)), (tie.a, int(tie.index.max(initial=-1)) + 1)):
+            if axis.owner == unit.node.ref:
+                sizes[axis] = max(size, sizes.get(axis, 0))
+    return sizes
+
+
+# ---------------------------------------------------------------------- choosing
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The atoms to remove. `kept` is the share of the original cost that stays.
+
+    Putting the last step of any group back would exceed the budget; `step` is the smallest such step, as a share.
+    """
+
+    atoms: tuple[Atom, ...]
+    kept: float
+    step: float
+
+
+class Ladder:
+    """The steps of one group: its atoms by rising score, removed so that the width stays a multiple."""
+
+    def __init__(self, group: Group, scores: np.ndarray, multiple: int, floor: float) -> None:
+        order = np.argsort(scores, kind="stable")
+        self._atoms = [group.atoms[i] for i in order]
+        self._scores = scores[order]
+        self._multiple = multiple
+        self._least = max(multiple, math.ceil(floor * len(self._atoms)))
+        self._cuts = [0]
+
+    @property
+    def removed(self) -> Sequence[Atom]:
+        """Atoms taken away so far."""
+        return self._atoms[: self._cuts[-1]]
+
+    @property
+    def last(self) -> Sequence[Atom]:
+        """Atoms of the last step taken, none before the first."""
+        return self._atoms[self._cuts[-2] : self._cuts[-1]] if len(self._cuts) > 1 else []
+
+    @property
+    def next(self) -> Sequence[Atom]:
+        """Atoms of the next step; none where the group may not become narrower."""
+        return self._atoms[self._cuts[-1] : self._next_cut()]
+
+    def _next_cut(self) -> int:
+        width = len(self._atoms) - self._cuts[-1]
+        target = (width - 1) // self._multiple * self._multiple
+        return self._cuts[-1] if target < self._least else len(self._atoms) - target
+
+    def advance(self) -> None:
+        """Take the next step."""
+        self._cuts.append(self._next_cut())
+
+    def back(self) -> None:
+        """Undo the last step."""
+        self._cuts.pop()
+
+    def key(self, meter: Meter, scope: Scope) -> float | None:
+        """How soon the next step is due; None where there is none or it saves nothing."""
+        start, stop = self._cuts[-1], self._next_cut()
+        price = meter.saving(self.next) if stop > start else 0.0
+        if price <= 0:
+            return None
+        return stop / len(self._atoms) if scope == "local" else float(self._scores[start:stop].sum()) / price
+
+
+def select(
+    meter: Meter, ladders: Sequence[Ladder], target: float, scope: Scope, refusals: Sequence[object] = ()
+) -> Selection:
+    """Remove the cheapest steps until the cost is at most `target` of the original.
+
+    `global`: rising score per unit saved, over all groups. `local`: equal shares of every group. Raises PassError
+    (with `refusals`) where even the narrowest groups cost more.
+    """
+    original = meter.total
+    budget = target * original
+    history: list[Ladder] = []
+    while meter.total > budget:
+        taken = _round(meter, ladders, max(budget, meter.total - REPRICE * original), scope)
+        if not taken:
+            raise PassError(
+                f"the budget {target:.3f} cannot be reached: {meter.total / original:.3f} of the original remains "
+                f"when every removable channel is gone" + "".join(f"\n  {r}" for r in refusals),
+                refusals,
+            )
+        history += taken
+    _put_back(meter, history, budget)
+    atoms = tuple(a for ladder in ladders for a in ladder.removed)
+    return Selection(atoms, meter.total / original, _smallest_step(meter, ladders) / original)
+
+
+def _round(meter: Meter, ladders: Sequence[Ladder], goal: float, scope: Scope) -> list[Ladder]:
+    """Steps down to `goal`, starting from fresh prices; the ladders in the order they were taken."""
+    heap: list[tuple[float, int]] = []
+
+    def push(i: int) -> None:
+        key = ladders[i].key(meter, scope)
+        if key is not None:
+            heapq.heappush(heap, (key, i))
+
+    for i in range(len(ladders)):
+        push(i)
+    taken: list[Ladder] = []
+    while heap and meter.total > goal:
+        _, i = heapq.heappop(heap)
+        meter.remove(ladders[i].next)
+        ladders[i].advance()
+        taken.append(ladders[i])
+        push(i)
+    return taken
+
+
+def _put_back(meter: Meter, history: Sequence[Ladder], budget: float) -> None:
+    """Return steps, the latest first, that the budget has room for: the last step may have freed too much."""
+    full: set[int] = set()
+    for ladder in reversed(history):
+        step = ladder.last
+        if id(ladder) in full:
+            continue
+        meter.restore(step)
+        if meter.total <= budget:
+            ladder.back()
+        else:
+            meter.remove(step)
+            full.add(id(ladder))
+
+
+def _smallest_step(meter: Meter, ladders: Sequence[Ladder]) -> float:
+    """What putting the last step of one group back would cost at least; 0 where nothing was removed."""
+    costs = []
+    total = meter.total
+    for ladder in ladders:
+        if ladder.last:
+            meter.restore(ladder.last)
+            costs.append(meter.total - total)
+            meter.remove(ladder.last)
+    return min(costs, default=0.0)

@@ -1,0 +1,278 @@
+"""Readers: nodes that multiply their input with a constant matrix, seen as least-squares problems.
+
+Convolutions (plain, grouped, depthwise), Gemm and MatMul with constant weights are rows of patches times a weight
+matrix. Everything here is float64 and reads activations from the reference evaluator.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.graph import Graph, Node, Site, Value
+from compiler.ir.types import Axis, ValueRef
+
+Batches = Sequence[Mapping[str, np.ndarray]]
+
+RIDGE = 1e-4
+"""Ridge as a share of the mean eigenvalue of the Gram matrix."""
+
+POSITIONS = 32
+"""Positions per image that enter a Gram matrix; neighbouring patches say nearly the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader(abc.ABC):
+    """A linear map with constant weights: [groups, rows, p] patches times [groups, p, outputs]."""
+
+    node: Node
+    x: Value
+    weight: Value
+    y: Value
+    bias: Value | None
+
+    @property
+    @abc.abstractmethod
+    def channel(self) -> Axis:
+        """The axis of `x` that the weight contracts."""
+
+    @abc.abstractmethod
+    def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """[groups, rows, p]: the inputs of output positions `at` (flat numbers)."""
+
+    @abc.abstractmethod
+    def targets(self, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """[groups, rows, outputs] of the same positions."""
+
+    @abc.abstractmethod
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """The weight as [groups, p, outputs]."""
+
+    @abc.abstractmethod
+    def restore(self, matrix: np.ndarray) -> np.ndarray:
+        """The inverse of `matrix`."""
+
+    @property
+    @abc.abstractmethod
+    def taps(self) -> int:
+        """Columns of a patch per input channel, consecutive."""
+
+    @property
+    @abc.abstractmethod
+    def positions(self) -> int:
+        """Number of output positions."""
+
+
+class ConvReader(Reader):
+    """A convolution of any rank."""
+
+    @property
+    def channel(self) -> Axis:
+        return self.x.axis(1)
+
+    @property
+    def groups(self) -> int:
+        return int(self.node.attrs["group"])
+
+    @property
+    def taps(self) -> int:
+        return int(np.prod(self.weight.shape[2:]))
+
+    @property
+    def positions(self) -> int:
+        return self.y.shape[0] * int(np.prod(self.y.shape[2:]))
+
+    def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+        attrs, rank = self.node.attrs, x.ndim - 2
+        pads, steps, gaps = attrs["pads"], attrs["strides"], attrs["dilations"]
+        padded = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))])
+        n, *where = np.unravel_index(at, (self.y.shape[0], *self.y.shape[2:]))
+        index = [
+            (w * s)[(slice(None), *(None,) * rank)] + (np.arange(k) * d).reshape(-1, *(1,) * (rank - 1 - i))
+            for i, (w, s, d, k) in enumerate(zip(where, steps, gaps, self.weight.shape[2:], strict=True))
+        ]
+        picked = np.moveaxis(padded, 1, -1)[(n[(slice(None), *(None,) * rank)], *index)]
+        columns = np.moveaxis(picked, -1, 1).astype(np.float64)
+        return np.moveaxis(columns.reshape(len(at), self.groups, -1), 1, 0)
+
+    def targets(self, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+        flat = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])[at].astype(np.float64)
+        return np.moveaxis(flat.reshape(len(at), self.groups, -1), 1, 0)
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        rows = weight.astype(np.float64).reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return np.swapaxes(rows, 1, 2)
+
+    def restore(self, matrix: np.ndarray) -> np.ndarray:
+        return np.swapaxes(matrix, 1, 2).reshape(self.weight.shape)
+
+
+class MatrixReader(Reader):
+    """A Gemm or MatMul with a constant right operand of rank 2."""
+
+    @property
+    def channel(self) -> Axis:
+        return self.x.axis(0 if self._flag("transA") else -1)
+
+    @property
+    def taps(self) -> int:
+        return 1
+
+    @property
+    def positions(self) -> int:
+        return self.y.size // self.y.shape[-1]
+
+    def _flag(self, name: str) -> bool:
+        return bool(self.node.attrs.get(name, 0))
+
+    def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+        rows = x.T if self._flag("transA") else x
+        picked: np.ndarray = rows.reshape(-1, rows.shape[-1])[at].astype(np.float64)
+        return picked[None]
+
+    def targets(self, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+        picked: np.ndarray = y.reshape(-1, y.shape[-1])[at].astype(np.float64)
+        return picked[None]
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        columns: np.ndarray = (weight.T if self._flag("transB") else weight).astype(np.float64)
+        return columns[None]
+
+    def restore(self, matrix: np.ndarray) -> np.ndarray:
+        return np.transpose(matrix[0]) if self._flag("transB") else np.asarray(matrix[0])
+
+
+def reader_of(graph: Graph, site: Site) -> Reader | None:
+    """The node as a least-squares problem, or None where it is none (other operators, shared weights)."""
+    name, attrs = site.node.op.name, site.attrs
+    plain = name == "MatMul" or (name == "Gemm" and attrs["alpha"] == 1 and attrs["beta"] == 1)
+    if not plain and name != "Conv":
+        return None
+    x, weight, bias = site.operands[0], site.operands[1], site.operands.optional(2)
+    own = [v for v in (weight, bias) if v is not None]
+    if x.data is not None or any(v.data is None or len(graph.uses(v.ref)) > 1 for v in own):
+        return None
+    if plain and (weight.rank != 2 or x.rank < 2):
+        return None
+    if bias is not None and bias.size != site.results[0].shape[1 if name == "Conv" else -1]:
+        return None
+    kind = ConvReader if name == "Conv" else MatrixReader
+    return kind(site.node, x, weight, site.results[0], bias)
+
+
+def sample(reader: Reader, batch: int) -> np.ndarray:
+    """Output positions of batch number `batch` that enter the statistics: evenly spread, shifted per batch."""
+    count = reader.positions
+    if count <= POSITIONS:
+        return np.arange(count)
+    return np.sort((np.arange(POSITIONS) * count // POSITIONS + batch * 7919) % count)
+
+
+class Stream:
+    """All batches through a graph, one node at a time; arrays nobody reads any more are dropped."""
+
+    def __init__(self, graph: Graph, batches: Batches) -> None:
+        self.graph = graph
+        self._arrays = [{v.ref: b[v.ref.name] for v in graph.inputs} for b in batches]
+        self._left = {v.ref: len(graph.uses(v.ref)) for v in graph.values()}
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def read(self, ref: ValueRef) -> Iterator[np.ndarray]:
+        """The value in every batch."""
+        return (a[ref] for a in self._arrays)
+
+    def step(self, node: Node) -> None:
+        """Evaluate `node`, as the graph has it now, on every batch."""
+        site = self.graph.site(self.graph.node(node.ref))
+        for arrays in self._arrays:
+            operands: list[np.ndarray | None] = [None] * len(site.operands)
+            for i, value in site.operands.present():
+                operands[i] = arrays[value.ref] if value.data is None else value.data
+            with np.errstate(all="ignore"):
+                results = site.node.op.evaluate(site, operands)
+            arrays |= {v.ref: r for v, r in zip(site.results, results, strict=True)}
+
+    def release(self, node: Node) -> None:
+        """Drop the operands of `node` that have no reader left."""
+        for _, value in self.graph.operands(node).present():
+            self._left[value.ref] -= 1
+            if not self._left[value.ref] and not self.graph.is_output(value.ref):
+                for arrays in self._arrays:
+                    arrays.pop(value.ref, None)
+
+
+def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
+    """Second moments [groups, p, p] of the patches."""
+    total: np.ndarray | None = None
+    rows = 0
+    for i, x in enumerate(inputs):
+        patches = reader.patches(x, sample(reader, i))
+        product = np.swapaxes(patches, 1, 2) @ patches
+        total = product if total is None else total + product
+        rows += patches.shape[1]
+    assert total is not None
+    return np.asarray(total / rows)
+
+
+def ridge(moments: np.ndarray) -> np.ndarray:
+    """lambda * I for Gram matrices [groups, p, p]; never zero."""
+    p = moments.shape[-1]
+    scale = RIDGE * np.trace(moments, axis1=1, axis2=2) / p
+    return np.asarray(np.maximum(scale, 1e-12)[:, None, None] * np.eye(p))
+
+
+# ---------------------------------------------------------------------- contributions of channels
+class Readers:
+    """Calibration inputs through the original graph, for scores."""
+
+    def __init__(self, graph: Graph, batches: Batches) -> None:
+        self._graph, self._batches = graph, batches
+
+    def contributions(self, refit: bool) -> dict[Axis, np.ndarray]:
+        """Per reader input axis: what each channel is worth to its readers, as a share of their output power.
+
+        `refit`: the rise of the error after the other channels were fitted anew, W_u^T (B_u)^-1 W_u with B_u the
+        block of (G + lambda I)^-1 that belongs to channel u. Else the power of the channel's own contribution.
+        """
+        found: dict[Axis, np.ndarray] = {}
+        stream = Stream(self._graph, self._batches)
+        for site in self._graph.sites():
+            reader = reader_of(self._graph, site)
+            if reader is not None and not _depthwise(reader):
+                moments = gram(reader, stream.read(reader.x.ref))
+                worth = (_after_refit if refit else _alone)(reader, moments)
+                found[reader.channel] = found.get(reader.channel, 0) + worth
+            stream.step(site.node)
+            stream.release(site.node)
+        return found
+
+
+def _depthwise(reader: Reader) -> bool:
+    """Whether outputs vanish with their input, so that no output is left to be wrong."""
+    return reader.node.attrs.get("group", 1) > 1 and reader.weight.shape[1] == 1
+
+
+def _power(matrix: np.ndarray, moments: np.ndarray) -> float:
+    return max(float(np.sum(matrix * (moments @ matrix))), 1e-30)
+
+
+def _alone(reader: Reader, moments: np.ndarray) -> np.ndarray:
+    matrix = reader.matrix(reader.weight.constant)
+    energy = np.diagonal(moments, axis1=1, axis2=2)[..., None] * matrix**2
+    return np.asarray(energy.sum(axis=2).reshape(-1, reader.taps).sum(axis=1) / _power(matrix, moments))
+
+
+def _after_refit(reader: Reader, moments: np.ndarray) -> np.ndarray:
+    matrix, k = reader.matrix(reader.weight.constant), reader.taps
+    inverse = np.linalg.inv(moments + ridge(moments))
+    worth = []
+    for g in range(len(matrix)):
+        for start in range(0, matrix.shape[1], k):
+            w, block = matrix[g, start : start + k], inverse[g, start : start + k, start : start + k]
+            worth.append(float(np.sum(w * np.linalg.solve(block, w))))
+    return np.asarray(np.maximum(np.array(worth), 0) / _power(matrix, moments))
