@@ -10,7 +10,8 @@ import numpy as np
 
 import compiler.ir.ops  # noqa: F401  (fills the registry)
 from compiler.ir.graph import Graph, Site
-from compiler.ir.op import operator
+from compiler.ir.onnx_nodes import defaults, schema
+from compiler.ir.op import OPSET, operator
 from compiler.ir.types import DType, TensorType, ValueRef
 
 
@@ -28,7 +29,8 @@ class OpCase:
     `operands` by formal position, None where absent. `free` lists exactly the axes from which an entry can be
     removed ("i0.1" is operand 0 axis 1, "o0.1" result 0 axis 1), `mixed` those whose entries influence each
     other; None leaves that unchecked. `macs` and `flops` are formulas independent of the operator's own. `oracle`
-    names what evaluate is compared with: onnxruntime, reference (onnx.reference), or a callable in numpy.
+    names what evaluate is compared with: onnxruntime, reference (onnx.reference), or a callable that gets the site
+    and the operand arrays.
     """
 
     op: str
@@ -55,6 +57,7 @@ def make_site(
 ) -> Site:
     """A graph of one node, as import makes it: attributes complete, types inferred."""
     graph, node_op = Graph(), operator(op)
+    attrs = {**_defaults(op, node_op.domain), **attrs}
     refs: list[ValueRef | None] = []
     for i, operand in enumerate(operands):
         if operand is None:
@@ -72,6 +75,12 @@ def make_site(
     types = node_op.infer(node, probe.operands(node), results)
     outs = [graph.add_value(f"o{i}", t).ref for i, t in enumerate(types)]
     return graph.site(graph.add_node("node", node_op, full, refs, outs))
+
+
+def _defaults(op: str, domain: str) -> dict[str, Any]:
+    """Attribute defaults of the pinned opset, which import fills in."""
+    known = schema(op, OPSET, domain)
+    return defaults(known) if known is not None else {}
 
 
 def site_of(case: OpCase) -> Site:

@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from compiler.errors import CompilerError, VerifyError
 from compiler.ir.graph import Site
-from compiler.ir.op import IR_VERSION, OPSET, Kind, Op, infer_by_onnx, to_onnx_node
+from compiler.ir.op import Kind, Op, infer_by_onnx
 from compiler.ir.types import Axis, NodeRef
 from tests.ir import op_cases_a, op_cases_b
 from tests.ir.op_case import OpCase, site_of
+from tests.ir.oracles import by_onnx_reference, by_onnxruntime
 from tests.ir.removal import kept_of, removable, slice_array, smaller_site, zeroed
 
 CASES = [*op_cases_a.CASES, *op_cases_b.CASES]
@@ -55,47 +52,13 @@ def test_listed_exceptions_name_cases():
 
 
 # ---------------------------------------------------------------------- oracles
-def one_node_model(site: Site) -> onnx.ModelProto:
-    """The site as a checked ONNX model whose operands are all graph inputs, except constants."""
-    names = ["" if site.operands.optional(i) is None else f"i{i}" for i in range(len(site.operands))]
-    outputs = [f"o{i}" for i in range(len(site.results))]
-
-    def info(name: str, value) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype.numpy), value.shape)
-
-    constants = [
-        onnx.numpy_helper.from_array(np.asarray(v.data, order="C"), f"i{i}")
-        for i, v in site.operands.present()
-        if v.data is not None
-    ]
-    body = helper.make_graph(
-        [to_onnx_node(site.node, names, outputs)],
-        "one",
-        [info(f"i{i}", v) for i, v in site.operands.present() if v.data is None],
-        [info(o, v) for o, v in zip(outputs, site.results, strict=True)],
-        constants,
-    )
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def by_onnxruntime(site: Site, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    text = one_node_model(site).SerializeToString()
-    return onnxruntime.InferenceSession(text, options, providers=["CPUExecutionProvider"]).run(None, feeds)
-
-
 def expected(case: OpCase, site: Site) -> Sequence[np.ndarray]:
     """What an implementation other than ours computes."""
     if callable(case.oracle):
-        return case.oracle(*case.arrays(), **case.attrs)
+        return case.oracle(site, *case.arrays())
     feeds = {f"i{i}": case.arrays()[i] for i, v in site.operands.present() if v.data is None}
     if case.oracle == "reference" or case_id(case) in DISAGREEMENTS:
-        return ReferenceEvaluator(one_node_model(site)).run(None, feeds)
+        return by_onnx_reference(site, feeds)
     return by_onnxruntime(site, feeds)
 
 

@@ -11,6 +11,7 @@ from compiler.ir.ops import linear as linear
 from compiler.ir.ops import logic as logic
 from compiler.ir.ops import norm as norm
 from compiler.ir.ops import pool as pool
+from compiler.ir.ops import recurrent as recurrent
 from compiler.ir.ops import reduce as reduce
 from compiler.ir.ops import resize as resize
 from compiler.ir.ops import shape as shape
