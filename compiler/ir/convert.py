@@ -66,7 +66,13 @@ def at_pinned_opset(app: Application, scope: Scope) -> Iterator[Application]:
 
 
 def _canonical(app: Application, scope: Scope) -> Application:
-    """Resize: an empty region or empty scales stand for an operand left out."""
+    """One form per meaning where ONNX allows two.
+
+    Resize: an empty region or empty scales stand for an operand left out. RNN: one activation per direction,
+    though the default names two.
+    """
+    if app.op == "RNN" and app.attrs["direction"] != "bidirectional":
+        return replace(app, attrs={**app.attrs, "activations": app.attrs["activations"][:1]})
     if app.op != "Resize":
         return app
     inputs = [n if n and scope.type(n).size else "" for n in app.inputs]

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 import compiler.ir.ops as _ops  # noqa: F401  fills the registry
-from compiler.errors import UnsafeInputError, VerifyError
+from compiler.errors import UnsafeInputError, UnsupportedModelError, VerifyError
 from compiler.ir.convert import at_pinned_opset
 from compiler.ir.folding import fold
 from compiler.ir.graph import Attrs, Graph, Node, Operands, Site, Value
@@ -174,7 +174,7 @@ class Lift:
             self._dispatch(app, frame)
         except _Unreached:
             self._refuse_if_unknown(app)
-        except UnsupportedNode as error:
+        except (UnsupportedNode, UnsupportedModelError) as error:
             self.problems.refuse(app, str(error))
         except (BrokenNode, VerifyError) as error:
             self.problems.broken.append(f"{app.op} '{app.label}': {error}")
@@ -336,13 +336,25 @@ class Lift:
         self.values[app.outputs[0]] = self._known(app.inputs[0])
 
     def _dropout(self, app: Application) -> None:
-        training = self.constant(app.inputs[2]) if len(app.inputs) > 2 and app.inputs[2] else np.False_
-        if training is None or training.item():
+        if not self._is_zero(app, 1) and not self._is_zero(app, 2):
             raise UnsupportedNode("random dropping (training mode)")
         data = self._known(app.inputs[0])
         self.values[app.outputs[0]] = data
         if len(app.outputs) > 1:
             self.define(app.outputs[1], np.broadcast_to(np.True_, data.shape))
+
+    def _is_zero(self, app: Application, position: int) -> bool:
+        """Whether the operand is known to be zero; one left out is, except Dropout's ratio."""
+        if len(app.inputs) <= position or not app.inputs[position]:
+            return position == 2
+        value = self.constant(app.inputs[position])
+        return value is not None and not value.any()
+
+    def _non_zero(self, app: Application) -> None:
+        data = self.constant(app.inputs[0])
+        if data is None or data.nbytes > _UNLISTED_BYTES:
+            raise UnsupportedNode("the shape of its result depends on data")
+        self.define(app.outputs[0], np.asarray(np.nonzero(data), np.int64))
 
     def _shape(self, app: Application) -> None:
         shape = self.type(app.inputs[0]).shape
@@ -361,6 +373,7 @@ _SPECIAL: Mapping[str, Callable[[Lift, Application], None]] = {
     "ConstantOfShape": Lift._constant_of_shape,
     "Dropout": Lift._dropout,
     "Identity": Lift._identity,
+    "NonZero": Lift._non_zero,
     "Shape": Lift._shape,
     "Size": Lift._size,
 }

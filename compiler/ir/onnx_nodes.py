@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx import (
+    AttributeProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    checker,
+    defs,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 from compiler.ir.graph import Attrs, Value
 from compiler.ir.op import IR_VERSION
@@ -177,6 +187,8 @@ def onnx_types(app: Application, operands: Sequence[Value | None]) -> list[Tenso
         )
     except shape_inference.InferenceError as error:
         raise BrokenNode(str(error).strip().splitlines()[-1]) from None
+    except checker.ValidationError as error:  # wider element types of a newer opset
+        raise UnsupportedNode(str(error).strip().splitlines()[0]) from None
     return [static_type(found[o]) if o in found else None for o in outputs]
 
 
