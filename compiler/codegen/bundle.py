@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -78,19 +79,20 @@ def write_bundle(
     config_text: str,
     passes: Sequence[Mapping[str, object]] = (),
     costs: Sequence[Mapping[str, Any]] = (),
+    reports: Mapping[str, bytes] | None = None,
     force: bool = False,
     allow_unlinked: bool = False,
 ) -> Bundle:
     """Write `root/<target>/` and enter it in `root/index.json`.
 
-    `sources` maps the label of every source file to its sha256; `costs` are rows with `tasks` and `level`.
+    `sources` maps the label of every source file to its sha256; `costs` are rows with `tasks` and `level`;
+    `reports` go to `reports/`, outside the digests, and may hold measured times.
     Without a compiler for the target the bundle holds `LINK.txt` instead of the library: then TargetError follows
     the writing unless `allow_unlinked`. ConfigError if the bundle exists and `force` is not set, or the folder
     cannot be written; LoweringError if compiling or linking fails. Nothing half-written remains.
     """
     face, toolchain, final = interface(library), link.find_toolchain(target), root / target.name
-    if final.exists() and not force:
-        raise ConfigError(f"{final} exists; --force replaces it")
+    _check_free(root, final, face.name, force)
     digests = {"graph": graph_onnx, "config": config_text.encode(), "plan": canonical(library.plan)}
     inputs = {**sources, **{f"taskgraft:{label}": sha256(data) for label, data in digests.items()}}
     identity = _identity(inputs, toolchain, target)
@@ -107,10 +109,11 @@ def write_bundle(
             passes=passes,
             costs=costs,
             golden=golden.record(),
-            files=_contents(folder),
+            files=_digests(folder),
         )
         _write_all(folder, {"manifest.json": canonical(record)})
         _write_all(folder, {"SHA256SUMS": _checksums(folder)})
+        _write_all(folder / "reports", reports or {})
         _publish(folder, final)
     _enter_in_index(root, face.name, target.name, record)
     if facts is None and not allow_unlinked:
@@ -118,7 +121,7 @@ def write_bundle(
             f"no C compiler for {target.name} found: {final} is not linked. Install {target.compilers[0]} or the "
             f"zig extra, or run the commands in {final / 'LINK.txt'}; --allow-unlinked accepts this"
         )
-    return Bundle(final, record)
+    return Bundle(final, parse_manifest(canonical(record), str(final)))
 
 
 def read_bundle(path: Path, target: str | None = None) -> Bundle:
@@ -136,37 +139,42 @@ def read_bundle(path: Path, target: str | None = None) -> Bundle:
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """`targets` of `root/index.json`: target name -> `manifest_sha256`, `linked`."""
+    """`root/index.json`: `name`, and `targets`: target name -> `manifest_sha256`, `linked`."""
     try:
         record = json.loads(read_plain(root, "index.json"))
     except ValueError as error:
         raise BundleError(f"{root / 'index.json'} is not JSON: {error}") from error
     if not isinstance(record, dict) or record.get("schema") != INDEX_SCHEMA or not record.get("targets"):
         raise BundleError(f"{root / 'index.json'} is not an index of schema {INDEX_SCHEMA}")
-    return dict(record["targets"])
+    return record
 
 
 def read_plain(folder: Path, name: str) -> bytes:
-    """A regular file inside `folder`; BundleError for links, absolute names and `..`."""
+    """A file inside `folder`; BundleError as for `plain_path`, or if it cannot be read."""
+    try:
+        return plain_path(folder, name).read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {folder / name}: {error.strerror}") from error
+
+
+def plain_path(folder: Path, name: str) -> Path:
+    """`folder/name`; BundleError for links, absolute names and `..`."""
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
         raise BundleError(f"'{name}' is not a name inside the bundle")
     path = folder / name
     if any((folder / Path(*parts[:i])).is_symlink() for i in range(1, len(parts) + 1)):
         raise BundleError(f"{path} is a link")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    return path
 
 
 def _bundle_folder(path: Path, target: str | None) -> Path:
     if not (path / "index.json").exists():
         return path
-    targets = read_index(path)
+    targets = read_index(path)["targets"]
     if target is None and len(targets) == 1:
         target = next(iter(targets))
-    if target not in targets:
+    if target is None or target not in targets:
         raise BundleError(f"{path} holds the targets {', '.join(sorted(targets))}; name one of them")
     folder = path / target
     if sha256(read_plain(folder, "manifest.json")) != targets[target]["manifest_sha256"]:
@@ -176,10 +184,24 @@ def _bundle_folder(path: Path, target: str | None) -> Path:
 
 def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
     try:
-        data = read_plain(folder, name)
+        found = _digest(plain_path(folder, name))
     except BundleError as error:
         return str(error)
-    return "" if sha256(data) == entry["sha256"] else f"{name} has another digest than the manifest says"
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    return "" if found == entry["sha256"] else f"{name} has another digest than the manifest says"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_free(root: Path, final: Path, name: str, force: bool) -> None:
+    if (root / "index.json").exists() and (other := read_index(root)["name"]) != name:
+        raise ConfigError(f"{root} holds the bundle '{other}'; choose another folder for '{name}'")
+    if final.exists() and not force:
+        raise ConfigError(f"{final} exists; --force replaces it")
 
 
 def _identity(inputs: Mapping[str, str], toolchain: Toolchain | None, target: Target) -> dict[str, object]:
@@ -223,7 +245,7 @@ def _link(folder: Path, face: Interface, target: Target, toolchain: Toolchain | 
 @contextlib.contextmanager
 def _staging(root: Path, name: str) -> Iterator[Path]:
     """A fresh folder beside the final one; gone afterwards unless it was renamed, and so is a root we made."""
-    made = not root.exists()
+    made = [p for p in (root, *root.parents) if not p.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
@@ -234,8 +256,9 @@ def _staging(root: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if made and not any(root.iterdir()):
-            root.rmdir()
+        for parent in made:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -245,14 +268,15 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
         path.write_bytes(data)
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
+def _digests(folder: Path) -> dict[str, dict[str, object]]:
+    """`sha256` and `bytes` of every file, by name."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+    return {p.relative_to(folder).as_posix(): {"sha256": _digest(p), "bytes": p.stat().st_size} for p in paths}
 
 
 def _checksums(folder: Path) -> bytes:
     """The format of `sha256sum`."""
-    lines = [f"{sha256(data)}  {name}\n" for name, data in sorted(_contents(folder).items())]
+    lines = [f"{entry['sha256']}  {name}\n" for name, entry in sorted(_digests(folder).items())]
     return "".join(lines).encode()
 
 
@@ -265,7 +289,11 @@ def _publish(folder: Path, final: Path) -> None:
         return
     aside = final.with_name(f"{folder.name}.old")
     final.rename(aside)
-    folder.rename(final)
+    try:
+        folder.rename(final)
+    except BaseException:
+        aside.rename(final)
+        raise
     shutil.rmtree(aside)
 
 
@@ -279,7 +307,8 @@ def _flush(path: Path) -> None:
 
 def _enter_in_index(root: Path, name: str, target: str, record: Mapping[str, object]) -> None:
     path = root / "index.json"
-    targets = {k: v for k, v in read_index(root).items() if (root / k).is_dir()} if path.exists() else {}
+    known = read_index(root)["targets"] if path.exists() else {}
+    targets = {k: v for k, v in known.items() if (root / k).is_dir()}
     targets[target] = {"manifest_sha256": sha256(canonical(record)), "linked": record["linked"]}
     aside = path.with_name(".index.json.new")
     aside.write_bytes(canonical({"schema": INDEX_SCHEMA, "name": name, "targets": targets}))

@@ -66,7 +66,7 @@ def manifest_record(
     passes: Sequence[Mapping[str, object]],
     costs: Sequence[Mapping[str, Any]],
     golden: Mapping[str, object],
-    files: Mapping[str, bytes],
+    files: Mapping[str, Mapping[str, object]],
 ) -> dict[str, object]:
     """The whole manifest. `identity` is `inputs`, `toolchain`, `target`, `build_id`; `facts` None = not linked."""
     return {
@@ -91,7 +91,7 @@ def manifest_record(
             "sha256": sha256(library.pool),
             "tensors": [asdict(entry) for entry in library.pool_table],
         },
-        "files": {name: {"sha256": sha256(data), "bytes": len(data)} for name, data in sorted(files.items())},
+        "files": dict(files),
     }
 
 

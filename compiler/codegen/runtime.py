@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from compiler.codegen.bundle import Bundle, read_bundle, read_index
+from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
 from compiler.codegen.interface import ABI, ALIGNMENT
 from compiler.codegen.manifest import parse_manifest, sha256
 from compiler.codegen.target import machine_arch
@@ -106,7 +106,7 @@ class Network:
         for i, key in wanted.items():
             port = self._outputs[i]
             given = arrays.get(key)
-            results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key)
+            results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key, write=True)
         mask = self._mask(names)
         workspace = _aligned(self._functions.workspace(mask, 0))
         return BoundCall(self._functions, mask, inputs, results, workspace, self._by_task(names, results))
@@ -194,11 +194,13 @@ class _Port:
         dtype = np.dtype(record["dtype"])
         return cls(record["name"], record["label"], record.get("task", ""), dtype, tuple(record["shape"]))
 
-    def exact(self, array: np.ndarray, name: str) -> np.ndarray:
-        """`array` itself; ValueError unless it can be passed by address."""
-        if array.dtype != self.dtype or array.shape != self.shape or not array.flags.c_contiguous:
-            order = "" if array.flags.c_contiguous else ", not in C order"
-            raise ValueError(f"'{name}' is {array.dtype}{list(array.shape)}{order}; needed is {self}")
+    def exact(self, array: np.ndarray, name: str, write: bool = False) -> np.ndarray:
+        """`array` itself; ValueError unless it can be passed by address (and written to)."""
+        flaws = [", not in C order"] * (not array.flags.c_contiguous)
+        flaws += [", misaligned"] * (not array.flags.aligned)
+        flaws += [", read-only"] * (write and not array.flags.writeable)
+        if array.dtype != self.dtype or array.shape != self.shape or flaws:
+            raise ValueError(f"'{name}' is {array.dtype}{list(array.shape)}{''.join(flaws)}; needed is {self}")
         return array
 
     def converted(self, array: np.ndarray) -> np.ndarray:
@@ -275,10 +277,10 @@ def _ranked(root: Path) -> list[str]:
     """Targets of an index, most demanding first: wider vectors, then more features, then by name."""
 
     def demand(name: str) -> tuple[int, int, str]:
-        manifest = parse_manifest((root / name / "manifest.json").read_bytes(), f"{root / name}/manifest.json")
+        manifest = parse_manifest(read_plain(root / name, "manifest.json"), f"{root / name}/manifest.json")
         return -manifest["target"]["lanes"], -len(manifest["target"]["features"]), name
 
-    return sorted(read_index(root), key=demand)
+    return sorted(read_index(root)["targets"], key=demand)
 
 
 def _load(bundle: Bundle) -> tuple[str, ctypes.CDLL | None]:
