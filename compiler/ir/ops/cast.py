@@ -15,6 +15,7 @@ class Cast(Unary):
     """x in the element type `to`: towards zero from float to integer, "not zero" to bool."""
 
     name = "Cast"
+    cost = 0
 
     def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
         wanted = helper.tensor_dtype_to_np_dtype(node.attrs["to"]).name

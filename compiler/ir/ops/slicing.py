@@ -22,6 +22,18 @@ def bounds(start: int, end: int, step: int, size: int) -> range:
     return range(min(max(first, 0), size - 1), min(max(last, -1), size - 1), step)
 
 
+def _strided(taken: range) -> bool:
+    return abs(taken.step) != 1 and len(taken) > 1
+
+
+def _run(ascending: np.ndarray, step: int) -> range:
+    """The slice that takes these adjacent positions, in the direction of `step`."""
+    if not ascending.size:
+        return range(0, 0, step)
+    low, high = int(ascending[0]), int(ascending[-1])
+    return range(low, high + 1, step) if step > 0 else range(high, low - 1, step)
+
+
 class Slice(Static, Movement):
     """x[starts:ends:steps] along `axes`; operands 1 to 4 are constant."""
 
@@ -38,21 +50,18 @@ class Slice(Static, Movement):
         x, y, taken = site.operands[0], site.results[0], self._taken(site.operands)
         for dim in range(x.rank):
             positions = taken.get(dim, range(x.shape[dim]))
-            if abs(positions.step) == 1 or len(positions) == 1:  # what is left of a stride is no slice
+            if not _strided(positions):  # what is left of a stride is no slice
                 yield entrywise(x.axis(dim), y.axis(dim), np.array(positions))
 
     def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
         x, taken = site.operands[0], self._taken(site.operands)
-        starts, ends = [], []
-        for dim, positions in taken.items():
-            left = np.flatnonzero(np.isin(kept.of(x, dim), positions))
-            if abs(positions.step) != 1 and len(positions) != 1:
-                left = np.array(positions)  # untied axes stay whole
-            begin, last = (left[0], left[-1]) if positions.step > 0 else (left[-1], left[0])
-            starts.append(begin)
-            ends.append(last + 1 if positions.step > 0 else last - 1 if last else -len(kept.of(x, dim)) - 1)
-        constants = {1: np.array(starts, np.int64), 2: np.array(ends, np.int64)}
-        return Rebuilt(site.attrs, constants if taken else {})
+        spelled = []
+        for dim, old in taken.items():
+            left = kept.of(x, dim)
+            new = old if _strided(old) else _run(np.flatnonzero(np.isin(left, old)), old.step)
+            spelled.append((new.start, new.stop if new.stop >= 0 else -len(left) - 1))
+        starts, ends = np.array(spelled, np.int64).reshape(-1, 2).T
+        return Rebuilt(site.attrs, {1: starts.copy(), 2: ends.copy()})
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, taken = required(tensors), site.results[0], self._taken(site.operands)
