@@ -86,8 +86,7 @@ def _tensor_table(name: str, parameters: Sequence[Parameter]) -> Iterator[str]:
     yield f"static const tensor {name}S[{max(1, len(parameters))}] = {{"
     for p in parameters:
         kind = p.port.type
-        text = f"{p.task}/{p.identifier}" if p.task else p.identifier
-        yield f'  {{"{text}", {kind.size}, {kind.bytes}, {_kind(kind.dtype)}, UINT64_C({p.mask:#x})}},'
+        yield f'  {{"{p.identifier}", {kind.size}, {kind.bytes}, {_kind(kind.dtype)}, UINT64_C({p.mask:#x})}},'
     if not parameters:
         yield "  {0}"
     yield "};"

@@ -66,7 +66,8 @@ static double worst;
 static void **in, **out, **full, **reference;
 
 #define FAIL(...) (failures++, printf("  "), printf(__VA_ARGS__), printf("\n"))
-#define FAIL_SUBSET(tasks, ...) (printf("  subset %#llx", (unsigned long long)(tasks)), FAIL(__VA_ARGS__))
+#define FAIL_SUBSET(tasks, ...) \
+  (failures++, printf("  subset %#llx: ", (unsigned long long)(tasks)), printf(__VA_ARGS__), printf("\n"))
 
 static double half(uint16_t h) {
   int exponent = h >> 10 & 31, fraction = h & 1023;

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from compiler.codegen.bundle import Bundle, write_bundle
+from compiler.codegen.golden import Golden, Sample
 from compiler.codegen.link import find_toolchain
 from compiler.codegen.program import Argument, Call, Kernel, Library, PoolEntry, Port, Program, TaskIO
 from compiler.codegen.target import Target
@@ -49,6 +52,25 @@ def compile_kernels(target: Target, folder: Path, source: str = KERNELS, exit_co
     command = (*toolchain.cc, "-O1", "-fPIC", f"-DEXIT={exit_code}", "-c", "kernels.c", "-o", "kernels.o")
     subprocess.run(command, cwd=folder, check=True)
     return (folder / "kernels.o").read_bytes()
+
+
+def golden() -> Golden:
+    """Two samples."""
+    other = np.ascontiguousarray(X[::-1])
+    return Golden(7, (Sample((X,), expected()), Sample((other,), expected(other))))
+
+
+def tiny_bundle(library: Library, target: Target, root: Path, **options: Any) -> Bundle:
+    """Write the library as a bundle in `root`."""
+    facts: dict[str, Any] = {
+        "sources": {"a.onnx": "0" * 64},
+        "golden": golden(),
+        "graph_onnx": b"graph",
+        "config_text": "schema = 1\n",
+        "passes": [{"spec": "fold-constants", "exact": True}],
+        "costs": [{"tasks": ["a", "b"], "level": 0, "macs": 8, "flops": 16}],
+    }
+    return write_bundle(library, target, root, **{**facts, **options})
 
 
 def expected(x: np.ndarray = X) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,128 @@
+"""Names, header and driver text."""
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from compiler.codegen import interface as interface_module
+from compiler.codegen.driver import driver_text, header_text
+from compiler.codegen.interface import interface
+from compiler.codegen.program import Library, Port, TaskIO
+from compiler.codegen.target import find_target
+from compiler.errors import ConfigError
+from compiler.ir.types import DType, TensorType
+from tests.codegen.handmade import tiny_library
+
+TARGETS = ["x86-64-v4", "aarch64-cortex-a76", "armv7-neon"]
+
+
+def compiled(text: str, folder: Path, command: list[str]) -> str:
+    """What the C compiler says about `text`; skips where it is not installed."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}")
+    (folder / "x.h").write_text(text)
+    done = subprocess.run([*command, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "x.h"], cwd=folder,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", [["gcc", "-std=c99", "-pedantic"], ["g++", "-std=c++17", "-pedantic"]])
+def test_header_is_clean_c99_and_cpp(tmp_path: Path, command: list[str]) -> None:
+    face = interface(tiny_library(b""))
+    assert compiled(header_text(face, find_target("x86-64-v4")), tmp_path, command) == ""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("listed", [(1, 2, 3), (3,), ()])
+def test_driver_compiles_without_warnings(tmp_path: Path, name: str, listed: tuple[int, ...]) -> None:
+    target, library = find_target(name), tiny_library(b"", listed)
+    face = interface(library)
+    (tmp_path / "tiny.h").write_text(header_text(face, target))
+    compiler = next((c for c in target.compilers if shutil.which(c)), target.compilers[0])
+    command = [compiler, "-std=c11", *target.driver_flags, "-x", "c", "-I."]
+    assert compiled(driver_text(library, face, target, "id"), tmp_path, command) == ""
+
+
+def test_header_names_every_entry_task_and_workspace() -> None:
+    text = header_text(interface(tiny_library(b"")), find_target("x86-64-v3"))
+    for part in (
+        "int tiny_run_a(const float *x, float *a, tiny_call *call);",
+        "int tiny_run_a__b(const float *x, float *a, int32_t *b, tiny_call *call);",
+        "#define TINY_B (UINT64_C(1) << 1)",
+        "#define TINY_WORKSPACE_A__B 128u",
+        "#define TINY_CPU_AVX2 ",
+        "[1] task b, n: int32[2]",
+    ):
+        assert part in text
+
+
+def test_no_mutable_globals_but_the_cpu_check() -> None:
+    text = driver_text(tiny_library(b""), interface(tiny_library(b"")), find_target("aarch64-cortex-a72"), "id")
+    statics = [line for line in text.splitlines() if line.strip().startswith("static") and "(" not in line]
+    assert [line for line in statics if "const" not in line] == [
+        "  static _Atomic uint32_t cached;  /* bit 31: known */"
+    ]
+    assert "malloc" not in text
+
+
+def test_table_exists_only_where_a_subset_is_unlisted() -> None:
+    target = find_target("x86-64-v3")
+    for listed, table in (((1, 2, 3), False), ((1, 3), True)):
+        library = tiny_library(b"", listed)
+        assert ("program_table" in driver_text(library, interface(library), target, "id")) is table
+
+
+def test_many_calls_share_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interface_module, "SPECIALISED_CALLS", 5)
+    library = tiny_library(b"")
+    face = interface(library)
+    assert face.needs_table
+    assert not any(e.specialised for e in face.entries)
+    text = driver_text(library, face, find_target("x86-64-v3"), "id")
+    assert text.count("RUN(k_tiny_0") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "message"),
+    [
+        (("Age", "b"), "tiny", "task 'Age' must match"),
+        (("a__b", "b"), "tiny", "task 'a__b'"),
+        (("a", "a"), "tiny", "task 'a' appears twice"),
+        (("a", "b"), "Tiny-2", "name 'Tiny-2' must match"),
+        (("a", "abi"), "tiny", "TINY_ABI"),
+        (("a", "workspace_a"), "tiny", "TINY_WORKSPACE_A"),
+        (("cpu_avx2", "b"), "tiny", "TINY_CPU_AVX2"),
+    ],
+)
+def test_names_that_cannot_be_c_names_are_refused(names: tuple[str, str], name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        interface(tiny_library(b"", names=names, name=name))
+
+
+def test_all_bad_names_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        interface(tiny_library(b"", names=("1a", "B"), name="X"))
+    assert all(word in str(caught.value) for word in ("'1a'", "'B'", "'X'"))
+
+
+def with_ports(inputs: tuple[str, ...], outputs: tuple[tuple[str, ...], ...]) -> Library:
+    kind = TensorType(DType.FLOAT32, (8,))
+    return dataclasses.replace(
+        tiny_library(b""),
+        inputs=tuple(Port(n, kind, n) for n in inputs),
+        tasks=tuple(TaskIO("ab"[i], tuple(Port(n, kind, n) for n in t)) for i, t in enumerate(outputs)),
+    )
+
+
+def test_parameters_avoid_keywords_and_each_other() -> None:
+    face = interface(with_ports(("class", "a/x:0", "a.x:0", "9"), (("int",), ("p", "q"))))
+    assert [p.identifier for p in face.inputs] == ["class_", "a_x_0", "a_x_0_", "x9"]
+    assert [p.identifier for p in face.outputs] == ["a", "b_p", "b_q"]
+
+
+def test_hostile_names_stay_inside_comments(tmp_path: Path) -> None:
+    face = interface(with_ports(('*/ int x = system("sh"); /*', "b\\\n#error"), (("p",), ("q",))))
+    assert compiled(header_text(face, find_target("x86-64-v3")), tmp_path, ["gcc", "-std=c99"]) == ""

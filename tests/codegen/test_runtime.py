@@ -1,0 +1,180 @@
+"""Opening and calling bundles from Python."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.codegen.bundle import Bundle
+from compiler.codegen.runtime import Network, open_bundle
+from compiler.codegen.target import Feature, find_target
+from compiler.errors import BundleError
+from tests.codegen.handmade import X, compile_kernels, expected, tiny_bundle, tiny_library
+
+HOST = find_target("host")
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return compile_kernels(HOST, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def bundle(objects: bytes, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tiny_library(objects, (1, 3)), HOST, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def network(bundle: Bundle) -> Network:
+    return open_bundle(bundle.path.parent)
+
+
+def test_every_subset_listed_or_not(network: Network) -> None:
+    a, b = expected()
+    for tasks in (["a"], ["b"], ["a", "b"], ["b", "a"]):
+        found = network.run(X, tasks=tasks)
+        assert list(found) == tasks
+        for task in tasks:
+            np.testing.assert_array_equal(found[task], {"a": a, "b": b}[task])
+    np.testing.assert_array_equal(network.run({"x": X})["a"], a)
+
+
+def test_facts(network: Network) -> None:
+    assert network.tasks == ("a", "b")
+    assert network.inputs == {"x": ("float32", (8,))}
+    assert network.workspace_bytes(["a"]) == 128
+
+
+def test_conversion_and_strictness(network: Network) -> None:
+    doubled = np.repeat(X.astype(np.float64), 2)[::2]
+    np.testing.assert_array_equal(network.run(doubled)["a"], expected()[0])
+    with pytest.raises(ValueError, match=r"'x' is float64\[8\], not in C order; needed is float32\[8\]"):
+        network.run(doubled, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (X[:4], {}, r"shape \[4\]; needed is float32\[8\]"),
+        ({}, {}, "input 'x' is missing"),
+        ({"x": X, "z": X}, {}, "unknown input z"),
+        (X, {"tasks": ["c"]}, "choose from a, b"),
+        (X, {"tasks": []}, "choose from a, b"),
+        (X, {"level": 1}, "level 1 is not in this bundle"),
+        (X, {"level": -1}, "level -1"),
+    ],
+)
+def test_wrong_calls_say_what_is_right(network: Network, inputs: object, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network.run(inputs, **options)  # type: ignore[arg-type]
+
+
+def test_bound_call_writes_into_given_arrays(network: Network) -> None:
+    x, a = X.copy(), np.zeros(8, np.float32)
+    bound = network.bind(["a"], x=x, a=a)
+    assert bound()["a"] is a
+    np.testing.assert_array_equal(a, expected()[0])
+    x[:] = 1
+    bound(level=0)
+    np.testing.assert_array_equal(a, expected(x)[0])
+    with pytest.raises(BundleError, match="4: level not in this bundle"):
+        bound(level=1)
+
+
+def test_bind_refuses_what_it_cannot_pin(network: Network) -> None:
+    frozen = np.zeros(8, np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="'a' is float32\\[8\\], read-only"):
+        network.bind(["a"], x=X, a=frozen)
+    with pytest.raises(ValueError, match="'x' is float64"):
+        network.bind(["a"], x=X.astype(np.float64))
+    with pytest.raises(ValueError, match="unknown array b"):
+        network.bind(["a"], x=X, b=frozen)
+
+
+def test_threads_have_their_own_workspace(network: Network) -> None:
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        x = np.random.default_rng(seed).standard_normal(8).astype(np.float32)
+        reference = expected(x)[0]
+        wrong.extend(seed for _ in range(300) if not np.array_equal(network.run(x)["a"], reference))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_kernel_failure_is_reported(tmp_path: Path) -> None:
+    library = tiny_library(compile_kernels(HOST, tmp_path, exit_code=1))
+    network = open_bundle(tiny_bundle(library, HOST, tmp_path / "dist").path)
+    with pytest.raises(BundleError, match="7: kernel failure"):
+        network.run(X)
+    np.testing.assert_array_equal(network.run(X, tasks=["a"])["a"], expected()[0])
+
+
+def test_two_versions_in_one_process(objects: bytes, tmp_path: Path, bundle: Bundle) -> None:
+    library = tiny_library(objects)
+    other = dataclasses.replace(library, pool=bytes(32) + library.pool[32:])
+    first = open_bundle(bundle.path)
+    second = open_bundle(tiny_bundle(other, HOST, tmp_path).path)
+    np.testing.assert_array_equal(second.run(X)["a"], np.arange(8, dtype=np.float32))
+    np.testing.assert_array_equal(first.run(X)["a"], expected()[0])
+
+
+def test_tampered_library_is_not_loaded(objects: bytes, tmp_path: Path) -> None:
+    bundle = tiny_bundle(dataclasses.replace(tiny_library(objects), plan={"x": 1}), HOST, tmp_path)
+    data = bytearray(bundle.library.read_bytes())
+    data[-1] ^= 1
+    bundle.library.write_bytes(data)
+    with pytest.raises(BundleError, match=r"libtiny\.so has another digest"):
+        open_bundle(tmp_path)
+
+
+def test_richest_target_that_runs_is_taken(objects: bytes, tmp_path: Path) -> None:
+    source = {"x86_64": "leaf7_ebx"}.get(HOST.arch, "hwcap")
+    lacking = Feature("UNOBTAINIUM", source, 1 << 2 if source == "leaf7_ebx" else 1 << 31, "")  # type: ignore[arg-type]
+    library = tiny_library(objects)
+    rich = dataclasses.replace(HOST, name="rich", features=(*HOST.features, lacking))
+    tiny_bundle(library, HOST, tmp_path)
+    tiny_bundle(library, rich, tmp_path)
+    tiny_bundle(library, dataclasses.replace(HOST, name="plain", features=()), tmp_path)
+    expected_target = "host" if HOST.features else "plain"
+    assert open_bundle(tmp_path).bundle.target == expected_target
+    with pytest.raises(BundleError, match="rich: this processor lacks UNOBTAINIUM"):
+        open_bundle(tmp_path, "rich")
+
+
+def test_several_outputs_per_task(objects: bytes, tmp_path: Path) -> None:
+    library = tiny_library(objects)
+    both = dataclasses.replace(library.tasks[0], outputs=tuple(t.outputs[0] for t in library.tasks))
+    one = tuple(dataclasses.replace(c, mask=1) for c in library.full.calls)
+    program = dataclasses.replace(library.full, mask=1, calls=one)
+    library = dataclasses.replace(library, tasks=(both,), full=program, programs=(program,))
+    network = open_bundle(tiny_bundle(library, HOST, tmp_path, costs=[]).path)
+    found = network.run(X)["a"]
+    assert list(found) == ["y", "n"]
+    np.testing.assert_array_equal(found["n"], expected()[1])
+    bound = network.bind(["a"], x=X, **{"a/n": np.zeros(2, np.int32)})
+    np.testing.assert_array_equal(bound()["a"]["y"], expected()[0])
+
+
+def test_missing_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_runtime_needs_neither_tvm_nor_onnx() -> None:
+    program = (
+        "import sys, compiler.codegen.runtime\n"
+        "print([m for m in ('tvm', 'onnx', 'onnxruntime', 'torch', 'networkx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
