@@ -1,0 +1,430 @@
+"""The release file: TOML into frozen dataclasses. Paths are relative to the file.
+
+An unknown key is an error that names the nearest valid one, and all errors are reported at once. No environment
+variable changes anything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from compiler.errors import ConfigError
+from compiler.ir.types import DType, TensorType
+from compiler.toml_table import Table, amount, dumps, flag, kind, number, shape, text, texts, whole
+
+SCHEMA = 1
+METRICS = ("accuracy", "f1", "mae", "rmse")
+DEFAULT_PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class TaskConfig:
+    """One network. `inputs`: own input name -> shared input; `shapes` binds free axes that those leave open."""
+
+    model: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    output: tuple[str, ...] = ()
+    adapter: tuple[Mapping[str, Any], ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationConfig:
+    """Unlabelled inputs: an .npz file with an array per shared input, or "module:function" that returns them."""
+
+    data: str = ""
+    samples: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """Labelled inputs in the same form, with an array per task, and each task's metric (a name or
+    "module:function")."""
+
+    data: str = ""
+    metric: Mapping[str, str] = field(default_factory=dict)
+    samples: int = 0
+    """At most so many; 0 = all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Limits that fail a compile. Accuracy drop and drift per task, FLOPs per combination, the rest in bytes."""
+
+    max_accuracy_drop: Mapping[str, float] = field(default_factory=dict)
+    max_output_drift: Mapping[str, float] = field(default_factory=dict)
+    max_library: int | None = None
+    max_workspace: int | None = None
+    max_flops: Mapping[frozenset[str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A release. `folder` is where its file lies; `subsets` None means every combination up to six tasks."""
+
+    name: str
+    folder: Path
+    tasks: Mapping[str, TaskConfig]
+    inputs: Mapping[str, TensorType] | None = None
+    output: str = "dist"
+    seed: int = 0
+    calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    workload: Mapping[frozenset[str], float] = field(default_factory=dict)
+    passes: tuple[str, ...] = DEFAULT_PASSES
+    exclude: tuple[str, ...] = ()
+    numerics: bool = False
+    subsets: tuple[frozenset[str], ...] | None = None
+    targets: tuple[str, ...] = ("host",)
+    gates: Gates = Gates()
+
+    def path(self, name: str) -> Path:
+        """A file the config names."""
+        return self.folder / name
+
+    def resolved(self) -> str:
+        """TOML with every key written out; the same release gives the same text."""
+        return dumps(_resolved(self))
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a release file; `overrides` are `key.path=value` with TOML values (bare words are strings).
+
+    ConfigError lists every problem of the file at once.
+    """
+    file = Path(path)
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(data, override)
+    return parse_config(data, file.parent, str(file))
+
+
+def parse_config(data: Mapping[str, Any], folder: Path, where: str = "config") -> Config:
+    """A config from parsed TOML; ConfigError with all problems, each under its dotted key."""
+    problems: list[str] = []
+    config = _config(Table(dict(data), "", problems), folder)
+    if problems:
+        raise ConfigError(
+            f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems)
+        )
+    return config
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write key.path=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is not a table")
+    data[last] = parsed
+
+
+# ---------------------------------------------------------------------- tables
+def _config(root: Table, folder: Path) -> Config:
+    version = root.need("schema", whole, SCHEMA)
+    if version != SCHEMA:
+        root.problem("schema", f"is {version}; this version of taskgraft reads {SCHEMA}")
+    inputs = _inputs(root)
+    tasks = _tasks(root, list(inputs or ()))
+    names = list(tasks)
+    passes, workload = root.table("passes"), _workload(root, names)
+    config = Config(
+        name=root.need("name", _name, "release"),
+        folder=folder,
+        tasks=tasks,
+        inputs=inputs,
+        output=root.take("output", text, "dist"),
+        seed=root.take("seed", whole, 0),
+        calibration=_calibration(root.table("calibration")),
+        evaluation=_evaluation(root.table("evaluation"), names),
+        workload=workload,
+        passes=passes.take("pipeline", texts, DEFAULT_PASSES),
+        exclude=passes.take("exclude", texts, ()),
+        numerics=passes.take("numerics", flag, False),
+        subsets=_subsets(root.table("subsets"), names, workload),
+        targets=_targets(root),
+        gates=_gates(root.table("gates"), names),
+    )
+    passes.close()
+    root.close()
+    return config
+
+
+def _inputs(root: Table) -> dict[str, TensorType] | None:
+    table, found = root.table("input"), {}
+    for key in table:
+        one = table.table(key)
+        dtype = one.take("dtype", DType, DType.FLOAT32)
+        found[key] = TensorType(dtype, one.need("shape", shape, ()))
+        one.close()
+    table.close()
+    return found or None
+
+
+def _tasks(root: Table, shared: Sequence[str]) -> dict[str, TaskConfig]:
+    table, found = root.table("tasks"), {}
+    for key in table:
+        try:
+            _name(key)
+        except ValueError as error:
+            table.problem(key, str(error))
+        found[key] = _task(table.table(key), shared)
+    if not found:
+        root.problem("tasks", "a release needs at least one [tasks.NAME]")
+    table.close()
+    return found
+
+
+def _task(table: Table, shared: Sequence[str]) -> TaskConfig:
+    nothing: dict[str, str] = {}
+    inputs = table.take("inputs", _texts_by_name, nothing)
+    single = table.take("input", text, "")
+    if single and inputs:
+        table.problem("input", "give either `input` or `inputs`")
+    elif single and len(shared) == 1:
+        inputs = {single: shared[0]}
+    elif single:
+        table.problem("input", 'several shared inputs are declared; write inputs = { own_name = "shared_name" }')
+    config = TaskConfig(
+        model=table.need("model", text, ""),
+        inputs=inputs,
+        output=table.take("output", _one_or_more, ()),
+        adapter=table.take("adapter", _steps, ()),
+        shapes=table.take("shapes", _shapes, {}),
+    )
+    table.close()
+    return config
+
+
+def _calibration(table: Table) -> CalibrationConfig:
+    config = CalibrationConfig(table.take("data", text, ""), table.take("samples", whole, 512))
+    table.close()
+    return config
+
+
+def _evaluation(table: Table, tasks: Sequence[str]) -> EvaluationConfig:
+    data, samples, metrics = table.take("data", text, ""), table.take("samples", whole, 0), table.table("metric")
+    found = {}
+    for task in metrics:
+        found[task] = metrics.take(task, _metric, "accuracy")
+        if task not in tasks:
+            metrics.problem(task, _unknown_task(task, tasks))
+    if found and not data:
+        table.problem("data", "is missing; metrics need labelled data")
+    table.close()
+    return EvaluationConfig(data, found, samples)
+
+
+def _workload(root: Table, tasks: Sequence[str]) -> dict[frozenset[str], float]:
+    found = _by_combination(root.table("workload"), tasks, number)
+    total = math.fsum(found.values())
+    if found and abs(total - 1) > 1e-6:
+        root.problem("workload", f"the probabilities sum to {total:g}, not to 1")
+    return found
+
+
+def _subsets(
+    table: Table, tasks: Sequence[str], workload: Mapping[frozenset[str], float]
+) -> tuple[frozenset[str], ...] | None:
+    every: tuple[str, ...] = ("all",)
+    include = table.take("include", _listed, every)
+    table.close()
+    if include == ("all",):
+        return None
+    if include == ("workload",):
+        if not workload:
+            table.problem("include", '"workload" needs a [workload] table')
+        return tuple(workload)
+    found: list[frozenset[str]] = []
+    for one in include:
+        try:
+            found.append(combination(one, tasks))
+        except ValueError as error:
+            table.problem("include", str(error))
+    if len(set(found)) < len(found):
+        table.problem("include", "a combination is listed twice")
+    return tuple(found)
+
+
+def _listed(value: object) -> tuple[str, ...]:
+    return (value,) if value in ("all", "workload") and isinstance(value, str) else texts(value)
+
+
+def _targets(root: Table) -> tuple[str, ...]:
+    table = root.table("targets")
+    default: tuple[str, ...] = ("host",)
+    names = table.take("build", texts, default)
+    if len(set(names)) < len(names):
+        table.problem("build", "a target is listed twice")
+    table.close()
+    return names
+
+
+def _gates(table: Table, tasks: Sequence[str]) -> Gates:
+    gates = Gates(
+        max_accuracy_drop=_per_task(table, "max_accuracy_drop", tasks),
+        max_output_drift=_per_task(table, "max_output_drift", tasks),
+        max_library=table.take("max_library", amount, None),
+        max_workspace=table.take("max_workspace", amount, None),
+        max_flops=_flops_gate(table, tasks),
+    )
+    table.close()
+    return gates
+
+
+def _per_task(table: Table, key: str, tasks: Sequence[str]) -> dict[str, float]:
+    """A number for all tasks, or a table by task."""
+
+    def convert(value: Any) -> dict[str, float]:
+        if not isinstance(value, dict):
+            return dict.fromkeys(tasks, number(value))
+        unknown = [t for t in value if t not in tasks]
+        if unknown:
+            raise ValueError("; ".join(_unknown_task(t, tasks) for t in unknown))
+        return {t: number(v) for t, v in value.items()}
+
+    return table.take(key, convert, {})
+
+
+def _flops_gate(table: Table, tasks: Sequence[str]) -> dict[frozenset[str], int]:
+    if table.has("max_flops") and not isinstance(table.take("max_flops", lambda v: v, None), dict):
+        return {frozenset(tasks): table.take("max_flops", amount, 0)}
+    return _by_combination(table.table("max_flops"), tasks, amount)
+
+
+def _by_combination(table: Table, tasks: Sequence[str], convert: Any) -> dict[frozenset[str], Any]:
+    found: dict[frozenset[str], Any] = {}
+    for key in table:
+        value = table.take(key, convert, 0)
+        try:
+            subset = combination(key, tasks)
+        except ValueError as error:
+            table.problem(key, str(error))
+            continue
+        if subset in found:
+            table.problem(key, "the combination is listed twice")
+        found[subset] = value
+    return found
+
+
+def combination(key: str, tasks: Sequence[str]) -> frozenset[str]:
+    """`age+gender` as a set; ValueError for unknown or repeated tasks."""
+    names = [n.strip() for n in key.split("+")]
+    unknown = [n for n in names if n not in tasks]
+    if unknown:
+        raise ValueError("; ".join(_unknown_task(n, tasks) for n in unknown))
+    if len(set(names)) < len(names):
+        raise ValueError(f"'{key}' names a task twice")
+    return frozenset(names)
+
+
+def _unknown_task(name: str, tasks: Sequence[str]) -> str:
+    return f"there is no task '{name}'; the tasks are {', '.join(tasks) or 'none'}"
+
+
+# ---------------------------------------------------------------------- values
+def _name(value: object) -> str:
+    name = text(value)
+    if not _NAME.fullmatch(name) or "__" in name:
+        raise ValueError(
+            f"'{name}' becomes part of C names: lower-case letters, digits and single underscores only"
+        )
+    return name
+
+
+def _metric(value: object) -> str:
+    name = text(value)
+    if name not in METRICS and ":" not in name:
+        raise ValueError(f"unknown metric '{name}'; known are {', '.join(METRICS)}, or \"package.module:function\"")
+    return name
+
+
+def _one_or_more(value: object) -> tuple[str, ...]:
+    return (text(value),) if isinstance(value, str) else texts(value)
+
+
+def _texts_by_name(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table, found {kind(value)}")
+    return {k: text(v) for k, v in value.items()}
+
+
+def _shapes(value: object) -> dict[str, tuple[int, ...]]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a table of shapes, found {kind(value)}")
+    return {k: shape(v) for k, v in value.items()}
+
+
+def _steps(value: object) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise ValueError(f"expected an array of tables such as [{{ scale = 0.5 }}], found {kind(value)}")
+    return tuple(value)
+
+
+def _resolved(config: Config) -> dict[str, Any]:
+    join = {s: "+".join(t for t in config.tasks if t in s) for s in (*config.workload, *config.gates.max_flops)}
+    subsets = config.subsets
+    listed = "all" if subsets is None else ["+".join(t for t in config.tasks if t in s) for s in subsets]
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "output": config.output,
+        "seed": config.seed,
+        "input": {
+            k: {"shape": list(t.shape), "dtype": t.dtype.value} for k, t in (config.inputs or _NOTHING).items()
+        },
+        "tasks": {k: _resolved_task(t) for k, t in config.tasks.items()},
+        "calibration": {"data": config.calibration.data or None, "samples": config.calibration.samples},
+        "evaluation": {
+            "data": config.evaluation.data or None,
+            "samples": config.evaluation.samples,
+            "metric": dict(config.evaluation.metric),
+        },
+        "workload": {join[s]: p for s, p in config.workload.items()},
+        "passes": {
+            "pipeline": list(config.passes),
+            "exclude": list(config.exclude),
+            "numerics": config.numerics,
+        },
+        "subsets": {"include": listed},
+        "targets": {"build": list(config.targets)},
+        "gates": {
+            "max_library": config.gates.max_library,
+            "max_workspace": config.gates.max_workspace,
+            "max_accuracy_drop": dict(config.gates.max_accuracy_drop),
+            "max_output_drift": dict(config.gates.max_output_drift),
+            "max_flops": {join[s]: n for s, n in config.gates.max_flops.items()},
+        },
+    }
+
+
+def _resolved_task(task: TaskConfig) -> dict[str, Any]:
+    return {
+        "model": task.model,
+        "output": list(task.output) or None,
+        "adapter": [dict(s) for s in task.adapter] or None,
+        "inputs": dict(task.inputs),
+        "shapes": {k: list(v) for k, v in task.shapes.items()},
+    }

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from compiler.config import load_config, parse_config
+from compiler.errors import ConfigError
+from compiler.toml_table import amount, dumps
+from tests.shared import ROOT
+
+RELEASES = sorted(ROOT.glob("models/*/*.toml"))
+
+BASE = """
+schema = 1
+name = "faces"
+[input.image]
+shape = [1, 3, 32, 32]
+[tasks.age]
+model = "age.onnx"
+input = "data"
+adapter = [{ scale = [0.5, 0.5, 0.5], offset = -1.0 }]
+[tasks.mood]
+model = "mood.onnx"
+"""
+
+
+def parse(text):
+    return parse_config(tomllib.loads(text), Path("somewhere"))
+
+
+def problems(text):
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return str(caught.value).splitlines()[1:]
+
+
+@pytest.mark.parametrize("path", RELEASES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_checked_in_release_reads_and_its_resolved_form_means_the_same(path):
+    config = load_config(path)
+    assert parse_config(tomllib.loads(config.resolved()), config.folder) == config
+    assert set(config.tasks) == set(config.evaluation.metric)
+
+
+def test_everything_has_a_place():
+    config = parse(
+        BASE
+        + """
+        [workload]
+        age = 0.25
+        "mood+age" = 0.75
+        [subsets]
+        include = "workload"
+        [targets]
+        build = ["host", "armv7-neon"]
+        [passes]
+        pipeline = ["remove-dead-code"]
+        [gates]
+        max_library = "6MB"
+        max_workspace = "512KiB"
+        max_flops = { "age" = "40M" }
+        max_output_drift = 0.5
+        [evaluation]
+        data = "labels.npz"
+        metric = { age = "mae", mood = "mine:score" }
+        """
+    )
+    assert config.tasks["age"].inputs == {"data": "image"}
+    assert config.tasks["age"].adapter[0]["offset"] == -1.0
+    assert config.workload == {frozenset({"age"}): 0.25, frozenset({"age", "mood"}): 0.75}
+    assert config.subsets == (frozenset({"age"}), frozenset({"age", "mood"}))
+    assert (config.gates.max_library, config.gates.max_workspace) == (6_000_000, 524_288)
+    assert config.gates.max_flops == {frozenset({"age"}): 40_000_000}
+    assert config.gates.max_output_drift == {"age": 0.5, "mood": 0.5}
+    assert parse_config(tomllib.loads(config.resolved()), config.folder) == config
+
+
+def test_all_problems_come_at_once_with_their_keys():
+    found = problems(
+        BASE.replace("schema = 1", "schema = 7").replace('"faces"', '"Face s"')
+        + """
+        [tasks.smile__wide]
+        modle = "x"
+        [workload]
+        age = 0.5
+        [subsets]
+        include = ["age+age", "mod"]
+        [gates]
+        max_output_drfit = 1
+        max_library = "big"
+        [evaluation.metric]
+        mood = "acuracy"
+        """
+    )
+    text = "\n".join(found)
+    for part in (
+        "schema: is 7",
+        "name: 'Face s'",
+        "tasks.smile__wide: 'smile__wide' becomes part of C names",
+        "tasks.smile__wide.model: is missing",
+        "tasks.smile__wide.modle: unknown key; did you mean 'model'?",
+        "workload: the probabilities sum to 0.5",
+        "subsets.include: 'age+age' names a task twice",
+        "subsets.include: there is no task 'mod'; the tasks are age, mood, smile__wide",
+        "gates.max_output_drfit: unknown key; did you mean 'max_output_drift'?",
+        "gates.max_library: 'big' is not an amount",
+        "evaluation.metric.mood: unknown metric 'acuracy'",
+        "evaluation.data: is missing",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    "line,problem",
+    [
+        ("seed = -1", "seed: expected a non-negative whole number, found -1"),
+        ("seed = true", "seed: expected a non-negative whole number, found True"),
+        ("targets = 3", "targets: expected a table, found an integer"),
+        ("zzz = 1", "zzz: unknown key; known keys are calibration"),
+    ],
+)
+def test_wrong_values(line, problem):
+    assert any(problem in p for p in problems(line + "\n" + BASE))
+
+
+def test_a_workload_combination_twice_in_another_order():
+    assert any("listed twice" in p for p in problems(BASE + '[workload]\n"age+mood" = 0.5\n"mood+age" = 0.5\n'))
+
+
+def test_overrides(tmp_path):
+    (tmp_path / "r.toml").write_text(BASE)
+    config = load_config(tmp_path / "r.toml", ["seed=7", "targets.build=['host']", "tasks.age.model=other.onnx"])
+    assert (config.seed, config.targets, config.tasks["age"].model) == (7, ("host",), "other.onnx")
+    with pytest.raises(ConfigError, match=r"write key\.path=value"):
+        load_config(tmp_path / "r.toml", ["seed"])
+    with pytest.raises(ConfigError, match="'seed' is not a table"):
+        load_config(tmp_path / "r.toml", ["seed=1", "seed.more=2"])
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent.toml: cannot be read"):
+        load_config(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("a = [1")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    "text,value", [("40M", 40e6), ("6MB", 6e6), ("1.5k", 1500), ("2 GiB", 2 << 30), (12, 12), ("7", 7)]
+)
+def test_amounts(text, value):
+    assert amount(text) == value
+
+
+def test_written_toml_reads_back():
+    data = {"a": 1, "b c": [1.5, 'x"y', True], "t": {"k": {"deep": 1e-05}, "u": "v", "e": {}}}
+    assert tomllib.loads(dumps(data)) == {"a": 1, "b c": [1.5, 'x"y', True], "t": {"k": {"deep": 1e-05}, "u": "v"}}
