@@ -68,8 +68,9 @@ def at_pinned_opset(app: Application, scope: Scope) -> Iterator[Application]:
 def _canonical(app: Application, scope: Scope) -> Application:
     """One form per meaning where ONNX allows two.
 
-    Resize: an empty region or empty scales stand for an operand left out. RNN: one activation per direction,
-    though the default names two.
+    Resize: an empty region or empty scales stand for an operand left out; tf_half_pixel_for_nn (dropped in opset
+    13, still written by exporters) rounded down is half_pixel rounded to nearest: floor((x + 1/2) / s) either way.
+    RNN: one activation per direction, though the default names two.
     """
     if app.op == "RNN" and app.attrs["direction"] != "bidirectional":
         return replace(app, attrs={**app.attrs, "activations": app.attrs["activations"][:1]})
@@ -78,7 +79,19 @@ def _canonical(app: Application, scope: Scope) -> Application:
     inputs = [n if n and scope.type(n).size else "" for n in app.inputs]
     while not inputs[-1]:
         inputs.pop()
-    return replace(app, inputs=tuple(inputs))
+    app = replace(app, inputs=tuple(inputs))
+    if app.attrs["coordinate_transformation_mode"] != "tf_half_pixel_for_nn":
+        return app
+    if app.attrs["mode"] != "nearest" or app.attrs["nearest_mode"] != "floor":
+        raise UnsupportedNode("tf_half_pixel_for_nn other than nearest, rounded down")
+    return replace(
+        app,
+        attrs={
+            **app.attrs,
+            "coordinate_transformation_mode": "half_pixel",
+            "nearest_mode": "round_prefer_ceil",
+        },
+    )
 
 
 def _relabelled(app: Application) -> Application:
