@@ -1,0 +1,119 @@
+"""The recurrent template: every case of the operator suite, constant and variable weights, against evaluate."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.codegen.lower import compile_kernels
+from compiler.codegen.target import find_target
+from compiler.codegen.templates.recurrent import LoweredSite, lower_site, pack_recurrent, recurrent_shape
+from compiler.errors import LoweringError
+from compiler.ir.graph import Site
+from compiler.ir.types import ValueRef
+from tests.ir import op_cases_a
+from tests.ir.op_case import Constant, OpCase, make_site, site_of
+
+CASES = [c for c in op_cases_a.CASES if c.op in ("LSTM", "GRU", "RNN")]
+
+
+def variable(case: OpCase) -> OpCase:
+    """The case with weights that arrive at run time."""
+    operands = [o.array if isinstance(o, Constant) else o for o in case.operands]
+    return dataclasses.replace(case, id=f"{case.id}-variable", operands=operands)
+
+
+def wide(op: str, hidden: int, inputs: int, **attrs: object) -> OpCase:
+    """More units than a vector has lanes, not a multiple of them, both directions."""
+    rng, gates = np.random.default_rng(hidden), {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    weights = [normal(2, gates * hidden, inputs), normal(2, gates * hidden, hidden), normal(2, 2 * gates * hidden)]
+    operands = [normal(7, 2, inputs), *(Constant(w) for w in weights)]
+    full = {"hidden_size": hidden, "direction": "bidirectional", **attrs}
+    return OpCase(op, f"wide-{hidden}-{'-'.join(attrs)}", operands, full, results=3 if op == "LSTM" else 2)
+
+
+WIDE = [wide("LSTM", 37, 20), wide("GRU", 37, 20), wide("GRU", 32, 5, linear_before_reset=1), wide("RNN", 21, 9)]
+ALL = [*CASES, *(variable(c) for c in CASES), *WIDE]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """All kernels as one shared library, and the scratch bytes of each."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("needs a C compiler to link")
+    target = find_target("host")
+    functions = {f"k{i}": lower_site(site_of(c), target.lanes).func for i, c in enumerate(ALL)}
+    compiled = compile_kernels(functions, target)
+    folder: Path = tmp_path_factory.mktemp("recurrent")
+    folder.joinpath("k.o").write_bytes(compiled.object_code)
+    subprocess.run([compiler, "-shared", "-o", folder / "k.so", folder / "k.o", "-lm"], check=True)
+    return ctypes.CDLL(str(folder / "k.so")), compiled.scratch
+
+
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy at a multiple of 64 bytes."""
+    raw = np.full(array.nbytes + 64, 0xFF, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def run(library, symbol: str, site: Site, lowered: LoweredSite, arrays) -> list[np.ndarray]:
+    """Call a kernel; working memory holds NaN before the call, results lie at an odd address."""
+    handle, scratch = library
+    by_ref = {v.ref: arrays[i] for i, v in site.operands.present()}
+    inputs = [aligned(by_ref[i] if isinstance(i, ValueRef) else i) for i in lowered.inputs]
+    raw = [np.full(v.size + 1, np.nan, np.float32) for v in site.results]
+    work = aligned(np.full(scratch[symbol], 0xFF, np.uint8))
+    arguments = [*map(pointer, inputs), *(pointer(r[1:]) for r in raw)]
+    arguments += [pointer(work)] if scratch[symbol] else []
+    assert getattr(handle, symbol)(*arguments) == 0
+    return [r[1:].reshape(v.shape) for r, v in zip(raw, site.results, strict=True)]
+
+
+@pytest.mark.parametrize("number", range(len(ALL)), ids=lambda i: f"{ALL[i].op}-{ALL[i].id}")
+def test_kernel_equals_evaluate(library, number: int):
+    site, arrays = site_of(ALL[number]), ALL[number].arrays()
+    lowered = lower_site(site, find_target("host").lanes)
+    got = run(library, f"k{number}", site, lowered, arrays)
+    for g, want in zip(got, site.node.op.evaluate(site, arrays), strict=True):
+        assert np.abs(g - want).max() <= 1e-5 * max(np.abs(want).max(), 1e-2)
+
+
+def test_constant_weights_are_packed_at_compile_time():
+    site = site_of(CASES[0])
+    lowered = lower_site(site, 8)
+    assert lowered.shape.packed
+    assert [i for i in lowered.inputs if isinstance(i, ValueRef)] == [site.operands[0].ref]
+
+
+def test_packing_keeps_every_weight_once():
+    shape = recurrent_shape(site_of(wide("LSTM", 5, 3)), 4)
+    w = np.arange(1, 2 * 20 * 3 + 1, dtype=np.float32).reshape(2, 20, 3)
+    packed = pack_recurrent(shape, w, np.zeros((2, 20, 5), np.float32), None, None)["w"]
+    assert sorted(packed[packed != 0]) == sorted(w.ravel())
+    panel, lane, gate, column = 1, 0, 2, 1  # unit 4 is lane 0 of panel 1
+    assert packed[1, panel, column, gate * 4 + lane] == w[1, gate * 5 + 4, column]
+
+
+def test_other_types_are_refused():
+    doubles = [a.astype(np.float64) for a in CASES[0].arrays() if a is not None]
+    site = make_site("LSTM", doubles, {"hidden_size": 4}, 3)
+    with pytest.raises(LoweringError, match="float64 is not compiled, only float32"):
+        lower_site(site, 8)
