@@ -185,7 +185,7 @@ def onnx_types(app: Application, operands: Sequence[Value | None]) -> list[Tenso
         found = shape_inference.infer_node_outputs(
             known, node, {n: type_proto(v.type) for n, v in given}, data, None, opsets, IR_VERSION
         )
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, ValueError) as error:
         raise BrokenNode(str(error).strip().splitlines()[-1]) from None
     except checker.ValidationError as error:  # wider element types of a newer opset
         raise UnsupportedNode(str(error).strip().splitlines()[0]) from None

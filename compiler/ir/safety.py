@@ -90,10 +90,7 @@ def guard(
 
     Raises UnsafeInputError with the first problem found; `where` names the model in the message.
     """
-    try:
-        _Guard(where, folder, limits).model(model)
-    except UnicodeDecodeError:
-        raise UnsafeInputError(f"{where}: a name is not valid UTF-8") from None
+    _Guard(where, folder, limits).model(model)
 
 
 class _Guard:
@@ -110,25 +107,46 @@ class _Guard:
     def model(self, model: onnx.ModelProto) -> None:
         if not model.HasField("graph"):
             raise self._error("it holds no graph")
+        for opset in model.opset_import:
+            self._name(opset.domain)
+        for entry in model.metadata_props:
+            self._name(entry.key)
         self._graph(model.graph, 0)
         for function in model.functions:
-            self._name(function.name)
-            self._node_list(function.node, 0)
-            for attribute in function.attribute_proto:
-                self._attribute(attribute, 0)
+            self._function(function)
+
+    def _function(self, function: onnx.FunctionProto) -> None:
+        domains = [o.domain for o in function.opset_import]
+        for name in (
+            function.name,
+            function.domain,
+            *domains,
+            *function.input,
+            *function.output,
+            *function.attribute,
+        ):
+            self._name(name)
+        self._node_list(function.node, 0)
+        for attribute in function.attribute_proto:
+            self._attribute(attribute, 0)
 
     def _error(self, problem: str) -> UnsafeInputError:
         return UnsafeInputError(f"{self._where}: {problem}")
 
-    def _name(self, name: str) -> None:
+    def _name(self, name: str | bytes) -> None:
+        if isinstance(name, bytes):  # what protobuf gives for text that does not decode
+            raise self._error(f"name {name[:60]!r} is not valid UTF-8")
         if len(name) > self._limits.name_length:
             raise self._error(f"name {shown(name)} has {len(name)} characters; at most {self._limits.name_length}")
 
     def _graph(self, graph: onnx.GraphProto, depth: int) -> None:
         if depth > self._limits.nesting:
             raise self._error(f"subgraphs are nested more than {self._limits.nesting} deep")
+        self._name(graph.name)
         for info in (*graph.input, *graph.output, *graph.value_info):
             self._name(info.name)
+            for axis in info.type.tensor_type.shape.dim:
+                self._name(axis.dim_param)
         for tensor in graph.initializer:
             self._tensor(tensor)
         for sparse in graph.sparse_initializer:
@@ -147,6 +165,7 @@ class _Guard:
 
     def _attribute(self, attribute: AttributeProto, depth: int) -> None:
         self._name(attribute.name)
+        self._name(attribute.ref_attr_name)
         for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
             self._tensor(tensor)
         sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()
