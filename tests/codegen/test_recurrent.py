@@ -13,7 +13,8 @@ import pytest
 
 from compiler.codegen.lower import compile_kernels
 from compiler.codegen.target import find_target
-from compiler.codegen.templates.recurrent import LoweredSite, lower_site, pack_recurrent, recurrent_shape
+from compiler.codegen.templates.recurrent import LoweredSite, lower_site
+from compiler.codegen.templates.recurrent_shape import pack_recurrent, recurrent_shape
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site
 from compiler.ir.types import ValueRef

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -17,99 +17,10 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.common import Registers, chunks, kernel, splat, vector, view
 from compiler.codegen.templates.functions import Functions
-from compiler.errors import LoweringError
+from compiler.codegen.templates.recurrent_shape import RecurrentShape, pack_recurrent, recurrent_shape
 from compiler.ir.graph import Site
-from compiler.ir.types import DType, ValueRef
-
-_X, _W, _R, _B, _LENS, _H0, _C0, _P = range(8)
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class RecurrentShape:
-    """Everything the generated code depends on."""
-
-    kind: Literal["LSTM", "GRU", "RNN"]
-    steps: int
-    samples: int
-    inputs: int
-    hidden: int
-    reverse: tuple[bool, ...]
-    """One per direction."""
-    functions: tuple[tuple[str, ...], ...]
-    """Activations f, g, h per direction."""
-    block: int
-    """Hidden units per vector."""
-    outputs: int
-    """Results stored: Y, Y_h, Y_c."""
-    samples_first: bool = False
-    """layout=1: X [N, S, I], Y [N, S, D, H], states [N, D, H]."""
-    has_bias: bool = True
-    has_lengths: bool = False
-    has_initial_h: bool = False
-    has_initial_c: bool = False
-    has_peepholes: bool = False
-    clip: float | None = None
-    linear_before_reset: bool = False
-    input_forget: bool = False
-    packed: bool = True
-    """Weights arrive packed by `pack_recurrent`; else in ONNX form, and the kernel packs them in every call."""
-
-    @property
-    def directions(self) -> int:
-        return len(self.reverse)
-
-    @property
-    def gates(self) -> int:
-        return _GATES[self.kind]
-
-    @property
-    def panels(self) -> int:
-        """Vectors that hold the hidden units."""
-        return -(-self.hidden // self.block)
-
-    @property
-    def chains(self) -> int:
-        """Independent sums per gate, so that about eight accumulators hide the latency of a multiply-add."""
-        return -(-8 // self.gates)
-
-    @property
-    def depth(self) -> int:
-        """Length of the recurrent reduction, a multiple of `chains`; zero weights fill it."""
-        return -(-self.hidden // self.chains) * self.chains
-
-    @property
-    def state(self) -> int:
-        """Elements of a state buffer."""
-        return max(self.panels * self.block, self.depth)
-
-    @property
-    def bias_rows(self) -> int:
-        """Bias vectors per panel: one per gate, and the recurrent bias that the reset gate multiplies."""
-        return self.gates + self.linear_before_reset
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the pointer parameters in order."""
-        given = (
-            ("b", self.packed or self.has_bias),
-            ("p", self.has_peepholes),
-            ("lengths", self.has_lengths),
-            ("h0", self.has_initial_h),
-            ("c0", self.has_initial_c),
-        )
-        return ("x", "w", "r", *(n for n, there in given if there), *("y", "yh", "yc")[: self.outputs])
-
-    @property
-    def packed_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the packed weights."""
-        d, n, v = self.directions, self.panels, self.block
-        shapes = {
-            "w": (d, n, self.inputs, self.gates * v),
-            "r": (d, n, self.depth, self.gates * v),
-            "b": (d, n, self.bias_rows * v),
-        }
-        return {**shapes, "p": (d, n, 3 * v)} if self.has_peepholes else shapes
+from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, W, X
+from compiler.ir.types import ValueRef
 
 
 @dataclass(frozen=True)
@@ -125,10 +36,10 @@ class LoweredSite:
 def lower_site(site: Site, lanes: int) -> LoweredSite:
     """The kernel of an LSTM, GRU or RNN site for vectors of up to `lanes` floats. LoweringError beyond float32."""
     shape = recurrent_shape(site, lanes)
-    position = {"x": _X, "w": _W, "r": _R, "b": _B, "p": _P, "lengths": _LENS, "h0": _H0, "c0": _C0}
+    position = {"x": X, "w": W, "r": R, "b": B, "p": P, "lengths": LENS, "h0": H0, "c0": C0}
     packed: Mapping[str, np.ndarray] = {}
     if shape.packed:
-        constants = [site.operands.optional(i) for i in (_W, _R, _B, _P)]
+        constants = [site.operands.optional(i) for i in (W, R, B, P)]
         w, r, b, p = (None if v is None else v.constant for v in constants)
         assert w is not None and r is not None
         packed = pack_recurrent(shape, w, r, b, p)
@@ -137,83 +48,6 @@ def lower_site(site: Site, lanes: int) -> LoweredSite:
     return LoweredSite(recurrent_kernel(shape), shape, inputs)
 
 
-def recurrent_shape(site: Site, lanes: int) -> RecurrentShape:
-    """What the kernel of a normalised site depends on."""
-    kind, attrs, operands = site.node.op.name, site.attrs, site.operands
-    x, r = operands[_X], operands[_R]
-    if x.dtype is not DType.FLOAT32:
-        raise LoweringError(
-            f"{kind} '{site.node.ref}': {x.dtype.value} is not compiled, only float32; convert the model"
-        )
-    there = [operands.optional(i) is not None for i in range(8)]
-    samples_first, directions = bool(attrs["layout"]), r.shape[0]
-    steps, samples = (x.shape[1], x.shape[0]) if samples_first else x.shape[:2]
-    each = len(attrs["activations"]) // directions
-    weights = [operands.optional(i) for i in (_W, _R, _B, _P)]
-    return RecurrentShape(
-        kind=kind,  # type: ignore[arg-type]
-        steps=steps,
-        samples=samples,
-        inputs=x.shape[2],
-        hidden=r.shape[2],
-        reverse=(False, True) if directions == 2 else (attrs["direction"] == "reverse",),
-        functions=tuple(tuple(attrs["activations"][d * each : (d + 1) * each]) for d in range(directions)),
-        block=_block(r.shape[2], lanes),
-        outputs=len(site.results),
-        samples_first=samples_first,
-        has_bias=there[_B],
-        has_lengths=there[_LENS],
-        has_initial_h=there[_H0],
-        has_initial_c=there[_C0],
-        has_peepholes=there[_P],
-        clip=attrs.get("clip"),
-        linear_before_reset=bool(attrs.get("linear_before_reset", 0)),
-        input_forget=bool(attrs.get("input_forget", 0)),
-        packed=all(v is None or v.data is not None for v in weights),
-    )
-
-
-def _block(hidden: int, lanes: int) -> int:
-    """Lanes per vector: the widest, or narrower where that many would stay empty."""
-    width = lanes
-    while width > 4 and width // 2 >= hidden:
-        width //= 2
-    return width
-
-
-# ---------------------------------------------------------------------- packing
-def pack_recurrent(
-    shape: RecurrentShape, w: np.ndarray, r: np.ndarray, b: np.ndarray | None, p: np.ndarray | None
-) -> dict[str, np.ndarray]:
-    """ONNX weights W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H], P [D, 3*H] in the kernel's form, by parameter name.
-
-    Lanes beyond the hidden units and steps beyond the reduction are zero. The two halves of the bias are added,
-    but for the recurrent half of a GRU's candidate gate with linear_before_reset, which stays a row of its own.
-    """
-    d, g, h = shape.directions, shape.gates, shape.hidden
-    halves = np.zeros((d, 2, g, h), np.float32) if b is None else b.reshape(d, 2, g, h)
-    rows = halves.sum(axis=1)
-    if shape.linear_before_reset:
-        rows = np.concatenate([rows[:, :2], halves[:, :1, 2], halves[:, 1:, 2]], axis=1)
-    packed = {
-        "w": _panels(shape, w.reshape(d, g, h, -1), shape.inputs),
-        "r": _panels(shape, r.reshape(d, g, h, -1), shape.depth),
-        "b": _panels(shape, rows[..., None], 1),
-    }
-    if p is not None:
-        packed["p"] = _panels(shape, p.reshape(d, 3, h, 1), 1)
-    return {name: array.reshape(shape.packed_shapes[name]) for name, array in packed.items()}
-
-
-def _panels(shape: RecurrentShape, rows: np.ndarray, depth: int) -> np.ndarray:
-    """[D, rows, H, K] to [D, panels, depth, rows, lanes]."""
-    d, count, hidden, inner = rows.shape
-    full = np.zeros((d, count, shape.panels * shape.block, depth), np.float32)
-    full[:, :, :hidden, :inner] = rows
-    return np.ascontiguousarray(full.reshape(d, count, shape.panels, shape.block, depth).transpose(0, 2, 4, 1, 3))
-
-
-# ---------------------------------------------------------------------- the kernel
 def recurrent_kernel(shape: RecurrentShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`."""
     with kernel(shape.parameters, {"lengths": "int32"}) as made:
@@ -236,9 +70,8 @@ class _Recurrent:
         # gates of every step of one sample, before the recurrent part
         self.G = T.alloc_buffer((s.steps, s.panels, s.gates * s.block), "float32")
         self.h, self.next_h, self.c = (T.alloc_buffer((s.state,), "float32") for _ in range(3))
-        self.z, self.rh = (
-            (T.alloc_buffer((s.state,), "float32") for _ in range(2)) if self._two_passes else (None,) * 2
-        )
+        # update gate and reset state of all units, between the two passes
+        self.z, self.rh = (T.alloc_buffer((s.state if self._two_passes else 1,), "float32") for _ in range(2))
         self.tile = max(1, 12 // s.gates)
         self.acc = Registers(max(self.tile * s.gates, s.gates * s.chains), s.block)
         self.math = Functions(s.block)
