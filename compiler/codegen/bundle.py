@@ -101,6 +101,7 @@ def write_bundle(
     with _staging(root, target.name) as folder:
         _write_all(folder, texts)
         facts = _link(folder, face, target, toolchain)
+        files = _digests(folder)
         record = manifest_record(
             library,
             face,
@@ -109,19 +110,19 @@ def write_bundle(
             passes=passes,
             costs=costs,
             golden=golden.record(),
-            files=_digests(folder),
+            files=files,
         )
-        _write_all(folder, {"manifest.json": canonical(record)})
-        _write_all(folder, {"SHA256SUMS": _checksums(folder)})
+        manifest = canonical(record)
+        _write_all(folder, {"manifest.json": manifest, "SHA256SUMS": _checksums(files, manifest)})
         _write_all(folder / "reports", reports or {})
         _publish(folder, final)
-    _enter_in_index(root, face.name, target.name, record)
+    _enter_in_index(root, face.name, target.name, manifest, linked=facts is not None)
     if facts is None and not allow_unlinked:
         raise TargetError(
             f"no C compiler for {target.name} found: {final} is not linked. Install {target.compilers[0]} or the "
             f"zig extra, or run the commands in {final / 'LINK.txt'}; --allow-unlinked accepts this"
         )
-    return Bundle(final, parse_manifest(canonical(record), str(final)))
+    return Bundle(final, parse_manifest(manifest, str(final)))
 
 
 def read_bundle(path: Path, target: str | None = None) -> Bundle:
@@ -236,9 +237,7 @@ def _texts(library: Library, face: Interface, target: Target, golden: Golden, id
 def _link(folder: Path, face: Interface, target: Target, toolchain: Toolchain | None) -> LinkFacts | None:
     if toolchain is not None:
         return link.link_library(folder, face, toolchain)
-    kernels = (folder / "src/kernels.o").read_bytes()
-    archive, commands = link.unlinked_archive(face, kernels), link.link_text(face, target)
-    _write_all(folder, {f"lib{face.name}.a": archive, "LINK.txt": commands.encode()})
+    link.prepare_link(folder, face, target)
     return None
 
 
@@ -274,10 +273,10 @@ def _digests(folder: Path) -> dict[str, dict[str, object]]:
     return {p.relative_to(folder).as_posix(): {"sha256": _digest(p), "bytes": p.stat().st_size} for p in paths}
 
 
-def _checksums(folder: Path) -> bytes:
+def _checksums(files: Mapping[str, Mapping[str, object]], manifest: bytes) -> bytes:
     """The format of `sha256sum`."""
-    lines = [f"{entry['sha256']}  {name}\n" for name, entry in sorted(_digests(folder).items())]
-    return "".join(lines).encode()
+    digests = {**{name: entry["sha256"] for name, entry in files.items()}, "manifest.json": sha256(manifest)}
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
 
 
 def _publish(folder: Path, final: Path) -> None:
@@ -305,11 +304,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _enter_in_index(root: Path, name: str, target: str, record: Mapping[str, object]) -> None:
+def _enter_in_index(root: Path, name: str, target: str, manifest: bytes, *, linked: bool) -> None:
     path = root / "index.json"
     known = read_index(root)["targets"] if path.exists() else {}
     targets = {k: v for k, v in known.items() if (root / k).is_dir()}
-    targets[target] = {"manifest_sha256": sha256(canonical(record)), "linked": record["linked"]}
+    targets[target] = {"manifest_sha256": sha256(manifest), "linked": linked}
     aside = path.with_name(".index.json.new")
     aside.write_bytes(canonical({"schema": INDEX_SCHEMA, "name": name, "targets": targets}))
     _flush(aside)

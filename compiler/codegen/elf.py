@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from compiler.errors import LoweringError
 
@@ -142,8 +143,8 @@ class Elf:
         return self._data[start : self._data.index(b"\0", start)].decode("ascii", errors="replace")
 
 
-def archive(members: Sequence[tuple[str, bytes]]) -> bytes:
-    """A static library (GNU `ar`, with symbol index) without times or owners. Names are at most 15 characters."""
+def write_archive(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
+    """Write a static library (GNU `ar`, with symbol index) without times or owners; names up to 15 characters."""
     symbols = [
         (symbol.name, i)
         for i, (_, data) in enumerate(members)
@@ -158,10 +159,9 @@ def archive(members: Sequence[tuple[str, bytes]]) -> bytes:
         offsets.append(position)
         position += 60 + len(data) + len(data) % 2
     index = struct.pack(f">{len(symbols) + 1}I", len(symbols), *(offsets[i] for _, i in symbols)) + names
-    parts = [_member("/", index), *(_member(f"{name}/", data) for name, data in members)]
-    return b"!<arch>\n" + b"".join(parts)
-
-
-def _member(name: str, data: bytes) -> bytes:
-    header = f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(data):<10}`\n".encode()
-    return header + data + b"\n" * (len(data) % 2)
+    with path.open("wb") as file:
+        file.write(b"!<arch>\n")
+        for name, data in [("/", index), *((f"{name}/", data) for name, data in members)]:
+            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(data):<10}`\n".encode())
+            file.write(data)
+            file.write(b"\n" * (len(data) % 2))

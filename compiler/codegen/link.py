@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compiler.codegen.elf import Elf, archive
+from compiler.codegen.elf import Elf, write_archive
 from compiler.codegen.interface import ALIGNMENT, Interface
 from compiler.codegen.target import Target
 from compiler.errors import LoweringError, TargetError
@@ -145,13 +145,14 @@ def link_library(folder: Path, face: Interface, toolchain: Toolchain) -> LinkFac
         run_tool((*toolchain.cc, "-r", "-nostdlib", "-o", str(whole), *objects), folder)
         if toolchain.objcopy:
             run_tool((toolchain.objcopy, "--localize-hidden", "--strip-unneeded", str(whole)), folder)
-        (folder / f"lib{face.name}.a").write_bytes(archive([(f"{face.name[:10]}.o", whole.read_bytes())]))
+        write_archive(folder / f"lib{face.name}.a", [(f"{face.name[:10]}.o", whole.read_bytes())])
     return check_library((folder / f"lib{face.name}.so").read_bytes(), face)
 
 
-def unlinked_archive(face: Interface, kernels: bytes) -> bytes:
-    """`lib<name>.a` where no compiler is at hand: the kernels alone; `link_text` says how to add the rest."""
-    return archive([(f"{face.name[:10]}.o", kernels)])
+def prepare_link(folder: Path, face: Interface, target: Target) -> None:
+    """Where no compiler is at hand: `lib<name>.a` with the kernels alone, and `LINK.txt`, which adds the rest."""
+    write_archive(folder / f"lib{face.name}.a", [("kernels.o", (folder / "src/kernels.o").read_bytes())])
+    (folder / "LINK.txt").write_text(link_text(face, target), encoding="ascii")
 
 
 def link_text(face: Interface, target: Target) -> str:

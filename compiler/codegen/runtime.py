@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 
 from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
 from compiler.codegen.interface import ABI, ALIGNMENT
-from compiler.codegen.manifest import parse_manifest, sha256
+from compiler.codegen.manifest import parse_manifest
 from compiler.codegen.target import machine_arch
 from compiler.errors import BundleError
 
@@ -314,7 +315,7 @@ def _open_checked(bundle: Bundle) -> ctypes.CDLL:
     descriptor = os.open(bundle.library, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         with os.fdopen(os.dup(descriptor), "rb") as file:
-            if sha256(file.read()) != digest:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise BundleError(f"{bundle.library} changed while it was opened")
         _LOADED[digest] = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
     except OSError as error:

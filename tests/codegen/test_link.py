@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from compiler.codegen import link
-from compiler.codegen.elf import Elf, archive
+from compiler.codegen.elf import Elf, write_archive
 from compiler.codegen.interface import interface
 from compiler.codegen.target import Target, find_target
 from compiler.errors import LoweringError
@@ -98,7 +98,7 @@ def test_hiding_changes_visibility_and_nothing_else(tmp_path: Path) -> None:
 
 def test_archive_round_trip(tmp_path: Path) -> None:
     data = compile_kernels(needs_toolchain("host"), tmp_path)
-    (tmp_path / "x.a").write_bytes(archive([("one.o", data), ("two.o", data)]))
+    write_archive(tmp_path / "x.a", [("one.o", data), ("two.o", data)])
     listed = subprocess.run(["ar", "t", "x.a"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert listed.split() == ["one.o", "two.o"]
     subprocess.run(["ar", "x", "x.a", "two.o"], cwd=tmp_path, check=True)
