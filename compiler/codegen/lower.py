@@ -153,8 +153,9 @@ class _Lifted:
 
     def place(self, allocation: Any) -> Any:
         type_ = allocation.buffer.ty
-        bits = tvm_ffi.dtype(str(getattr(type_.dtype, "dtype", type_.dtype))).bits
-        size = math.prod(int(s) for s in type_.shape) * max(bits, 8) // 8
+        element = tvm_ffi.dtype(str(getattr(type_.dtype, "dtype", type_.dtype)))
+        # StorageRewrite gives buffers that are only read and written by vectors a vector as element
+        size = math.prod(int(s) for s in type_.shape) * max(element.bits * element.lanes, 8) // 8
         if size < STACK_LIMIT:
             return allocation
         at, self.used = self.used, self.used + -(-size // 64) * 64
