@@ -323,6 +323,10 @@ class Closure:
                 return atom
         return None
 
+    def size(self, axis: Axis) -> int:
+        """Number of entries of an axis, virtual ones included."""
+        return self._rel.entries.size(axis)
+
     def removal(self, atoms: Iterable[Atom]) -> dict[Axis, np.ndarray]:
         """Entries per axis that vanish with `atoms`, ascending."""
         parts: dict[Axis, list[np.ndarray]] = {}
@@ -363,7 +367,15 @@ class _Search:
         """
         gone: set[int] = set()
         waiting, unmet = [seed], deque[int]()
-        while waiting:
+        while waiting or unmet:
+            if not waiting:
+                parents = self._joints[unmet.popleft()][1]
+                if gone.isdisjoint(parents):
+                    free = [p for p in parents if not self._pinned[p]]
+                    if not free:
+                        return None
+                    waiting.append(min(free, key=lambda p: (len(self._as_parent[p]), p)))
+                continue
             component = waiting.pop()
             if component in gone:
                 continue
@@ -372,13 +384,6 @@ class _Search:
             gone.add(component)
             waiting += [self._joints[row][0] for row in self._as_parent.get(component, ())]
             unmet.extend(self._as_child.get(component, ()))
-            while not waiting and unmet:
-                parents = self._joints[unmet.popleft()][1]
-                if not gone.intersection(parents):
-                    free = [p for p in parents if not self._pinned[p]]
-                    if not free:
-                        return None
-                    waiting.append(min(free, key=lambda p: (len(self._as_parent[p]), p)))
         return frozenset(gone)
 
 

@@ -18,7 +18,7 @@ from compiler.errors import PassError
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.op import Kept
 from compiler.ir.ties import Atom, Group
-from compiler.ir.types import Axis, NodeRef, TaskSet, ValueRef
+from compiler.ir.types import Axis, NodeRef, TaskSet, ValueRef, splat_value
 from compiler.passes.prune.surgery import shrunk
 
 Quantity = Literal["flops", "parameters"]
@@ -29,8 +29,8 @@ REPRICE = 0.05
 
 
 def is_parameter(value: Value) -> bool:
-    """Whether a value counts as a learnt parameter: constant floats, not shapes and indices."""
-    return value.data is not None and value.dtype.is_float
+    """Whether a value counts as learnt parameters: constant floats, not shapes, indices or one repeated number."""
+    return value.data is not None and value.dtype.is_float and splat_value(value.data) is None
 
 
 class Meter:
@@ -38,14 +38,20 @@ class Meter:
 
     `flops` counts multiply-adds of product operators (2 FLOPs each, so the share is that of the headline number),
     weighted with the probability that the workload needs the node; `parameters` counts elements of float
-    parameters.
+    parameters. `axes` (axis -> size) are those that must not become empty.
     """
 
-    def __init__(self, graph: Graph, quantity: Quantity, workload: Mapping[TaskSet, float] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        quantity: Quantity,
+        workload: Mapping[TaskSet, float] | None = None,
+        axes: Mapping[Axis, int] | None = None,
+    ) -> None:
         self._units, self._weights = _units(graph, quantity, workload or {})
         self._sizes = [_sizes(u) for u in self._units]
         self._by_axis: dict[Axis, list[int]] = {}
-        self._times_gone: dict[Axis, np.ndarray] = {}
+        self._times_gone = {a: np.zeros(n, np.int32) for a, n in (axes or {}).items()}
         for i, sizes in enumerate(self._sizes):
             for axis, size in sizes.items():
                 self._by_axis.setdefault(axis, []).append(i)
@@ -75,6 +81,14 @@ class Meter:
         saved = math.fsum(self._costs[i] - self._cost(i) for i in self._touched(atoms))
         self._count(atoms, -1)
         return saved
+
+    def leaves_some(self, atoms: Sequence[Atom]) -> bool:
+        """Whether every axis keeps an entry without `atoms`: those of different groups can share axes."""
+        self._count(atoms, 1)
+        axes = {axis for atom in atoms for axis in atom.entries if axis in self._times_gone}
+        found = all((self._times_gone[axis] == 0).any() for axis in axes)
+        self._count(atoms, -1)
+        return found
 
     def _count(self, atoms: Sequence[Atom], change: int) -> None:
         for atom in atoms:
@@ -184,7 +198,9 @@ class Ladder:
     def key(self, meter: Meter, scope: Scope) -> float | None:
         """How soon the next step is due; None where there is none or it saves nothing."""
         start, stop = self._cuts[-1], self._next_cut()
-        price = meter.saving(self.next) if stop > start else 0.0
+        if stop == start or not meter.leaves_some(self.next):
+            return None
+        price = meter.saving(self.next)
         if price <= 0:
             return None
         return stop / len(self._atoms) if scope == "local" else float(self._scores[start:stop].sum()) / price
@@ -229,6 +245,8 @@ def _round(meter: Meter, ladders: Sequence[Ladder], goal: float, scope: Scope) -
     taken: list[Ladder] = []
     while heap and meter.total > goal:
         _, i = heapq.heappop(heap)
+        if not meter.leaves_some(ladders[i].next):
+            continue
         meter.remove(ladders[i].next)
         ladders[i].advance()
         taken.append(ladders[i])

@@ -117,7 +117,8 @@ class PruneChannels(Pass):
         groups = closure.groups
         ranks = self._scores(graph, closure, use)
         ladders = [Ladder(g, s, self.multiple, self.floor) for g, s in zip(groups, ranks, strict=True)]
-        meter = Meter(graph, quantity, use.workload)
+        axes = {axis: closure.size(axis) for group in groups for axis in group.axes}
+        meter = Meter(graph, quantity, use.workload, axes)
         return select(meter, ladders, target, "local" if self.scope == "local" else "global", refusals)
 
     def _scores(self, graph: Graph, closure: Closure, use: Resources) -> list[np.ndarray]:

@@ -1,0 +1,21 @@
+"""python -m benchmarks STUDY [options]."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+STUDIES = {"pruning-coverage": "benchmarks.pruning_coverage"}
+"""Name on the command line -> module with `main(arguments) -> exit status`."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the study named first."""
+    if not arguments or arguments[0] not in STUDIES:
+        print(f"usage: python -m benchmarks {{{', '.join(STUDIES)}}} [options]", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(STUDIES[arguments[0]]).main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
