@@ -221,3 +221,22 @@ def test_rebuild_elsewhere_gives_the_same_bytes(tmp_path: Path, target: str) -> 
     assert trees[0] == trees[1]
     leaks = [name for name, data in trees[0].items() if str(tmp_path).encode() in data or b"taskgraft-" in data]
     assert leaks == []
+
+
+def test_example_runs(bundle: Bundle, tmp_path: Path) -> None:
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I.", "example/main.c", "libtiny.a", "-o"]
+    subprocess.run([*command, tmp_path / "example"], cwd=bundle.path, check=True)
+    done = subprocess.run([tmp_path / "example"], cwd=bundle.path, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["a[0]", "=", "1", "b[0]", "=", "82"]
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_example_builds_with_cmake(bundle: Bundle, tmp_path: Path) -> None:
+    subprocess.run(
+        ["cmake", "-S", bundle.path / "example", "-B", tmp_path / "build"], check=True, stdout=subprocess.DEVNULL
+    )
+    subprocess.run(["cmake", "--build", tmp_path / "build"], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [tmp_path / "build/example", bundle.path / "golden"], check=True, capture_output=True, text=True
+    )
+    assert "b[0] = 82" in done.stdout
