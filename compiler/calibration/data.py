@@ -1,0 +1,100 @@
+"""Calibration and evaluation data: arrays by name, from an .npz file without pickle or from a Python callable."""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import ConfigError
+from compiler.ir.graph import Value
+
+Arrays = dict[str, np.ndarray]
+
+
+def load_arrays(source: str, folder: Path) -> Arrays:
+    """The arrays of `source`: an .npz file relative to `folder`, or "package.module:function" called without
+    arguments.
+
+    Only a release file may name a function, never a model. Raises ConfigError where the source cannot be read,
+    holds objects, or returns anything but arrays.
+    """
+    if ":" in source and not (folder / source).exists():
+        return _called(source)
+    file = folder / source
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise ConfigError(f"{file}: not an .npz file of plain arrays: {error}") from None
+
+
+def named_function(where: str) -> Callable[..., Any]:
+    """The function called "package.module:function"; ConfigError where it cannot be imported."""
+    module, _, name = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"'{where}' cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"'{where}' is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _called(where: str) -> Arrays:
+    made = named_function(where)()
+    if not isinstance(made, Mapping) or not all(isinstance(v, np.ndarray) for v in made.values()):
+        raise ConfigError(f"'{where}' must return a dict from name to numpy array")
+    return dict(made)
+
+
+class CalibrationSet:
+    """Samples of every network input, in the order of the file; arrays are [samples, *shape without the batch].
+
+    Called, it starts the feeds again: input name -> array of exactly the input's shape, batch by batch. A last
+    incomplete batch is left out.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], inputs: tuple[Value, ...], limit: int = 0) -> None:
+        missing = [v.ref.name for v in inputs if v.ref.name not in arrays]
+        if missing:
+            have = ", ".join(sorted(arrays)) or "nothing"
+            raise ConfigError(f"the data lacks input {', '.join(map(repr, missing))}; it has {have}")
+        self.arrays = {v.ref.name: arrays[v.ref.name][: limit or None] for v in inputs}
+        self._inputs = inputs
+        self._steps = {v.ref.name: _step(v, self.arrays[v.ref.name]) for v in inputs}
+        self.batches = min((len(a) // self._steps[n] for n, a in self.arrays.items()), default=0)
+        if not self.batches:
+            raise ConfigError("the data holds less than one batch of the network's inputs")
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per feed."""
+        return next(iter(self._steps.values()))
+
+    def __call__(self) -> Iterator[Arrays]:
+        for i in range(self.batches):
+            yield {v.ref.name: self._batch(v, i) for v in self._inputs}
+
+    def _batch(self, value: Value, index: int) -> np.ndarray:
+        step = self._steps[value.ref.name]
+        part = self.arrays[value.ref.name][index * step : (index + 1) * step]
+        return np.ascontiguousarray(part.reshape(value.shape), value.dtype.numpy)
+
+
+def _step(value: Value, array: np.ndarray) -> int:
+    """Rows of the data that make one feed; ConfigError where shapes do not fit."""
+    if array.shape[1:] == value.shape[1:] and value.rank:
+        return value.shape[0]
+    if array.shape[1:] == value.shape:
+        return 1
+    raise ConfigError(
+        f"data for input '{value.ref}' has shape {list(array.shape)}; expected "
+        f"[samples, {', '.join(map(str, value.shape[1:]))}]"
+    )

@@ -1,0 +1,90 @@
+"""Metrics of one task from stacked outputs and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from compiler.calibration.data import named_function
+
+Function = Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`function(outputs [samples, ...], labels [samples, ...])`; `lower` says that less is better."""
+
+    name: str
+    function: Function
+    lower: bool = False
+
+    def worse_by(self, original: float, found: float) -> float:
+        """How much worse `found` is than `original`; negative where it is better."""
+        return found - original if self.lower else original - found
+
+
+def classes(outputs: np.ndarray) -> np.ndarray:
+    """Class decisions [samples, ...]: the largest score along the last axis.
+
+    A single score per sample means two classes: above 0.5 where all scores look like probabilities, else above 0.
+    """
+    scores = outputs.reshape(len(outputs), -1) if outputs.ndim < 2 else outputs
+    if scores.shape[-1] > 1:
+        return np.asarray(scores.argmax(axis=-1))
+    threshold = 0.5 if scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1 else 0.0
+    return (scores[..., 0] > threshold).astype(np.int64)
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Share of right class decisions."""
+    found = classes(outputs)
+    return float(np.mean(found == labels.reshape(found.shape)))
+
+
+def f1(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of the positive class for two classes, else the mean over all classes that occur (macro)."""
+    found = classes(outputs)
+    truth = labels.reshape(found.shape)
+    present = np.union1d(found, truth)
+    wanted = [1] if len(np.setdiff1d(present, [0, 1])) == 0 else present
+    return float(np.mean([_f1_of(found == c, truth == c) for c in wanted]))
+
+
+def _f1_of(found: np.ndarray, truth: np.ndarray) -> float:
+    right, total = int(np.sum(found & truth)), int(np.sum(found) + np.sum(truth))
+    return 2 * right / total if total else 1.0
+
+
+def mae(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Mean absolute error."""
+    return float(np.mean(np.abs(outputs.astype(np.float64) - labels.reshape(outputs.shape))))
+
+
+def rmse(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Root of the mean squared error."""
+    return float(np.sqrt(np.mean((outputs.astype(np.float64) - labels.reshape(outputs.shape)) ** 2)))
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": Metric("accuracy", accuracy),
+        "f1": Metric("f1", f1),
+        "mae": Metric("mae", mae, lower=True),
+        "rmse": Metric("rmse", rmse, lower=True),
+    }
+)
+
+
+def metric(name: str) -> Metric:
+    """A metric by name, or "package.module:function".
+
+    Such a function takes (outputs, labels) and returns a number; set its attribute `lower_is_better` where less is
+    better. ConfigError where it cannot be imported.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    function = named_function(name)
+    return Metric(name, function, bool(getattr(function, "lower_is_better", False)))

@@ -1,0 +1,318 @@
+"""The release step: load, join, passes, evaluate, generate, link, self-test, gates, write.
+
+Everything is written into a folder beside the final one and renamed at the end, so an error, a failed gate or an
+interrupt leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compiler.calibration.evaluation import TaskEvaluation
+from compiler.codegen.bundle import Bundle, write_bundle
+from compiler.codegen.emulate import SelftestResult, run_selftest
+from compiler.codegen.generate import generate
+from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.program import Library
+from compiler.codegen.runtime import open_bundle
+from compiler.codegen.target import Target, find_target
+from compiler.config import Config
+from compiler.cost.combine import CostReport
+from compiler.errors import GateError, LoweringError, TargetError
+from compiler.evaluate import evaluate_release
+from compiler.gates import GateResult, check_costs, check_target, check_tasks
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_out import to_onnx
+from compiler.ir.reference import evaluate, random_feeds
+from compiler.pipeline import PassRecord
+from compiler.release import Release, Say, calibration_of, load_release, silent, transform
+from compiler.report import combination_rows, layer_rows, summary, to_csv, to_json
+from compiler.staging import staged
+
+GOLDEN_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Built:
+    """One target of a release. `selftest` is None where it was not asked for."""
+
+    target: Target
+    library: Library
+    bundle: Bundle
+    selftest: SelftestResult | None
+
+    @property
+    def workspace(self) -> dict[frozenset[str], int]:
+        """Planned peak in bytes of every listed subset."""
+        return workspace_of(self.library)
+
+    @property
+    def library_bytes(self) -> int | None:
+        """Size of the shared library; None where it is not linked."""
+        return self.bundle.library.stat().st_size if self.bundle.linked else None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a release became."""
+
+    release: Release
+    graph: Graph
+    records: tuple[PassRecord, ...]
+    costs: CostReport
+    evaluation: tuple[TaskEvaluation, ...]
+    builds: tuple[Built, ...]
+    gates: tuple[GateResult, ...]
+    folder: Path
+
+    @property
+    def unlinked(self) -> tuple[str, ...]:
+        """Targets without a shared library, for lack of a linker."""
+        return tuple(b.target.name for b in self.builds if not b.bundle.linked)
+
+    def record(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "name": self.release.config.name,
+            "folder": str(self.folder),
+            "targets": [_build_record(b) for b in self.builds],
+            "summary": summary(self.costs),
+            "costs": self.costs.record(),
+            "evaluation": [e.record() for e in self.evaluation],
+            "passes": [r.record() for r in self.records],
+            "gates": [g.record() for g in self.gates],
+        }
+
+
+def _build_record(built: Built) -> dict[str, object]:
+    test = built.selftest
+    return {
+        "target": built.target.name,
+        "preset": built.target.preset,
+        "linked": built.bundle.linked,
+        "library_bytes": built.library_bytes,
+        "pool_bytes": len(built.library.pool),
+        "kernels": len(built.library.kernels),
+        "selftest": None if test is None else {"status": test.status, "reason": test.reason},
+    }
+
+
+class FailedGates(GateError):
+    """Some gates failed; carries everything that was measured. Nothing was written."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        failed = [g for g in compiled.gates if g.verdict == "failed"]
+        super().__init__(f"{len(failed)} of {len(compiled.gates)} gates failed; nothing was written")
+        self.compiled = compiled
+
+
+def workspace_of(library: Library) -> dict[frozenset[str], int]:
+    """Planned peak workspace in bytes of every subset that has its own program."""
+    names = [t.name for t in library.tasks]
+    return {
+        frozenset(n for i, n in enumerate(names) if p.mask >> i & 1): p.workspace_bytes for p in library.programs
+    }
+
+
+def build(
+    graph: Graph,
+    target: str | Target = "host",
+    output: str | Path = "dist",
+    *,
+    name: str | None = None,
+    subsets: Sequence[frozenset[str]] | None = None,
+    feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
+    seed: int = 0,
+    force: bool = False,
+    allow_unlinked: bool = False,
+    selftest: bool = True,
+) -> Bundle:
+    """Compile a graph for one target into the folder `output`.
+
+    `feeds` are the golden inputs (default: seeded standard normal ones). Raises ConfigError (name, existing
+    folder), LoweringError, TargetError (no linker; the bundle is there all the same), GateError where the
+    self-test fails.
+    """
+    goal = find_target(target) if isinstance(target, str) else target
+    root = Path(output)
+    job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None)
+    with staged(root, [goal.name], force) as folder:
+        built = _build(job, goal, folder, selftest=selftest)
+        _require_selftests([built])
+    _require_linked([built], root, allow_unlinked)
+    return replace(built.bundle, path=root / goal.name)
+
+
+def compile_release(
+    config: Config,
+    *,
+    output: Path | None = None,
+    targets: Sequence[str] = (),
+    force: bool = False,
+    allow_unlinked: bool = False,
+    allow_external_data: bool = False,
+    selftest: bool = True,
+    say: Say = silent,
+) -> Compiled:
+    """The whole release step. `output` and `targets` replace those of the config.
+
+    Raises FailedGates with everything measured, TargetError where a target could not be linked and
+    `allow_unlinked` is not set (its bundle is written nevertheless), and what the stages raise.
+    """
+    goals = [find_target(t) for t in dict.fromkeys(targets or config.targets)]
+    root = output if output is not None else config.path(config.output) / config.name
+    with staged(root, [g.name for g in goals], force) as folder:
+        release = load_release(config, allow_external_data=allow_external_data, say=say)
+        graph, records = transform(release, say=say)
+        job = _job(release, graph, records)
+        builds = [_build(job, goal, folder, selftest=selftest, say=say) for goal in goals]
+        compiled = _measured(release, graph, records, builds, folder, say)
+        _write_reports(compiled, builds)
+        if any(g.verdict == "failed" for g in compiled.gates):
+            raise FailedGates(compiled)
+    _require_linked(builds, root, allow_unlinked)
+    moved = [replace(b, bundle=replace(b.bundle, path=root / b.target.name)) for b in builds]
+    return replace(compiled, builds=tuple(moved), folder=root)
+
+
+# ---------------------------------------------------------------------- one target
+@dataclass(frozen=True)
+class _Job:
+    """What all targets of a build share."""
+
+    graph: Graph
+    name: str
+    subsets: Sequence[frozenset[str]] | None
+    golden: Golden
+    sources: Mapping[str, str]
+    config_text: str
+    records: tuple[PassRecord, ...]
+    release: Release | None
+
+
+def _job(release: Release, graph: Graph, records: tuple[PassRecord, ...]) -> _Job:
+    config = release.config
+    calibration = calibration_of(config, graph)
+    feeds = None if calibration is None else [f for _, f in zip(range(GOLDEN_SAMPLES), calibration(), strict=False)]
+    return _Job(
+        graph=graph,
+        name=config.name,
+        subsets=config.subsets,
+        golden=golden_of(graph, feeds, config.seed),
+        sources=release.sources,
+        config_text=config.resolved(),
+        records=records,
+        release=release,
+    )
+
+
+def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, seed: int) -> Golden:
+    """Inputs with the reference's outputs; LoweringError where no input gives finite outputs."""
+    chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else feeds
+    samples = []
+    for feed in chosen:
+        found = evaluate(graph, feed)
+        inputs = tuple(feed[v.ref.name] for v in graph.inputs)
+        samples.append(Sample(inputs, tuple(found[v.ref.name] for v in graph.outputs)))
+    return Golden(seed, tuple(samples))
+
+
+def _finite(graph: Graph, seed: int, number: int) -> dict[str, np.ndarray]:
+    """Seeded inputs on which every output is finite: others prove little."""
+    for attempt in range(10):
+        feeds = random_feeds(graph, np.random.default_rng([seed, number, attempt]))
+        outputs = evaluate(graph, feeds).values()
+        if all(np.isfinite(a).all() for a in outputs if a.dtype.kind == "f"):
+            return feeds
+    raise LoweringError(f"graph '{graph.name}' gives infinite or undefined outputs on ten random inputs")
+
+
+def _build(job: _Job, target: Target, folder: Path, *, selftest: bool, say: Say = silent) -> Built:
+    say(f"{target.name}: generate")
+    library = generate(job.graph, target, name=job.name, subsets=job.subsets)
+    costs = None if job.release is None else job.release.costs(job.graph, workspace_of(library))
+    say(f"{target.name}: {len(library.kernels)} kernels, {len(library.programs)} subsets; link")
+    bundle = write_bundle(
+        library,
+        target,
+        folder,
+        sources=job.sources,
+        golden=job.golden,
+        graph_onnx=to_onnx(job.graph).SerializeToString(deterministic=True),
+        config_text=job.config_text,
+        passes=[r.record() for r in job.records],
+        costs=[] if costs is None else [r.record() for r in costs.combinations],
+        allow_unlinked=True,
+    )
+    test = None
+    if selftest:
+        say(f"{target.name}: self-test")
+        test = run_selftest(bundle, target, quick=not target.native)
+        say(f"{target.name}: self-test {test.status}{', ' * bool(test.reason)}{test.reason}")
+    return Built(target, library, bundle, test)
+
+
+# ---------------------------------------------------------------------- measuring and judging
+def _measured(
+    release: Release,
+    graph: Graph,
+    records: tuple[PassRecord, ...],
+    builds: Sequence[Built],
+    folder: Path,
+    say: Say,
+) -> Compiled:
+    runs = next(
+        (b for b in builds if b.selftest is not None and b.selftest.status == "passed" and b.target.native), None
+    )
+    network = open_bundle(runs.bundle.path) if runs else None
+    evaluation = evaluate_release(release, graph, network, say=say)
+    costs = release.costs(graph, builds[0].workspace if builds else None)
+    limits = release.config.gates
+    gates = [_selftest_gate(b) for b in builds if b.selftest is not None]
+    gates += [*check_tasks(limits, evaluation), *check_costs(limits, costs)]
+    for built in builds:
+        gates += check_target(limits, built.target.name, built.library_bytes, built.workspace)
+    return Compiled(release, graph, records, costs, evaluation, tuple(builds), tuple(gates), folder)
+
+
+def _selftest_gate(built: Built) -> GateResult:
+    assert built.selftest is not None
+    return GateResult("selftest", built.target.name, None, None, built.selftest.status, built.selftest.reason)
+
+
+def _write_reports(compiled: Compiled, builds: Sequence[Built]) -> None:
+    for built in builds:
+        folder = built.bundle.path / "reports"
+        folder.mkdir(exist_ok=True)
+        costs = compiled.release.costs(compiled.graph, built.workspace)
+        combos, layers = combination_rows(costs, compiled.evaluation), layer_rows(compiled.graph)
+        verdicts = {
+            "gates": [g.record() for g in compiled.gates],
+            "evaluation": [e.record() for e in compiled.evaluation],
+        }
+        (folder / "combos.csv").write_text(to_csv(combos))
+        (folder / "layers.csv").write_text(to_csv(layers))
+        (folder / "summary.csv").write_text(to_csv(summary(costs)))
+        (folder / "verify.json").write_text(to_json(verdicts))
+
+
+def _require_selftests(builds: Sequence[Built]) -> None:
+    failed = [b for b in builds if b.selftest is not None and b.selftest.status == "failed"]
+    if failed:
+        lines = [f"{b.target.name}: {b.selftest.reason}" for b in failed if b.selftest is not None]
+        raise GateError("the self-test failed; nothing was written\n  " + "\n  ".join(lines))
+
+
+def _require_linked(builds: Sequence[Built], root: Path, allow_unlinked: bool) -> None:
+    missing = [b.target for b in builds if not b.bundle.linked]
+    if missing and not allow_unlinked:
+        names = ", ".join(t.name for t in missing)
+        tools = ", ".join(dict.fromkeys(t.compilers[0] for t in missing))
+        raise TargetError(
+            f"no C compiler for {names}: the bundles in {root} hold the static archive, the header and LINK.txt "
+            f"with the commands that link them. Install {tools} or the zig extra; --allow-unlinked accepts this"
+        )

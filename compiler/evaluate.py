@@ -1,0 +1,137 @@
+"""Evaluate a release: the original files, the graph after the passes, and the compiled library on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from compiler.calibration.data import CalibrationSet
+from compiler.calibration.engine import Engine
+from compiler.calibration.evaluation import Outputs, Runner, TaskEvaluation, collect, compare
+from compiler.calibration.metrics import metric
+from compiler.ir.adapters import Adapter
+from compiler.ir.graph import Graph
+from compiler.ir.reference import evaluate
+from compiler.release import Release, Say, calibration_of, evaluation_of, silent
+
+
+class Runnable(Protocol):
+    """An opened bundle, as far as evaluation cares."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, object]:
+        """Task -> array, or label -> array where a task has several outputs."""
+
+
+@dataclass(frozen=True)
+class _Original:
+    """One source file in onnxruntime, with what turns the shared inputs into its own."""
+
+    engine: Engine
+    tasks: Mapping[str, tuple[str, ...]]
+    """Task of the joined graph -> output names of the file."""
+    sources: Mapping[str, str]
+    """Own input -> shared input."""
+    adapter: Graph | None
+    """From the shared inputs to the own ones, one task per own input."""
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, ...]]:
+        if self.adapter is None:
+            own = {name: feed[shared] for name, shared in self.sources.items()}
+        else:
+            wanted = {v.ref.name: feed[v.ref.name] for v in self.adapter.inputs}
+            made = evaluate(self.adapter, wanted)
+            own = {t.name: made[t.outputs[0].name] for t in self.adapter.tasks.values()}
+        found = self.engine.run(own)
+        return {task: tuple(found[label] for label in labels) for task, labels in self.tasks.items()}
+
+
+def originals(release: Release) -> Runner:
+    """Every source file in onnxruntime, behind its adapter: one feed -> the outputs of every task."""
+    parts = [_original(release, key) for key in release.members]
+
+    def run(feed: Mapping[str, np.ndarray]) -> Outputs:
+        return {task: outputs for part in parts for task, outputs in part.run(feed).items()}
+
+    return run
+
+
+def _original(release: Release, key: str) -> _Original:
+    task, graph, shared = release.config.tasks[key], release.members[key], release.graph.inputs
+    names = [v.ref.name for v in shared]
+    own = [v.ref.name for v in graph.inputs]
+    sources = {n: task.inputs.get(n, n if n in names else names[0]) for n in own}
+    alone = len(graph.tasks) == 1
+    joined = {key if alone else f"{key}_{t}": t for t in graph.tasks}
+    tasks = {name: release.graph.tasks[name].labels for name in joined if name in release.graph.tasks}
+    adapter = _adapter(release, task.adapter, sources) if task.adapter else None
+    return _Original(Engine(release.config.path(task.model)), tasks, sources, adapter)
+
+
+def _adapter(release: Release, steps: tuple[Mapping[str, object], ...], sources: Mapping[str, str]) -> Graph:
+    graph = Graph("adapter")
+    inputs = {
+        v.ref.name: graph.add_input(v.ref.name, v.type)
+        for v in release.graph.inputs
+        if v.ref.name in sources.values()
+    }
+    adapter = Adapter(graph)
+    for own, shared in sources.items():
+        graph.set_task(own, [adapter.apply(inputs[shared], steps).ref])
+    return graph.freeze()
+
+
+def graph_runner(graph: Graph) -> Runner:
+    """A graph in onnxruntime, through its ONNX form."""
+    engine = Engine.of(graph)
+
+    def run(feed: Mapping[str, np.ndarray]) -> Outputs:
+        found = engine.run(feed)
+        return {t.name: tuple(found[r.name] for r in t.outputs) for t in graph.tasks.values()}
+
+    return run
+
+
+def bundle_runner(network: Runnable, graph: Graph) -> Runner:
+    """A compiled library, outputs in the order of the graph's tasks."""
+
+    def run(feed: Mapping[str, np.ndarray]) -> Outputs:
+        found = network.run(feed)
+        return {t.name: _ordered(found[t.name], t.labels) for t in graph.tasks.values()}
+
+    return run
+
+
+def _ordered(found: object, labels: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    if isinstance(found, Mapping):
+        return tuple(found[label] for label in labels)
+    assert isinstance(found, np.ndarray)
+    return (found,)
+
+
+def evaluate_release(
+    release: Release, graph: Graph, network: Runnable | None = None, *, say: Say = silent
+) -> tuple[TaskEvaluation, ...]:
+    """Every task of `graph` on the release's evaluation data, else on its calibration data (drift only).
+
+    Empty where the release names no data. Raises ConfigError where data and network do not fit.
+    """
+    config = release.config
+    labelled = evaluation_of(config, release.graph)
+    feeds = labelled[0] if labelled else calibration_of(config, release.graph)
+    if feeds is None:
+        return ()
+    labels, metrics = (labelled[1], config.evaluation.metric) if labelled else ({}, {})
+    say(f"evaluate on {feeds.batches * feeds.batch_size} samples: originals, graph{', bundle' * bool(network)}")
+    before = collect(originals(release), feeds())
+    after = collect(graph_runner(graph), _only(feeds, graph))
+    compiled = collect(bundle_runner(network, graph), _only(feeds, graph)) if network else None
+    chosen = {t: metric(name) for t, name in metrics.items() if t in graph.tasks}
+    return compare(before, after, compiled, labels, chosen)
+
+
+def _only(feeds: CalibrationSet, graph: Graph) -> list[dict[str, np.ndarray]]:
+    names = [v.ref.name for v in graph.inputs]
+    return [{n: feed[n] for n in names} for feed in feeds()]

@@ -1,0 +1,87 @@
+"""Gates of a release: every limit with its value and verdict; all are checked even after one failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from compiler.calibration.evaluation import TaskEvaluation
+from compiler.config import Gates
+from compiler.cost.combine import CostReport
+
+Verdict = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """`value` and `limit` in the gate's own unit; a gate that could not be measured is skipped with the reason."""
+
+    name: str
+    where: str
+    value: float | None
+    limit: float | None
+    verdict: Verdict
+    reason: str = ""
+
+    def record(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "gate": self.name,
+            "where": self.where,
+            "value": self.value,
+            "limit": self.limit,
+            "verdict": self.verdict,
+            "reason": self.reason,
+        }
+
+    def __str__(self) -> str:
+        if self.verdict == "skipped":
+            return f"{self.name} {self.where}: skipped, {self.reason}"
+        if self.limit is None:
+            return f"{self.name} {self.where}: {self.verdict}{', ' * bool(self.reason)}{self.reason}"
+        return f"{self.name} {self.where}: {self.value:g} (limit {self.limit:g}) {self.verdict}"
+
+
+def at_most(name: str, where: str, value: float, limit: float) -> GateResult:
+    """Passed where the value does not exceed the limit; not-a-number fails."""
+    return GateResult(name, where, value, limit, "passed" if value <= limit else "failed")
+
+
+def check_tasks(gates: Gates, rows: Sequence[TaskEvaluation]) -> Iterator[GateResult]:
+    """Accuracy and drift gates, on the compiled library where it ran, else on the graph."""
+    by_task = {r.task: r for r in rows}
+    for task, limit in gates.max_accuracy_drop.items():
+        row = by_task.get(task)
+        drop = row.worse_by(row.final) if row else None
+        if drop is None:
+            reason = "there are no labels for this task"
+            yield GateResult("max_accuracy_drop", task, None, limit, "skipped", reason)
+        else:
+            yield at_most("max_accuracy_drop", task, drop, limit)
+    for task, limit in gates.max_output_drift.items():
+        row = by_task.get(task)
+        if row is None:
+            reason = "there is neither calibration nor evaluation data"
+            yield GateResult("max_output_drift", task, None, limit, "skipped", reason)
+        else:
+            yield at_most("max_output_drift", task, row.final.drift, limit)
+
+
+def check_costs(gates: Gates, costs: CostReport) -> Iterator[GateResult]:
+    """FLOPs gates."""
+    flops = {frozenset(r.tasks): r.cost.flops for r in costs.combinations}
+    for subset, limit in gates.max_flops.items():
+        yield at_most("max_flops", "+".join(sorted(subset)), flops[subset], limit)
+
+
+def check_target(
+    gates: Gates, target: str, library_bytes: int | None, workspace: Mapping[frozenset[str], int]
+) -> Iterator[GateResult]:
+    """Size gates of one target."""
+    if gates.max_library is not None and library_bytes is None:
+        yield GateResult("max_library", target, None, gates.max_library, "skipped", "it is not linked")
+    elif gates.max_library is not None and library_bytes is not None:
+        yield at_most("max_library", target, library_bytes, gates.max_library)
+    if gates.max_workspace is not None:
+        yield at_most("max_workspace", target, max(workspace.values()), gates.max_workspace)

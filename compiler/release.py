@@ -1,0 +1,170 @@
+"""A release up to the graph that is compiled: load the networks, join them, run the passes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.calibration.data import Arrays, CalibrationSet, load_arrays
+from compiler.config import Config, TaskConfig
+from compiler.cost.combine import CostReport, cost_report
+from compiler.errors import CompilerError, ConfigError
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.ir.safety import read_model
+from compiler.ir.types import TensorType
+from compiler.ir.union import Binding, Member, union
+from compiler.passes.base import Resources
+from compiler.passes.extract import ExtractTasks
+from compiler.pipeline import Observer, PassRecord, Pipeline
+
+Say = Callable[[str], None]
+"""Receives one line per stage."""
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The networks of a config, each on its own and joined; nothing is optimised yet."""
+
+    config: Config
+    members: Mapping[str, Graph]
+    """Key of [tasks] -> the network as imported, with its own input names."""
+    graph: Graph
+    """All of them over the shared inputs."""
+    sources: Mapping[str, str]
+    """Label of every file that was read -> sha256."""
+
+    def separate(self) -> dict[str, Graph]:
+        """Every task as a network of its own, adapters included: what running them side by side costs."""
+        return {t: ExtractTasks(tasks=(t,))(self.graph) for t in self.graph.tasks}
+
+    def costs(self, graph: Graph, workspace: Mapping[frozenset[str], int] | None = None) -> CostReport:
+        """The cost of every combination in `graph`, beside the separate networks."""
+        return cost_report(graph, self.separate(), workspace=workspace)
+
+
+def load_release(config: Config, *, allow_external_data: bool = False, say: Say = silent) -> Release:
+    """Import every network of a config and join them.
+
+    All networks are tried, so that one run shows every problem. Raises what the first failing one raised when there
+    is one, else the class of the first with all messages.
+    """
+    members: dict[str, Graph] = {}
+    sources: dict[str, str] = {}
+    failures: list[CompilerError] = []
+    for key, task in config.tasks.items():
+        say(f"import {key}: {task.model}")
+        path = config.path(task.model)
+        try:
+            shapes = bound_shapes(path, task, config.inputs or {}, allow_external_data)
+            members[key] = load(path, inputs=shapes, task=None, allow_external_data=allow_external_data)
+            sources[f"{key}/{Path(task.model).name}"] = digest_of(path)
+        except CompilerError as error:
+            failures.append(error)
+    if failures:
+        raise joined(failures)
+    say(f"join {len(members)} networks")
+    shared = config.inputs or {}
+    parts = {k: _member(config.tasks[k], g, shared) for k, g in members.items()}
+    graph = union(parts, config.inputs, name=config.name)
+    return Release(config, members, graph, {**sources, **_data_digests(config)})
+
+
+def joined(failures: Sequence[CompilerError]) -> CompilerError:
+    """One error for several of possibly different kinds; the first decides the kind."""
+    if len(failures) == 1:
+        return failures[0]
+    return type(failures[0])("\n".join(str(f) for f in failures))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _member(task: TaskConfig, graph: Graph, shared: Mapping[str, TensorType]) -> Member:
+    bindings = {own: Binding(name, task.adapter) for own, name in task.inputs.items()}
+    if task.adapter and not bindings:
+        own = graph.inputs[0].ref.name
+        if len(graph.inputs) != 1 or not (own in shared or len(shared) == 1):
+            raise ConfigError(f'{task.model}: say which input the adapter feeds: input = "its own name"')
+        bindings = {own: Binding(own if own in shared else next(iter(shared)), task.adapter)}
+    return Member(graph, bindings, task.output)
+
+
+def bound_shapes(
+    path: Path, task: TaskConfig, shared: Mapping[str, TensorType], allow_external_data: bool
+) -> dict[str, tuple[int, ...]]:
+    """Shapes for the free axes of a network: those the config gives, then those of shared inputs read directly."""
+    shapes = dict(task.shapes)
+    if task.adapter or not shared:
+        return shapes
+    model = read_model(path, allow_external_data=allow_external_data)
+    constants = {t.name for t in model.graph.initializer}
+    for info in model.graph.input:
+        axes = info.type.tensor_type.shape.dim
+        free = any(not d.HasField("dim_value") for d in axes)
+        source = task.inputs.get(info.name, info.name if info.name in shared else None)
+        if source is None and len(shared) == 1:
+            source = next(iter(shared))
+        if free and info.name not in constants and source is not None and source in shared:
+            shapes.setdefault(info.name, shared[source].shape)
+    return shapes
+
+
+def _data_digests(config: Config) -> dict[str, str]:
+    """Digests of the data files the build depends on."""
+    found = {}
+    for label, source in (("calibration", config.calibration.data), ("evaluation", config.evaluation.data)):
+        if source and config.path(source).is_file():
+            found[f"data/{label}"] = digest_of(config.path(source))
+    return found
+
+
+def calibration_of(config: Config, graph: Graph) -> CalibrationSet | None:
+    """The unlabelled inputs of a release as feeds of `graph`; None where the config names none."""
+    source = config.calibration.data
+    if not source:
+        return None
+    return CalibrationSet(load_arrays(source, config.folder), graph.inputs, config.calibration.samples)
+
+
+def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays] | None:
+    """The labelled inputs as feeds, and every other array by name; None where the config names none."""
+    source = config.evaluation.data
+    if not source:
+        return None
+    arrays = load_arrays(source, config.folder)
+    return CalibrationSet(arrays, graph.inputs, config.evaluation.samples), arrays
+
+
+def resources(config: Config, graph: Graph) -> Resources:
+    """What the passes of a release may use."""
+    calibration = calibration_of(config, graph)
+    return Resources(
+        calibration=calibration,
+        seed=config.seed,
+        workload=config.workload,
+        exclude=config.exclude,
+    )
+
+
+def transform(
+    release: Release,
+    *,
+    stop_after: str | None = None,
+    observers: Sequence[Observer] = (),
+    say: Say = silent,
+) -> tuple[Graph, tuple[PassRecord, ...]]:
+    """Run the pipeline of the config on the joined graph."""
+    pipeline = Pipeline.parse(release.config.passes, release.config.numerics)
+    say(f"{len(pipeline.passes)} passes: {', '.join(map(str, pipeline.passes))}")
+    use = resources(release.config, release.graph)
+    return pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)

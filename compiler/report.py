@@ -1,0 +1,90 @@
+"""Reports from one object: rows for CSV and JSON, before and after."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from compiler.calibration.evaluation import TaskEvaluation
+from compiler.cost.combine import CostReport, Row
+from compiler.cost.count import node_cost
+from compiler.ir.graph import Graph
+
+
+def to_json(value: object) -> str:
+    """Readable JSON with a final newline; keys keep their order."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def to_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the columns of the first one; None is an empty cell."""
+    stream = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return stream.getvalue()
+
+
+def combination_rows(costs: CostReport, evaluations: Sequence[TaskEvaluation] = ()) -> list[dict[str, object]]:
+    """One row per combination for combos.csv: its cost, that of the separate models, metric and drift per task."""
+    return [_combination(row, other, evaluations) for row, other in costs.pairs()]
+
+
+def _combination(row: Row, other: Row | None, evaluations: Sequence[TaskEvaluation]) -> dict[str, object]:
+    record = {**row.record(), "tasks": "+".join(row.tasks)}
+    record["separate_flops"] = other.cost.flops if other else None
+    record["separate_parameters"] = other.cost.parameters if other else None
+    for one in evaluations:
+        record[f"metric_{one.task}"] = one.final.metric if one.task in row.tasks else None
+        record[f"drift_{one.task}"] = one.final.drift if one.task in row.tasks else None
+    return record
+
+
+def layer_rows(graph: Graph) -> list[dict[str, object]]:
+    """One row per node for layers.csv."""
+    owners = graph.needed_by()
+    rows = []
+    for site in graph.sites():
+        cost = node_cost(site)
+        rows.append(
+            {
+                "node": site.node.ref.name,
+                "op": site.node.op.name,
+                "tasks": "+".join(t for t in graph.tasks if t in owners.get(site.node.ref, frozenset())),
+                "operands": " ".join(str(v.type) for _, v in site.operands.present()),
+                "results": " ".join(str(v.type) for v in site.results),
+                "macs": cost.macs,
+                "flops": cost.flops,
+                "activation_bytes": cost.activation_bytes,
+                "origin": " ".join(site.node.origin),
+            }
+        )
+    return rows
+
+
+def summary(costs: CostReport, stages: Iterable[tuple[str, CostReport]] = ()) -> list[dict[str, object]]:
+    """FLOPs, MACs and parameters of all tasks together: separate models first, then each stage."""
+    rows = [_stage("separate", costs.separate[-1])] if costs.separate else []
+    rows += [_stage(name, report.combinations[-1]) for name, report in stages]
+    return [*rows, _stage("compiled", costs.combinations[-1])]
+
+
+def _stage(name: str, row: Row) -> dict[str, object]:
+    cost = row.cost
+    return {
+        "stage": name,
+        "macs": cost.macs,
+        "flops": cost.flops,
+        "parameters": cost.parameters,
+        "weight_bytes": cost.weight_bytes,
+        "workspace_bytes": row.workspace_bytes,
+    }

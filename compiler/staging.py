@@ -1,0 +1,64 @@
+"""Output folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from compiler.codegen.bundle import INDEX_SCHEMA, read_index
+from compiler.codegen.manifest import canonical
+from compiler.errors import ConfigError
+
+
+@contextlib.contextmanager
+def staged(root: Path, targets: Sequence[str], force: bool) -> Iterator[Path]:
+    """A fresh folder beside `root`, moved into it when the block ends well; removed when it does not.
+
+    Checks before any work is done: ConfigError where a target's bundle exists and `force` is not set, or where
+    nothing can be written.
+    """
+    existing = [t for t in targets if (root / t).exists()]
+    if existing and not force:
+        raise ConfigError(f"{root} already holds {', '.join(existing)}; --force replaces them")
+    made = [p for p in (root.parent, *root.parent.parents) if not p.exists()]
+    folder = None
+    try:
+        try:
+            if root.exists() and not (root.is_dir() and os.access(root, os.W_OK)):
+                raise ConfigError(f"{root}: not a folder that can be written to; choose another with -o")
+            root.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+        except OSError as error:
+            raise ConfigError(f"{root}: cannot be created: {error.strerror}; choose another with -o") from None
+        folder.chmod(0o755)
+        yield folder
+        _publish(folder, root)
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: the bundle is in it
+                parent.rmdir()
+
+
+def _publish(folder: Path, root: Path) -> None:
+    """Move everything in `folder` into `root`, replacing bundles of the same targets."""
+    if not root.exists():
+        folder.rename(root)
+        return
+    index = read_index(folder)
+    known = read_index(root)["targets"] if (root / "index.json").exists() else {}
+    old = folder / ".old"
+    old.mkdir()
+    for target in index["targets"]:
+        if (root / target).exists():
+            (root / target).rename(old / target)
+        (folder / target).rename(root / target)
+    merged = {k: v for k, v in known.items() if (root / k).is_dir()} | index["targets"]
+    aside = root / ".index.json.new"
+    aside.write_bytes(canonical({"schema": INDEX_SCHEMA, "name": index["name"], "targets": merged}))
+    aside.rename(root / "index.json")
