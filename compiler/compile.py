@@ -179,6 +179,19 @@ def compile_release(
     return replace(compiled, builds=tuple(moved), folder=root)
 
 
+def write_library(library: Library, target: Target, root: Path, golden: Golden, graph: Graph) -> Bundle:
+    """Link a generated library into `root` with nothing but its graph beside it."""
+    return write_bundle(
+        library,
+        target,
+        root,
+        sources={},
+        golden=golden,
+        graph_onnx=to_onnx(graph).SerializeToString(deterministic=True),
+        config_text="",
+    )
+
+
 # ---------------------------------------------------------------------- one target
 @dataclass(frozen=True)
 class _Job:

@@ -1,0 +1,303 @@
+"""`taskgraft verify`: is a model lifted, exported and compiled right? And: is a bundle whole?
+
+onnxruntime on the original file is the judge. Right means: error / max(max|r|, 1e-2) <= max(1e-4, 4 x spread).
+The spread is the same error between onnxruntime's own optimised and unoptimised results on that input. Integer
+outputs are equal unless the decision they record has a margin below that limit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from compiler.calibration.engine import Engine
+from compiler.codegen.bundle import read_bundle
+from compiler.codegen.emulate import SelftestResult, run_selftest
+from compiler.codegen.generate import generate
+from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.runtime import open_bundle
+from compiler.codegen.target import find_target
+from compiler.compile import write_library
+from compiler.errors import BundleError, CompilerError, ConfigError
+from compiler.evaluate import bundle_runner
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.ir.reference import evaluate
+from compiler.passes.base import Pass
+from compiler.pipeline import Pipeline
+from compiler.release import Say, silent
+
+TOLERANCE = 1e-4
+SCALE_FLOOR = 1e-2
+SPREADS = 4.0
+MARGIN = 1e-4
+"""Relative margin below which a decision (an integer output) may fall either way."""
+
+PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate")
+"""Exact passes a model goes through before it is compiled."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One output of one stage against onnxruntime. `error` is relative to the output's scale."""
+
+    stage: Literal["lifted", "exported", "compiled"]
+    output: str
+    error: float
+    limit: float
+    right: bool
+    note: str = ""
+
+    def record(self) -> dict[str, object]:
+        """JSON-ready."""
+        finite = np.isfinite(self.error)
+        return {
+            "stage": self.stage,
+            "output": self.output,
+            "error": self.error if finite else None,
+            "limit": self.limit,
+            "right": self.right,
+            "note": self.note or ("" if finite else "shape, type or non-finite elements differ"),
+        }
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every comparison; `spread`: output -> onnxruntime's own disagreement."""
+
+    comparisons: tuple[Comparison, ...]
+    spread: Mapping[str, float]
+    seed: int
+
+    @property
+    def right(self) -> bool:
+        """Whether every stage gave every output right."""
+        return bool(self.comparisons) and all(c.right for c in self.comparisons)
+
+    def record(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "right": self.right,
+            "seed": self.seed,
+            "spread": dict(self.spread),
+            "comparisons": [c.record() for c in self.comparisons],
+        }
+
+
+def verify_model(
+    path: Path,
+    *,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    seed: int = 0,
+    allow_external_data: bool = False,
+    say: Say = silent,
+) -> Verification:
+    """Lift, verify, export, compile for this machine, and compare each with onnxruntime on one seeded input.
+
+    `inputs` binds free axes, `ranges` replaces the standard normal values of an input by uniform ones. Raises what
+    import, export and compilation raise.
+    """
+    say("import")
+    graph = load(path, inputs=inputs, allow_external_data=allow_external_data)
+    plain, optimised = Engine(path, optimise=False), Engine(path)
+    feeds, expected = _judged(graph, plain, ranges or {}, seed)
+    other = optimised.run(feeds)
+    spread = {n: relative(other[n], r) for n, r in expected.items()}
+    say("evaluate the imported graph")
+    stages: list[tuple[Literal["lifted", "exported", "compiled"], Arrays]] = []
+    stages.append(("lifted", _labelled(graph, evaluate(graph, feeds))))
+    say("export")
+    stages.append(("exported", _labelled(graph, Engine.of(graph).run(feeds))))
+    passed = _after_passes(graph)
+    say("compile")
+    stages.append(("compiled", _compiled(passed, feeds, expected, say)))
+    found = [c for stage, outputs in stages for c in _compare(stage, outputs, expected, spread)]
+    return Verification(tuple(found), spread, seed)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """max|found - expected| / max(max|expected|, 1e-2); infinite where shapes or non-finite places differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(b[finite]).max(), SCALE_FLOOR))
+
+
+def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: int) -> dict[str, np.ndarray]:
+    """Seeded inputs: standard normal, or uniform in the given range; integers in a small range.
+
+    ConfigError for a range of an input that does not exist.
+    """
+    names = [v.ref.name for v in graph.inputs]
+    unknown = sorted(set(ranges) - set(names))
+    if unknown:
+        raise ConfigError(f"--range {unknown[0]}: there is no such input; the inputs are {', '.join(names)}")
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    drawn: np.ndarray
+    for value in graph.inputs:
+        low, high = ranges.get(value.ref.name, (0, 2))
+        if value.ref.name in ranges and value.dtype.is_float:
+            drawn = rng.uniform(low, high, value.shape)
+        elif value.dtype.is_float:
+            drawn = rng.standard_normal(value.shape)
+        else:
+            drawn = rng.integers(int(low), max(int(high), int(low) + 1), value.shape)
+        feeds[value.ref.name] = np.asarray(drawn).astype(value.dtype.numpy)
+    return feeds
+
+
+def _judged(
+    graph: Graph, engine: Engine, ranges: Mapping[str, tuple[float, float]], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Inputs and onnxruntime's outputs; another input is drawn where one gives nothing finite."""
+    for attempt in range(10):
+        feeds = drawn_feeds(graph, ranges, seed + 1000 * attempt)
+        expected = engine.run(feeds)
+        if all(np.isfinite(r).any() or not r.size for r in expected.values() if r.dtype.kind == "f"):
+            break
+    return feeds, expected
+
+
+def _labelled(graph: Graph, outputs: Arrays) -> dict[str, np.ndarray]:
+    """Outputs by their names in the source model."""
+    return {
+        label: outputs[ref.name]
+        for task in graph.tasks.values()
+        for ref, label in zip(task.outputs, task.labels, strict=True)
+    }
+
+
+def _after_passes(graph: Graph) -> Graph:
+    passes: tuple[Pass, ...] = Pipeline.parse(PASSES).passes
+    return Pipeline(passes).run(graph)[0]
+
+
+def _compiled(graph: Graph, feeds: Arrays, expected: Arrays, say: Say) -> dict[str, np.ndarray]:
+    target = find_target("host")
+    library = generate(graph, target, name="verified")
+    golden = Golden(0, (_sample(graph, feeds, expected),))
+    with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
+        bundle = write_library(library, target, Path(work), golden, graph)
+        say("run the library")
+        network = open_bundle(bundle.path)
+        outputs = bundle_runner(network, graph)(feeds)
+    return {
+        label: array
+        for task in graph.tasks.values()
+        for label, array in zip(task.labels, outputs[task.name], strict=True)
+    }
+
+
+def _sample(graph: Graph, feeds: Arrays, expected: Arrays) -> Sample:
+    labels = [label for t in graph.tasks.values() for label in t.labels]
+    return Sample(tuple(feeds[v.ref.name] for v in graph.inputs), tuple(expected[label] for label in labels))
+
+
+def _compare(
+    stage: Literal["lifted", "exported", "compiled"], found: Arrays, expected: Arrays, spread: Mapping[str, float]
+) -> list[Comparison]:
+    rows = []
+    for name, reference in expected.items():
+        if name not in found or found[name].dtype != reference.dtype:
+            rows.append(Comparison(stage, name, float("inf"), TOLERANCE, False, "missing, or of another type"))
+        elif reference.dtype.kind == "f":
+            limit = max(TOLERANCE, SPREADS * spread[name])
+            error = relative(found[name], reference)
+            rows.append(Comparison(stage, name, error, limit, error <= limit))
+        else:
+            rows.append(_exactly(stage, name, found[name], reference, expected))
+    return rows
+
+
+def _exactly(
+    stage: Literal["lifted", "exported", "compiled"],
+    name: str,
+    found: np.ndarray,
+    reference: np.ndarray,
+    expected: Arrays,
+) -> Comparison:
+    """An integer or boolean output: equal, or different only where a decision was too close to call."""
+    if found.shape != reference.shape:
+        return Comparison(stage, name, float("inf"), 0.0, False)
+    differs = found != reference
+    close = _close_calls(reference, expected)
+    wrong = differs & ~close if close is not None and close.shape == differs.shape else differs
+    note = f"{int(differs.sum())} of {differs.size} differ"
+    if differs.any() and not wrong.any():
+        note += f", each with a decision margin below {MARGIN:g}"
+    return Comparison(stage, name, float(differs.mean()), 0.0, not wrong.any(), note if differs.any() else "")
+
+
+def _close_calls(decision: np.ndarray, expected: Arrays) -> np.ndarray | None:
+    """Where an integer output is the arg-max of another output whose two best scores are nearly equal."""
+    for scores in expected.values():
+        if scores.dtype.kind != "f" or not scores.ndim or scores.shape[-1] < 2:
+            continue
+        best = scores.argmax(axis=-1)
+        if best.size == decision.size and np.array_equal(best.reshape(-1), decision.reshape(-1)):
+            top = np.sort(scores, axis=-1)
+            scale = max(float(np.abs(scores).max()), SCALE_FLOOR)
+            return np.asarray((top[..., -1] - top[..., -2]).reshape(decision.shape) <= MARGIN * scale)
+    return None
+
+
+# ---------------------------------------------------------------------- bundles
+@dataclass(frozen=True, slots=True)
+class BundleCheck:
+    """Digests and self-test of one target."""
+
+    target: str
+    intact: bool
+    selftest: SelftestResult | None
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whole, and the self-test passed; a skipped one counts as whole only."""
+        return self.intact and (self.selftest is None or self.selftest.status != "failed")
+
+    def record(self) -> dict[str, object]:
+        """JSON-ready."""
+        test = self.selftest
+        return {
+            "target": self.target,
+            "intact": self.intact,
+            "selftest": None if test is None else test.status,
+            "reason": self.reason or (test.reason if test else ""),
+            "right": self.right,
+        }
+
+
+def verify_bundle(path: Path, targets: Sequence[str], *, say: Say = silent) -> tuple[BundleCheck, ...]:
+    """Check every digest of each target in a bundle folder and run its self-test.
+
+    Raises BundleError where a bundle is damaged, with all that were found.
+    """
+    checks: list[BundleCheck] = []
+    broken: list[CompilerError] = []
+    for name in targets or [""]:
+        say(f"check {name or path}")
+        try:
+            bundle = read_bundle(path, name or None)
+        except BundleError as error:
+            broken.append(error)
+            continue
+        test = run_selftest(bundle, find_target(bundle.target))
+        checks.append(BundleCheck(bundle.target, True, test))
+    if broken:
+        raise BundleError("\n".join(str(e) for e in broken))
+    return tuple(checks)
