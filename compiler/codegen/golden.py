@@ -100,11 +100,11 @@ _LOADER = """
 enum { ALIGN = 64, GUARD = 64 };
 static const unsigned char CANARY = 0xA5, POISON = 0xFF;
 
-/* `bytes` of memory, 64-byte aligned, followed by a guard; never freed: these are one-shot programs. */
-static unsigned char *guarded(size_t bytes) {
-  unsigned char *raw = malloc(bytes + GUARD + ALIGN);
+/* `bytes` of memory, `shift` beyond a 64-byte boundary, followed by a guard. Never freed: one-shot programs. */
+static unsigned char *guarded(size_t bytes, size_t shift) {
+  unsigned char *raw = malloc(bytes + shift + GUARD + ALIGN);
   if (!raw) { fprintf(stderr, "out of memory\\n"); exit(2); }
-  raw += (ALIGN - (uintptr_t)raw % ALIGN) % ALIGN;
+  raw += (ALIGN - (uintptr_t)raw % ALIGN) % ALIGN + shift;
   memset(raw + bytes, CANARY, GUARD);
   return raw;
 }
@@ -122,9 +122,11 @@ static void load(const char *folder, const char *prefix, int sample, const tenso
   fclose(file);
 }
 
-static void **allocate(const tensor *list, int count) {
-  void **into = (void **)guarded((count + 1) * sizeof *into);
-  for (int i = 0; i < count; i++) into[i] = guarded(list[i].bytes);
+/* Buffers for `list`; `shifted` ones are aligned to their element type and no further. */
+static void **allocate(const tensor *list, int count, int shifted) {
+  void **into = (void **)guarded((count + 1) * sizeof *into, 0);
+  for (int i = 0; i < count; i++)
+    into[i] = guarded(list[i].bytes, shifted && list[i].elements ? list[i].bytes / list[i].elements : 0);
   return into;
 }
 """

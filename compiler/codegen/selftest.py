@@ -105,7 +105,7 @@ static int damaged(const unsigned char *end) {
 static void run(uint64_t tasks, entry_function *entry, void **out) {
   size_t need = @name@_workspace(tasks, 0);
   static unsigned char *workspace;
-  if (!workspace) workspace = guarded(@NAME@_WORKSPACE_MAX);
+  if (!workspace) workspace = guarded(@NAME@_WORKSPACE_MAX, 0);
   if (need == 0 || need > @NAME@_WORKSPACE_MAX) { FAIL_SUBSET(tasks, "needs a workspace of %zu", need); return; }
   memset(workspace, POISON, need);
   memset(workspace + need, CANARY, GUARD);
@@ -153,7 +153,7 @@ static void expect(int code, int wanted, const char *what) {
 
 static void check_codes(void) {
   const void *const *inputs = (const void *const *)in;
-  unsigned char *workspace = guarded(@NAME@_WORKSPACE_MAX + ALIGN);
+  unsigned char *workspace = guarded(@NAME@_WORKSPACE_MAX + ALIGN, 0);
   @name@_call good = {sizeof good, workspace, @NAME@_WORKSPACE_MAX, 0, 0}, call = good;
   expect(@name@_run(@NAME@_ALL, inputs, out, 0), 1, "no call structure");
   call.workspace = workspace + 1, expect(@name@_run(@NAME@_ALL, inputs, out, &call), 1, "misaligned workspace");
@@ -171,7 +171,7 @@ static void check_codes(void) {
 
 /* The library must refuse this CPU by code 5; a fault here would be the defect. */
 static int skip(uint64_t missing) {
-  @name@_call call = {sizeof call, guarded(@NAME@_WORKSPACE_MAX), @NAME@_WORKSPACE_MAX, 0, 0};
+  @name@_call call = {sizeof call, guarded(@NAME@_WORKSPACE_MAX, 0), @NAME@_WORKSPACE_MAX, 0, 0};
   int code = @name@_run(@NAME@_ALL, (const void *const *)in, out, &call);
   if (code != 5) return printf("FAILED code %d on a CPU that lacks a feature\n", code), 1;
   printf("SKIPPED this CPU lacks");
@@ -202,8 +202,8 @@ static void test_sample(const char *folder, int sample, int quick) {
 int main(int argc, char **argv) {
   if (argc < 2) { fprintf(stderr, "usage: %s GOLDEN_FOLDER [--quick]\n", argv[0]); return 2; }
   int quick = argc > 2 && !strcmp(argv[2], "--quick");
-  in = allocate(INPUTS, INPUT_COUNT), out = allocate(OUTPUTS, OUTPUT_COUNT);
-  full = allocate(OUTPUTS, OUTPUT_COUNT), reference = allocate(OUTPUTS, OUTPUT_COUNT);
+  in = allocate(INPUTS, INPUT_COUNT, 1), out = allocate(OUTPUTS, OUTPUT_COUNT, 1);
+  full = allocate(OUTPUTS, OUTPUT_COUNT, 0), reference = allocate(OUTPUTS, OUTPUT_COUNT, 0);
   if (@name@_cpu_missing()) return skip(@name@_cpu_missing());
   check_codes();
   for (int sample = 0; sample < (quick && SAMPLES > 1 ? 1 : SAMPLES); sample++) test_sample(argv[1], sample, quick);
@@ -258,9 +258,9 @@ static int ascending(const void *a, const void *b) {
 int main(int argc, char **argv) {
   if (argc < 2) { fprintf(stderr, "usage: %s GOLDEN_FOLDER [SECONDS]\n", argv[0]); return 2; }
   double budget = (argc > 2 ? atof(argv[2]) : 0.5) / ROUNDS;
-  void **in = allocate(INPUTS, INPUT_COUNT), **out = allocate(OUTPUTS, OUTPUT_COUNT);
+  void **in = allocate(INPUTS, INPUT_COUNT, 0), **out = allocate(OUTPUTS, OUTPUT_COUNT, 0);
   if (SAMPLES > 0) load(argv[1], "in", 0, INPUTS, INPUT_COUNT, in);
-  @name@_call call = {sizeof call, guarded(@NAME@_WORKSPACE_MAX), @NAME@_WORKSPACE_MAX, 0, 0};
+  @name@_call call = {sizeof call, guarded(@NAME@_WORKSPACE_MAX, 0), @NAME@_WORKSPACE_MAX, 0, 0};
   printf("{\"name\": \"@name@\", \"build_id\": \"%s\", \"subsets\": [", @name@_build_id());
   for (int i = 0; SUBSETS[i].names; i++) {
     double times[ROUNDS], once = batch(SUBSETS[i].tasks, in, out, &call, 1);

@@ -30,6 +30,11 @@ BROKEN = {
     "reads poison": ("y[i] = v > 0 ? v : 0;", "if (v > 0) y[i] = v;", "FAILED"),
     "workspace overrun": ("float sum = 0;", "float sum = 0; ((float *)s_)[16] = 1;", "beyond its workspace"),
     "output overrun": ("y[1] = (int32_t)s[0];", "y[1] = (int32_t)s[0]; y[2] = 0;", "wrote beyond b"),
+    "needs aligned inputs": (
+        "const float *x = x_,",
+        "if ((uintptr_t)x_ % 8) return 1; const float *x = x_,",
+        "code 7",
+    ),
     "kernel error": ("return EXIT", "return 1", "code 7"),
 }
 
