@@ -47,6 +47,17 @@ def test_archive_is_one_object_that_defines_the_header_only(tmp_path: Path, name
     assert data.count(b"`\n") == 2, "symbol index and one member"
 
 
+@pytest.mark.parametrize("name", ["host", *CROSS])
+def test_symbols_agree_with_nm(tmp_path: Path, name: str) -> None:
+    target = needs_toolchain(name)
+    bundle = tiny_bundle(tiny_library(compile_kernels(target, tmp_path)), target, tmp_path / "dist")
+    listed = subprocess.run(["nm", "-D", bundle.library], check=True, capture_output=True, text=True).stdout
+    rows = [line.split()[-2:] for line in listed.splitlines()]
+    symbols = Elf(bundle.library.read_bytes()).symbols(dynamic=True)
+    assert {name.split("@")[0] for kind, name in rows if kind == "T"} == {s.name for s in symbols if s.defined}
+    assert {name.split("@")[0] for kind, name in rows if kind in "Uw"} == {s.name for s in symbols if not s.defined}
+
+
 def test_unexpected_import_is_refused(tmp_path: Path) -> None:
     target = needs_toolchain("host")
     source = "int puts(const char *);\n" + KERNELS.replace("return EXIT", 'return puts("x")')
