@@ -44,14 +44,15 @@ class FoldBatchNorm(Pass):
 def affine_of(site: Site, axis: int) -> tuple[Value, Affine] | None:
     """(what the node reads, scale and shift of length C) where it is affine along `axis` of its result."""
     result = site.results[0]
-    size = result.shape[axis] if result.rank else 0
+    if result.rank <= axis or not result.size:
+        return None
     if site.node.op.name == "BatchNormalization":
         if axis != 1 or len(site.results) > 1 or any(v.data is None for v in site.operands[1:]):
             return None
         scale, bias, mean, variance = (v.constant.astype(np.float64) for v in site.operands[1:])
         factor = scale / np.sqrt(variance + site.float("epsilon"))
         return site.operands[0], Affine(factor, bias - mean * factor)
-    if site.node.op.name not in ("Add", "Sub", "Mul", "Div") or not result.dtype.is_float or not size:
+    if site.node.op.name not in ("Add", "Sub", "Mul", "Div") or not result.dtype.is_float:
         return None
     constants = [i for i in (0, 1) if site.operands[i].data is not None]
     if len(constants) != 1:

@@ -66,7 +66,7 @@ def convert(cls: type, options: Mapping[str, str | object]) -> dict[str, Any]:
 
 def render(name: str, instance: Any) -> str:
     """The spec string of a dataclass instance: its name and every field that differs from its default."""
-    shown = [f"{k}={_write(v)}" for k, v in changed(instance)]
+    shown = [f"{k}={written(v)}" for k, v in changed(instance)]
     return f"{name}{{{','.join(shown)}}}" if shown else name
 
 
@@ -82,13 +82,14 @@ def changed(instance: Any) -> Iterator[tuple[str, Any]]:
 
 
 # ---------------------------------------------------------------------- values
-def _write(value: Any) -> str:
+def written(value: Any) -> str:
+    """One value as it stands in a spec string."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
         return repr(value).replace("e+", "e")
     if isinstance(value, tuple):
-        return "+".join(map(_write, value)) or "()"
+        return "+".join(map(written, value)) or "()"
     text = str(value)
     plain = _WORD.fullmatch(text) and text not in _RESERVED and not _is_number(text)
     return text if plain else json.dumps(text)
@@ -168,4 +169,4 @@ def _fit(value: object, hint: Any) -> Any:
     if isinstance(value, list):
         members = get_args(hint) or (str,)
         return tuple(_fit(v, members[0]) for v in value)
-    return _read(_write(value), hint)
+    return _read(written(value), hint)

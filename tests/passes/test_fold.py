@@ -195,3 +195,16 @@ def test_a_broadcast_that_grows_the_tensor_is_not_folded():
     after = FoldBatchNorm()(before)
     assert kinds(after) == ["Conv", "Mul"]
     same(before, after)
+
+
+def test_readers_of_lower_rank_are_no_channel_scale():
+    net = Builder()
+    x = net.input("x", 1, 4)
+    y = net.apply("Squeeze", net.apply("Gemm", x, net.weight(4, 3)), net.const(np.array([0], np.int64)))
+    net.task("t", net.apply("Mul", y, vector(net, 3, (-1,))), net.apply("ArgMax", y, axis=0, keepdims=0))
+    before = net.done()
+    same(before, FoldBatchNorm()(before))
+    net = Builder()
+    x = net.input("x", 1, 4)
+    net.task("t", net.apply("ReduceSum", net.apply("Gemm", x, net.weight(4, 3)), keepdims=0))
+    assert kinds(FoldBatchNorm()(net.done())) == ["Gemm", "ReduceSum"]

@@ -1,0 +1,241 @@
+"""The command line: arguments in, `Result` out. The only module that writes to stdout.
+
+Parsing loads nothing heavy: a command is "module:function", imported when it is chosen. stdout carries results
+only; progress and errors go to stderr. Exit status: 0 done, 1 a gate or comparison failed, 2 usage or
+configuration, 3 model not supported, 4 input refused, 5 back end, 70 internal error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compiler import __version__
+from compiler.errors import CompilerError
+
+if TYPE_CHECKING:
+    from compiler.commands import Result
+
+INTERNAL, INTERRUPTED = 70, 130
+
+_Adder = Callable[[argparse.ArgumentParser], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. argparse exits by itself (2) on wrong usage."""
+    args = parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _interrupt)  # so that half-written output is removed
+    try:
+        return _run(args)
+    except CompilerError as error:
+        return _failed(error, error.exit_code, args.debug)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written remains", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
+        return 0
+    except Exception as error:
+        return _failed(error, INTERNAL, args.debug)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(args: argparse.Namespace) -> int:
+    module, _, function = args.function.partition(":")
+    command: Callable[[argparse.Namespace, Callable[[str], None]], Result]
+    command = getattr(importlib.import_module(module), function)
+    tables: Any = importlib.import_module("compiler.tables") if not (args.json and args.quiet) else None
+    say = (lambda line: None) if args.quiet else tables.progress()
+    result = command(args, say)
+    if args.json:
+        sys.stdout.write(importlib.import_module("compiler.report").to_json(result.record))
+    else:
+        tables.show(result.grids, sys.stdout)
+        for line in result.lines:
+            print(line)
+    sys.stdout.flush()
+    return result.code
+
+
+def _failed(error: Exception, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if status == INTERNAL:
+        kind = type(error).__name__
+        print(f"internal error ({kind}): {error}", file=sys.stderr)
+        print("this is a defect of taskgraft; --debug prints the traceback to report", file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------------- arguments
+def parser() -> argparse.ArgumentParser:
+    """The whole argument tree."""
+    root = argparse.ArgumentParser(
+        prog="taskgraft",
+        description="Compile several single-task ONNX networks into one multitask library in which any subset of "
+        "tasks is one C call.",
+        allow_abbrev=False,
+    )
+    root.add_argument("--version", action="version", version=f"taskgraft {__version__}")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    for name, function, text, adders in _COMMANDS:
+        one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        one.set_defaults(function=function)
+        for add in (*adders, _common):
+            add(one)
+    return root
+
+
+def _common(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+    p.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    p.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+
+def _path(what: str) -> _Adder:
+    return lambda p: p.add_argument("path", metavar=what)  # type: ignore[return-value]
+
+
+def _config(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the release file"
+    )
+    p.add_argument("--allow-external-data", action="store_true", help="read tensor data beside the model file")
+
+
+def _input(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--input", action="append", default=[], metavar="NAME:SHAPE", help="bind free axes: image:1,3,32,32"
+    )
+
+
+def _target(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--target", action="append", default=[], metavar="T", help="target; may be repeated")
+
+
+def _output(required: bool, what: str) -> _Adder:
+    def add(p: argparse.ArgumentParser) -> None:
+        p.add_argument("-o", "--output", default="", required=required, metavar="PATH", help=what)
+        p.add_argument("--force", action="store_true", help="replace what is there")
+
+    return add
+
+
+def _stop_after(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--stop-after", metavar="PASS", help="stop behind this pass; -o then names an ONNX file")
+
+
+def _unlinked(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--allow-unlinked", action="store_true", help="accept bundles that could not be linked")
+
+
+def _tasks(required: bool) -> _Adder:
+    return lambda p: p.add_argument("--tasks", required=required, default="", metavar="A,B", help="subset of tasks")  # type: ignore[return-value]
+
+
+def _prune(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs")
+    p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
+    p.add_argument("--option", action="append", default=[], metavar="K=V", help="another option of prune-channels")
+    p.add_argument("--calibration", default="", metavar="X.npz", help="unlabelled inputs for scores and recovery")
+    p.add_argument("--samples", type=int, default=512, help="calibration samples to use")
+    p.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="names that must keep their size"
+    )
+    p.add_argument("--seed", type=int, default=0)
+
+
+def _verify(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--range", action="append", default=[], metavar="NAME:LO:HI", help="uniform values of an input")
+    p.add_argument("--seed", type=int, default=0)
+
+
+def _run_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--input", required=True, metavar="X.npz", help="arrays by input name")
+    p.add_argument("--all-combinations", action="store_true", help="run every subset and compare the bits")
+
+
+def _bench(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--ssh", default="", metavar="USER@BOARD", help="run there instead of here")
+    p.add_argument("--seconds", type=float, default=0.5, help="time per combination")
+
+
+def _text(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--text", action="store_true", help="print the graph as text")
+
+
+def _no_bundle(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--no-bundle", action="store_true", help="skip compiling; originals and graph only")
+
+
+_GRAPHS, _BUILDS, _LISTS = (f"compiler.commands.{m}" for m in ("graphs", "builds", "lists"))
+_ANY = "RELEASE.toml|MODEL.onnx|BUNDLE"
+_COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
+    (
+        "compile",
+        f"{_BUILDS}:compile_",
+        "the release step: networks in, bundles out",
+        (_path("RELEASE.toml"), _config, _target, _output(False, "bundle folder"), _stop_after, _unlinked),
+    ),
+    (
+        "cost",
+        f"{_GRAPHS}:cost",
+        "what every combination of tasks costs",
+        (_path(_ANY), _config, _input, _target),
+    ),
+    (
+        "inspect",
+        f"{_GRAPHS}:inspect",
+        "ports, layers, owners, files",
+        (_path(_ANY), _config, _input, _target, _text),
+    ),
+    (
+        "extract",
+        f"{_GRAPHS}:extract",
+        "the exact network of a subset of tasks, as ONNX",
+        (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _tasks(True), _output(True, "ONNX file")),
+    ),
+    (
+        "prune",
+        f"{_GRAPHS}:prune",
+        "remove channels to a budget, ONNX in and out",
+        (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _prune, _output(True, "ONNX file")),
+    ),
+    (
+        "evaluate",
+        f"{_BUILDS}:evaluate",
+        "every task's metric: originals, graph, compiled library",
+        (_path("RELEASE.toml"), _config, _no_bundle),
+    ),
+    (
+        "verify",
+        f"{_BUILDS}:verify",
+        "compare a model's imported, exported and compiled results with onnxruntime, or check a bundle",
+        (_path("MODEL.onnx|BUNDLE"), _config, _input, _target, _verify),
+    ),
+    (
+        "run",
+        f"{_BUILDS}:run",
+        "outputs of a bundle on this machine",
+        (_path("BUNDLE"), _run_arguments, _target, _tasks(False), _output(False, "write outputs as .npz")),
+    ),
+    ("bench", f"{_BUILDS}:bench", "measured time of every combination", (_path("BUNDLE"), _target, _bench)),
+    ("targets", f"{_LISTS}:targets", "what can be compiled for", ()),
+    ("passes", f"{_LISTS}:passes", "the passes and their options", ()),
+    ("ops", f"{_LISTS}:ops", "the operators", ()),
+)

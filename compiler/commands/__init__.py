@@ -1,0 +1,27 @@
+"""The commands: each a short function from parsed arguments to a `Result`. Only `compiler.cli` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table as data; None is an empty cell."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command found: `record` for --json, tables and closing lines for people, and the exit status."""
+
+    record: object
+    grids: tuple[Grid, ...] = ()
+    lines: tuple[str, ...] = ()
+    code: int = 0

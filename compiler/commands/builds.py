@@ -1,0 +1,299 @@
+"""Commands that generate code or run it: compile, evaluate, verify, run, bench."""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.bench import bench as bench_bundle
+from compiler.calibration.data import load_arrays
+from compiler.calibration.evaluation import Measured, TaskEvaluation
+from compiler.check import Verification, verify_bundle, verify_model
+from compiler.codegen.runtime import Network, open_bundle
+from compiler.commands import Cell, Grid, Result
+from compiler.commands.bundles import chosen, targets_in
+from compiler.commands.common import config_of, cost_grid, output_file, ranges_of, shapes_of, tasks_of
+from compiler.compile import Compiled, FailedGates, build, compile_release
+from compiler.errors import ConfigError
+from compiler.evaluate import evaluate_release
+from compiler.gates import GateResult, check_tasks
+from compiler.ir.onnx_out import save
+from compiler.pipeline import PassRecord
+from compiler.release import Say, load_release, transform
+from compiler.report import summary
+
+
+def compile_(args: Namespace, say: Say) -> Result:
+    """The release step; with --stop-after, the graph behind that pass as ONNX instead."""
+    if args.stop_after:
+        return _stopped(args, say)
+    try:
+        compiled = compile_release(
+            config_of(args),
+            output=Path(args.output) if args.output else None,
+            targets=args.target,
+            force=args.force,
+            allow_unlinked=args.allow_unlinked,
+            allow_external_data=args.allow_external_data,
+            say=say,
+        )
+    except FailedGates as failure:
+        result = _compiled(failure.compiled)
+        return Result(result.record, result.grids, (f"FAILED: {failure}",), failure.exit_code)
+    return _compiled(compiled)
+
+
+def _stopped(args: Namespace, say: Say) -> Result:
+    release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
+    graph, records = transform(release, stop_after=args.stop_after, say=say)
+    lines = []
+    if args.output:
+        save(graph, output_file(args))
+        lines.append(f"wrote {args.output}")
+    record = {"passes": [r.record() for r in records], "output": args.output}
+    return Result(record, (_pass_grid(records),), tuple(lines))
+
+
+def _compiled(compiled: Compiled) -> Result:
+    names = ("stage", "macs", "flops", "parameters", "weight_bytes", "workspace_bytes")
+    before_after = Grid("all tasks together", names, [_row(r, names) for r in summary(compiled.costs)])
+    config = compiled.release.config
+    grids = [
+        _pass_grid(compiled.records),
+        cost_grid(compiled.costs, f"{config.name}: every combination"),
+        before_after,
+    ]
+    if compiled.evaluation:
+        grids.append(evaluation_grid(compiled.evaluation))
+    grids += [_target_grid(compiled), gate_grid(compiled.gates)]
+    passed = sum(g.verdict == "passed" for g in compiled.gates)
+    skipped = sum(g.verdict == "skipped" for g in compiled.gates)
+    lines = [f"wrote {compiled.folder / b.target.name}" for b in compiled.builds]
+    lines += [f"{t}: not linked; LINK.txt in its folder says how" for t in compiled.unlinked]
+    lines.append(f"PASSED: {passed} gates{f', {skipped} skipped' if skipped else ''}")
+    return Result(compiled.record(), tuple(grids), tuple(lines))
+
+
+def _row(record: dict[str, Any], names: Sequence[str]) -> tuple[Cell, ...]:
+    return tuple(record[n] for n in names)
+
+
+def _pass_grid(records: Sequence[PassRecord]) -> Grid:
+    rows = [
+        (
+            r.spec,
+            "exact" if r.exact else "approximate",
+            r.before.nodes,
+            r.after.nodes,
+            r.after.parameters,
+            r.after.flops,
+        )
+        for r in records
+    ]
+    return Grid("passes", ("pass", "outputs", "nodes before", "after", "parameters", "FLOPs"), rows)
+
+
+def _target_grid(compiled: Compiled) -> Grid:
+    rows: list[tuple[Cell, ...]] = []
+    for built in compiled.builds:
+        test = built.selftest
+        status = "" if test is None else f"{test.status}{': ' * bool(test.reason)}{test.reason}"
+        peak = max(built.workspace.values())
+        rows.append(
+            (built.target.name, built.target.preset, built.library_bytes, len(built.library.pool), peak, status)
+        )
+    return Grid("targets", ("target", "preset", "library B", "weights B", "workspace B", "self-test"), rows)
+
+
+def gate_grid(gates: Sequence[GateResult]) -> Grid:
+    """Every gate with its limit, value and verdict."""
+    rows = [(g.name, g.where, g.value, g.limit, g.verdict + (f": {g.reason}" if g.reason else "")) for g in gates]
+    return Grid("gates", ("gate", "where", "value", "limit", "verdict"), rows)
+
+
+def evaluation_grid(rows: Sequence[TaskEvaluation]) -> Grid:
+    """Every task's metric and drift: originals, graph, compiled library."""
+    columns = ("task", "metric", "samples", "original", "graph", "bundle", "drift graph", "drift bundle", "flipped")
+    return Grid("evaluation", columns, [_evaluation_row(r) for r in rows])
+
+
+def _evaluation_row(row: TaskEvaluation) -> tuple[Cell, ...]:
+    bundle = row.bundle or Measured(None, float("nan"), None)
+    drift = None if row.bundle is None else bundle.drift
+    flipped = row.final.flipped
+    return (
+        row.task,
+        row.metric_name or None,
+        row.samples,
+        row.original,
+        row.graph.metric,
+        bundle.metric,
+        row.graph.drift,
+        drift,
+        None if flipped is None else f"{flipped:.2%}",
+    )
+
+
+def evaluate(args: Namespace, say: Say) -> Result:
+    """Every task's metric: originals, graph after the passes, compiled host bundle; gates decide the exit code."""
+    config = config_of(args)
+    release = load_release(config, allow_external_data=args.allow_external_data, say=say)
+    graph, _ = transform(release, say=say)
+    with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
+        network = None
+        if not args.no_bundle:
+            say("host: compile")
+            full = [frozenset(graph.tasks)]
+            bundle = build(graph, "host", Path(work) / "bundle", name=config.name, subsets=full, selftest=False)
+            network = open_bundle(bundle.path)
+        rows = evaluate_release(release, graph, network, say=say)
+    if not rows:
+        raise ConfigError(
+            f"{args.path}: names neither [evaluation] nor [calibration] data, so nothing can be measured"
+        )
+    gates = tuple(check_tasks(config.gates, rows))
+    failed = sum(g.verdict == "failed" for g in gates)
+    record = {"tasks": [r.record() for r in rows], "gates": [g.record() for g in gates]}
+    line = f"FAILED: {failed} of {len(gates)} gates" if failed else f"PASSED: {len(gates)} gates"
+    return Result(record, (evaluation_grid(rows), gate_grid(gates)), (line,), 1 if failed else 0)
+
+
+# ---------------------------------------------------------------------- verify
+def verify(args: Namespace, say: Say) -> Result:
+    """A model against onnxruntime at every stage, or a bundle's digests and self-test."""
+    path = Path(args.path)
+    if path.is_dir():
+        return _verify_bundle(path, args.target, say)
+    found = verify_model(
+        path,
+        inputs=shapes_of(args.input),
+        ranges=ranges_of(args.range),
+        seed=args.seed,
+        allow_external_data=args.allow_external_data,
+        say=say,
+    )
+    return _verified(path, found)
+
+
+def _verified(path: Path, found: Verification) -> Result:
+    rows = [
+        (c.output, c.stage, c.error, c.limit, found.spread[c.output], "right" if c.right else "WRONG", c.note)
+        for c in found.comparisons
+    ]
+    columns = ("output", "stage", "error", "limit", "spread of onnxruntime", "verdict", "note")
+    wrong = sum(not c.right for c in found.comparisons)
+    line = "PASSED" if found.right else f"FAILED: {wrong} of {len(rows)} comparisons"
+    return Result(found.record(), (Grid(path.name, columns, rows),), (line,), 0 if found.right else 1)
+
+
+def _verify_bundle(path: Path, targets: Sequence[str], say: Say) -> Result:
+    checks = verify_bundle(path, targets or targets_in(path), say=say)
+    rows = [
+        (c.target, "intact", c.selftest.status if c.selftest else "", c.selftest.reason if c.selftest else "")
+        for c in checks
+    ]
+    right = all(c.right for c in checks)
+    grid = Grid(str(path), ("target", "files", "self-test", "reason"), rows)
+    record = {"right": right, "targets": [c.record() for c in checks]}
+    return Result(record, (grid,), ("PASSED" if right else "FAILED",), 0 if right else 1)
+
+
+# ---------------------------------------------------------------------- run and bench
+def run(args: Namespace, say: Say) -> Result:
+    """Outputs of a bundle on the arrays of an .npz file, for one subset or for every combination."""
+    network = open_bundle(args.path, args.target[0] if args.target else None)
+    given = load_arrays(args.input, Path())
+    inputs = {name: _sample(given, name, shape) for name, (_, shape) in network.inputs.items()}
+    if args.all_combinations:
+        return _every_combination(network, inputs)
+    tasks = tasks_of(args.tasks) if args.tasks else network.tasks
+    unknown = [t for t in tasks if t not in network.tasks]
+    if unknown:
+        raise ConfigError(f"--tasks: there is no {', '.join(unknown)}; the tasks are {', '.join(network.tasks)}")
+    outputs = flat(network.run(inputs, tasks=tasks))
+    if args.output:
+        np.savez(output_file(args), **outputs)  # type: ignore[arg-type]
+    rows = [
+        (name, str(a.dtype), "x".join(map(str, a.shape)), _decision(a), _values(a)) for name, a in outputs.items()
+    ]
+    record = {name: a.tolist() for name, a in outputs.items()}
+    lines = (f"wrote {args.output}",) if args.output else ()
+    return Result(record, (Grid("outputs", ("task", "type", "shape", "largest at", "values"), rows),), lines)
+
+
+def _sample(given: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of one input; its first samples where the file holds more than one batch."""
+    if name not in given:
+        raise ConfigError(f"--input lacks an array '{name}'; it has {', '.join(sorted(given)) or 'nothing'}")
+    array = given[name]
+    if array.shape != shape and shape and array.shape[1:] == shape[1:] and len(array) > shape[0]:
+        array = array[: shape[0]]
+    if array.shape != shape:
+        raise ConfigError(f"--input: '{name}' has shape {list(array.shape)}, the network wants {list(shape)}")
+    return array
+
+
+def _every_combination(network: Network, inputs: dict[str, np.ndarray]) -> Result:
+    """Run each combination and compare its outputs with those of all tasks, bit by bit."""
+    full = flat(network.run(inputs))
+    rows: list[tuple[Cell, ...]] = []
+    records = []
+    subsets = [s for n in range(1, len(network.tasks) + 1) for s in combinations(network.tasks, n)]
+    for subset in subsets:
+        outputs = flat(network.run(inputs, tasks=subset))
+        same = all(a.tobytes() == full[name].tobytes() for name, a in outputs.items())
+        decisions = ", ".join(f"{name}={_decision(a)}" for name, a in outputs.items())
+        rows.append((" ".join(subset), decisions, network.workspace_bytes(subset), "yes" if same else "NO"))
+        records.append(
+            {"tasks": list(subset), "equal": same, "outputs": {n: a.tolist() for n, a in outputs.items()}}
+        )
+    right = all(r["equal"] for r in records)
+    columns = ("tasks", "largest output at", "workspace B", "bits equal to all tasks")
+    line = "PASSED: every combination gives the bits of the full set" if right else "FAILED: outputs differ"
+    return Result(
+        {"right": right, "combinations": records}, (Grid("combinations", columns, rows),), (line,), int(not right)
+    )
+
+
+def flat(outputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    """`task` -> array, or `task/label` where a task has several outputs."""
+    found: dict[str, np.ndarray] = {}
+    for task, value in outputs.items():
+        if isinstance(value, dict):
+            found |= {f"{task}/{label}": array for label, array in value.items()}
+        else:
+            found[task] = value
+    return found
+
+
+def _decision(array: np.ndarray) -> str:
+    return str(int(array.argmax())) if array.size else ""
+
+
+def _values(array: np.ndarray) -> str:
+    shown = ", ".join(f"{v:.5g}" for v in array.reshape(-1)[:6].tolist())
+    return f"{shown}, ..." if array.size > 6 else shown
+
+
+def bench(args: Namespace, say: Say) -> Result:
+    """Measured time per combination, beside the workspace."""
+    bundle = chosen(Path(args.path), args.target)
+    say(f"time {bundle.target}{f' on {args.ssh}' if args.ssh else ''}")
+    found = bench_bundle(bundle, ssh=args.ssh, seconds=args.seconds)
+    flops = {"+".join(r["tasks"]): r.get("flops") for r in bundle.manifest["subsets"]}
+    rows: list[tuple[Cell, ...]] = []
+    for row in found["subsets"]:
+        median, count = row["seconds_median"], flops.get(row["tasks"])
+        rate = None if not count else f"{count / median / 1e9:.2f}"
+        rows.append((row["tasks"], f"{median * 1e6:.1f}", f"{row['seconds_min'] * 1e6:.1f}", count, rate))
+    columns = ("tasks", "median us", "fastest us", "FLOPs", "GFLOP/s")
+    where = args.ssh or "this machine"
+    return Result(
+        {"target": bundle.target, "where": where, **found}, (Grid(f"{bundle.name}, {where}", columns, rows),)
+    )

@@ -1,0 +1,50 @@
+"""Reading bundles without running them: what their manifest says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compiler.codegen.bundle import Bundle, read_bundle, read_index
+from compiler.commands import Grid, Result
+
+
+def targets_in(path: Path) -> tuple[str, ...]:
+    """The targets of a bundle folder; empty for a single target's own folder."""
+    return tuple(sorted(read_index(path)["targets"])) if (path / "index.json").exists() else ()
+
+
+def chosen(path: Path, targets: list[str]) -> Bundle:
+    """The bundle of the first named target, or of the first there is."""
+    known = targets_in(path)
+    return read_bundle(path, targets[0] if targets else known[0] if known else None)
+
+
+def bundle_costs(path: Path, targets: list[str]) -> Result:
+    """The rows of a bundle's manifest: every listed subset with its planned workspace."""
+    bundle = chosen(path, targets)
+    columns = ("tasks", "macs", "flops", "parameters", "weight_bytes", "workspace_bytes", "symbol")
+    rows = list(bundle.manifest["subsets"])
+    grid = Grid(f"{bundle.name} for {bundle.target}", columns, [_cells(r, columns) for r in rows])
+    return Result({"combinations": rows, "separate": []}, (grid,))
+
+
+def inspect_bundle(path: Path, targets: list[str]) -> Result:
+    """Ports, subsets and files of a bundle."""
+    bundle = chosen(path, targets)
+    manifest = bundle.manifest
+    ports = [("input", p["label"], f"{p['dtype']}{p['shape']}", "") for p in manifest["io"]["inputs"]]
+    ports += [("output", p["label"], f"{p['dtype']}{p['shape']}", p["task"]) for p in manifest["io"]["outputs"]]
+    files = [(name, entry.get("bytes"), entry["sha256"][:16]) for name, entry in sorted(manifest["files"].items())]
+    columns = ("tasks", "symbol", "entry", "kernels", "workspace_bytes")
+    title = f"{bundle.name} for {bundle.target}, build {str(manifest['build_id'])[:16]}"
+    grids = (
+        Grid(title, ("port", "name", "type", "task"), ports),
+        Grid("subsets", columns, [_cells(r, columns) for r in manifest["subsets"]]),
+        Grid("files", ("file", "bytes", "sha256"), files),
+    )
+    return Result(dict(manifest), grids)
+
+
+def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(" ".join(v) if isinstance(v := row.get(c), list) else v for c in columns)

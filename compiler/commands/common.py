@@ -1,0 +1,110 @@
+"""What several commands share: reading a graph from a model or a release, tables of costs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+from compiler.commands import Cell, Grid
+from compiler.config import Config, load_config
+from compiler.cost.combine import CostReport, cost_report
+from compiler.errors import ConfigError
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.passes.extract import ExtractTasks
+from compiler.release import Say, load_release, transform
+
+
+def config_of(args: Namespace) -> Config:
+    """The release file of the command line with its --set overrides."""
+    return load_config(args.path, args.set)
+
+
+def is_release(path: str) -> bool:
+    """Whether the argument names a release file."""
+    return path.endswith(".toml")
+
+
+def graph_of(args: Namespace, say: Say) -> tuple[Graph, Mapping[str, Graph]]:
+    """(graph, separate networks): a release after its passes, or a model as it is."""
+    if is_release(args.path):
+        release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
+        graph, _ = transform(release, stop_after=getattr(args, "stop_after", None), say=say)
+        return graph, release.separate()
+    say(f"import {args.path}")
+    graph = load(args.path, inputs=shapes_of(args.input), allow_external_data=args.allow_external_data)
+    return graph, {t: ExtractTasks(tasks=(t,))(graph) for t in graph.tasks}
+
+
+def costs_of(args: Namespace, say: Say) -> tuple[Graph, CostReport]:
+    """The graph of the command line and its cost report; workspace is null because nothing is built."""
+    graph, separate = graph_of(args, say)
+    return graph, cost_report(graph, separate)
+
+
+def shapes_of(bindings: list[str]) -> dict[str, tuple[int, ...]]:
+    """`NAME:1,3,32,32` as name -> shape (the name may contain colons); ConfigError where it cannot be read."""
+    found = {}
+    for binding in bindings:
+        name, colon, sizes = binding.rpartition(":")
+        try:
+            shape = tuple(int(n) for n in sizes.split(",") if n.strip()) if colon else None
+        except ValueError:
+            shape = None
+        if not name or shape is None:
+            raise ConfigError(f"--input {binding}: write NAME:SIZE,SIZE,... as in --input image:1,3,32,32")
+        found[name] = shape
+    return found
+
+
+def ranges_of(bindings: list[str]) -> dict[str, tuple[float, float]]:
+    """`NAME:LO:HI` as name -> (low, high)."""
+    found = {}
+    for binding in bindings:
+        parts = binding.rsplit(":", 2)
+        try:
+            name, low, high = parts[0], float(parts[1]), float(parts[2])
+        except (ValueError, IndexError):
+            raise ConfigError(f"--range {binding}: write NAME:LOW:HIGH") from None
+        found[name] = (low, high)
+    return found
+
+
+def tasks_of(text: str) -> tuple[str, ...]:
+    """`a,b` or `a+b` as task names."""
+    return tuple(t for t in text.replace("+", ",").split(",") if t)
+
+
+def output_file(args: Namespace) -> Path:
+    """The file -o names; ConfigError where it exists and --force is not given, or its folder does not."""
+    path = Path(args.output)
+    if path.exists() and not args.force:
+        raise ConfigError(f"{path} exists; --force replaces it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a folder")
+    return path
+
+
+def cost_grid(report: CostReport, title: str) -> Grid:
+    """One row per combination, the separate networks' FLOPs beside it."""
+    columns = ("tasks", "MACs", "FLOPs", "separate", "saved", "parameters", "weights B", "traffic B", "workspace B")
+    rows: list[tuple[Cell, ...]] = []
+    for row, other in report.pairs():
+        flops = other.cost.flops if other else None
+        saved = None if not flops else f"{1 - row.cost.flops / flops:.1%}"
+        cost = row.cost
+        rows.append(
+            (
+                " ".join(row.tasks),
+                cost.macs,
+                cost.flops,
+                flops,
+                saved,
+                cost.parameters,
+                cost.weight_bytes,
+                cost.activation_bytes,
+                row.workspace_bytes,
+            )
+        )
+    return Grid(title, columns, rows)

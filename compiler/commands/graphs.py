@@ -1,0 +1,117 @@
+"""Commands that work on graphs and build nothing: cost, inspect, extract, prune."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+from compiler.calibration.data import CalibrationSet, load_arrays
+from compiler.commands import Grid, Result
+from compiler.commands.bundles import bundle_costs, inspect_bundle
+from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, tasks_of
+from compiler.cost.combine import cost_report
+from compiler.cost.count import totals
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_out import save
+from compiler.ir.text import digest, text
+from compiler.passes.base import Resources
+from compiler.passes.extract import ExtractTasks
+from compiler.pipeline import PassRecord, Pipeline, make
+from compiler.release import Say
+from compiler.report import layer_rows
+
+
+def cost(args: Namespace, say: Say) -> Result:
+    """Every combination of tasks of a release, a model or a bundle."""
+    if Path(args.path).is_dir():
+        return bundle_costs(Path(args.path), args.target)
+    graph, report = costs_of(args, say)
+    return Result(report.record(), (cost_grid(report, f"{graph.name}: {len(graph.tasks)} tasks"),))
+
+
+def inspect(args: Namespace, say: Say) -> Result:
+    """Tensors, operators, tasks and owners of a release, a model or a bundle."""
+    if Path(args.path).is_dir():
+        return inspect_bundle(Path(args.path), args.target)
+    graph, _ = graph_of(args, say)
+    layers = layer_rows(graph)
+    kinds = Counter(n.op.name for n in graph.nodes())
+    total = totals(graph)
+    ports = [("input", v.ref.name, str(v.type), "") for v in graph.inputs]
+    ports += [
+        ("output", label, str(graph.value(r).type), t.name)
+        for t in graph.tasks.values()
+        for r, label in zip(t.outputs, t.labels, strict=True)
+    ]
+    columns = ("node", "op", "tasks", "results", "macs", "flops")
+    record = {
+        "name": graph.name,
+        "digest": digest(graph),
+        "inputs": [{"name": p[1], "type": p[2]} for p in ports if p[0] == "input"],
+        "outputs": [{"name": p[1], "type": p[2], "task": p[3]} for p in ports if p[0] == "output"],
+        "operators": dict(sorted(kinds.items())),
+        "parameters": total.parameters,
+        "macs": total.macs,
+        "flops": total.flops,
+        "layers": layers,
+    }
+    if args.text:
+        return Result(record, (), (text(graph).rstrip("\n"),))
+    grids = (
+        Grid(f"{graph.name}: {sum(kinds.values())} nodes", ("port", "name", "type", "task"), ports),
+        Grid("layers", columns, [tuple(row[c] for c in columns) for row in layers]),  # type: ignore[misc]
+    )
+    return Result(record, grids)
+
+
+def extract(args: Namespace, say: Say) -> Result:
+    """The network of a subset of tasks as an ONNX file."""
+    path = output_file(args)
+    graph, _ = graph_of(args, say)
+    part = ExtractTasks(tasks=tasks_of(args.tasks))(graph)
+    save(part, path)
+    return _written(path, part)
+
+
+def prune(args: Namespace, say: Say) -> Result:
+    """Channel pruning of a model or a release, as an ONNX file; a report of what stayed and why."""
+    path = output_file(args)
+    graph, _ = graph_of(args, say)
+    options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
+    options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
+    calibration = None
+    if args.calibration:
+        calibration = CalibrationSet(load_arrays(args.calibration, Path()), graph.inputs, args.samples)
+    use = Resources(calibration=calibration, seed=args.seed, exclude=tuple(args.exclude))
+    passes = [make(name, {}) for name in ("fold-constants", "fold-batch-norm", "remove-dead-code")]
+    passes += [make("dead-channels", {}), make("prune-channels", options)]
+    say(f"passes: {', '.join(map(str, passes))}")
+    after, records = Pipeline(tuple(passes)).run(graph, use)
+    save(after, path)
+    return _pruned(path, graph, after, records)
+
+
+def _pruned(path: Path, before: Graph, after: Graph, records: tuple[PassRecord, ...]) -> Result:
+    old, new = totals(before), totals(after)
+    names = ("macs", "flops", "parameters", "weight_bytes")
+    rows = [
+        (n, getattr(old, n), getattr(new, n), f"{getattr(new, n) / max(1, getattr(old, n)):.3f}") for n in names
+    ]
+    refusals = [(str(r.where), r.reason) for record in records for r in record.refusals]
+    record = {
+        "output": str(path),
+        "before": {n: a for n, a, _, _ in rows},
+        "after": {n: b for n, _, b, _ in rows},
+        "passes": [r.record() for r in records],
+    }
+    grids = [Grid("pruned", ("quantity", "before", "after", "share"), rows)]
+    if refusals:
+        grids.append(Grid("left alone", ("where", "why"), refusals))
+    return Result(record, tuple(grids), (f"wrote {path}",))
+
+
+def _written(path: Path, graph: Graph) -> Result:
+    report = cost_report(graph)
+    record = {"output": str(path), "digest": digest(graph), **report.record()}
+    return Result(record, (cost_grid(report, graph.name),), (f"wrote {path}",))
