@@ -116,7 +116,7 @@ def _tie_problems(site: Site) -> Iterator[str]:
         size_a = sizes.setdefault(tie.a, top)
         size_b = sizes.setdefault(tie.b, len(tie.index))
         if len(tie.index) != size_b:
-            yield f"{where(site)}: {b} has {size_b} entries, its tie to {a} has {len(tie.index)}"
+            yield f"{where(site)}: {b} has {size_b} entries, {a} has {len(tie.index)}"
         elif top > size_a or (_inside(site, tie) and used.size < size_a):
             # Two operands must match entirely; a result may be a slice of an operand.
             yield f"{where(site)}: {b} has {len(tie.index)} entries, {a} has {size_a}"

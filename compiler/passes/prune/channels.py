@@ -18,6 +18,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import ValueRef
+from compiler.ir.verify import verify
 from compiler.passes.base import Pass, Refusal, Resources
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, select
 from compiler.passes.prune.criteria import CRITERIA, NEEDS_DATA, activation_scores, scores
@@ -92,6 +93,7 @@ class PruneChannels(Pass):
         selection = self.select(original, closure, use, refusals)
         removal = closure.removal(selection.atoms)
         remove(graph, removal)
+        verify(graph, stage=self.name)
         if any(a.mixed for a in selection.atoms):
             refusals.append(Refusal(self.name, "statistics of mixed axes changed; not compared with the original"))
         else:

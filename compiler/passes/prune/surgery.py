@@ -20,6 +20,9 @@ from compiler.ir.types import Axis, DType, NodeRef, TensorType, ValueRef, splat_
 ROUNDING = 1e-5
 """Relative limit for rewrites that only re-associate sums."""
 
+STATE = "hidden"
+"""The virtual axis of an operator's inner state."""
+
 Removal = Mapping[Axis, np.ndarray]
 """Entries to remove per axis, ascending."""
 
@@ -159,8 +162,8 @@ def _resized(value: Value, kept: Kept) -> Value:
 class Mask:
     """Zeroes removed entries of values: the graph at full size that a pruned one must agree with.
 
-    Results and inputs are masked, and parameters of nodes with virtual axes (the state of a recurrent unit is no
-    value). Other parameters keep their entries: that they do not matter is part of what is checked.
+    Inputs and results are masked, and the parameters of recurrent nodes, whose state is no value. Other parameters
+    keep their entries: that these do not matter is part of what is checked.
     """
 
     graph: Graph
@@ -179,7 +182,7 @@ class Mask:
 
     def _inside(self, ref: ValueRef) -> bool:
         nodes = {n.ref for n, _ in self.graph.uses(ref)}
-        return any(axis.owner in nodes for axis in self.removal)
+        return any(axis.dim == STATE and axis.owner in nodes for axis in self.removal)
 
 
 def masked_difference(before: Graph, after: Graph, removal: Removal, seeds: Iterable[int] = (0, 1)) -> float:
