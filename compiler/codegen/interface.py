@@ -18,8 +18,8 @@ LEVELS = 1
 ALIGNMENT = 64
 """Bytes; of the pool, the workspace, and every buffer in them."""
 MOST_TASKS = 64
-SPECIALISED_CALLS = 20_000
-"""Above this many calls over all listed subsets they share the table instead of straight-line functions."""
+SPECIALISED_CALLS = 6_000
+"""Above this many calls over all listed subsets they share the table: 140 KB of code, seconds of the C compiler."""
 
 MESSAGES = (
     "done",

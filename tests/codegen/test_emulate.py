@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compiler.codegen import interface
 from compiler.codegen.emulate import run_bench, run_selftest
 from compiler.codegen.golden import Golden, Sample
 from compiler.codegen.link import find_toolchain
@@ -58,6 +59,13 @@ def test_subset_that_differs_from_the_full_set_fails(tmp_path: Path) -> None:
     )
     assert "subset 0x1: a differs from the full set's" in result.output
     assert result.status == "failed"
+
+
+def test_subsets_that_share_the_table_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interface, "SPECIALISED_CALLS", 5)
+    bundle = tiny_bundle(tiny_library(compile_kernels(HOST, tmp_path)), HOST, tmp_path / "dist")
+    assert {row["entry"] for row in bundle.manifest["subsets"]} == {"table"}
+    assert run_selftest(bundle, HOST).status == "passed"
 
 
 def test_nan_equals_nan_and_integers_are_exact(tmp_path: Path) -> None:
