@@ -82,7 +82,7 @@ def _apply(site: Site, operands: Sequence[Fact | None]) -> Fact | None:
     if rule is None or len(site.results) != 1:
         return None
     changing = [o for o, v in zip(operands, map(site.operands.optional, _positions(site)), strict=True) if _live(v)]
-    reads_zeros = site.node.op.name in (*LINEAR, "BatchNormalization")
+    reads_zeros = site.node.op.name in (*LINEAR, "BatchNormalization", "Mul")
     if not reads_zeros and not any(o is not None and o.known.any() for o in changing):
         return None
     with np.errstate(all="ignore"):

@@ -1,0 +1,199 @@
+"""Constant channels go, exactly; the naive rule (delete them with their bias) fails the same checks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from compiler.errors import VerifyError
+from compiler.ir.graph import Graph
+from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.ties import Closure
+from compiler.ir.types import Axis, ValueRef
+from compiler.ir.verify import verify
+from compiler.passes import dead_channels
+from compiler.passes.constants import known_elements
+from compiler.passes.dead_channels import DeadChannels
+from compiler.passes.prune.surgery import remove
+from tests.graphs import Builder
+
+
+def silence(b: Builder, weight: ValueRef, rows: tuple[int, ...]) -> None:
+    """Zero some output rows of a weight."""
+    data = b.graph.value(weight).constant.copy()
+    data[list(rows)] = 0
+    b.graph.update(weight, data=data)
+
+
+def dead_conv(b: Builder, x: ValueRef, out: int, dead: tuple[int, ...], k: int = 1) -> ValueRef:
+    """A convolution whose `dead` output channels are their (positive) bias."""
+    weight = b.weight(out, b.graph.value(x).shape[1], k, k)
+    silence(b, weight, dead)
+    bias = b.const((np.abs(b.rng.normal(size=out)) + 0.3).astype(np.float32))
+    return b.apply("Conv", x, weight, bias, pads=(k // 2,) * 4)  # type: ignore[no-any-return]
+
+
+def drift(before: Graph, after: Graph) -> float:
+    feeds = random_feeds(before, np.random.default_rng(5))
+    expected, found = evaluate(before, feeds), evaluate(after, feeds)
+    pairs = zip(before.outputs, after.outputs, strict=True)
+    return max(difference(found[n.ref.name], expected[o.ref.name]) for o, n in pairs)
+
+
+def channels(graph: Graph, name: str = "conv:0") -> int:
+    return graph.value(ValueRef(name)).shape[1]
+
+
+def reader(k: int, stride: int, dilation: int, pads: tuple[int, ...], bias: bool, dead: tuple[int, ...]) -> Graph:
+    b = Builder(seed=3)
+    h = b.apply("Relu", dead_conv(b, b.input("x", 1, 3, 9, 8), 6, dead, 3))
+    y = b.conv(h, 5, k, bias=bias, strides=(stride,) * 2, dilations=(dilation,) * 2, pads=pads)
+    b.task("t", b.apply("Relu", y))
+    return b.done()
+
+
+PADS = ((0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 2, 0))
+
+
+@pytest.mark.parametrize(("k", "stride", "dilation"), list(itertools.product((1, 3, 5), (1, 2), (1, 2))))
+def test_exact_at_every_border(k: int, stride: int, dilation: int) -> None:
+    for pads, bias in itertools.product(PADS, (True, False)):
+        graph = reader(k, stride, dilation, pads, bias, (1, 4))
+        after = DeadChannels()(graph)
+        assert drift(graph, after) < 1e-5
+        assert channels(after) in ((4, 5) if any(pads) else (4,))
+
+
+def test_naive_deletion_is_wrong() -> None:
+    """Deleting dead channels with their bias, as size checks allow, changes the network."""
+    for pads in PADS:
+        graph = reader(3, 1, 1, pads, True, (1, 4))
+        closure = Closure(graph)
+        atoms = [closure.atom_of(Axis(ValueRef("conv:0"), 1), c) for c in (1, 4)]
+        after = graph.copy()
+        remove(after, closure.removal([a for a in atoms if a is not None]))
+        verify(after)
+        assert drift(graph, after) > 1e-2
+
+
+def test_unpadded_reader_takes_a_bias() -> None:
+    after = DeadChannels()(reader(3, 1, 1, (0, 0, 0, 0), False, (1, 4)))
+    assert channels(after) == 4
+    conv = next(s for s in after.sites() if s.results[0].ref.name == "conv.1:0")
+    assert len(conv.operands) == 3 and conv.operands[2].shape == (5,)
+
+
+def test_padded_reader_keeps_one_stand_in() -> None:
+    after = DeadChannels()(reader(3, 1, 1, (1, 1, 1, 1), True, (0, 1, 4)))
+    assert channels(after) == 4
+    assert [n.op.name for n in after.nodes()] == ["Conv", "Relu", "Conv", "Relu"]
+    assert channels(DeadChannels()(after)) == 4, "running it again changes nothing"
+
+
+def test_a_single_padded_channel_stays_when_its_map_is_larger() -> None:
+    outcome = DeadChannels().run(reader(3, 1, 1, (1, 1, 1, 1), True, (2,)))
+    assert channels(outcome.graph) == 6
+    assert "storing that takes more (360) than it frees" in str(outcome.refusals[0])
+
+
+def test_a_map_where_it_is_smaller() -> None:
+    b = Builder(seed=1)
+    h = b.apply("Sigmoid", dead_conv(b, b.input("x", 1, 64, 4, 4), 6, (2,), 3))
+    b.task("t", b.conv(h, 2, 3, pads=(1, 1, 1, 1)))
+    graph = b.done()
+    after = DeadChannels()(graph)
+    assert channels(after) == 5 and after.nodes()[-1].op.name == "Add"
+    assert drift(graph, after) < 1e-5
+    assert [t.outputs for t in after.tasks.values()] == [t.outputs for t in graph.tasks.values()]
+
+
+def test_zero_needs_no_compensation() -> None:
+    b = Builder(seed=1)
+    x = b.input("x", 1, 3, 8, 8)
+    weight = b.weight(6, 3, 3, 3)
+    silence(b, weight, (0, 3))
+    h = b.apply("Relu", b.apply("Conv", x, weight, b.const(-np.ones(6, np.float32)), pads=(1, 1, 1, 1)))
+    b.task("t", b.conv(h, 4, 3, pads=(1, 1, 1, 1)))
+    graph = b.done()
+    after = DeadChannels()(graph)
+    assert channels(after) == 4 and len(after.nodes()) == 3 and drift(graph, after) < 1e-5
+
+
+def test_constants_go_through_everything_up_to_the_classifier() -> None:
+    """BatchNormalization, depthwise, pooling that counts padding, concatenation, Flatten."""
+    b = Builder(seed=2)
+    h = dead_conv(b, b.input("x", 1, 3, 8, 8), 6, (1, 2), 3)
+    h = b.apply(
+        "BatchNormalization", h, *(b.const(b.rng.uniform(0.5, 1.5, 6).astype(np.float32)) for _ in range(4))
+    )
+    h = b.apply("HardSwish", h)
+    left = b.conv(h, 6, 3, group=6, pads=(1, 1, 1, 1))
+    right = b.apply("AveragePool", h, kernel_shape=(3, 3), pads=(1, 1, 1, 1), count_include_pad=1)
+    pooled = b.apply("MaxPool", b.apply("Concat", left, right, axis=1), kernel_shape=(2, 2), strides=(2, 2))
+    flat = b.apply("Flatten", pooled)
+    b.task("t", b.apply("Gemm", flat, b.weight(10, 12 * 16), b.weight(10), transB=1))
+    graph = b.done()
+    after = DeadChannels()(graph)
+    assert channels(after) == 4 and after.value(ValueRef("flatten:0")).shape == (1, 8 * 16)
+    assert drift(graph, after) < 1e-5
+
+
+def test_a_live_partner_keeps_the_channel() -> None:
+    b = Builder(seed=2)
+    x = b.apply("Relu", b.conv(b.input("x", 1, 3, 8, 8), 6, 3, pads=(1, 1, 1, 1)))
+    y = b.apply("Add", x, dead_conv(b, x, 6, (0, 5)))
+    b.task("t", b.conv(y, 4, 3, pads=(1, 1, 1, 1)))
+    graph = b.done()
+    after = DeadChannels()(graph)
+    assert channels(after, "add:0") == 6 and drift(graph, after) < 1e-5
+
+
+def test_a_dead_branch_becomes_a_constant_and_a_zero_branch_vanishes() -> None:
+    for level, nodes in ((0.7, ["Conv", "Relu", "Add", "Conv"]), (0.0, ["Conv", "Relu", "Conv"])):
+        b = Builder(seed=2)
+        x = b.apply("Relu", b.conv(b.input("x", 1, 3, 8, 8), 6, 3, pads=(1, 1, 1, 1)))
+        zero = b.const(np.zeros((6, 6, 1, 1), np.float32))
+        branch = b.apply("Conv", b.apply("Relu", b.conv(x, 6, 1)), zero, b.const(np.full(6, level, np.float32)))
+        b.task("t", b.conv(b.apply("Add", x, branch), 4, 3, pads=(1, 1, 1, 1)))
+        graph = b.done()
+        after = DeadChannels()(graph)
+        assert [n.op.name for n in after.nodes()] == nodes
+        assert drift(graph, after) < 1e-5
+
+
+def test_dead_in_both_partners_goes() -> None:
+    b = Builder(seed=2)
+    x = b.input("x", 1, 3, 8, 8)
+    y = b.apply("Add", dead_conv(b, x, 6, (0, 5)), dead_conv(b, x, 6, (3, 5)))
+    b.task("t", b.conv(b.apply("Relu", y), 4, 1))
+    graph = b.done()
+    after = DeadChannels()(graph)
+    assert channels(after, "add:0") == 5 and drift(graph, after) < 1e-5
+
+
+def test_a_reader_that_cannot_take_a_constant_is_named() -> None:
+    b = Builder(seed=2)
+    h = b.apply("Relu", dead_conv(b, b.input("x", 1, 3, 4, 4), 6, (1,)))
+    rows = b.apply("Reshape", h, b.const(np.array([6, 16])))
+    b.task("t", b.apply("MatMul", b.apply("Transpose", rows, perm=(1, 0)), rows))
+    outcome = DeadChannels().run(b.done())
+    assert channels(outcome.graph) == 6
+    assert "MatMul 'matmul' cannot take up its constant" in str(outcome.refusals[0])
+
+
+def test_a_zero_factor_is_known() -> None:
+    b = Builder()
+    gate = b.const(np.array([1, 0, 2], np.float32).reshape(3, 1, 1))
+    y = b.apply("Mul", b.input("x", 1, 3, 2, 2), gate)
+    b.task("t", b.apply("Add", y, b.const(np.ones((1, 1, 1, 1), np.float32))))
+    known = known_elements(b.done())
+    np.testing.assert_array_equal(known[ValueRef("add:0")].known[0, :, 0, 0], [False, True, False])
+    assert known[ValueRef("add:0")].data[0, 1, 0, 0] == 1
+
+
+def test_a_forgotten_constant_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_channels, "_add", lambda graph, site, part: None)
+    with pytest.raises(VerifyError, match=r"dead-channels: 'relu\.1:0' differs by"):
+        DeadChannels()(reader(3, 1, 1, (0, 0, 0, 0), True, (1, 4)))
