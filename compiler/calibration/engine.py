@@ -17,6 +17,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.onnx_out import to_onnx
 
 _QUIET = 3
+ort.set_default_logger_severity(_QUIET)
 
 
 class Engine:
