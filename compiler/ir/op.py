@@ -161,6 +161,9 @@ class Op(abc.ABC):
     reinterprets: ClassVar[bool] = False
     """Whether the first result is the first operand's row-major data under another shape (no kernel needed)."""
 
+    onnx_infers: ClassVar[bool] = True
+    """False where ONNX's shape inference is known to err and `infer` alone decides."""
+
     registry: ClassVar[dict[str, Op]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -16,6 +16,8 @@ DISAGREEMENTS: dict[str, str] = {
 }
 NOT_INFERRED: dict[str, str] = {
     "GroupNormalization-two-groups": "ONNX has no inference for GroupNormalization",
+    "AveragePool-ceil-window-on-pad": "ONNX counts a window that starts in the end pad",
+    "MaxPool-ceil-window-on-pad": "ONNX counts a window that starts in the end pad",
 }
 CASES: list[OpCase] = []
 
@@ -306,6 +308,16 @@ CASES += [
         [normal(1, 2, 5, 5)],
         {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
         flops=2 * 9 * 9,
+    ),
+    *(
+        OpCase(
+            name,
+            "ceil-window-on-pad",
+            [normal(1, 3, 2, 2)],
+            {"kernel_shape": [3, 3], "strides": [3, 3], "pads": [1, 1, 1, 1], "ceil_mode": 1},
+            flops=3 * 9,
+        )
+        for name in ("MaxPool", "AveragePool")
     ),
     OpCase("MaxPool", "1d", [normal(1, 2, 7)], {"kernel_shape": [3]}, flops=2 * 5 * 3),
     OpCase("MaxPool", "3d", [normal(1, 2, 4, 4, 4)], {"kernel_shape": [2, 3, 2]}, flops=2 * 18 * 12),

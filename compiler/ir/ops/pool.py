@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from compiler.ir.graph import Attrs, Operands, Site
+from compiler.errors import VerifyError
+from compiler.ir.graph import Attrs, Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Op, Tensor, Tie, identity, mixed
 from compiler.ir.ops.elementwise import limits, required
 from compiler.ir.ops.windows import Windows, spatial_attrs
-from compiler.ir.types import DType
+from compiler.ir.types import DType, TensorType
 
 
 def channel_ties(site: Site) -> Iterator[Tie]:
@@ -24,12 +25,35 @@ def channel_ties(site: Site) -> Iterator[Tie]:
 class Pool(Op):
     """x [N, C, ...] -> [N, C, ...], one element per window."""
 
+    onnx_infers = False
+
     cost = 1
     """Scalar operations per element of a window (docs/cost.md)."""
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
         full = spatial_attrs(attrs, operands[0].shape[2:], attrs["kernel_shape"])
         return {"ceil_mode": 0, **full}
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        """The last window starts inside the input or its begin pad, which ONNX's inference forgets (ceil_mode)."""
+        x, attrs, outputs = operands[0], node.attrs, []
+        half = x.rank - 2
+        for size, kernel, stride, dilation, low, high in zip(
+            x.shape[2:],
+            attrs["kernel_shape"],
+            attrs["strides"],
+            attrs["dilations"],
+            attrs["pads"][:half],
+            attrs["pads"][half:],
+            strict=True,
+        ):
+            room = size + low + high - (kernel - 1) * dilation - 1
+            windows = (-(-room // stride) if attrs["ceil_mode"] else room // stride) + 1
+            outputs.append(windows - 1 if (windows - 1) * stride >= size + low else windows)
+        if min(outputs, default=1) < 1:
+            raise VerifyError(f"{self.name} '{node.ref}': a window is larger than the padded input {x.type}")
+        shape = (*x.shape[:2], *outputs)
+        return (TensorType(x.dtype, shape), TensorType(DType.INT64, shape))[:count]
 
     def flops(self, site: Site) -> int:
         return self.cost * site.results[0].size * math.prod(site.ints("kernel_shape"))
@@ -171,10 +195,14 @@ class AveragePool(Pool):
 
 
 def power(emit: Emitter, value: Expr, p: int) -> Expr:
-    """|value| ** p; p 1 and 2 without a call of pow."""
-    if p == 1:
-        return emit.call("abs", value)
-    return value * value if p == 2 else emit.call("pow", emit.call("abs", value), p)
+    """|value| ** p for a positive integer p, by multiplication."""
+    if p == 2:
+        return value * value
+    base = emit.call("abs", value)
+    total = base
+    for _ in range(p - 1):
+        total = total * base
+    return total
 
 
 def root(emit: Emitter, value: Expr, p: int, dtype: DType) -> Expr:
