@@ -259,36 +259,35 @@ def close_calls(graph: Graph, feeds: Arrays) -> dict[str, np.ndarray]:
             source = _decision(graph, ref)
             if source is not None:
                 sources[label] = (ref, *source)
-    values = evaluate(graph, feeds, keep=[scores.name for _, scores, _ in sources.values()]) if sources else {}
+    values = evaluate(graph, feeds, keep=[source[1].name for source in sources.values()]) if sources else {}
     found = {}
-    for label, (ref, scores, axis) in sources.items():
-        ties = _near_ties(values[scores.name], axis)
+    for label, (ref, scores, axis, sign) in sources.items():
+        ties = _near_ties(sign * values[scores.name].astype(np.float64), axis)
         shape = graph.value(ref).shape
         if ties.size == graph.value(ref).size:
             found[label] = ties.reshape(shape)
     return found
 
 
-def _decision(graph: Graph, ref: ValueRef) -> tuple[ValueRef, int] | None:
-    """(scores, axis) of the ArgMax or ArgMin that an output repeats."""
+def _decision(graph: Graph, ref: ValueRef) -> tuple[ValueRef, int, int] | None:
+    """(scores, axis, sign) of the ArgMax (sign 1) or ArgMin (-1) that an output repeats."""
     node = graph.producer(ref)
     while node is not None and node.op.name in _KEEPS_VALUES:
         ref = graph.operands(node)[0].ref
         node = graph.producer(ref)
     if node is None or node.op.name not in ("ArgMax", "ArgMin"):
         return None
-    return graph.operands(node)[0].ref, int(node.attrs["axis"])
+    return graph.operands(node)[0].ref, int(node.attrs["axis"]), 1 if node.op.name == "ArgMax" else -1
 
 
 def _near_ties(scores: np.ndarray, axis: int) -> np.ndarray:
-    ordered = np.sort(scores.astype(np.float64), axis=axis)
-    scale = max(float(np.abs(ordered).max()), SCALE_FLOOR)
+    """Where the two largest scores along an axis differ by at most MARGIN of the largest magnitude."""
+    ordered = np.sort(scores, axis=axis)
     size = ordered.shape[axis]
     if size < 2:
         return np.zeros(ordered.take(0, axis).shape, bool)
-    top = ordered.take(size - 1, axis) - ordered.take(size - 2, axis)
-    low = ordered.take(1, axis) - ordered.take(0, axis)
-    return np.asarray(np.minimum(top, low) <= MARGIN * scale)
+    margin = ordered.take(size - 1, axis) - ordered.take(size - 2, axis)
+    return np.asarray(margin <= MARGIN * max(float(np.abs(scores).max()), SCALE_FLOOR))
 
 
 # ---------------------------------------------------------------------- bundles

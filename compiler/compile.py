@@ -43,17 +43,14 @@ class Built:
     target: Target
     library: Library
     bundle: Bundle
+    library_bytes: int | None
+    """Size of the shared library; None where it is not linked."""
     selftest: SelftestResult | None
 
     @property
     def workspace(self) -> dict[frozenset[str], int]:
         """Planned peak in bytes of every listed subset."""
         return workspace_of(self.library)
-
-    @property
-    def library_bytes(self) -> int | None:
-        """Size of the shared library; None where it is not linked."""
-        return self.bundle.library.stat().st_size if self.bundle.linked else None
 
 
 @dataclass(frozen=True)
@@ -266,7 +263,8 @@ def _build(job: _Job, target: Target, folder: Path, *, selftest: bool, say: Say 
         say(f"{target.name}: self-test")
         test = run_selftest(bundle, target, quick=not target.native)
         say(f"{target.name}: self-test {test.status}{', ' * bool(test.reason)}{test.reason}")
-    return Built(target, library, bundle, test)
+    size = bundle.library.stat().st_size if bundle.linked else None
+    return Built(target, library, bundle, size, test)
 
 
 # ---------------------------------------------------------------------- measuring and judging
