@@ -80,6 +80,11 @@ def with_bias(values: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return values if bias is None else values + bias.reshape(-1, *(1,) * (values.ndim - 2))
 
 
+def taps_first(kernel: np.ndarray) -> np.ndarray:
+    """[groups, rows, columns, taps] as one contiguous matrix per tap and group: numpy's fast product needs that."""
+    return np.ascontiguousarray(np.moveaxis(kernel, -1, 0))
+
+
 class Conv(Convolving):
     """N-dimensional convolution: x [N, C, ...], weight [O, C / group, ...], optional bias [O]."""
 
@@ -96,10 +101,10 @@ class Conv(Convolving):
         assert x is not None and weight is not None
         group, y = site.int("group"), site.results[0]
         _, columns, rows = self.channels(site)
-        kernel = weight.reshape(group, rows, columns, -1)
+        kernel = taps_first(weight.reshape(group, rows, columns, -1))
         total = np.zeros((y.shape[0], group, rows, math.prod(y.shape[2:])), x.dtype)
         for tap, view in enumerate(Windows.of(site).views(x, 0)):
-            total += np.matmul(kernel[..., tap], view.reshape(view.shape[0], group, columns, -1))
+            total += np.matmul(kernel[tap], view.reshape(view.shape[0], group, columns, -1))
         return (with_bias(total.reshape(y.shape), bias[0] if bias else None),)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -152,10 +157,10 @@ class ConvTranspose(Convolving):
         half = len(strides)
         full = [size + pads[i] + pads[half + i] for i, size in enumerate(y.shape[2:])]
         total = np.zeros((n, group * rows, *full), x.dtype)
-        kernel = weight.reshape(group, columns, rows, -1).swapaxes(1, 2)
+        kernel = taps_first(weight.reshape(group, columns, rows, -1).swapaxes(1, 2))
         columned = x.reshape(n, group, columns, -1)
         for number, tap in enumerate(itertools.product(*map(range, weight.shape[2:]))):
-            part = np.matmul(kernel[..., number], columned)
+            part = np.matmul(kernel[number], columned)
             begins = [t * d for t, d in zip(tap, dilations, strict=True)]
             ends = zip(begins, x.shape[2:], strides, strict=True)
             where: tuple[Any, ...] = (..., *(slice(b, b + (size - 1) * s + 1, s) for b, size, s in ends))
