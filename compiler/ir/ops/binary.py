@@ -65,12 +65,21 @@ class Mod(Broadcast):
 
     name = "Mod"
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        a, b = arrays[:2]
+        assert a is not None and b is not None
+        return (np.asarray(np.fmod(a, b) if site.int("fmod") else np.mod(a, b), a.dtype),)
+
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype, (a, b) = site.results[0].dtype, x
-        if dtype.is_float:
-            return emit.call("fmod", a, b)
-        rest = a - truncated_quotient(emit, dtype, a, b) * b
-        if site.int("fmod"):
+        if dtype is DType.FLOAT16:
+            wide = DType.FLOAT32
+            return emit.cast(self._rest(emit, site, wide, emit.cast(a, wide), emit.cast(b, wide)), dtype)
+        return self._rest(emit, site, dtype, a, b)
+
+    def _rest(self, emit: Emitter, site: Site, dtype: DType, a: Expr, b: Expr) -> Expr:
+        rest = emit.call("fmod", a, b) if dtype.is_float else a - truncated_quotient(emit, dtype, a, b) * b
+        if site.int("fmod") or dtype.numpy.kind == "u":
             return rest
         zero = emit.const(0, dtype)
         differ = emit.call("and", rest != zero, emit.call("xor", rest < zero, b < zero))
