@@ -113,7 +113,7 @@ class Refit:
         refusals = []
         for node in self.original.nodes():
             self._before.step(node)
-            site = self.pruned.site(node)
+            site = self.pruned.site(self.pruned.node(node.ref))
             reader = reader_of(self.pruned, site)
             if reader is not None and self._changed(reader.x.ref) and not self._fit(reader):
                 where = f"{node.op.name} '{node.ref}'"
@@ -176,7 +176,7 @@ class Refit:
 
     def _statistics(self, node: Node) -> None:
         """Shift and scale the moments of a BatchNormalization by what its input's moments changed."""
-        site = self.pruned.site(node)
+        site = self.pruned.site(self.pruned.node(node.ref))
         mean, var = site.operands[3], site.operands[4]
         if any(v.data is None or len(self.pruned.uses(v.ref)) > 1 for v in (mean, var)):
             return

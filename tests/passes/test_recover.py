@@ -1,0 +1,201 @@
+"""Least-squares recovery: the algebra, and that held-out error falls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.networks import NETWORKS
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.ir.op import Kept
+from compiler.ir.reference import evaluate
+from compiler.ir.types import DType, ValueRef
+from compiler.passes.base import Resources
+from compiler.passes.prune import fit, recover
+from compiler.passes.prune.channels import PruneChannels
+from compiler.passes.prune.fit import gram, reader_of, ridge, sample
+from compiler.passes.prune.recover import Moments, refit
+from tests.graphs import Builder
+
+
+def inputs(graph: Graph, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Correlated channels, as in real activations."""
+    rng = np.random.default_rng(seed)
+    (value,) = graph.inputs
+    axis = 1 if value.rank == 4 else value.rank - 1
+    mix = np.random.default_rng(99).standard_normal((value.shape[axis],) * 2)
+    found = []
+    for _ in range(count):
+        raw = rng.standard_normal(value.shape)
+        found.append({value.ref.name: np.moveaxis(np.moveaxis(raw, axis, -1) @ mix, -1, axis).astype(np.float32)})
+    return found
+
+
+def error(original: Graph, other: Graph, feeds: list[dict[str, np.ndarray]]) -> float:
+    total = power = 0.0
+    for feed in feeds:
+        for name, y in evaluate(original, feed).items():
+            total += float(np.sum((evaluate(other, feed)[name] - y) ** 2))
+            power += float(np.sum(y**2))
+    return total / power
+
+
+def small() -> Graph:
+    b = Builder(seed=4)
+    h = b.apply("Relu", b.conv(b.input("x", 1, 3, 8, 8), 12, 3, pads=(1, 1, 1, 1)))
+    h = b.apply("Relu", b.conv(h, 12, 3, strides=(2, 2), pads=(1, 1, 1, 1)))
+    b.task("t", b.apply("Gemm", b.apply("Flatten", h), b.weight(12 * 16, 5), b.weight(5)))
+    return b.done()
+
+
+def normalised() -> Graph:
+    """Batch normalisation behind one convolution (takes up its offset) and before another (statistics)."""
+    b = Builder(seed=4)
+
+    def norm(x: ValueRef, channels: int) -> ValueRef:
+        parts = (b.const(b.rng.uniform(0.5, 1.5, channels).astype(np.float32)) for _ in range(4))
+        return b.apply("BatchNormalization", x, *parts)  # type: ignore[no-any-return]
+
+    h = b.apply("Relu", b.conv(b.input("x", 1, 3, 8, 8), 12, 3, pads=(1, 1, 1, 1)))
+    h = norm(b.conv(h, 12, 3, bias=False, pads=(1, 1, 1, 1)), 12)
+    h = norm(b.apply("Concat", b.apply("Relu", h), b.conv(h, 6, 1), axis=1), 18)
+    b.task("t", b.conv(b.apply("Relu", h), 5, 3))
+    return b.done()
+
+
+@pytest.mark.parametrize("name", ["normalised", "mobilenet-v2", "shufflenet", "transformer"])
+def test_held_out_error_falls_on_every_kind_of_network(name: str) -> None:
+    graph = normalised() if name == "normalised" else load(NETWORKS[name]())
+    data, unseen = inputs(graph, 16), inputs(graph, 2, seed=1)
+    use = Resources(calibration=lambda: iter(data))
+    options = {"flops": 0.8, "score": "l2"}
+    plain = PruneChannels(**options)(graph, use)  # type: ignore[arg-type]
+    fitted = PruneChannels(**options, recover="least-squares")(graph, use)  # type: ignore[arg-type]
+    assert error(graph, fitted, unseen) < error(graph, plain, unseen)
+
+
+def test_nothing_pruned_changes_nothing() -> None:
+    graph = small()
+    work = graph.copy()
+    assert refit(graph, work, Kept(), inputs(graph, 8)) == []
+    for value in graph.parameters():
+        np.testing.assert_array_equal(work.value(value.ref).constant, value.constant)
+
+
+def test_large_ridge_returns_the_old_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((1, 50, 6)), rng.standard_normal((1, 50, 3))
+    old = rng.standard_normal((1, 6, 3))
+    moments = Moments()
+    moments.add(x, y)
+    assert np.abs(moments.solve(old, True)[0] - old).max() > 0.1
+    monkeypatch.setattr(fit, "RIDGE", 1e12)
+    np.testing.assert_allclose(moments.solve(old, True)[0], old, atol=1e-9)
+
+
+def test_solution_is_the_ridge_minimum() -> None:
+    """Against the normal equations of the augmented problem, bias unpenalised."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((1, 80, 5)) + 0.5, rng.standard_normal((1, 80, 2))
+    old = rng.standard_normal((1, 5, 2))
+    moments = Moments()
+    moments.add(x, y)
+    new, offset = moments.solve(old, True)
+    centred = x - x.mean(axis=1, keepdims=True)
+    lam = ridge(np.swapaxes(centred, 1, 2) @ centred / 80)[0, 0, 0]
+    ones = np.concatenate([x[0], np.ones((80, 1))], axis=1)
+    penalty = np.diag([lam * 80] * 5 + [0.0])
+    right = ones.T @ y[0] + penalty @ np.vstack([old[0], np.zeros((1, 2))])
+    expected = np.linalg.solve(ones.T @ ones + penalty, right)
+    np.testing.assert_allclose(np.vstack([new[0], offset]), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("group", "k", "stride", "dilation", "pads"),
+    [
+        (1, 3, 1, 1, (1, 1, 1, 1)),
+        (1, 3, 2, 2, (0, 1, 2, 1)),
+        (2, 3, 1, 1, (1, 0, 0, 1)),
+        (4, 1, 2, 1, (0, 0, 0, 0)),
+    ],
+)
+def test_patches_times_matrix_is_the_convolution(
+    group: int, k: int, stride: int, dilation: int, pads: tuple[int, ...]
+) -> None:
+    b = Builder(seed=2)
+    x = b.input("x", 1, 4, 9, 7)
+    y = b.conv(x, 8, k, group=group, strides=(stride,) * 2, dilations=(dilation,) * 2, pads=pads)
+    b.task("t", y)
+    graph = b.done()
+    (site,) = graph.sites()
+    reader = reader_of(graph, site)
+    assert reader is not None
+    feeds = inputs(graph, 1)[0]
+    at = sample(reader, 3)
+    matrix = reader.matrix(reader.weight.constant)
+    found = reader.patches(feeds["x"], at) @ matrix + site.operands[2].constant.reshape(group, 1, -1)
+    expected = reader.targets(evaluate(graph, feeds)[y.name], at)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(reader.restore(matrix).astype(np.float32), reader.weight.constant)
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_patches_times_matrix_is_the_product(flip: int) -> None:
+    b = Builder(seed=2)
+    x = b.input("x", 3, 6)
+    b.task("t", b.apply("Gemm", x, b.weight(4, 6) if flip else b.weight(6, 4), b.weight(4), transB=flip))
+    graph = b.done()
+    (site,) = graph.sites()
+    reader = reader_of(graph, site)
+    assert reader is not None
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)}
+    at = np.arange(3)
+    found = reader.patches(feeds["x"], at) @ reader.matrix(reader.weight.constant) + site.operands[2].constant
+    (expected,) = evaluate(graph, feeds).values()
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+def test_obs_is_delete_and_refit() -> None:
+    """The score of a channel is the rise of the ridge objective when it is deleted and the rest fitted anew."""
+    b = Builder(seed=2)
+    x = b.input("x", 1, 4, 6, 6)
+    b.task("t", b.conv(x, 3, 3, bias=False, pads=(1, 1, 1, 1)))
+    graph = b.done()
+    feeds = inputs(graph, 40)
+    (site,) = graph.sites()
+    reader = reader_of(graph, site)
+    assert reader is not None
+    moments = gram(reader, (f["x"] for f in feeds))
+    worth = next(iter(fit.Readers(graph, feeds).contributions(True).values()))
+    g = (moments + ridge(moments))[0]
+    matrix = reader.matrix(reader.weight.constant)[0]
+    for channel in range(4):
+        gone = np.arange(channel * 9, channel * 9 + 9)
+        rest = np.setdiff1d(np.arange(36), gone)
+        change = np.zeros_like(matrix)
+        change[gone] = -matrix[gone]
+        change[rest] = -np.linalg.solve(g[np.ix_(rest, rest)], g[np.ix_(rest, gone)] @ change[gone])
+        expected = np.sum(change * (g @ change)) / np.sum(matrix * (moments[0] @ matrix))
+        assert worth[channel] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_fit_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = small()
+    data = inputs(graph, 16)
+    use = Resources(calibration=lambda: iter(data))
+    plain = PruneChannels(flops=0.6, score="l2")(graph, use)
+    errors = iter([0.1, 0.2])
+    monkeypatch.setattr(recover, "_output_error", lambda *args: next(errors))
+    outcome = PruneChannels(flops=0.6, score="l2", recover="least-squares").run(graph, use)
+    assert any("would rise from 0.1 to 0.2; the old weights stay" in str(r) for r in outcome.refusals)
+    for value in plain.parameters():
+        np.testing.assert_array_equal(outcome.graph.value(value.ref).constant, value.constant)
+
+
+def test_types_stay_float32() -> None:
+    graph = small()
+    data = inputs(graph, 12)
+    after = PruneChannels(flops=0.6, recover="least-squares")(graph, Resources(calibration=lambda: iter(data)))
+    assert {v.dtype for v in after.parameters()} == {DType.FLOAT32}
+    assert after.value(ValueRef("gemm:0")).shape == (1, 5)
