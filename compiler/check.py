@@ -24,11 +24,11 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
 from compiler.compile import write_library
 from compiler.errors import BundleError, CompilerError, ConfigError
-from compiler.evaluate import bundle_runner
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
+from compiler.measure import bundle_runner
 from compiler.passes.base import Pass
 from compiler.pipeline import Pipeline
 from compiler.release import Say, silent

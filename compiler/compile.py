@@ -23,11 +23,11 @@ from compiler.codegen.target import Target, find_target
 from compiler.config import Config
 from compiler.cost.combine import CostReport
 from compiler.errors import GateError, LoweringError, TargetError
-from compiler.evaluate import evaluate_release
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.reference import evaluate, random_feeds
+from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.release import Release, Say, calibration_of, load_release, silent, transform
 from compiler.report import combination_rows, layer_rows, summary, to_csv, to_json

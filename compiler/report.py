@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from compiler.calibration.evaluation import TaskEvaluation
 from compiler.cost.combine import CostReport, Row
@@ -71,10 +71,9 @@ def layer_rows(graph: Graph) -> list[dict[str, object]]:
     return rows
 
 
-def summary(costs: CostReport, stages: Iterable[tuple[str, CostReport]] = ()) -> list[dict[str, object]]:
-    """FLOPs, MACs and parameters of all tasks together: separate models first, then each stage."""
+def summary(costs: CostReport) -> list[dict[str, object]]:
+    """Costs of all tasks together: the separate models, where they are known, and what is compiled."""
     rows = [_stage("separate", costs.separate[-1])] if costs.separate else []
-    rows += [_stage(name, report.combinations[-1]) for name, report in stages]
     return [*rows, _stage("compiled", costs.combinations[-1])]
 
 

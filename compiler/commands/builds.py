@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -11,19 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from compiler.bench import bench as bench_bundle
 from compiler.calibration.data import load_arrays
 from compiler.calibration.evaluation import Measured, TaskEvaluation
 from compiler.check import Verification, verify_bundle, verify_model
+from compiler.codegen.emulate import run_bench
+from compiler.codegen.remote import bench_remote
 from compiler.codegen.runtime import Network, open_bundle
+from compiler.codegen.target import find_target
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, targets_in
 from compiler.commands.common import config_of, cost_grid, output_file, ranges_of, shapes_of, tasks_of
 from compiler.compile import Compiled, FailedGates, build, compile_release
 from compiler.errors import ConfigError
-from compiler.evaluate import evaluate_release
 from compiler.gates import GateResult, check_tasks
 from compiler.ir.onnx_out import save
+from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.release import Say, load_release, transform
 from compiler.report import summary
@@ -285,7 +288,12 @@ def bench(args: Namespace, say: Say) -> Result:
     """Measured time per combination, beside the workspace."""
     bundle = chosen(Path(args.path), args.target)
     say(f"time {bundle.target}{f' on {args.ssh}' if args.ssh else ''}")
-    found = bench_bundle(bundle, ssh=args.ssh, seconds=args.seconds)
+    target = find_target(bundle.target)
+    if args.ssh:
+        text = bench_remote(bundle, target, args.ssh, seconds=args.seconds)
+    else:
+        text = run_bench(bundle, target, seconds=args.seconds)
+    found = json.loads(text)
     flops = {"+".join(r["tasks"]): r.get("flops") for r in bundle.manifest["subsets"]}
     rows: list[tuple[Cell, ...]] = []
     for row in found["subsets"]:

@@ -1,0 +1,140 @@
+"""Imports point down the table only, and guarded libraries stay in their files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+import pytest
+
+from tests.shared import ROOT
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("compiler.__main__",),
+    ("compiler.cli",),
+    ("compiler.commands.builds", "compiler.commands.graphs", "compiler.commands.lists"),
+    ("compiler.commands.common", "compiler.commands.bundles", "compiler.tables"),
+    ("compiler.commands", "compiler.check"),
+    ("compiler.compile",),
+    ("compiler.measure", "compiler.staging"),
+    ("compiler.release",),
+    ("compiler.gates", "compiler.report"),
+    ("compiler.config", "compiler.pipeline"),
+    ("compiler.passes", "compiler.passes.*", "compiler.codegen", "compiler.codegen.*"),
+    ("compiler.calibration", "compiler.calibration.*", "compiler.cost", "compiler.cost.*"),
+    ("compiler.ir.onnx_out", "compiler.ir.union"),
+    ("compiler.ir.onnx_in", "compiler.ir.adapters"),
+    ("compiler.ir.lift",),
+    ("compiler.ir.verify", "compiler.ir.reference", "compiler.ir.convert", "compiler.ir.folding"),
+    ("compiler.ir.onnx_nodes", "compiler.ir.ties", "compiler.ir.text", "compiler.ir.safety"),
+    ("compiler.ir.ops", "compiler.ir.ops.*"),
+    ("compiler.ir.op",),
+    ("compiler.ir.graph",),
+    ("compiler.ir.types",),
+    (
+        "compiler.ir.encoding",
+        "compiler.machine",
+        "compiler.errors",
+        "compiler.toml_table",
+        "compiler.ir",
+        "compiler",
+    ),
+)
+"""From the top. A module may import modules of lower rows only; see SAME_ROW for packages that are one row."""
+
+SAME_ROW = ("compiler.passes", "compiler.codegen", "compiler.calibration", "compiler.cost", "compiler.ir.ops")
+"""Packages whose modules may import each other; passes and codegen do not know each other."""
+
+EXCEPTIONS = {
+    ("compiler.ir.graph", "compiler.ir.op"): "annotation of Node.op; an operator looks at graphs, not the reverse",
+    ("compiler.cli", "compiler.commands"): "annotation of what a command returns",
+}
+
+GUARDED = {
+    "tvm": ("compiler.codegen.fallback", "compiler.codegen.lower", "compiler.codegen.templates.*"),
+    "tvm_ffi": ("compiler.codegen.fallback", "compiler.codegen.kernels", "compiler.codegen.lower"),
+    "torch": (),
+    "onnxruntime": ("compiler.calibration.engine",),
+    "networkx": ("compiler.ir.graph",),
+    "onnx_graphsurgeon": ("compiler.ir.onnx_in",),
+    "rich": ("compiler.tables",),
+}
+
+FILES = sorted((ROOT / "compiler").rglob("*.py"))
+
+
+def module_of(path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {module_of(p) for p in FILES}
+
+
+def level(module: str) -> int:
+    exact = [i for i, row in enumerate(LAYERS) if module in row]
+    found = exact or [i for i, row in enumerate(LAYERS) if any(fnmatchcase(module, entry) for entry in row)]
+    assert len(found) == 1, f"{module} has {len(found)} places in the table of layers"
+    return found[0]
+
+
+def imports(path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, inside functions and TYPE_CHECKING blocks too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if inner in MODULES else str(node.module)
+
+
+def package(module: str) -> str:
+    return next((p for p in SAME_ROW if module == p or module.startswith(p + ".")), module)
+
+
+def problems(path) -> Iterator[str]:
+    module = module_of(path)
+    for line, name in imports(path):
+        if not (name == "compiler" or name.startswith("compiler.")) or name == module:
+            continue
+        if (module, name) in EXCEPTIONS or (package(module) == package(name) in SAME_ROW):
+            continue
+        if level(name) <= level(module):
+            yield f"{path.name}:{line} imports {name}; level {level(module) + 1} imports lower levels only"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_down(path):
+    assert list(problems(path)) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_guarded_libraries_stay_in_their_files(path):
+    module = module_of(path)
+    for line, name in imports(path):
+        allowed = GUARDED.get(name.partition(".")[0])
+        if allowed is not None:
+            assert any(fnmatchcase(module, a) for a in allowed), f"{path.name}:{line} imports {name}"
+
+
+def test_every_exception_is_needed():
+    used = {(module_of(p), name) for p in FILES for _, name in imports(p)}
+    assert set(EXCEPTIONS) <= used
+
+
+def test_nothing_outside_tests_imports_tests():
+    for path in FILES:
+        assert not any(name.partition(".")[0] in ("tests", "benchmarks", "models") for _, name in imports(path))
+
+
+def test_a_wrong_import_is_noticed(tmp_path, monkeypatch):
+    folder = tmp_path / "compiler" / "ir"
+    folder.mkdir(parents=True)
+    (folder / "ties.py").write_text("def f():\n    from compiler.cost import count\n")
+    monkeypatch.setattr("tests.test_layering.ROOT", tmp_path)
+    assert list(problems(folder / "ties.py")) == [
+        "ties.py:2 imports compiler.cost.count; level 17 imports lower levels only"
+    ]
