@@ -33,8 +33,11 @@ from compiler.ir.onnx_nodes import (
     schema,
 )
 from compiler.ir.op import OPSET, Emitter, Op, Tensor, Tie
-from compiler.ir.safety import Limits
+from compiler.ir.safety import Limits, check_size, shown
 from compiler.ir.types import DType, NodeRef, TensorType, ValueRef
+
+ARITHMETIC = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What an operator's shape arithmetic and evaluation run into where ONNX's inference let a contradiction pass."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class Problems:
 
     refused: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    causes: list[Exception] = field(default_factory=list)
 
     def refuse(self, app: Application, reason: str) -> None:
         """Note that `app` cannot be compiled, and why."""
@@ -168,21 +172,31 @@ class Lift:
             self._node(node, frame)
 
     def _node(self, node: onnx.NodeProto, frame: _Frame) -> None:
-        app = self._renamed(decode(node, frame.version, frame.attrs), frame)
-        self._here = app.label
+        app = decode(node, frame.version, frame.attrs)
         try:
+            app = self._renamed(app, frame)
+            self._here = app.label
             self._dispatch(app, frame)
+            missing = [o for o in app.outputs if o and o not in self.values]
+            if missing:
+                raise BrokenNode(f"does not make '{missing[0]}'")
         except _Unreached:
             self._refuse_if_unknown(app)
         except (UnsupportedNode, UnsupportedModelError) as error:
             self.problems.refuse(app, str(error))
         except (BrokenNode, VerifyError) as error:
             self.problems.broken.append(f"{app.op} '{app.label}': {error}")
+        except ARITHMETIC as error:
+            self.problems.broken.append(f"{app.op} '{app.label}': {type(error).__name__}: {error}")
+            self.problems.causes.append(error)
         for output in app.outputs:
             self.values.setdefault(output, None)
 
     def _renamed(self, app: Application, frame: _Frame) -> Application:
         """The application with the names of the whole walk instead of those of its frame."""
+        undefined = [i for i in app.inputs if i and i not in frame.names]
+        if undefined:
+            raise BrokenNode(f"reads '{undefined[0]}', which does not exist")
         inputs = tuple(frame.names[i] if i else "" for i in app.inputs)
         for output in app.outputs:
             if output and output not in frame.names:
@@ -261,7 +275,7 @@ class Lift:
         node = Node(NodeRef(app.label), op, attrs, absent)
         types = op.infer(node, read, len(app.outputs))
         for i, (mine, theirs) in enumerate(zip(types, expected, strict=True)):
-            if theirs is not None and mine != theirs:
+            if theirs is not None and mine != theirs and op.onnx_infers:
                 raise BrokenNode(f"result {i} is {theirs} by ONNX's inference, {mine} by ours")
         self._emit(app, node, read, types)
 
@@ -282,11 +296,7 @@ class Lift:
         self.graph.add_node(name, node.op, node.attrs, sources, [r.ref for r in results], origin)
 
     def _bounded(self, name: str, type_: TensorType) -> TensorType:
-        if type_.bytes > self._limits.tensor_bytes:
-            raise UnsafeInputError(
-                f"tensor '{name}' would take {type_.bytes:,} bytes ({type_}); the limit is "
-                f"{self._limits.tensor_bytes:,}"
-            )
+        check_size(f"tensor {shown(name)}", type_, self._limits)
         return type_
 
     def _folded_unlisted(self, app: Application, operands: Sequence[Value | None]) -> bool:

@@ -13,10 +13,10 @@ from onnx import checker, defs
 
 from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, VerifyError
 from compiler.ir.graph import Graph, Value
-from compiler.ir.lift import Lift, Problems
+from compiler.ir.lift import ARITHMETIC, Lift, Problems
 from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
 from compiler.ir.op import OPSET, operator
-from compiler.ir.safety import DEFAULT_LIMITS, Limits, guard, read_model, shown
+from compiler.ir.safety import DEFAULT_LIMITS, Limits, check_size, guard, read_model, shown
 from compiler.ir.types import NodeRef, TensorType, ValueRef
 from compiler.ir.verify import verify
 
@@ -57,8 +57,8 @@ def load(
     _sweep(graph)
     try:
         verify(graph)
-    except VerifyError as error:
-        raise UnsafeInputError(f"{where}: the model contradicts itself. {error}") from None
+    except (VerifyError, *ARITHMETIC) as error:
+        raise UnsafeInputError(f"{where}: the model contradicts itself: {error}") from error
     return graph.freeze()
 
 
@@ -110,7 +110,9 @@ def _check(model: onnx.ModelProto, version: int, where: str) -> None:
 
 def _raise(problems: Problems, where: str) -> None:
     if problems.broken:
-        raise UnsafeInputError(f"{where}: the model contradicts itself:\n  " + "\n  ".join(problems.broken))
+        cause = problems.causes[0] if problems.causes else None
+        listed = "\n  ".join(problems.broken)
+        raise UnsafeInputError(f"{where}: the model contradicts itself:\n  {listed}") from cause
     if not problems.refused:
         return
     lines = [
@@ -180,10 +182,7 @@ def _input_type(info: onnx.ValueInfoProto, shape: Sequence[int] | None, limits: 
     if axes is not None and len(axes) != len(shape):
         raise ConfigError(f"input {name} has {len(axes)} axes {_axes(axes)}, {list(shape)} gives {len(shape)}")
     type_ = TensorType(dtype, tuple(int(n) for n in shape))
-    if type_.bytes > limits.tensor_bytes:
-        raise UnsafeInputError(
-            f"input {name}: {type_} takes {type_.bytes:,} bytes; at most {limits.tensor_bytes:,}"
-        )
+    check_size(f"input {name}", type_, limits)
     return type_
 
 
@@ -234,8 +233,9 @@ def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[t
 
 def _output(lift: Lift, name: str) -> ValueRef:
     """The value behind an output. Inputs and constants get an Identity: every output is made by a node."""
-    value = lift.values[name]
-    assert value is not None
+    value = lift.values.get(name)
+    if value is None:
+        raise UnsafeInputError(f"output {shown(name)} is made by no node")
     graph = lift.graph
     if value.data is None and value not in graph.inputs:
         return value.ref

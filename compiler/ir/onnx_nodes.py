@@ -175,6 +175,7 @@ def onnx_types(app: Application, operands: Sequence[Value | None]) -> list[Tenso
     """
     known = schema(app.op, app.version)
     assert known is not None
+    _check_attributes(app, operands)
     names = ["" if v is None else f"i{i}" for i, v in enumerate(operands)]
     outputs = [f"o{i}" if o else "" for i, o in enumerate(app.outputs)]
     node = Application(app.op, tuple(names), tuple(outputs), app.attrs).proto()
@@ -190,6 +191,29 @@ def onnx_types(app: Application, operands: Sequence[Value | None]) -> list[Tenso
     except checker.ValidationError as error:  # wider element types of a newer opset
         raise UnsupportedNode(str(error).strip().splitlines()[0]) from None
     return [static_type(found[o]) if o in found else None for o in outputs]
+
+
+_AXIS_END = {"Flatten": 1, "OneHot": 1, "DequantizeLinear": 2, "QuantizeLinear": 2}
+"""How far beyond the rank of the first operand an axis may point."""
+
+
+def _check_attributes(app: Application, operands: Sequence[Value | None]) -> None:
+    """Refuse what ONNX's own inference does not check: it reads or writes out of bounds at some of these."""
+    if not operands or operands[0] is None:
+        return
+    parts = app.attrs.get("num_outputs", len(app.outputs)) if app.op == "Split" else len(app.outputs)
+    sizes = operands[1] if app.op == "Split" and len(operands) > 1 else None
+    if parts != len(app.outputs) or (sizes is not None and sizes.size != len(app.outputs)):
+        raise BrokenNode(f"has {len(app.outputs)} outputs, its operands and attributes speak of another number")
+    group = app.attrs.get("group", 1)
+    if group < 1 or (group > 1 and (operands[0].rank < 2 or operands[0].shape[1] % group)):
+        raise BrokenNode(f"cannot divide {operands[0].type} into {group} groups")
+    rank, spare = operands[0].rank, _AXIS_END.get(app.op, 0)
+    for name in ("axis", "axes", "batch_axis", "time_axis", "batch_dims"):
+        given = app.attrs.get(name, ())
+        for axis in given if isinstance(given, tuple) else (given,):
+            if not -rank - spare <= axis < max(rank + spare, 1):
+                raise BrokenNode(f"attribute {name}={given} is out of range for an operand of rank {rank}")
 
 
 def _decides_shapes(data: np.ndarray) -> bool:

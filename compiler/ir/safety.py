@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
 from compiler.errors import ConfigError, UnsafeInputError
+from compiler.ir.types import TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,21 @@ class Limits:
     nesting: int = 16
     name_length: int = 4096
     rank: int = 32
+    axis: int = 1 << 24
+    """Entries along one axis of an activation."""
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def check_size(what: str, type_: TensorType, limits: Limits) -> None:
+    """UnsafeInputError where a tensor's bytes or an axis pass the limits, an empty tensor's axes included."""
+    if math.prod(max(n, 1) for n in type_.shape) * type_.dtype.bytes > limits.tensor_bytes:
+        raise UnsafeInputError(
+            f"{what} would take {type_.bytes:,} bytes ({type_}); the limit is {limits.tensor_bytes:,}"
+        )
+    if max(type_.shape, default=0) > limits.axis:
+        raise UnsafeInputError(f"{what} has {max(type_.shape):,} entries along one axis; at most {limits.axis:,}")
 
 
 def shown(name: str) -> str:

@@ -111,15 +111,22 @@ def _tie_problems(site: Site) -> Iterator[str]:
             yield f"{where(site)}: ties {unknown[0]}, which is neither its operand nor its result"
             continue
         a, b = (f"{names[x.owner]} axis {x.dim}" for x in (tie.a, tie.b))
-        used = np.unique(tie.index[tie.index >= 0])
-        top = int(used[-1]) + 1 if used.size else 0
+        used = _distinct(tie.index[tie.index >= 0])
+        top = int(tie.index.max(initial=-1)) + 1
         size_a = sizes.setdefault(tie.a, top)
         size_b = sizes.setdefault(tie.b, len(tie.index))
         if len(tie.index) != size_b:
             yield f"{where(site)}: {b} has {size_b} entries, {a} has {len(tie.index)}"
-        elif top > size_a or (_inside(site, tie) and used.size < size_a):
+        elif top > size_a or (_inside(site, tie) and used < size_a):
             # Two operands must match entirely; a result may be a slice of an operand.
             yield f"{where(site)}: {b} has {len(tie.index)} entries, {a} has {size_a}"
+
+
+def _distinct(index: np.ndarray) -> int:
+    """How many different entries there are; linear in the largest, for axes of millions."""
+    seen = np.zeros(int(index.max(initial=-1)) + 1, np.bool_)
+    seen[index] = True
+    return int(np.count_nonzero(seen))
 
 
 def _inside(site: Site, tie: Tie) -> bool:
