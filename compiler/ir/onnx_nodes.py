@@ -208,6 +208,8 @@ def _check_attributes(app: Application, operands: Sequence[Value | None]) -> Non
     group = app.attrs.get("group", 1)
     if group < 1 or (group > 1 and (operands[0].rank < 2 or operands[0].shape[1] % group)):
         raise BrokenNode(f"cannot divide {operands[0].type} into {group} groups")
+    if app.attrs.get("batch_dims", 0) < 0:
+        raise BrokenNode(f"attribute batch_dims={app.attrs['batch_dims']} is negative")
     rank, spare = operands[0].rank, _AXIS_END.get(app.op, 0)
     for name in ("axis", "axes", "batch_axis", "time_axis", "batch_dims"):
         given = app.attrs.get(name, ())

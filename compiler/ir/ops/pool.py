@@ -49,7 +49,8 @@ class Pool(Op):
         ):
             room = size + low + high - (kernel - 1) * dilation - 1
             windows = (-(-room // stride) if attrs["ceil_mode"] else room // stride) + 1
-            outputs.append(windows - 1 if (windows - 1) * stride >= size + low else windows)
+            beyond = attrs["ceil_mode"] and (windows - 1) * stride >= size + low
+            outputs.append(windows - 1 if beyond else windows)
         if min(outputs, default=1) < 1:
             raise VerifyError(f"{self.name} '{node.ref}': a window is larger than the padded input {x.type}")
         shape = (*x.shape[:2], *outputs)
