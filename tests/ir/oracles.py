@@ -50,3 +50,19 @@ def by_onnxruntime(site: Site, feeds: dict[str, np.ndarray]) -> list[np.ndarray]
 def by_onnx_reference(site: Site, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The results as the ONNX reference implementation computes them; `feeds` by input name i0, i1..."""
     return ReferenceEvaluator(one_node_model(site)).run(None, feeds)
+
+
+def assert_close(got: np.ndarray, want: np.ndarray, limit: float, where: str) -> None:
+    """Equal type, shape and values, relative to the largest finite element; NaN and infinity at the same places."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{where}: shape {got.shape}, expected {want.shape}"
+    assert got.dtype == want.dtype, f"{where}: type {got.dtype}, expected {want.dtype}"
+    if got.dtype.kind != "f":
+        assert np.array_equal(got, want), f"{where}: {got}, expected {want}"
+        return
+    finite = np.isfinite(want)
+    assert np.array_equal(np.isfinite(got), finite), f"{where}: not finite at other places"
+    assert np.array_equal(got[~finite], want[~finite], equal_nan=True), f"{where}: other infinities"
+    scale = max(float(np.abs(want[finite]).max(initial=0)), 1e-30)
+    worst = float(np.abs(got[finite].astype(np.float64) - want[finite]).max(initial=0)) / scale
+    assert worst <= limit, f"{where}: differs by {worst:.1e} of scale (limit {limit:.0e})"

@@ -13,7 +13,8 @@ import numpy as np
 from compiler.ir.graph import Site
 from compiler.ir.op import Kept, Kind, Tie
 from compiler.ir.types import Axis, ValueRef
-from tests.ir.op_case import Constant, make_site
+from tests.ir.op_case import Constant, OpCase, make_site
+from tests.ir.oracles import assert_close
 
 Removed = dict[Axis, set[int]]
 
@@ -123,3 +124,44 @@ def smaller_site(site: Site, arrays: list[np.ndarray | None], kept: Kept) -> tup
         operands.append(Constant(data) if value.data is not None else data)
     small = make_site(site.node.op.name, operands, rebuilt.attrs, len(site.results))
     return small, [o.array if isinstance(o, Constant) else o for o in operands]
+
+
+def axis_names(axes: Iterable[Axis]) -> set[str]:
+    """Names of the real axes among `axes`, as cases write them."""
+    return {f"{a.owner}.{a.dim}" for a in axes if isinstance(a.owner, ValueRef)}
+
+
+def check_axes(case: OpCase, site: Site) -> None:
+    """The axes that can shrink and those that mix are the ones the case lists."""
+    if case.free is not None:
+        assert axis_names(a for closures in removable(site).values() for r in closures for a in r) == set(
+            case.free.split()
+        )
+    if case.mixed is not None:
+        found = axis_names(a for t in site.node.op.ties(site) if t.kind is Kind.MIXED for a in (t.a, t.b))
+        assert found == set(case.mixed.split())
+
+
+def check_removal(site: Site, arrays: list[np.ndarray | None], every: bool = False) -> None:
+    """From every axis that can shrink, one closure (or `every`) is deleted; the rest equals the masked original."""
+    op, rng = site.node.op, np.random.default_rng(3)
+    for axis, closures in removable(site).items():
+        for removed in closures if every else [closures[rng.integers(len(closures))]]:
+            kept = kept_of(site, removed)
+            whole = op.evaluate(site, masked(site, arrays, removed))
+            small, operands = smaller_site(site, arrays, kept)
+            for got, want, value in zip(op.evaluate(small, operands), whole, site.results, strict=True):
+                where = f"{op.name} without {axis}: {value.ref}"
+                assert_close(got, slice_array(want, value.ref, kept), 1e-5, where)
+
+
+def masked(site: Site, arrays: list[np.ndarray | None], removed: Removed) -> list[np.ndarray | None]:
+    """The operands with zeros for the removed entries; integer constants (shapes, positions) stay."""
+    found: list[np.ndarray | None] = []
+    for i, array in enumerate(arrays):
+        value = site.operands.optional(i)
+        if value is None or array is None or (value.data is not None and value.dtype.is_integer):
+            found.append(array)
+        else:
+            found.append(zeroed(array, value.ref, removed))
+    return found

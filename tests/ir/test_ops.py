@@ -12,12 +12,12 @@ import pytest
 
 from compiler.errors import CompilerError, VerifyError
 from compiler.ir.graph import Site
-from compiler.ir.op import Kind, Op, infer_by_onnx
-from compiler.ir.types import Axis, NodeRef
+from compiler.ir.op import Op, infer_by_onnx
+from compiler.ir.types import NodeRef
 from tests.ir import op_cases_a, op_cases_b
 from tests.ir.op_case import OpCase, site_of
-from tests.ir.oracles import by_onnx_reference, by_onnxruntime
-from tests.ir.removal import kept_of, removable, slice_array, smaller_site, zeroed
+from tests.ir.oracles import assert_close, by_onnx_reference, by_onnxruntime
+from tests.ir.removal import check_axes, check_removal
 
 CASES = [*op_cases_a.CASES, *op_cases_b.CASES]
 REFUSED = [*op_cases_a.REFUSED, *op_cases_b.REFUSED]
@@ -67,22 +67,6 @@ def expected(case: OpCase, site: Site) -> Sequence[np.ndarray]:
     return by_onnxruntime(site, feeds)
 
 
-def assert_close(got: np.ndarray, want: np.ndarray, limit: float, where: str) -> None:
-    """Equal type, shape and values, relative to the largest finite element; NaN and infinity at the same places."""
-    got, want = np.asarray(got), np.asarray(want)
-    assert got.shape == want.shape, f"{where}: shape {got.shape}, expected {want.shape}"
-    assert got.dtype == want.dtype, f"{where}: type {got.dtype}, expected {want.dtype}"
-    if got.dtype.kind != "f":
-        assert np.array_equal(got, want), f"{where}: {got}, expected {want}"
-        return
-    finite = np.isfinite(want)
-    assert np.array_equal(np.isfinite(got), finite), f"{where}: not finite at other places"
-    assert np.array_equal(got[~finite], want[~finite], equal_nan=True), f"{where}: other infinities"
-    scale = max(float(np.abs(want[finite]).max(initial=0)), 1e-30)
-    worst = float(np.abs(got[finite].astype(np.float64) - want[finite]).max(initial=0)) / scale
-    assert worst <= limit, f"{where}: differs by {worst:.1e} of scale (limit {limit:.0e})"
-
-
 # ---------------------------------------------------------------------- shapes, values, cost
 @every_case
 def test_inferred_types_are_those_of_onnx(case: OpCase):
@@ -125,10 +109,6 @@ def test_cost_is_the_formula(case: OpCase):
 
 
 # ---------------------------------------------------------------------- ties
-def axis_name(axis: Axis) -> str:
-    return f"{axis.owner}.{axis.dim}"
-
-
 @every_case
 def test_ties_fit(case: OpCase):
     site = site_of(case)
@@ -146,34 +126,13 @@ def test_ties_fit(case: OpCase):
 
 @every_case
 def test_axes_that_can_shrink_are_the_expected_ones(case: OpCase):
-    site = site_of(case)
-    if case.free is not None:
-        real = {a for closures in removable(site).values() for r in closures for a in r}
-        assert {axis_name(a) for a in real if not isinstance(a.owner, NodeRef)} == set(case.free.split())
-    mixed = {a for t in site.node.op.ties(site) if t.kind is Kind.MIXED for a in (t.a, t.b)}
-    if case.mixed is not None:
-        assert {axis_name(a) for a in mixed if not isinstance(a.owner, NodeRef)} == set(case.mixed.split())
+    check_axes(case, site_of(case))
 
 
 @every_case
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # zeroed divisors, in entries that are removed
 def test_removing_entries_equals_zeroing_them(case: OpCase):
-    site, arrays = site_of(case), case.arrays()
-    op, rng = site.node.op, np.random.default_rng(3)
-    for axis, closures in removable(site).items():
-        removed = closures[rng.integers(len(closures))]
-        kept = kept_of(site, removed)
-        masked = [
-            None
-            if v is None
-            else (arrays[i] if v.data is not None and v.dtype.is_integer else zeroed(arrays[i], v.ref, removed))
-            for i, v in ((i, site.operands.optional(i)) for i in range(len(arrays)))
-        ]
-        whole = op.evaluate(site, masked)
-        small, operands = smaller_site(site, arrays, kept)
-        for got, want, value in zip(op.evaluate(small, operands), whole, site.results, strict=True):
-            expected_part = slice_array(want, value.ref, kept)
-            assert_close(got, expected_part, 1e-5, f"{case_id(case)} without {axis_name(axis)}: {value.ref}")
+    check_removal(site_of(case), case.arrays())
 
 
 # ---------------------------------------------------------------------- lowering
