@@ -54,6 +54,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "shr": tirx.shift_right,
 }
 
+_NO_HALF = frozenset("erf asin acos atan sinh cosh asinh acosh atanh fmod".split())
+"""Functions that come from the C library, which has none for half floats."""
+
 
 class Operand:
     """A tensor of the lowering language: logical shape, read through a layout's index map."""
@@ -110,6 +113,9 @@ class TensorExpressions:
         body: Callable[..., Expr],
     ) -> Tensor:
         """See `Emitter.reduce`."""
+        if dtype is DType.FLOAT16 and kind in ("sum", "prod"):  # half floats lose what they add up
+            wide = self.reduce(shape, DType.FLOAT32, extents, kind, body)
+            return self.compute(shape, dtype, lambda *at: self.cast(wide(*at), dtype))
         if math.prod(extents) == 0:
             return self.compute(shape, dtype, lambda *at: _identity(kind, dtype))
         axes = [te.reduce_axis((0, e), name=self._name("k")) for e in extents]
@@ -155,7 +161,11 @@ class TensorExpressions:
         """See `Emitter.call`."""
         if function not in _FUNCTIONS:
             raise LoweringError(f"the lowering language has no function '{function}'")
-        return _FUNCTIONS[function](*(_expr(a) for a in arguments))
+        values = [_expr(a) for a in arguments]
+        if function in _NO_HALF and _dtype(values[0]) == "float16":
+            wide = _FUNCTIONS[function](*(tirx.Cast("float32", v) for v in values))
+            return tirx.Cast("float16", wide)
+        return _FUNCTIONS[function](*values)
 
     def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Loop-carried state has no tensor expression; the planner uses the template instead."""

@@ -72,12 +72,6 @@ class Mod(Broadcast):
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype, (a, b) = site.results[0].dtype, x
-        if dtype is DType.FLOAT16:
-            wide = DType.FLOAT32
-            return emit.cast(self._rest(emit, site, wide, emit.cast(a, wide), emit.cast(b, wide)), dtype)
-        return self._rest(emit, site, dtype, a, b)
-
-    def _rest(self, emit: Emitter, site: Site, dtype: DType, a: Expr, b: Expr) -> Expr:
         rest = emit.call("fmod", a, b) if dtype.is_float else a - truncated_quotient(emit, dtype, a, b) * b
         if site.int("fmod") or dtype.numpy.kind == "u":
             return rest

@@ -25,17 +25,22 @@ class Sampler:
         self.mode, self.padding = site.str("mode"), site.str("padding_mode")
         self.aligned = bool(site.int("align_corners"))
         self.sizes = x.shape[2:]
-        self.dtype = grid.dtype
+        self.dtype = DType.FLOAT64 if grid.dtype is DType.FLOAT64 else DType.FLOAT32
 
     def const(self, value: float) -> Expr:
-        """A literal of the grid's type."""
+        """A literal of the computation's type."""
         return self.emit.const(value, self.dtype)
+
+    def work(self, tensor: Tensor, *at: Expr) -> Expr:
+        """An element in the type of the computation."""
+        value = tensor(*at)
+        return value if tensor.dtype is self.dtype else self.emit.cast(value, self.dtype)
 
     def coordinate(self, at: Sequence[Expr], dim: int) -> Expr:
         """Where result position `at` (batch, spatial...) lies on spatial axis `dim`, in entries."""
         size = self.sizes[dim]
         last = self.emit.const(len(self.sizes) - 1 - dim, DType.INT32)  # the grid lists the innermost axis first
-        unit = self.grid(*at, last) + self.const(1)
+        unit = self.work(self.grid, *at, last) + self.const(1)
         scale, shift = ((size - 1) / 2, 0.0) if self.aligned else (size / 2, 0.5)
         where = unit * self.const(scale) - self.const(shift)
         if self.padding == "reflection" and self.mode != "cubic":
@@ -91,10 +96,10 @@ class Sampler:
             if self.padding == "zeros":
                 within = emit.call("and", value >= self.const(0), value <= self.const(size - 1))
                 inside = emit.call("and", inside, within)
-        element = self.x(n, c, *index)
+        element = self.work(self.x, n, c, *index)
         if self.padding != "zeros":
             return element
-        return emit.select(inside, element, emit.const(0, self.x.dtype))
+        return emit.select(inside, element, self.const(0))
 
 
 class GridSample(Op):
@@ -130,7 +135,8 @@ class GridSample(Op):
         sampler, rank = Sampler(emit, site, x, grid), y.rank - 2
         outer = (y.shape[0], *y.shape[2:])
         places = [
-            emit.compute(outer, grid.dtype, lambda *at, dim=dim: sampler.coordinate(at, dim)) for dim in range(rank)
+            emit.compute(outer, sampler.dtype, lambda *at, dim=dim: sampler.coordinate(at, dim))
+            for dim in range(rank)
         ]
 
         def element(n: Expr, c: Expr, *at: Expr) -> Expr:
@@ -141,7 +147,7 @@ class GridSample(Op):
                     for _, weight in taps:
                         value = value * weight
                 total = value if total is None else total + value
-            return total
+            return total if y.dtype is sampler.dtype else emit.cast(total, y.dtype)
 
         return (emit.compute(y.shape, y.dtype, element),)
 
