@@ -126,13 +126,15 @@ class Relations:
         for site in graph.sites():
             self._read(site)
         self._pin_ends(excluded)
+        self._pin_lone()
 
     def _read(self, site: Site) -> None:
         ties = [t for t in site.node.op.ties(site) if t.index.size]
         self._number_virtual(site, ties)
         by_child: dict[Axis, list[Tie]] = {}
         for tie in ties:
-            if self.entries.size(tie.a) > 1 or self.entries.size(tie.b) == 1:  # a lone parent always stays
+            lone = self.entries.size(tie.a) == 1 and np.count_nonzero(tie.index >= 0) > 1
+            if not lone:  # a parent that is the only entry of its axis always stays
                 by_child.setdefault(tie.b, []).append(tie)
         for child, group in by_child.items():
             several = [t for t in group if not _injective(t.index)]
@@ -187,6 +189,12 @@ class Relations:
         loose = np.flatnonzero(~covered)
         if loose.size:
             self._pin(self.entries.of(axis, loose), f"is filled in by {_name(site)}")
+
+    def _pin_lone(self) -> None:
+        """Pin the only entry of an axis: an axis cannot become empty."""
+        lone = [self.entries.of(axis) for axis in self.entries.axes if self.entries.size(axis) == 1]
+        if lone:
+            self._pin(np.concatenate(lone), "has only one entry")
 
     def _pin_ends(self, excluded: Callable[[str], bool]) -> None:
         inputs = {v.ref for v in self.graph.inputs}
@@ -296,9 +304,9 @@ class Closure:
             yield Atom(len(seen) - 1, self._rel.entries.split(vertices), frozen, mixed)
 
     def _lonely(self, component: int) -> bool:
-        """Whether this is the one entry of an axis of size 1, which can never be removed."""
-        members = self._members[component]
-        return any(self._rel.entries.size(self._rel.entries.at(int(v))[0]) == 1 for v in members[:1])
+        """Whether all its axes have one entry: no channel to speak of."""
+        sizes = (self._rel.entries.size(self._rel.entries.at(int(v))[0]) for v in self._members[component])
+        return all(size == 1 for size in sizes)
 
     def _weighted_vertices(self) -> Iterator[np.ndarray]:
         for edge in self._rel.edges:

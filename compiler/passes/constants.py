@@ -178,8 +178,20 @@ def _linear(site: Site, operands: Sequence[Fact | None]) -> Fact | None:
     x, weight = operands[0], operands[1]
     if x is None or weight is None or site.operands[1].data is None:
         return None
+    if not x.known.any() and not _silent_slice(weight.data):
+        return None
     rest = operands[2:]
     marks: list[np.ndarray | None] = [_unknown(x, x.data.dtype), (weight.data != 0).astype(x.data.dtype)]
     marks += [None if o is None else _unknown(o, x.data.dtype) for o in rest]
     data = [x.data, weight.data, *(None if o is None else o.data for o in rest)]
     return Fact(_evaluate(site, marks) == 0, _evaluate(site, data))
+
+
+def _silent_slice(weight: np.ndarray) -> bool:
+    """Whether some slice along some axis is zero; otherwise every result depends on the input."""
+    if weight.all():
+        return False
+    used = weight != 0
+    return any(
+        not used.any(axis=tuple(d for d in range(used.ndim) if d != axis)).all() for axis in range(used.ndim)
+    )

@@ -55,6 +55,8 @@ class DeadChannels(Pass):
         return plan.refusals
 
     def ensures(self, before: Graph, after: Graph) -> None:
+        if [id(v) for v in before.values()] == [id(v) for v in after.values()]:
+            return  # payloads are replaced, never mutated: nothing happened
         feeds = random_feeds(before, np.random.default_rng(0))
         expected, found = evaluate(before, feeds), evaluate(after, feeds)
         for old, new in zip(before.outputs, after.outputs, strict=True):
