@@ -18,10 +18,10 @@ from compiler.codegen.templates.recurrent_shape import pack_recurrent, recurrent
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site
 from compiler.ir.types import ValueRef
-from tests.ir import op_cases_a
+from tests.ir import op_cases_recurrent
 from tests.ir.op_case import Constant, OpCase, make_site, site_of
 
-CASES = [c for c in op_cases_a.CASES if c.op in ("LSTM", "GRU", "RNN")]
+CASES = op_cases_recurrent.CASES
 
 
 def variable(case: OpCase) -> OpCase:

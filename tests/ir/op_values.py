@@ -46,3 +46,13 @@ def floats(*values: float) -> Constant:
 def scalar(value: float, dtype: type = np.float32) -> Constant:
     """A constant of rank 0."""
     return Constant(np.array(value, dtype))
+
+
+def weight(*shape: int, seed: int = 1) -> Constant:
+    """A constant of standard normal numbers."""
+    return Constant(real(*shape, seed=seed))
+
+
+def positive(*shape: int, seed: int = 2) -> Constant:
+    """A constant of numbers in [0.5, 1.5)."""
+    return Constant(within(0.5, 1.5, *shape, seed=seed))

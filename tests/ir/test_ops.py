@@ -1,6 +1,6 @@
 """Every operator of the registry on small cases: shapes, values, cost, ties and lowering.
 
-An operator is tested in full by adding cases to `op_cases_a.py` or `op_cases_b.py`; one without cases fails.
+An operator is tested in full by adding cases to `op_cases_*.py`; one without cases fails.
 """
 
 from __future__ import annotations
@@ -14,18 +14,10 @@ from compiler.errors import CompilerError, VerifyError
 from compiler.ir.graph import Site
 from compiler.ir.op import Op, infer_by_onnx
 from compiler.ir.types import NodeRef
-from tests.ir import op_cases_a, op_cases_b
 from tests.ir.op_case import OpCase, site_of
+from tests.ir.op_cases import CASES, DISAGREEMENTS, NOT_INFERRED, REFUSED
 from tests.ir.oracles import assert_close, by_onnx_reference, by_onnxruntime
 from tests.ir.removal import check_axes, check_removal
-
-CASES = [*op_cases_a.CASES, *op_cases_b.CASES]
-REFUSED = [*op_cases_a.REFUSED, *op_cases_b.REFUSED]
-DISAGREEMENTS = {**op_cases_a.DISAGREEMENTS, **op_cases_b.DISAGREEMENTS}
-"""Case id -> why onnxruntime cannot be the oracle there; onnx.reference is compared instead unless the case
-names its own oracle."""
-NOT_INFERRED = {**op_cases_a.NOT_INFERRED, **getattr(op_cases_b, "NOT_INFERRED", {})}
-"""Case id -> why ONNX cannot infer the types, or infers others than onnxruntime computes."""
 
 LOWERING = 1e-5  # float32 sums in another order, relative to the largest element
 

@@ -10,14 +10,14 @@ import pytest
 from compiler.errors import CompilerError
 from compiler.ir.op import Kind, Tie
 from compiler.ir.types import NodeRef
-from tests.ir import op_cases_a, op_cases_b
 from tests.ir.op_case import OpCase, site_of
+from tests.ir.op_cases import CASES as ALL
 from tests.ir.removal import check_axes, check_removal
 
 YES_OR_NO = ("And", "Or", "Xor", "Not", "IsNaN", "IsInf")
 """Their few bools may be equal where a tie is wrong; their ties are those of the arithmetic operators."""
 
-LISTED = [c for c in [*op_cases_a.CASES, *op_cases_b.CASES] if c.free and c.op not in YES_OR_NO]
+LISTED = [c for c in ALL if c.free and c.op not in YES_OR_NO]
 PER_OPERATOR = 4
 CASES = [c for i, c in enumerate(LISTED) if sum(b.op == c.op for b in LISTED[:i]) < PER_OPERATOR]
 
