@@ -42,9 +42,9 @@ def cell_text(cell: Cell) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else cell
 
 
-def progress(stream: TextIO = sys.stderr) -> Callable[[str], None]:
-    """A function that prints one line per stage with the seconds since the start."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+def progress() -> Callable[[str], None]:
+    """A function that prints one line per stage to stderr, with the seconds since the start."""
+    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     start = time.monotonic()
 
     def say(line: str) -> None:

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from compiler.codegen.bundle import read_index
+from compiler.codegen.link import find_toolchain
+from compiler.codegen.runtime import open_bundle
+from compiler.compile import FailedGates, build, compile_release, golden_of
+from compiler.config import load_config
+from compiler.errors import ConfigError, LoweringError, TargetError
+from compiler.ir.onnx_in import load
+from compiler.ir.reference import difference, evaluate
+from compiler.release import bound_shapes, load_release, transform
+from tests.graphs import Builder
+from tests.shared import ROOT
+from tests.small_models import RELEASE, model, network, write_release
+
+
+def compiled(folder, text=RELEASE, **options):
+    return compile_release(load_config(write_release(folder, text)), **options)
+
+
+def test_a_release_becomes_a_bundle_that_gives_the_originals_outputs(tmp_path):
+    found = compiled(tmp_path)
+    assert found.folder == tmp_path / "dist" / "pair"
+    assert list(read_index(found.folder)["targets"]) == ["host"]
+    opened = open_bundle(found.folder)
+    x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    a = evaluate(load(tmp_path / "a.onnx"), {"image": x})["scores"]
+    b = evaluate(load(tmp_path / "b.onnx"), {"pixels": 2 * x})["scores"]
+    outputs = opened.run({"image": x})
+    assert difference(outputs["a"], a) < 1e-5
+    assert difference(outputs["b"], b) < 1e-5
+    assert {e.task: round(e.final.drift, 3) for e in found.evaluation} == {"a": 0.0, "b": 0.0}
+    assert all(g.verdict == "passed" for g in found.gates)
+    for name in ("combos.csv", "layers.csv", "summary.csv", "verify.json"):
+        assert (found.folder / "host" / "reports" / name).stat().st_size > 100
+    manifest = found.builds[0].bundle.manifest
+    assert {"a/a.onnx", "b/b.onnx", "data/calibration"} <= set(manifest["inputs"])
+    assert [p["spec"] for p in manifest["passes"]] == list(found.release.config.passes)
+    assert manifest["subsets"][-1]["flops"] == found.costs.combinations[-1].cost.flops
+
+
+def test_adapters_fold_into_the_first_layer(tmp_path):
+    release = load_release(load_config(write_release(tmp_path)))
+    graph, _ = transform(release)
+    assert [n.op.name for n in release.graph.nodes()].count("Mul") == 1
+    assert [n.op.name for n in graph.nodes()].count("Mul") == 0
+
+
+def test_two_targets_share_a_folder_and_force_replaces_one(tmp_path):
+    config = load_config(write_release(tmp_path))
+    compile_release(config, selftest=False)
+    with pytest.raises(ConfigError, match="already holds host"):
+        compile_release(config, targets=["x86-64-v3", "host"])
+    compile_release(config, targets=["x86-64-v3"], selftest=False)
+    compile_release(config, targets=["host"], force=True, selftest=False)
+    folder = tmp_path / "dist" / "pair"
+    assert sorted(read_index(folder)["targets"]) == ["host", "x86-64-v3"]
+    assert sorted(p.name for p in folder.iterdir()) == ["host", "index.json", "x86-64-v3"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["pair"]
+
+
+def test_failed_gates_come_all_at_once_and_write_nothing(tmp_path):
+    text = RELEASE + 'max_library = 10\nmax_workspace = 1\nmax_flops = { "a" = 5, "a+b" = "1G" }\n'
+    with pytest.raises(FailedGates) as caught:
+        compiled(tmp_path, text)
+    verdicts = {(g.name, g.where): g.verdict for g in caught.value.compiled.gates}
+    assert verdicts[("max_library", "host")] == "failed"
+    assert verdicts[("max_workspace", "host")] == "failed"
+    assert verdicts[("max_flops", "a")] == "failed"
+    assert verdicts[("max_flops", "a+b")] == "passed"
+    assert verdicts[("max_output_drift", "a")] == "passed"
+    assert not (tmp_path / "dist").exists()
+    assert caught.value.compiled.record()["gates"]
+
+
+def test_gates_without_data_are_skipped_never_passed(tmp_path):
+    text = RELEASE.split("[calibration]")[0] + "[gates]\nmax_output_drift = 1e-4\nmax_accuracy_drop = 0.1\n"
+    found = compiled(tmp_path, text, selftest=False)
+    assert {g.verdict for g in found.gates} == {"skipped"}
+
+
+def test_without_a_linker_the_sources_are_there_and_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("compiler.codegen.link.find_toolchain", lambda target: None)
+    with pytest.raises(TargetError, match=r"LINK\.txt.*--allow-unlinked"):
+        compiled(tmp_path, targets=["aarch64-cortex-a72"])
+    folder = tmp_path / "dist" / "pair" / "aarch64-cortex-a72"
+    for name in ("LINK.txt", "libpair.a", "pair.h", "src/pair_driver.c"):
+        assert (folder / name).exists()
+    again = compiled(tmp_path, targets=["aarch64-cortex-a72"], force=True, allow_unlinked=True)
+    assert again.unlinked == ("aarch64-cortex-a72",)
+
+
+def test_every_model_is_tried_before_the_error(tmp_path):
+    config = load_config(write_release(tmp_path))
+    (tmp_path / "a.onnx").write_bytes(b"no")
+    (tmp_path / "b.onnx").unlink()
+    with pytest.raises(Exception, match=r"(?s)a\.onnx: not a readable.*b\.onnx: cannot be opened"):
+        load_release(config)
+
+
+def test_free_axes_are_bound_by_the_shared_input(tmp_path):
+    nodes = [onnx.helper.make_node("Relu", ["pixels"], ["y"])]
+    onnx.save(model(nodes, {"pixels": ("N", 3, "H", 8)}, {"y": ("N", 3, "H", 8)}), tmp_path / "c.onnx")
+    config = load_config(write_release(tmp_path, RELEASE.replace('"b.onnx"', '"c.onnx"')))
+    task = config.tasks["b"]
+    assert bound_shapes(tmp_path / "c.onnx", task, config.inputs, False) == {}
+    direct = load_config(
+        write_release(
+            tmp_path, RELEASE.replace('"b.onnx"', '"c.onnx"').replace("adapter = [{ scale = 2.0 }]\n", "")
+        )
+    )
+    shapes = bound_shapes(tmp_path / "c.onnx", direct.tasks["b"], direct.inputs, False)
+    assert shapes == {"pixels": (1, 3, 8, 8)}
+    assert load_release(direct).members["b"].inputs[0].shape == (1, 3, 8, 8)
+
+
+def test_build_from_python(tmp_path):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx")
+    bundle = build(graph, "host", tmp_path / "out")
+    assert bundle.path == tmp_path / "out" / "host"
+    assert open_bundle(bundle.path).tasks == ("m",)
+
+
+def test_golden_inputs_need_finite_outputs():
+    net = Builder()
+    x = net.input("x", 4)
+    net.task("t", net.apply("Log", net.apply("Sub", x, x)))
+    with pytest.raises(LoweringError, match="ten random inputs"):
+        golden_of(net.done(), None, 0)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [p for p in folder.rglob("*") if p.is_file() and "reports" not in p.parts]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_two_builds_in_other_folders_and_hash_seeds_give_the_same_bytes(tmp_path):
+    found = []
+    for seed in ("1", "2"):
+        folder = tmp_path / f"somewhere{seed * 3}"
+        folder.mkdir()
+        write_release(folder)
+        command = [sys.executable, "-m", "compiler", "compile", "release.toml", "-o", "out", "-q"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+        found.append(digests(folder / "out"))
+    assert found[0] == found[1]
+    assert "host/libpair.so" in found[0]
+
+
+@pytest.mark.cross
+def test_fashion_for_a_64_bit_arm(tmp_path):
+    from compiler.codegen.target import find_target
+
+    if find_toolchain(find_target("aarch64-cortex-a72")) is None:
+        pytest.skip("needs a cross compiler for aarch64")
+    config = load_config(ROOT / "models" / "fashion" / "release.toml", ["evaluation.samples=50"])
+    found = compile_release(config, output=tmp_path / "out", targets=["aarch64-cortex-a72"])
+    (built,) = found.builds
+    assert built.selftest is not None
+    if built.selftest.status == "skipped":
+        pytest.skip(built.selftest.reason)
+    assert built.selftest.status == "passed"
