@@ -15,7 +15,7 @@ from compiler.codegen.layout import Blocked, Layout, Plain
 from compiler.codegen.layouts import block_width
 from compiler.codegen.pack import Pool
 from compiler.codegen.target import Target
-from compiler.codegen.templates import conv, gemm
+from compiler.codegen.templates import conv, gemm, recurrent
 from compiler.codegen.templates.common import Activation
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.types import ValueRef
@@ -125,8 +125,6 @@ class Builder:
         return Built(("gemm", shape), gemm.gemm_kernel(shape), (*slots, _plain(y)), "gemm", {"tile": list(tile)})
 
     def _recurrent(self, group: Group) -> Built:
-        from compiler.codegen.templates import recurrent
-
         site = group.anchor
         lowered = recurrent.lower_site(site, self.target.lanes)
         slots = []
