@@ -102,8 +102,8 @@ def to_physical(array: np.ndarray, layout: Layout) -> np.ndarray:
     """`array` laid out physically (for tests and packing); cells without an element are zero."""
     cells = np.indices(layout.physical(array.shape))
     logical, inside = layout.logical(array.shape, tuple(cells))
-    if inside is None:
-        return array[logical]
-    clipped = tuple(np.clip(i, 0, n - 1) for i, n in zip(logical, array.shape, strict=True))
-    filled: np.ndarray = np.where(inside, array[clipped], np.zeros((), array.dtype))
-    return filled
+    here = logical
+    if inside is not None:
+        here = tuple(np.clip(i, 0, n - 1) for i, n in zip(logical, array.shape, strict=True))
+    found: np.ndarray = array[here]
+    return found if inside is None else np.where(inside, found, np.zeros((), array.dtype))
