@@ -85,7 +85,7 @@ class CalibrationSet:
     def _batch(self, value: Value, index: int) -> np.ndarray:
         step = self._steps[value.ref.name]
         part = self.arrays[value.ref.name][index * step : (index + 1) * step]
-        return np.ascontiguousarray(part.reshape(value.shape), value.dtype.numpy)
+        return np.array(part.reshape(value.shape), value.dtype.numpy, order="C")
 
 
 def _step(value: Value, array: np.ndarray) -> int:

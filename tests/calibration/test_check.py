@@ -1,0 +1,82 @@
+"""Comparison rules of `taskgraft verify`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.check import _compare, close_calls, drawn_feeds, relative
+from compiler.errors import ConfigError
+from compiler.ir.types import DType
+from tests.graphs import Builder
+
+
+@pytest.mark.parametrize(
+    "found,expected,error",
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.1, 2.0], [1.0, 2.0], 0.05),
+        ([1e-3, 0], [0, 0], 0.1),  # scales below the floor count as 1e-2
+        ([np.nan, 1], [np.nan, 1], 0.0),
+        ([np.nan, 1], [0, 1], np.inf),
+        ([np.inf, 1], [-np.inf, 1], np.inf),
+        ([[1.0]], [1.0], np.inf),
+    ],
+)
+def test_error_relative_to_the_tensor(found, expected, error):
+    assert relative(np.array(found), np.array(expected)) == pytest.approx(error)
+
+
+def test_the_limit_grows_with_the_spread_of_the_judge():
+    r = {"y": np.array([1.0], np.float32)}
+    (row,) = _compare("compiled", {"y": np.array([1.0003], np.float32)}, r, {"y": 0.0}, {})
+    assert not row.right
+    (row,) = _compare("compiled", {"y": np.array([1.0003], np.float32)}, r, {"y": 1e-4}, {})
+    assert row.right
+    assert row.limit == pytest.approx(4e-4)
+    (row,) = _compare("compiled", {"y": np.array([1.0])}, r, {"y": 0.0}, {})
+    assert not row.right  # float64 instead of float32
+    (row,) = _compare("compiled", {}, r, {"y": 0.0}, {})
+    assert not row.right
+    assert row.record()["error"] is None
+
+
+def test_integer_outputs_are_equal_unless_the_decision_was_too_close():
+    net = Builder()
+    x = net.input("x", 3, 2)
+    net.task("t", net.apply("Cast", net.apply("ArgMax", x, axis=1, keepdims=0), to=6))
+    graph = net.done()
+    (label,) = graph.tasks["t"].labels
+    feeds = {"x": np.array([[1, 1.00001], [5, 2], [2, 5]], np.float32)}
+    close = close_calls(graph, feeds)
+    assert close[label].tolist() == [True, False, False]
+    expected = {label: np.array([1, 0, 1], np.int32)}
+    (row,) = _compare("lifted", {label: np.array([0, 0, 1], np.int32)}, expected, {}, close)
+    assert row.right
+    assert "margin below" in row.note
+    (row,) = _compare("lifted", {label: np.array([1, 1, 1], np.int32)}, expected, {}, close)
+    assert not row.right
+
+
+def test_arg_min_looks_at_the_small_end():
+    net = Builder()
+    net.task("t", net.apply("ArgMin", net.input("x", 1, 3), axis=1, keepdims=1))
+    graph = net.done()
+    (label,) = graph.tasks["t"].labels
+    assert close_calls(graph, {"x": np.array([[5, 5, 1]], np.float32)})[label].tolist() == [[False]]
+    assert close_calls(graph, {"x": np.array([[5, 1, 1]], np.float32)})[label].tolist() == [[True]]
+
+
+def test_inputs_are_seeded_and_ranges_hold():
+    net = Builder()
+    net.task("t", net.apply("Add", net.input("x", 1000), net.input("y", 1000)))
+    net.task("u", net.apply("Cast", net.input("i", 1000, dtype=DType.INT64), to=1))
+    graph = net.done()
+    first = drawn_feeds(graph, {"x": (0, 255), "i": (3, 9)}, 1)
+    again = drawn_feeds(graph, {"x": (0, 255), "i": (3, 9)}, 1)
+    assert all(first[n].tobytes() == again[n].tobytes() for n in first)
+    assert 0 <= first["x"].min() < 5 < 250 < first["x"].max() <= 255
+    assert abs(first["y"].std() - 1) < 0.1
+    assert set(first["i"].tolist()) == set(range(3, 9))
+    with pytest.raises(ConfigError, match="no such input"):
+        drawn_feeds(graph, {"z": (0, 1)}, 1)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.calibration.evaluation import collect, compare
+from compiler.calibration.metrics import metric
+from compiler.config import Gates
+from compiler.errors import ConfigError
+from compiler.gates import check_tasks
+
+SCORES = np.array([[2, 1], [0, 3], [1, 0], [0, 1]], np.float32)
+
+
+def rows(change=0.0, labels=(0, 1, 0, 0), name="accuracy"):
+    moved = SCORES + np.array([[change, 0]], np.float32)
+    before, after = {"t": (SCORES,)}, {"t": (moved,)}
+    return compare(before, after, None, {"t": np.array(labels)}, {"t": metric(name)})
+
+
+def test_outputs_of_all_feeds_in_order():
+    found = collect(lambda f: {"t": (f["x"], f["x"].sum())}, [{"x": np.array([i, i])} for i in range(3)])
+    assert found["t"][0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert found["t"][1].tolist() == [0, 2, 4]
+
+
+def test_drift_flips_and_metric():
+    (row,) = rows(1.5)
+    assert row.original == 0.75
+    assert row.graph.metric == 1.0  # the shift mends the wrong decision
+    assert row.graph.drift == 0.5
+    assert row.graph.flipped == 0.25
+    assert row.worse_by(row.graph) == -0.25
+    assert row.final is row.graph
+    assert row.record()["bundle"] is None
+
+
+def test_a_compiled_library_is_what_gates_look_at():
+    broken = SCORES[::-1].copy()
+    (row,) = compare({"t": (SCORES,)}, {"t": (SCORES,)}, {"t": (broken,)}, {}, {})
+    gates = list(check_tasks(Gates(max_output_drift={"t": 0.1}, max_accuracy_drop={"t": 0.1}), [row]))
+    assert [(g.name, g.verdict) for g in gates] == [
+        ("max_accuracy_drop", "skipped"),
+        ("max_output_drift", "failed"),
+    ]
+    assert row.graph.drift == 0.0
+    assert row.metric_name == ""
+
+
+@pytest.mark.parametrize("limit,verdict", [(0.0, "passed"), (-0.1, "failed")])
+def test_a_limit_is_inclusive(limit, verdict):
+    (gate,) = check_tasks(Gates(max_accuracy_drop={"t": limit}), rows())
+    assert (gate.value, gate.verdict) == (0.0, verdict)
+
+
+def test_where_less_is_better_more_is_worse():
+    (row,) = rows(1.0, labels=((2, 1), (0, 3), (1, 0), (0, 1)), name="mae")
+    assert row.original == 0.0
+    assert row.worse_by(row.graph) == 0.5
+
+
+def test_not_a_number_fails_a_gate():
+    (row,) = compare({"t": (SCORES,)}, {"t": (SCORES * np.float32("nan"),)}, None, {}, {})
+    (gate,) = check_tasks(Gates(max_output_drift={"t": 1e9}), [row])
+    assert gate.verdict == "failed"
+
+
+@pytest.mark.parametrize(
+    "labels,message",
+    [
+        ({}, "lacks labels 't'"),
+        ({"t": np.zeros(2)}, "2 labels 't' for 4 samples"),
+        ({"t": np.zeros((4, 3))}, "does not fit"),
+    ],
+)
+def test_labels_that_do_not_fit(labels, message):
+    with pytest.raises(ConfigError, match=message):
+        compare({"t": (SCORES,)}, {"t": (SCORES,)}, None, labels, {"t": metric("accuracy")})

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.calibration.metrics import METRICS, accuracy, classes, f1, mae, metric, rmse
+from compiler.errors import ConfigError
+
+
+def span(outputs, labels):
+    return float(np.ptp(outputs) + len(labels))
+
+
+span.lower_is_better = True
+
+
+def test_decisions():
+    assert classes(np.array([[0.1, 0.7, 0.2], [3, 1, 2]])).tolist() == [1, 0]
+    assert classes(np.array([[0.2], [0.9]])).tolist() == [0, 1]  # probabilities
+    assert classes(np.array([[-2.0], [0.3]])).tolist() == [0, 1]  # logits
+    assert classes(np.array([0.2, 0.6])).tolist() == [0, 1]
+
+
+def test_accuracy_and_errors_by_hand():
+    scores = np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
+    assert accuracy(scores, np.array([0, 1, 1, 0])) == 0.75
+    assert accuracy(scores, np.array([[0], [1], [1], [0]])) == 0.75
+    assert mae(np.array([[1.0], [3.0]]), np.array([2.0, 5.0])) == 1.5
+    assert rmse(np.array([[1.0], [3.0]]), np.array([2.0, 5.0])) == pytest.approx(np.sqrt(2.5))
+
+
+def test_f1_of_two_classes_and_macro():
+    two = np.eye(2)[[1, 1, 0, 0, 1]]
+    assert f1(two, np.array([1, 0, 1, 0, 1])) == pytest.approx(2 * 2 / (3 + 3))
+    three = np.eye(3)[[0, 1, 2, 2]]
+    assert f1(three, np.array([0, 1, 1, 2])) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_right_answer_scores_best(name):
+    one = metric(name)
+    labels = np.array([0, 1, 1, 0])
+    truth = np.eye(2)[labels] if name in ("accuracy", "f1") else labels[:, None].astype(float)
+    best = one.function(truth, labels)
+    worst = one.function(truth[::-1] * 0.3 + 5 * (1 - truth), labels)
+    assert best == (0.0 if one.lower else 1.0)
+    assert one.worse_by(best, worst) > 0
+    assert one.worse_by(worst, best) < 0
+
+
+def test_metrics_of_your_own():
+    own = metric("tests.calibration.test_metrics:span")
+    assert own.lower
+    assert own.function(np.array([1.0, 4.0]), np.zeros(2)) == 5.0
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        metric("tests.calibration.test_metrics:absent")
