@@ -85,27 +85,32 @@ def _opset(model: onnx.ModelProto, where: str) -> int:
 def _check(model: onnx.ModelProto, version: int, where: str) -> None:
     """ONNX's checker: cycles, names defined twice, missing attributes.
 
-    It stops at an operator it does not know, which here is to be listed with all others: it sees those under a
-    foreign domain, which it skips.
+    It stops at an operator that is unknown, which here is to be listed with all others, or deprecated, which here
+    has a rule: it sees those under a foreign domain, which it skips.
     """
     known = {(f.domain, f.name) for f in model.functions}
-    unknown = [
+    hidden = [
         i
         for i, n in enumerate(model.graph.node)
-        if n.domain in STANDARD and (n.domain, n.op_type) not in known and schema(n.op_type, version) is None
+        if n.domain in STANDARD and (n.domain, n.op_type) not in known and _stops_checker(n.op_type, version)
     ]
-    if unknown:
+    if hidden:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        copy.opset_import.add(domain="unknown", version=1)
-        for i in unknown:
-            copy.graph.node[i].domain = "unknown"
+        copy.opset_import.add(domain="hidden", version=1)
+        for i in hidden:
+            copy.graph.node[i].domain = "hidden"
         model = copy
     try:
         checker.check_model(model)
     except (checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).split("==>")[0].split())
         raise UnsafeInputError(f"{where}: not a valid ONNX model: {reason}") from None
+
+
+def _stops_checker(op: str, version: int) -> bool:
+    known = schema(op, version)
+    return known is None or known.deprecated
 
 
 def _raise(problems: Problems, where: str) -> None:

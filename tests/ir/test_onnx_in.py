@@ -1,0 +1,439 @@
+"""Import: binding, conversion, folding, dissolving, refusals; the oracle is onnxruntime on the original."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import defs, numpy_helper
+
+from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError
+from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
+from compiler.ir.op import OPSET, Op
+from compiler.ir.text import digest
+from compiler.ir.types import ValueRef, splat_value
+from tests.ir.onnx_models import noise, outputs_by_label, parse, run
+from tests.shared import shared_path
+
+
+def operators(graph):
+    return [n.op.name for n in graph.nodes()]
+
+
+def assert_same_outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray], limit: float = 1e-6) -> None:
+    """The exported import computes what the model computes."""
+    graph = load(model)
+    got = outputs_by_label(to_onnx(graph), graph, feeds)
+    want = run(model, feeds)
+    for info, expected in zip(model.graph.output, want, strict=True):
+        found = got[info.name]
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), info.name
+        scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+        assert float(np.abs(found.astype(np.float64) - expected).max(initial=0)) <= limit * scale, info.name
+
+
+# ---------------------------------------------------------------------- inputs
+FREE = "net (float[batch, 3, H, 4] x, float[2] y) => (float[batch, 3, H, 4] z) { z = Relu(x) }"
+
+
+def test_free_axes_are_refused_with_the_sentence_that_binds_them():
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(parse(FREE))
+    assert "input 'x' has shape [batch, 3, H, 4]" in str(caught.value)
+    assert "--input x:1,3,1,4" in str(caught.value)
+    assert "'y'" not in str(caught.value)
+
+
+def test_all_free_inputs_are_listed():
+    model = parse("net (float[n] x, float[m, 2] y) => (float[k] z) { z = Relu(x) }")
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(model)
+    assert "--input x:1" in str(caught.value)
+    assert "--input y:1,2" in str(caught.value)
+
+
+def test_bound_axes_become_static():
+    graph = load(parse(FREE), inputs={"x": (2, 3, 5, 4)})
+    assert graph.outputs[0].shape == (2, 3, 5, 4)
+    assert graph.frozen
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"x": (1, 4, 5, 4)}, "axis 1 cannot have size 4"),
+        ({"x": (1, 3, 5)}, "has 4 axes"),
+        ({"x": (1, 3, -5, 4)}, "axis 2 cannot have size -5"),
+        ({"x": (1, 3, 5, 4), "w": (1,)}, "there is no input 'w'"),
+    ],
+)
+def test_wrong_bindings(inputs, words):
+    with pytest.raises(ConfigError, match="wrong input shapes") as caught:
+        load(parse(FREE), inputs=inputs)
+    assert words in str(caught.value)
+
+
+def test_initializers_listed_as_inputs_are_constants():
+    model = parse("net (float[2] x, float[2] w) => (float[2] z) { z = Mul(x, w) }", ir_version=3, opset=8)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "w"))
+    graph = load(model)
+    assert [v.ref.name for v in graph.inputs] == ["x"]
+    assert [v.ref.name for v in graph.parameters()] == ["w"]
+
+
+# ---------------------------------------------------------------------- conversion to the pinned opset
+CONVERSIONS = {
+    "clip": (10, "net (float[2,3] x) => (float[2,3] z) { z = Clip <min = -0.5, max = 0.25> (x) }"),
+    "clip-open": (9, "net (float[2,3] x) => (float[2,3] z) { z = Clip <min = 0.0> (x) }"),
+    "pad": (10, "net (float[2,3] x) => (float[4,4] z) { z = Pad <pads = [1,0,1,1], value = 2.0> (x) }"),
+    "slice": (9, "net (float[4,6] x) => (float[2,6] z) { z = Slice <starts = [1], ends = [3]> (x) }"),
+    "slice-axes": (9, "net (float[4,6] x) => (float[4,4] z) { z = Slice <starts=[1], ends=[-1], axes=[1]> (x) }"),
+    "split": (11, "net (float[6,2] x) => (float[2,2] a, float[4,2] b) { a, b = Split <split = [2, 4]> (x) }"),
+    "split-even": (13, "net (float[6,2] x) => (float[3,2] a, float[3,2] b) { a, b = Split <axis = 0> (x) }"),
+    "squeeze": (12, "net (float[1,3,1] x) => (float[1,3] z) { z = Squeeze <axes = [2]> (x) }"),
+    "unsqueeze": (11, "net (float[3] x) => (float[1,3,1] z) { z = Unsqueeze <axes = [0, 2]> (x) }"),
+    "reduce-sum": (12, "net (float[2,3] x) => (float[2,1] z) { z = ReduceSum <axes = [1]> (x) }"),
+    "reduce-all": (12, "net (float[2,3] x) => (float z) { z = ReduceMean <keepdims = 0> (x) }"),
+    "reduce-max": (17, "net (float[2,3] x) => (float[2] z) { z = ReduceMax <axes = [-1], keepdims = 0> (x) }"),
+    "softmax-matrix": (12, "net (float[2,3,4] x) => (float[2,3,4] z) { z = Softmax <axis = 1> (x) }"),
+    "softmax-last": (12, "net (float[2,3] x) => (float[2,3] z) { z = Softmax (x) }"),
+    "softmax-column": (11, "net (float[2,3,1,1] x) => (float[2,3,1,1] z) { z = LogSoftmax <axis = 1> (x) }"),
+    "top-k": (9, "net (float[2,5] x) => (float[2,2] v, int64[2,2] i) { v, i = TopK <k = 2> (x) }"),
+    "upsample": (
+        7,
+        "net (float[1,2,3,4] x) => (float[1,2,6,8] z) {"
+        " z = Upsample <mode = 'nearest', scales = [1.0, 1.0, 2.0, 2.0]> (x) }".replace("'", '"'),
+    ),
+    "upsample-linear": (
+        9,
+        "net (float[1,2,3,4] x) => (float[1,2,6,8] z) <float[4] s = {1.0, 1.0, 2.0, 2.0}> {"
+        ' z = Upsample <mode = "linear"> (x, s) }',
+    ),
+    "resize-10": (
+        10,
+        "net (float[1,2,4,4] x) => (float[1,2,6,6] z) <float[4] s = {1.0, 1.0, 1.5, 1.5}> {"
+        ' z = Resize <mode = "nearest"> (x, s) }',
+    ),
+    "resize-11": (
+        11,
+        "net (float[1,2,4,4] x) => (float[1,2,6,6] z)"
+        " <float[0] r = {}, float[0] s = {}, int64[4] n = {1, 2, 6, 6}> {"
+        ' z = Resize <mode = "linear"> (x, r, s, n) }',
+    ),
+    "batch-norm": (
+        8,
+        "net (float[1,2,3,3] x) => (float[1,2,3,3] z)"
+        " <float[2] s = {1, 2}, float[2] b = {0, 1}, float[2] m = {0.5, 0}, float[2] v = {1, 4}> {"
+        " z = BatchNormalization (x, s, b, m, v) }",
+    ),
+    "dropout": (11, "net (float[2,3] x) => (float[2,3] z) { y, m = Dropout <ratio = 0.3> (x) z = Relu(y) }"),
+    "grid-sample": (
+        16,
+        "net (float[1,1,3,3] x, float[1,2,2,2] g) => (float[1,1,2,2] z) {"
+        ' z = GridSample <mode = "bilinear"> (x, g) }',
+    ),
+    "group-norm": (
+        18,
+        "net (float[1,4,3,3] x) => (float[1,4,3,3] z) <float[2] s = {1, 2}, float[2] b = {0, 1}> {"
+        " z = GroupNormalization <num_groups = 2> (x, s, b) }",
+    ),
+    "scatter": (
+        10,
+        "net (float[3,3] x) => (float[3,3] z) <int64[1,2] i = {1, 2}, float[1,2] u = {5, 6}> {"
+        " z = Scatter <axis = 0> (x, i, u) }",
+    ),
+    "reshape": (5, "net (float[2,3] x) => (float[3,2] z) <int64[2] s = {3, -1}> { z = Reshape (x, s) }"),
+    "gemm": (9, "net (float[2,3] x) => (float[2,1] z) <float[3,1] w={1,2,3}, float[1] c={5}> { z = Gemm(x,w,c) }"),
+    "newer": (22, "net (float[2,3] x) => (float[2,3] z) { y = Elu (x) z = Round (y) }"),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_conversion_keeps_the_values(name):
+    opset, text = CONVERSIONS[name]
+    model = parse(text, opset, ir_version=8)
+    feeds = {
+        i.name: noise(tuple(d.dim_value for d in i.type.tensor_type.shape.dim), seed=k)
+        for k, i in enumerate(model.graph.input)
+    }
+    assert_same_outputs(model, feeds)
+
+
+def test_old_broadcasting_aligns_at_the_axis():
+    model = parse(
+        "net (float[2,3,4] x, float[3] y) => (float[2,3,4] z) { z = Add <broadcast=1, axis=1> (x, y) }", 6
+    )
+    graph = load(model)
+    x, y = noise((2, 3, 4)), noise((3,), seed=1)
+    got = outputs_by_label(to_onnx(graph), graph, {"x": x, "y": y})["z"]
+    assert np.array_equal(got, x + y[:, None])
+
+
+def test_training_mode_of_old_operators_is_refused():
+    model = parse("net (float[2,3] x) => (float[2,3] z) { z = Dropout <is_test = 0> (x) }", 6)
+    with pytest.raises(UnsupportedModelError, match="random dropping"):
+        load(model)
+
+
+def test_an_attribute_a_newer_opset_added_is_refused_when_used():
+    text = 'net (float[1,4,2,2] x) => (float[1,16,1,1] z) { z = SpaceToDepth <blocksize = 2, mode = "CRD"> (x) }'
+    newest = defs.onnx_opset_version()
+    if "mode" not in defs.get_schema("SpaceToDepth", newest).attributes:
+        pytest.skip("this onnx has no such attribute")
+    with pytest.raises(UnsupportedModelError, match=f"opset {newest} to {OPSET}: attribute mode='CRD'"):
+        load(parse(text, newest))
+
+
+def test_an_opset_that_is_not_known_is_refused():
+    newer = defs.onnx_opset_version() + 1
+    with pytest.raises(UnsupportedModelError, match=f"opset {newer} is newer"):
+        load(parse("net (float[2] x) => (float[2] z) { z = Relu(x) }", newer))
+
+
+# ---------------------------------------------------------------------- what dissolves
+SHAPES = """net (float[2,3,4] x) => (float[2,12] z) <int64[1] one = {1}, int64[1] zero = {0}, int64 first = {0}> {
+    s = Shape(x)
+    n = Gather(s, first)
+    rows = Unsqueeze(n, zero)
+    rest = Constant <value_ints = [-1]> ()
+    target = Concat <axis = 0> (rows, rest)
+    z = Reshape(x, target)
+}"""
+
+
+def test_shape_arithmetic_dissolves():
+    graph = load(parse(SHAPES))
+    assert operators(graph) == ["Reshape"]
+    assert graph.value(ValueRef("target")).constant.tolist() == [2, -1]
+
+
+def test_identity_and_dropout_disappear_and_labels_stay():
+    graph = load(parse("net (float[2] x) => (float[2] z) { a = Relu(x) b = Identity(a) z, m = Dropout(b) }"))
+    assert operators(graph) == ["Relu"]
+    task = next(iter(graph.tasks.values()))
+    assert (task.labels, task.outputs) == (("z",), (ValueRef("a"),))
+
+
+def test_outputs_that_are_inputs_or_constants_get_a_node():
+    text = (
+        "net (float[2] x) => (float[2] a, float[2] b) <float[2] b0 = {1, 2}> { a = Identity(x) b = Identity(b0) }"
+    )
+    assert operators(load(parse(text))) == ["Identity", "Identity"]
+    assert_same_outputs(parse(text), {"x": noise((2,))})
+
+
+def test_constant_of_shape_stays_one_element():
+    text = """net (float[64,4096] x) => (float[64,4096] z) <int64[2] s = {4096, 4096}> {
+        w = ConstantOfShape <value = float[1] {0.5}> (s)
+        t = Transpose <perm = [1, 0]> (w)
+        z = MatMul(x, t)
+    }"""
+    graph = load(parse(text))
+    assert operators(graph) == ["MatMul"]
+    (weight,) = graph.parameters()
+    assert splat_value(weight.constant) == np.float32(0.5)
+    assert len(to_onnx(graph).SerializeToString()) < 2000
+
+
+def test_large_constants_are_not_folded():
+    weight = numpy_helper.from_array(noise((2048, 2048, 5)), "w")  # 84 MB
+    model = parse("net (float[2] x) => (float[2,2] z) { a = Abs(w) b = ReduceMax <keepdims=0> (a) z = Mul(x, b) }")
+    model.graph.initializer.append(weight)
+    model.graph.output[0].type.tensor_type.shape.dim.pop()
+    assert operators(load(model)) == ["Abs", "ReduceMax", "Mul"]
+
+
+def test_constant_condition_selects_a_branch():
+    text = """net (float[2] x) => (float[2] z) <int64 two = {2}> {
+        s = Shape(x)
+        n = Squeeze(s)
+        c = Equal(n, two)
+        z = If (c) <
+            then_branch = yes () => (float[2] a) { k = Constant <value_float = 3.0> () a = Mul(x, k) },
+            else_branch = no () => (float[2] b) { b = Neg(x) }
+        >
+    }"""
+    assert operators(load(parse(text))) == ["Mul"]
+    assert_same_outputs(parse(text), {"x": noise((2,))})
+
+
+def test_condition_that_is_not_constant_is_refused():
+    text = """net (float[2] x, bool c) => (float[2] z) {
+        z = If (c) <
+            then_branch = y () => (float[2] a) { a = Neg(x) }, else_branch = n () => (float[2] b) { b = Abs(x) }
+        >
+    }"""
+    with pytest.raises(UnsupportedModelError, match="If x1, first at 'If_z': control flow"):
+        load(parse(text))
+
+
+def test_model_functions_dissolve():
+    text = """<ir_version: 10, opset_import: ["" : 18, "own" : 1]>
+    net (float[2,3] x) => (float[2,3] z) { y = own.twice <by = 3.0> (x) z = own.twice (y) }
+    <domain: "own", opset_import: ["" : 18]>
+    twice <by: float = 2.0> (a) => (c) { k = Constant <value_float: float = @by> () c = Mul(a, k) }"""
+    model = onnx.parser.parse_model(text)
+    assert operators(load(model)) == ["Mul", "Mul"]
+    assert_same_outputs(model, {"x": noise((2, 3))})
+
+
+def test_operators_with_a_function_body_are_decomposed():
+    text = "net (float[2,3] x) => (float z) <int64[2] t = {0, 2}> { z = SoftmaxCrossEntropyLoss (x, t) }"
+    assert "SoftmaxCrossEntropyLoss" not in Op.registry
+    assert_same_outputs(parse(text), {"x": noise((2, 3))}, limit=1e-5)
+
+
+def test_dead_nodes_are_left_out():
+    graph = load(parse("net (float[2] x) => (float[2] z) { dead = Exp(x) deader = Log(dead) z = Relu(x) }"))
+    assert operators(graph) == ["Relu"]
+    assert [v.ref.name for v in graph.values()] == ["x", "z"]
+
+
+def test_unnamed_nodes_are_named_after_operator_and_result():
+    graph = load(parse("net (float[2] x) => (float[2] z) { y = Relu(x) z = Exp(y) }"))
+    assert [n.ref.name for n in graph.nodes()] == ["Relu_y", "Exp_z"]
+
+
+def test_attributes_are_complete():
+    text = (
+        "net (float[1,2,5,5] x) => (float[1,1,3,3] z) <float[1,2,3,3] w = {1,1,1,1,1,1,1,1,1,2,2,2,2,2,2,2,2,2}> {"
+    )
+    (node,) = load(parse(text + " z = Conv(x, w) }")).nodes()
+    assert dict(node.attrs) == {
+        "auto_pad": "NOTSET",
+        "dilations": (1, 1),
+        "group": 1,
+        "kernel_shape": (3, 3),
+        "pads": (0, 0, 0, 0),
+        "strides": (1, 1),
+    }
+
+
+# ---------------------------------------------------------------------- refusals
+def test_every_operator_that_is_not_compiled_is_listed_once_with_its_count():
+    model = parse(
+        "net (float[2] x) => (float[2] z) { a = Foo(x) b = Foo(a) c = Bar(b) d = Relu(c) z = NonZero(x) }"
+    )
+    model.graph.node[2].domain = "com.example"
+    model.opset_import.add(domain="com.example", version=1)
+    with pytest.raises(UnsupportedModelError) as caught:
+        load(model)
+    text = str(caught.value)
+    assert "3 kinds of nodes" in text
+    assert f"Foo x2, first at 'Foo_a': no operator of opset {OPSET}" in text
+    assert "com.example::Bar x1, first at 'Bar_c': an operator of a foreign domain" in text
+    assert "NonZero x1, first at 'NonZero_z': the shape of its result depends on data" in text
+
+
+def test_quantised_operators_are_refused():
+    text = "net (float[2] x) => (uint8[2] z) <float s = {0.1}, uint8 p = {3}> { z = QuantizeLinear(x, s, p) }"
+    with pytest.raises(UnsupportedModelError, match="QuantizeLinear x1"):
+        load(parse(text))
+
+
+@pytest.mark.parametrize("kind", ["string", "bfloat16", "complex64", "seq(float[2])"])
+def test_inputs_of_other_kinds_are_refused(kind):
+    declared = kind if "(" in kind else f"{kind}[2]"
+    with pytest.raises(UnsupportedModelError, match="only tensors of numbers and bools"):
+        load(parse(f"net ({declared} x) => ({declared} z) {{ z = Identity(x) }}"))
+
+
+# ---------------------------------------------------------------------- contradictions
+CONTRADICTIONS = {
+    "conv-channels": "net (float[1,8,5,5] x, float[2,5,3,3] w) => (float[1,2,3,3] z) { z = Conv(x, w) }",
+    "matmul": "net (float[2,3] x, float[4,5] y) => (float[2,5] z) { z = MatMul(x, y) }",
+    "axis": "net (float[2,3] x) => (float[2,3] z) { z = Softmax <axis = 7> (x) }",
+    "split": "net (float[7] x) => (float[2] a, float[2] b, float[3] c) { a, b, c = Split <num_outputs = 2> (x) }",
+    "groups": "net (float[1,4,5,5] x, float[2,2,3,3] w) => (float[1,2,3,3] z) { z = Conv <group = 3> (x, w) }",
+    "lstm": "net (float[2,1,3] x, float[1,8] w, float[1,8,2] r) => (float[2,1,1,2] z)"
+    " { z = LSTM <hidden_size = 2> (x, w, r) }",
+    "negative": "net (float[2] x) => (float[2] z) <int64[1] s = {-4}> { y = ConstantOfShape(s) z = Add(x, y) }",
+    "reads-nothing": "net (float[2] x) => (float[2] z) { z = Add(x, nowhere) }",
+    "defined-twice": "net (float[2] x) => (float[2] z) { z = Relu(x) z = Exp(x) }",
+    "cycle": "net (float[2] x) => (float[2] z) { a = Add(x, z) z = Relu(a) }",
+    "no-output": "net (float[2] x) => (float[2] z) { y = Relu(x) }",
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_contradictions_are_refused(name):
+    model = parse(CONTRADICTIONS[name])
+    with pytest.raises(UnsafeInputError) as caught:
+        load(model)
+    assert "model 'net'" in str(caught.value)
+
+
+def test_several_contradictions_are_listed_together():
+    text = "net (float[2,3] x, float[4,5] y) => (float[2,5] z) { a = MatMul(x, y) b = MatMul(y, x) z = Add(a, b) }"
+    with pytest.raises(UnsafeInputError) as caught:
+        load(parse(text))
+    assert "MatMul 'MatMul_a'" in str(caught.value)
+    assert "MatMul 'MatMul_b'" in str(caught.value)
+
+
+# ---------------------------------------------------------------------- tasks
+def test_the_task_is_named_after_the_file(tmp_path):
+    model = parse("net (float[2] x) => (float[2] a, float[2] b) { a = Relu(x) b = Exp(x) }")
+    path = tmp_path / "age.onnx"
+    onnx.save(model, path)
+    assert load(path).tasks["age"].labels == ("a", "b")
+    assert list(load(path, task="years").tasks) == ["years"]
+    assert list(load(model).tasks) == ["net"]
+
+
+def test_task_metadata_that_does_not_fit_is_refused():
+    model = to_onnx(load(parse("net (float[2] x) => (float[2] z) { z = Relu(x) }")))
+    model.metadata_props[0].value = json.dumps([["net", ["elsewhere"], ["z"]]])
+    with pytest.raises(UnsafeInputError, match="does not fit the model's outputs"):
+        load(model)
+    assert list(load(model, task="net").tasks) == ["net"]
+
+
+# ---------------------------------------------------------------------- real networks
+def real_networks():
+    path = shared_path("models", "manifest.json")
+    return {row["file"]: row for row in json.loads(path.read_text())}
+
+
+REFUSED = {"superres.onnx", "silero_vad.onnx"}
+
+
+def test_real_networks_import_export_and_compute_the_same():
+    """Error relative to the tensor: at most 1e-4, or four times what onnxruntime differs from itself."""
+    wrong = []
+    for file, row in real_networks().items():
+        if file in REFUSED:
+            continue
+        path = shared_path("models", *file.split("/"))
+        graph = load(path, inputs=row["input_shapes"])
+        exported = to_onnx(graph)
+        if digest(load(exported)) != digest(graph):
+            wrong.append(f"{file}: another digest after export and import")
+        ranges = row.get("input_ranges") or {}
+        feeds = {v.ref.name: _feed(v, ranges.get(v.ref.name)) for v in graph.inputs}
+        want, plain = run(path, feeds), run(path, feeds, optimise=False)
+        got = list(outputs_by_label(exported, graph, feeds).values())
+        error, spread = _error(got, want), _error(plain, want)
+        if error > max(1e-4, 4 * spread):
+            wrong.append(f"{file}: differs by {error:.1e}, onnxruntime from itself by {spread:.1e}")
+    assert wrong == []
+
+
+def _feed(value, limits):
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal(value.shape) if limits is None else rng.uniform(*limits, value.shape)
+    return drawn.astype(value.dtype.numpy)
+
+
+def _error(got, want):
+    pairs = zip(got, want, strict=True)
+    return max(float(np.abs(g.astype(np.float64) - w).max() / max(np.abs(w).max(), 1e-2)) for g, w in pairs)
+
+
+def test_real_networks_that_are_refused_say_why():
+    with pytest.raises(UnsupportedModelError, match=r"com.microsoft.extensions::\w+ x1, .* a foreign domain"):
+        load(shared_path("models", "superres.onnx"), inputs={"image": (1000,)})
+    rows = real_networks()
+    with pytest.raises(UnsupportedModelError, match=r"If x1, .* the condition is not constant"):
+        load(shared_path("models", "silero_vad.onnx"), inputs=rows["silero_vad.onnx"]["input_shapes"])
