@@ -5,6 +5,7 @@ An operator is tested in full by adding cases to `op_cases_*.py`; one without ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.ir.op_case import OpCase, site_of
 from tests.ir.op_cases import CASES, DISAGREEMENTS, NOT_INFERRED, REFUSED
 from tests.ir.oracles import assert_close, by_onnx_reference, by_onnxruntime
 from tests.ir.removal import check_axes, check_removal
+from tests.shared import ROOT
 
 LOWERING = 1e-5  # float32 sums in another order, relative to the largest element
 
@@ -37,6 +39,12 @@ def test_every_operator_has_cases():
 def test_every_operator_has_a_cost_formula_in_some_case():
     missing = sorted(set(Op.registry) - {c.op for c in CASES if c.macs or c.flops is not None})
     assert not missing, f"operators whose cost no case checks: {', '.join(missing)}"
+
+
+def test_every_cost_is_documented():
+    text = (ROOT / "docs" / "cost.md").read_text()
+    missing = [name for name in sorted(Op.registry) if not re.search(rf"\b{name}\b", text)]
+    assert not missing, f"operators without a count in docs/cost.md: {', '.join(missing)}"
 
 
 def test_ids_are_unique():
