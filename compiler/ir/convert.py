@@ -70,8 +70,11 @@ def _canonical(app: Application, scope: Scope) -> Application:
 
     Resize: an empty region or empty scales stand for an operand left out; tf_half_pixel_for_nn (dropped in opset
     13, still written by exporters) rounded down is half_pixel rounded to nearest: floor((x + 1/2) / s) either way.
-    RNN: one activation per direction, though the default names two.
+    RNN: one activation per direction, though the default names two. Split: sizes, which pruning can make unequal,
+    instead of a number of parts.
     """
+    if app.op == "Split" and app.attrs.get("num_outputs") == len(app.outputs):
+        return _split_by_sizes(app, scope)
     if app.op == "RNN" and app.attrs["direction"] != "bidirectional":
         return replace(app, attrs={**app.attrs, "activations": app.attrs["activations"][:1]})
     if app.op != "Resize":
@@ -92,6 +95,17 @@ def _canonical(app: Application, scope: Scope) -> Application:
             "nearest_mode": "round_prefer_ceil",
         },
     )
+
+
+def _split_by_sizes(app: Application, scope: Scope) -> Application:
+    """Equal parts as explicit sizes; the last part is smaller where the axis does not divide (ONNX Split-18)."""
+    shape, axis, parts = scope.type(app.inputs[0]).shape, app.attrs["axis"], len(app.outputs)
+    if not -len(shape) <= axis < len(shape):
+        return app  # refused with the axis named, when its type is inferred
+    size = shape[axis]
+    chunk = -(-size // parts)
+    sizes = [max(min(chunk, size - i * chunk), 0) for i in range(parts)]
+    return replace(app, inputs=(app.inputs[0], _ints(scope, sizes, "split")), attrs=_without(app, "num_outputs"))
 
 
 def _relabelled(app: Application) -> Application:
