@@ -179,7 +179,10 @@ class Op(abc.ABC):
 
     def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
         """Types of the `count` results. VerifyError where the operands do not fit."""
-        return infer_by_onnx(node, operands, count)
+        types = infer_by_onnx(node, operands, count)
+        if self.reinterprets and types[0].size != operands[0].size:  # ONNX's inference lets it pass
+            raise VerifyError(f"{self.name} '{node.ref}': {operands[0].type} has not the elements of {types[0]}")
+        return types
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
         """Values of the results, in numpy; `arrays` by formal operand position."""

@@ -349,6 +349,7 @@ CONTRADICTIONS = {
     "lstm": "net (float[2,1,3] x, float[1,8] w, float[1,8,2] r) => (float[2,1,1,2] z)"
     " { z = LSTM <hidden_size = 2> (x, w, r) }",
     "negative": "net (float[2] x) => (float[2] z) <int64[1] s = {-4}> { y = ConstantOfShape(s) z = Add(x, y) }",
+    "reshape": "net (float[2,3] x) => (float[4] z) <int64[1] s = {4}> { z = Reshape(x, s) }",
     "reads-nothing": "net (float[2] x) => (float[2] z) { z = Add(x, nowhere) }",
     "defined-twice": "net (float[2] x) => (float[2] z) { z = Relu(x) z = Exp(x) }",
     "cycle": "net (float[2] x) => (float[2] z) { a = Add(x, z) z = Relu(a) }",
