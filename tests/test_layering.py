@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.ir.lift",),
     ("compiler.ir.verify", "compiler.ir.reference", "compiler.ir.convert", "compiler.ir.folding"),
     ("compiler.ir.onnx_nodes", "compiler.ir.ties", "compiler.ir.text", "compiler.ir.safety"),
-    ("compiler.ir.ops", "compiler.ir.ops.*"),
+    ("compiler.ir.ops", "compiler.ir.ops.*", "compiler.ir.relations"),
     ("compiler.ir.op",),
     ("compiler.ir.graph",),
     ("compiler.ir.types",),

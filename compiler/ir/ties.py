@@ -11,7 +11,6 @@ without a tie: not understood means not prunable, never wrong.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from compiler.ir.graph import Graph, Site
-from compiler.ir.op import Kind, Tie
+from compiler.ir.relations import Relations, where
 from compiler.ir.types import Axis, NodeRef, ValueRef
 
 
@@ -51,183 +50,6 @@ class Group:
         return str(self.axes[0].owner)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pin:
-    """Entries that must stay: `vertex` ids and the reason, a phrase that continues the axis."""
-
-    vertices: np.ndarray
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Edge:
-    """Vertices joined by one tie of one node."""
-
-    a: np.ndarray
-    b: np.ndarray
-    site: Site
-    mixed: bool
-
-
-class Entries:
-    """Numbers the entries of all axes: `axis` has vertices start..start + size - 1."""
-
-    def __init__(self) -> None:
-        self.axes: list[Axis] = []
-        self.count = 0
-        self._spans: dict[Axis, tuple[int, int]] = {}
-        self._starts: list[int] = []
-
-    def add(self, axis: Axis, size: int) -> None:
-        """Number the entries of a new axis; an axis that is known keeps its numbers."""
-        if axis not in self._spans:
-            self._spans[axis] = (self.count, size)
-            if size:
-                self.axes.append(axis)
-                self._starts.append(self.count)
-            self.count += size
-
-    def size(self, axis: Axis) -> int:
-        """Number of entries of an axis."""
-        return self._spans[axis][1]
-
-    def of(self, axis: Axis, positions: np.ndarray | None = None) -> np.ndarray:
-        """Vertices of an axis, or of some positions along it."""
-        start, size = self._spans[axis]
-        return start + (np.arange(size) if positions is None else positions)
-
-    def at(self, vertex: int) -> tuple[Axis, int]:
-        """Axis and position of a vertex."""
-        i = bisect_right(self._starts, vertex) - 1
-        return self.axes[i], vertex - self._starts[i]
-
-    def split(self, vertices: np.ndarray) -> dict[Axis, np.ndarray]:
-        """Ascending positions per axis."""
-        vertices, starts = np.sort(vertices), np.array(self._starts)
-        ids = np.searchsorted(starts, vertices, side="right") - 1
-        cuts = np.flatnonzero(np.diff(ids)) + 1
-        firsts = ids[np.concatenate([[0], cuts])]
-        return {self.axes[i]: p - starts[i] for i, p in zip(firsts, np.split(vertices, cuts), strict=True)}
-
-
-# ---------------------------------------------------------------------- reading the ties of a graph
-class Relations:
-    """Every tie of a graph as edges, joint constraints and pins over numbered entries."""
-
-    def __init__(self, graph: Graph, excluded: Callable[[str], bool]) -> None:
-        self.graph = graph
-        self.entries = Entries()
-        self.edges: list[Edge] = []
-        self.joints: list[tuple[np.ndarray, np.ndarray, Site]] = []
-        self.pins: list[Pin] = []
-        for value in graph.values():
-            for dim, size in enumerate(value.shape):
-                self.entries.add(value.axis(dim), size)
-        for site in graph.sites():
-            self._read(site)
-        self._pin_ends(excluded)
-        self._pin_lone()
-
-    def _read(self, site: Site) -> None:
-        ties = [t for t in site.node.op.ties(site) if t.index.size]
-        self._number_virtual(site, ties)
-        by_child: dict[Axis, list[Tie]] = {}
-        for tie in ties:
-            lone = self.entries.size(tie.a) == 1 and np.count_nonzero(tie.index >= 0) > 1
-            if not lone:  # a parent that is the only entry of its axis always stays
-                by_child.setdefault(tie.b, []).append(tie)
-        for child, group in by_child.items():
-            several = [t for t in group if not _injective(t.index)]
-            if len(several) > 1 and _overlap(several):
-                self._join(child, several, site)
-                group = [t for t in group if not any(t is s for s in several)]
-            for tie in group:
-                self._connect(tie, site)
-        self._pin_silent(site, ties)
-
-    def _number_virtual(self, site: Site, ties: Iterable[Tie]) -> None:
-        sizes: dict[Axis, int] = {}
-        for tie in ties:
-            if isinstance(tie.a.owner, NodeRef):
-                sizes[tie.a] = max(sizes.get(tie.a, 0), int(tie.index.max()) + 1)
-            if isinstance(tie.b.owner, NodeRef):
-                sizes[tie.b] = max(sizes.get(tie.b, 0), len(tie.index))
-        for axis, size in sizes.items():
-            self.entries.add(axis, size)
-
-    def _connect(self, tie: Tie, site: Site) -> None:
-        at = np.flatnonzero(tie.index >= 0)
-        a, b = self.entries.of(tie.a, tie.index[at]), self.entries.of(tie.b, at)
-        self.edges.append(Edge(a, b, site, tie.kind is Kind.MIXED))
-
-    def _join(self, child: Axis, ties: list[Tie], site: Site) -> None:
-        common = np.flatnonzero(np.all([t.index >= 0 for t in ties], axis=0))
-        parents = np.stack([self.entries.of(t.a, t.index[common]) for t in ties], axis=1)
-        self.joints.append((self.entries.of(child, common), parents, site))
-
-    def _pin_silent(self, site: Site, ties: list[Tie]) -> None:
-        """Pin what this node touches without a tie, and entries of results that come from nowhere."""
-        named = {t.a for t in ties} | {t.b for t in ties}
-        values = {v.ref: v for v in (*(v for _, v in site.operands.present()), *site.results)}
-        for value in values.values():
-            for dim, size in enumerate(value.shape):
-                axis = value.axis(dim)
-                if axis not in named and size:
-                    self._pin(self.entries.of(axis), f"is not tied by {_name(site)}")
-        for value in site.results:
-            for dim in range(value.rank):
-                if value.axis(dim) in named:
-                    self._pin_uncovered(value.axis(dim), ties, site)
-
-    def _pin_uncovered(self, axis: Axis, ties: list[Tie], site: Site) -> None:
-        covered = np.zeros(self.entries.size(axis), bool)
-        for tie in ties:
-            if tie.b == axis:
-                covered |= tie.index >= 0
-            if tie.a == axis:
-                covered[tie.index[tie.index >= 0]] = True
-        loose = np.flatnonzero(~covered)
-        if loose.size:
-            self._pin(self.entries.of(axis, loose), f"is filled in by {_name(site)}")
-
-    def _pin_lone(self) -> None:
-        """Pin the only entry of an axis: an axis cannot become empty."""
-        lone = [self.entries.of(axis) for axis in self.entries.axes if self.entries.size(axis) == 1]
-        if lone:
-            self._pin(np.concatenate(lone), "has only one entry")
-
-    def _pin_ends(self, excluded: Callable[[str], bool]) -> None:
-        inputs = {v.ref for v in self.graph.inputs}
-        for value in self.graph.values():
-            producer = self.graph.producer(value.ref)
-            reasons = [
-                (value.ref in inputs, "is a graph input"),
-                (self.graph.is_output(value.ref), "is a task output"),
-                (excluded(value.ref.name), "is excluded by name"),
-                (producer is not None and excluded(producer.ref.name), "is made by a node excluded by name"),
-            ]
-            for holds, reason in reasons:
-                if holds:
-                    for dim in range(value.rank):
-                        self._pin(self.entries.of(value.axis(dim)), reason)
-
-    def _pin(self, vertices: np.ndarray, reason: str) -> None:
-        self.pins.append(Pin(vertices, reason))
-
-
-def _name(site: Site) -> str:
-    return f"{site.node.op.name} '{site.node.ref}'"
-
-
-def _injective(index: np.ndarray) -> bool:
-    used = index[index >= 0]
-    return len(np.unique(used)) == len(used)
-
-
-def _overlap(ties: list[Tie]) -> bool:
-    return bool(np.all([t.index >= 0 for t in ties], axis=0).any())
-
-
 # ---------------------------------------------------------------------- components and atoms
 class Closure:
     """Atoms and groups of a graph, and the reason for everything that must stay.
@@ -251,6 +73,7 @@ class Closure:
             self._pinned |= self._mixed
         self._members = self._by_component()
         self.atoms = tuple(self._atoms())
+        self._explainer: _Explainer | None = None
 
     def _components(self) -> np.ndarray:
         count = self._rel.entries.count
@@ -352,7 +175,9 @@ class Closure:
 
     def why(self, axis: Axis, entry: int) -> str:
         """Why an entry cannot be removed: the shortest path of ties to something pinned."""
-        return explain(self._rel, axis, entry, self.allow_mixed)
+        if self._explainer is None:
+            self._explainer = _Explainer(self._rel, self.allow_mixed)
+        return self._explainer.sentence(axis, entry)
 
 
 class _Search:
@@ -396,60 +221,67 @@ class _Search:
 
 
 # ---------------------------------------------------------------------- why not
-def explain(relations: Relations, axis: Axis, entry: int, allow_mixed: bool) -> str:
-    """The sentence `cannot remove channel 7 of 'a': 'a' -> Add 'add2' -> 'out' axis 1 is a task output`."""
-    entries = relations.entries
-    reasons = {int(v): pin.reason for pin in reversed(relations.pins) for v in pin.vertices}
-    steps = _neighbours(relations)
-    start = int(entries.of(axis)[entry])
-    came: dict[int, tuple[int, Site] | None] = {start: None}
-    queue = deque([start])
-    while queue:
-        vertex = queue.popleft()
-        if vertex in reasons:
-            return _sentence(entries, axis, entry, _path(entries, came, vertex), vertex, reasons[vertex])
-        for other, site, mixed in steps.get(vertex, ()):
-            if mixed and not allow_mixed:
-                reason = f"is mixed by {_name(site)}: its entries influence each other"
-                return _sentence(entries, axis, entry, _path(entries, came, vertex), vertex, reason)
-            if other not in came:
-                came[other] = (vertex, site)
-                queue.append(other)
-    return f"channel {entry} of '{axis.owner}' axis {axis.dim} goes only together with others of its axis"
+class _Explainer:
+    """Shortest paths of ties from an entry to something pinned."""
 
+    def __init__(self, relations: Relations, allow_mixed: bool) -> None:
+        self._entries, self._pins = relations.entries, relations.pins
+        self._pin_of = np.full(relations.entries.count, -1)
+        for number, pin in reversed(list(enumerate(relations.pins))):
+            self._pin_of[pin.vertices] = number
+        joints = [(p, c, s, False) for c, parents, s in relations.joints for p in parents.T]
+        links = [(e.a, e.b, e.site, e.mixed and not allow_mixed) for e in relations.edges] + joints
+        self._sites = [(site, blocked) for _, _, site, blocked in links]
+        ends = [np.concatenate([x, y]) for x, y, _, _ in links] or [np.zeros(0, np.int64)]
+        others = [np.concatenate([y, x]) for x, y, _, _ in links] or [np.zeros(0, np.int64)]
+        link = np.repeat(np.arange(len(links)), [2 * len(x) for x, _, _, _ in links])
+        start = np.concatenate(ends)
+        order = np.argsort(start, kind="stable")
+        self._other, self._link = np.concatenate(others)[order], link[order]
+        self._first = np.searchsorted(start[order], np.arange(relations.entries.count + 1))
 
-def _neighbours(relations: Relations) -> dict[int, list[tuple[int, Site, bool]]]:
-    found: dict[int, list[tuple[int, Site, bool]]] = {}
-    pairs = [(e.a, e.b, e.site, e.mixed) for e in relations.edges]
-    pairs += [(p, c, s, False) for c, parents, s in relations.joints for p in parents.T]
-    for a, b, site, mixed in pairs:
-        for u, v in zip(a.tolist(), b.tolist(), strict=True):
-            found.setdefault(u, []).append((v, site, mixed))
-            found.setdefault(v, []).append((u, site, mixed))
-    return found
+    def sentence(self, axis: Axis, entry: int) -> str:
+        """`cannot remove channel 7 of 'a': 'a' -> Add 'add2' -> 'out' axis 1 is a task output`."""
+        start = int(self._entries.of(axis)[entry])
+        came: dict[int, tuple[int, Site] | None] = {start: None}
+        queue = deque([start])
+        while queue:
+            vertex = queue.popleft()
+            if self._pin_of[vertex] >= 0:
+                return self._words(axis, entry, came, vertex, self._pins[self._pin_of[vertex]].reason)
+            for at in range(self._first[vertex], self._first[vertex + 1]):
+                site, blocked = self._sites[self._link[at]]
+                if blocked:
+                    reason = f"is mixed by {where(site)}: its entries influence each other"
+                    return self._words(axis, entry, came, vertex, reason)
+                other = int(self._other[at])
+                if other not in came:
+                    came[other] = (vertex, site)
+                    queue.append(other)
+        return f"channel {entry} of {axis} goes only together with others of its axis"
 
+    def _words(
+        self, axis: Axis, entry: int, came: Mapping[int, tuple[int, Site] | None], end: int, reason: str
+    ) -> str:
+        last, _ = self._entries.at(end)
+        path = self._path(came, end)
+        words = [*path[:-1], f"{path[-1]} axis {last.dim} {reason}"]
+        return f"cannot remove channel {entry} of '{axis.owner}': {' -> '.join(words)}"
 
-def _path(entries: Entries, came: Mapping[int, tuple[int, Site] | None], vertex: int) -> list[str]:
-    """Values and nodes from the start to `vertex`, without parameters and virtual axes between them."""
-    words: list[str] = [_owner(entries, vertex)]
-    step = came[vertex]
-    while step is not None:
-        previous, site = step
-        axis, _ = entries.at(previous)
-        if words[-1] != _name(site):
-            words.append(_name(site))
-        step = came[previous]
-        passing = isinstance(axis.owner, NodeRef) or (step is not None and step[1].node.ref == site.node.ref)
-        if not passing:
-            words.append(_owner(entries, previous))
-    return words[::-1]
+    def _path(self, came: Mapping[int, tuple[int, Site] | None], vertex: int) -> list[str]:
+        """Values and nodes from the start to `vertex`, without parameters and virtual axes between them."""
+        words: list[str] = [self._owner(vertex)]
+        step = came[vertex]
+        while step is not None:
+            previous, site = step
+            axis, _ = self._entries.at(previous)
+            if words[-1] != where(site):
+                words.append(where(site))
+            step = came[previous]
+            passing = isinstance(axis.owner, NodeRef) or (step is not None and step[1].node.ref == site.node.ref)
+            if not passing:
+                words.append(self._owner(previous))
+        return words[::-1]
 
-
-def _owner(entries: Entries, vertex: int) -> str:
-    return f"'{entries.at(vertex)[0].owner}'"
-
-
-def _sentence(entries: Entries, axis: Axis, entry: int, path: list[str], end: int, reason: str) -> str:
-    last, _ = entries.at(end)
-    words = [*path[:-1], f"{path[-1]} axis {last.dim} {reason}"]
-    return f"cannot remove channel {entry} of '{axis.owner}': {' -> '.join(words)}"
+    def _owner(self, vertex: int) -> str:
+        return f"'{self._entries.at(vertex)[0].owner}'"

@@ -14,6 +14,7 @@ import numpy as np
 from compiler.errors import VerifyError
 from compiler.ir.graph import Graph, Site
 from compiler.ir.op import Tie
+from compiler.ir.relations import where
 from compiler.ir.types import Axis, NodeRef, ValueRef
 
 _MANY = 20
@@ -36,11 +37,6 @@ def _error(graph: Graph, problems: list[str]) -> VerifyError:
     if len(problems) > _MANY:
         shown.append(f"... and {len(problems) - _MANY} more")
     return VerifyError(f"graph '{graph.name}' is not sound\n  " + "\n  ".join(shown))
-
-
-def where(site: Site) -> str:
-    """Operator and name of a node, as every message begins."""
-    return f"{site.node.op.name} '{site.node.ref}'"
 
 
 # ---------------------------------------------------------------------- 1 structure
