@@ -19,6 +19,8 @@ _PUBLIC = {
     "Member": "compiler.ir.union:Member",
     "Binding": "compiler.ir.union:Binding",
     "Graph": "compiler.ir.graph:Graph",
+    "Node": "compiler.ir.graph:Node",
+    "Value": "compiler.ir.graph:Value",
     "verify": "compiler.ir.verify:verify",
     "evaluate": "compiler.ir.reference:evaluate",
     "Pass": "compiler.passes.base:Pass",
@@ -46,6 +48,9 @@ _PUBLIC = {
     "Bundle": "compiler.codegen.bundle:Bundle",
     "find_target": "compiler.codegen.target:find_target",
     "CompilerError": "compiler.errors:CompilerError",
+    "ConfigError": "compiler.errors:ConfigError",
+    "PassError": "compiler.errors:PassError",
+    "VerifyError": "compiler.errors:VerifyError",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

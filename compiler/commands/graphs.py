@@ -87,7 +87,7 @@ def prune(args: Namespace, say: Say) -> Result:
     passes = [make(name, {}) for name in ("fold-constants", "fold-batch-norm", "remove-dead-code")]
     passes += [make("dead-channels", {}), make("prune-channels", options)]
     say(f"passes: {', '.join(map(str, passes))}")
-    after, records = Pipeline(tuple(passes)).run(graph, use)
+    after, records = Pipeline(tuple(passes), numerics=True).run(graph, use)
     save(after, path)
     return _pruned(path, graph, after, records)
 
