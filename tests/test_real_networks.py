@@ -26,7 +26,8 @@ REFUSED = {
 COUNTED = (
     "ultraface_slim320 dnsmos_sig dnsmos_bak_ovr oww_melspectrogram oww_embedding yunet_n_320 basic_pitch "
     "ppocr_cls nanodet_m_320 sci_easy mnist_cntk mnist_rten sinet_portrait keypoint_cls ssrnet_age_imdb "
-    "minixc_gender mlperftiny_resnet8_cifar10 mlperftiny_vww_mobilenet mlperftiny_ad_autoencoder mlperftiny_streaming_ww"
+    "minixc_gender mlperftiny_resnet8_cifar10 mlperftiny_vww_mobilenet mlperftiny_ad_autoencoder"
+    " mlperftiny_streaming_ww"
 ).split()
 
 
