@@ -15,6 +15,9 @@ from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
 from compiler.release import Say, load_release, transform
 
+MOST_ROWS = 255
+"""Rows of a printed table of combinations."""
+
 
 def config_of(args: Namespace) -> Config:
     """The release file of the command line with its --set overrides."""
@@ -90,7 +93,12 @@ def cost_grid(report: CostReport, title: str) -> Grid:
     """One row per combination, the separate networks' FLOPs beside it."""
     columns = ("tasks", "MACs", "FLOPs", "separate", "saved", "parameters", "weights B", "traffic B", "workspace B")
     rows: list[tuple[Cell, ...]] = []
-    for row, other in report.pairs():
+    total = len(report.combinations)
+    if total > MOST_ROWS:
+        title += f" ({MOST_ROWS - 1:,} of {total:,} combinations and the full set; --json prints all)"
+    for number, (row, other) in enumerate(report.pairs(), 1):
+        if MOST_ROWS <= number < total:
+            continue
         flops = other.cost.flops if other else None
         saved = None if not flops else f"{1 - row.cost.flops / flops:.1%}"
         cost = row.cost

@@ -7,8 +7,11 @@ subtracted part is a sum over all supersets of Q, which one in-place addition pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import overload
 
 import numpy as np
 
@@ -70,12 +73,43 @@ class Row:
         }
 
 
+@functools.cache
+def subsets(count: int) -> tuple[tuple[int, ...], ...]:
+    """Every non-empty subset of 0..count-1: smaller ones first, then in lexicographic order."""
+    return tuple(c for n in range(1, count + 1) for c in itertools.combinations(range(count), n))
+
+
+class Rows(Sequence[Row]):
+    """A row per non-empty combination, made when it is asked for: fewer tasks first, then in task order.
+
+    `table`: int64 [2^T, quantities] by mask, as `combination_costs` returns it.
+    """
+
+    def __init__(self, names: Sequence[str], table: np.ndarray, workspace: Mapping[frozenset[str], int]) -> None:
+        self._names, self._table, self._workspace = tuple(names), table, workspace
+
+    def __len__(self) -> int:
+        return len(self._table) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, index: int | slice) -> Row | tuple[Row, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        bits = subsets(len(self._names))[index]
+        tasks = tuple(self._names[b] for b in bits)
+        planned = self._workspace.get(frozenset(tasks)) if self._workspace else None
+        return Row(tasks, 0, Cost(*self._table[sum(1 << b for b in bits)].tolist()), planned)
+
+
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A row per combination, and the same rows for the separate networks side by side."""
+    """A row per combination, and the same rows for the separate networks side by side (none where unknown)."""
 
-    combinations: tuple[Row, ...]
-    separate: tuple[Row, ...]
+    combinations: Sequence[Row]
+    separate: Sequence[Row] = ()
 
     def record(self) -> dict[str, object]:
         """JSON-ready: `combinations` and `separate`."""
@@ -86,12 +120,8 @@ class CostReport:
 
     def pairs(self) -> Iterator[tuple[Row, Row | None]]:
         """Each combination with its separate row, where there is one."""
-        other = {r.tasks: r for r in self.separate}
-        return ((r, other.get(r.tasks)) for r in self.combinations)
-
-
-Workspace = Callable[[tuple[str, ...]], int | None]
-"""Tasks -> planned peak in bytes, or None."""
+        others = self.separate or itertools.repeat(None)
+        return zip(self.combinations, others, strict=False)
 
 
 def cost_report(
@@ -109,11 +139,7 @@ def cost_report(
     _refuse_too_many(names)
     masks = graph.needed_masks()
     table = combination_costs(len(names), ((masks[r], c) for r, c in items(graph) if r in masks))
-    planned = workspace or {}
-    return CostReport(
-        _rows(names, table, lambda tasks: planned.get(frozenset(tasks))),
-        _separate_rows(names, separate or {}),
-    )
+    return CostReport(Rows(names, table, workspace or {}), _separate_rows(names, separate or {}))
 
 
 def _refuse_too_many(names: Sequence[str]) -> None:
@@ -124,31 +150,12 @@ def _refuse_too_many(names: Sequence[str]) -> None:
         )
 
 
-def _separate_rows(names: Sequence[str], separate: Mapping[str, Graph]) -> tuple[Row, ...]:
-    """Networks side by side share nothing, so each task owns its whole cost; a network without a task's name
-    belongs to no row."""
+def _separate_rows(names: Sequence[str], separate: Mapping[str, Graph]) -> Sequence[Row]:
+    """Networks side by side share nothing, so each task owns its whole cost; none unless all are given."""
     if set(names) - set(separate):
         return ()
     owned = []
     for bit, name in enumerate(names):
         needed = separate[name].needed_masks()
         owned += [(1 << bit, c) for r, c in items(separate[name]) if r in needed]
-    return _rows(names, combination_costs(len(names), owned), lambda tasks: None)
-
-
-def _rows(names: Sequence[str], table: np.ndarray, workspace: Workspace) -> tuple[Row, ...]:
-    plain = table.tolist()
-    rows = []
-    for mask in _by_size(len(names)):
-        tasks = tuple(n for i, n in enumerate(names) if mask >> i & 1)
-        rows.append(Row(tasks, 0, Cost(*plain[mask]), workspace(tasks)))
-    return tuple(rows)
-
-
-def _by_size(tasks: int) -> list[int]:
-    """All non-empty masks: fewer tasks first, then in task order."""
-    return sorted(range(1, 1 << tasks), key=lambda m: (m.bit_count(), _reversed(m, tasks)))
-
-
-def _reversed(mask: int, tasks: int) -> int:
-    return -int(f"{mask:0{tasks}b}"[::-1], 2)
+    return Rows(names, combination_costs(len(names), owned), {})

@@ -85,7 +85,7 @@ def test_a_report_of_sixteen_tasks_has_every_combination():
     graph = network(16)
     start = time.perf_counter()
     rows = cost_report(graph).combinations
-    assert time.perf_counter() - start < 3.0
+    assert time.perf_counter() - start < 1.0
     assert len(rows) == 65535
     assert rows[-1].cost == totals(graph)
 
