@@ -7,7 +7,6 @@ subtracted part is a sum over all supersets of Q, which one in-place addition pe
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -61,22 +60,8 @@ class Row:
 
     def record(self) -> dict[str, object]:
         """JSON-ready."""
-        return {
-            "tasks": list(self.tasks),
-            "level": self.level,
-            "macs": self.cost.macs,
-            "flops": self.cost.flops,
-            "parameters": self.cost.parameters,
-            "weight_bytes": self.cost.weight_bytes,
-            "activation_bytes": self.cost.activation_bytes,
-            "workspace_bytes": self.workspace_bytes,
-        }
-
-
-@functools.cache
-def subsets(count: int) -> tuple[tuple[int, ...], ...]:
-    """Every non-empty subset of 0..count-1: smaller ones first, then in lexicographic order."""
-    return tuple(c for n in range(1, count + 1) for c in itertools.combinations(range(count), n))
+        values = [getattr(self.cost, f) for f in _FIELDS]
+        return _record(self.tasks, self.level, values, self.workspace_bytes)
 
 
 class Rows(Sequence[Row]):
@@ -96,32 +81,49 @@ class Rows(Sequence[Row]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Row, ...]: ...
     def __getitem__(self, index: int | slice) -> Row | tuple[Row, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        bits = subsets(len(self._names))[index]
-        tasks = tuple(self._names[b] for b in bits)
-        planned = self._workspace.get(frozenset(tasks)) if self._workspace else None
-        return Row(tasks, 0, Cost(*self._table[sum(1 << b for b in bits)].tolist()), planned)
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        for tasks, values, planned in self._parts():
+            yield Row(tasks, 0, Cost(*values), planned)
+
+    def records(self) -> list[dict[str, object]]:
+        """JSON-ready rows, without an object per row on the way."""
+        return [_record(tasks, 0, values, planned) for tasks, values, planned in self._parts()]
+
+    def _parts(self) -> Iterator[tuple[tuple[str, ...], list[int], int | None]]:
+        """Tasks, quantities and planned workspace of every row."""
+        sizes = range(1, len(self._names) + 1)
+        bits = [1 << i for i in range(len(self._names))]
+        masks = [sum(c) for n in sizes for c in itertools.combinations(bits, n)]
+        subsets = (c for n in sizes for c in itertools.combinations(self._names, n))
+        plan = self._workspace
+        for tasks, values in zip(subsets, self._table[masks].tolist(), strict=True):
+            yield tasks, values, plan.get(frozenset(tasks)) if plan else None
+
+
+def _record(tasks: tuple[str, ...], level: int, values: Sequence[int], planned: int | None) -> dict[str, object]:
+    quantities = zip(_FIELDS, values, strict=True)
+    return {"tasks": list(tasks), "level": level, **dict(quantities), "workspace_bytes": planned}
 
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
     """A row per combination, and the same rows for the separate networks side by side (none where unknown)."""
 
-    combinations: Sequence[Row]
-    separate: Sequence[Row] = ()
+    combinations: Rows
+    separate: Rows | None = None
 
     def record(self) -> dict[str, object]:
         """JSON-ready: `combinations` and `separate`."""
         return {
-            "combinations": [r.record() for r in self.combinations],
-            "separate": [r.record() for r in self.separate],
+            "combinations": self.combinations.records(),
+            "separate": self.separate.records() if self.separate else [],
         }
 
     def pairs(self) -> Iterator[tuple[Row, Row | None]]:
         """Each combination with its separate row, where there is one."""
-        others = self.separate or itertools.repeat(None)
-        return zip(self.combinations, others, strict=False)
+        return zip(self.combinations, self.separate or itertools.repeat(None), strict=False)
 
 
 def cost_report(
@@ -150,10 +152,10 @@ def _refuse_too_many(names: Sequence[str]) -> None:
         )
 
 
-def _separate_rows(names: Sequence[str], separate: Mapping[str, Graph]) -> Sequence[Row]:
+def _separate_rows(names: Sequence[str], separate: Mapping[str, Graph]) -> Rows | None:
     """Networks side by side share nothing, so each task owns its whole cost; none unless all are given."""
     if set(names) - set(separate):
-        return ()
+        return None
     owned = []
     for bit, name in enumerate(names):
         needed = separate[name].needed_masks()
