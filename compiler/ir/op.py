@@ -264,9 +264,8 @@ def infer_by_onnx(node: Node, operands: Operands, count: int) -> tuple[TensorTyp
     """Result types by ONNX shape inference of this one node; VerifyError where it fails or stays open."""
     where = f"{node.op.name} '{node.ref}'"
     try:
-        model = shape_inference.infer_shapes(
-            _one_node(node, operands, count), check_type=True, strict_mode=True, data_prop=True
-        )
+        # no data_prop: one node needs none, and it allocates per element of a long vector
+        model = shape_inference.infer_shapes(_one_node(node, operands, count), check_type=True, strict_mode=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise VerifyError(f"{where}: {reason}") from None
