@@ -66,46 +66,9 @@ def at_pinned_opset(app: Application, scope: Scope) -> Iterator[Application]:
 
 
 def _canonical(app: Application, scope: Scope) -> Application:
-    """One form per meaning where ONNX allows two.
-
-    Resize: an empty region or empty scales stand for an operand left out; tf_half_pixel_for_nn (dropped in opset
-    13, still written by exporters) rounded down is half_pixel rounded to nearest: floor((x + 1/2) / s) either way.
-    RNN: one activation per direction, though the default names two. Split: sizes, which pruning can make unequal,
-    instead of a number of parts.
-    """
-    if app.op == "Split" and app.attrs.get("num_outputs") == len(app.outputs):
-        return _split_by_sizes(app, scope)
-    if app.op == "RNN" and app.attrs["direction"] != "bidirectional":
-        return replace(app, attrs={**app.attrs, "activations": app.attrs["activations"][:1]})
-    if app.op != "Resize":
-        return app
-    inputs = [n if n and scope.type(n).size else "" for n in app.inputs]
-    while not inputs[-1]:
-        inputs.pop()
-    app = replace(app, inputs=tuple(inputs))
-    if app.attrs["coordinate_transformation_mode"] != "tf_half_pixel_for_nn":
-        return app
-    if app.attrs["mode"] != "nearest" or app.attrs["nearest_mode"] != "floor":
-        raise UnsupportedNode("tf_half_pixel_for_nn other than nearest, rounded down")
-    return replace(
-        app,
-        attrs={
-            **app.attrs,
-            "coordinate_transformation_mode": "half_pixel",
-            "nearest_mode": "round_prefer_ceil",
-        },
-    )
-
-
-def _split_by_sizes(app: Application, scope: Scope) -> Application:
-    """Equal parts as explicit sizes; the last part is smaller where the axis does not divide (ONNX Split-18)."""
-    shape, axis, parts = scope.type(app.inputs[0]).shape, app.attrs["axis"], len(app.outputs)
-    if not -len(shape) <= axis < len(shape):
-        return app  # refused with the axis named, when its type is inferred
-    size = shape[axis]
-    chunk = -(-size // parts)
-    sizes = [max(min(chunk, size - i * chunk), 0) for i in range(parts)]
-    return replace(app, inputs=(app.inputs[0], _ints(scope, sizes, "split")), attrs=_without(app, "num_outputs"))
+    """One form per meaning where ONNX allows two."""
+    form = _FORMS.get(app.op)
+    return app if form is None else form(app, scope)
 
 
 def _relabelled(app: Application) -> Application:
@@ -361,3 +324,58 @@ def _upsample(app: Application, scope: Scope) -> Iterator[Application]:
 def _resize(app: Application, scope: Scope) -> Iterator[Application]:
     attrs = _without(app, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     yield replace(app, inputs=(app.inputs[0], "", app.inputs[1]), attrs=attrs)
+
+
+# ---------------------------------------------------------------------- one form per meaning
+def _one_rnn(app: Application, scope: Scope) -> Application:
+    """One activation per direction, though the default names two."""
+    if app.attrs["direction"] == "bidirectional":
+        return app
+    return replace(app, attrs=_without(app, activations=app.attrs["activations"][:1]))
+
+
+def _one_range(app: Application, scope: Scope) -> Application:
+    """Bounds of one entry are scalars."""
+    bounds = [(n, scope.constant(n)) for n in app.inputs]
+    inputs = [n if v is None or v.shape != (1,) else scope.literal(v[0], "bound") for n, v in bounds]
+    return replace(app, inputs=tuple(inputs))
+
+
+def _one_split(app: Application, scope: Scope) -> Application:
+    """Sizes, which pruning can make unequal, instead of a number of parts.
+
+    The last part is smaller where the axis does not divide (ONNX Split-18).
+    """
+    parts, axis, shape = len(app.outputs), app.attrs["axis"], scope.type(app.inputs[0]).shape
+    if app.attrs.get("num_outputs") != parts or not -len(shape) <= axis < len(shape):
+        return app  # refused when its type is inferred, with the reason
+    size = shape[axis]
+    chunk = -(-size // parts)
+    sizes = [max(min(chunk, size - i * chunk), 0) for i in range(parts)]
+    return replace(app, inputs=(app.inputs[0], _ints(scope, sizes, "split")), attrs=_without(app, "num_outputs"))
+
+
+def _one_resize(app: Application, scope: Scope) -> Application:
+    """An empty region or empty scales stand for an operand left out.
+
+    tf_half_pixel_for_nn (dropped in opset 13, still written by exporters) rounded down is half_pixel rounded to
+    nearest: floor((x + 1/2) / s) either way.
+    """
+    inputs = [app.inputs[0], *(n if n and scope.type(n).size else "" for n in app.inputs[1:])]
+    while not inputs[-1]:
+        inputs.pop()
+    app = replace(app, inputs=tuple(inputs))
+    if app.attrs["coordinate_transformation_mode"] != "tf_half_pixel_for_nn":
+        return app
+    if app.attrs["mode"] != "nearest" or app.attrs["nearest_mode"] != "floor":
+        raise UnsupportedNode("tf_half_pixel_for_nn other than nearest, rounded down")
+    attrs = _without(app, coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_ceil")
+    return replace(app, attrs=attrs)
+
+
+_FORMS: dict[str, Callable[[Application, Scope], Application]] = {
+    "RNN": _one_rnn,
+    "Range": _one_range,
+    "Resize": _one_resize,
+    "Split": _one_split,
+}
