@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from tvm import te, tirx
+from tvm.sym.analyzer import Analyzer
 
 from compiler.codegen.layout import Layout, Plain
 from compiler.errors import LoweringError
@@ -130,7 +131,7 @@ class TensorExpressions:
         return self._wrap(tensor, shape, dtype)
 
     def constant(self, array: np.ndarray) -> Tensor:
-        """See `Emitter.constant`."""
+        """See `Emitter.constant`. A table that no body reads (a target shape, say) is not passed."""
         dtype = DType(array.dtype.name)
         element = splat_value(array)
         if not array.size:  # never read, but operators may mention it
@@ -138,9 +139,16 @@ class TensorExpressions:
         if array.size <= _INLINE or element is not None:
             literal = array.reshape(-1)[0] if element is None else element
             return Operand(array.shape, dtype, lambda *i: self.const(literal.item(), dtype))
-        table = te.placeholder(tuple(array.shape), dtype.value, name=self._name("c"))
-        self.tables.append((table, array))
-        return self._wrap(table, array.shape, dtype)
+        made: list[Tensor] = []
+
+        def read(*at: Expr) -> Expr:
+            if not made:
+                table = te.placeholder(tuple(array.shape), dtype.value, name=self._name("c"))
+                self.tables.append((table, array))
+                made.append(self._wrap(table, array.shape, dtype))
+            return made[0](*at)
+
+        return Operand(array.shape, dtype, read)
 
     def const(self, value: bool | int | float, dtype: DType) -> Expr:
         """See `Emitter.const`."""
@@ -286,10 +294,7 @@ def _stored(emit: TensorExpressions, layout: Layout, value: Value, tensor: Tenso
 
 
 def schedule(func: Any, vector: int) -> Any:
-    """Default schedule: inline what has no reduction, keep a long spatial axis innermost around reductions.
-
-    LLVM vectorises the innermost loop; a reduction innermost would stay scalar (no reassociation of floats).
-    """
+    """Default schedule: inline what is cheap and has no reduction, then vectorise along the last long axis."""
     sch = tvm.s_tir.Schedule(func)
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root):
@@ -299,8 +304,7 @@ def schedule(func: Any, vector: int) -> Any:
         if readers == 1 or (readers and not _calls_function(sch.get(block))):
             sch.compute_inline(block)
     for block in sch.get_child_blocks(root):
-        if _is_reduction(sch, block):
-            _spatial_innermost(sch, block, vector)
+        _innermost(sch, block, vector)
     return sch.mod["main"]
 
 
@@ -328,16 +332,54 @@ def _is_reduction(sch: Any, block: Any) -> bool:
     return any(k == 2 for k in kinds)
 
 
-def _spatial_innermost(sch: Any, block: Any, vector: int) -> None:
-    loops = sch.get_loops(block)
-    kinds = [int(v.iter_type) for v in sch.get(block).iter_vars]
-    spatial = [loop for loop, k in zip(loops, kinds, strict=True) if k != 2]
-    reduced = [loop for loop, k in zip(loops, kinds, strict=True) if k == 2]
-    wide = [loop for loop in spatial if int(sch.get(loop).extent) >= vector]
-    if not wide:
+def _innermost(sch: Any, block: Any, vector: int) -> None:
+    """Bring a long spatial loop inside the reductions and vectorise it where every access allows that.
+
+    Without it a reduction would be innermost and stay scalar, because sums of floats are not reassociated.
+    """
+    loops, variables = sch.get_loops(block), sch.get(block).iter_vars
+    pairs = list(zip(loops, variables, strict=True))
+    spatial = [(loop, v.var) for loop, v in pairs if int(v.iter_type) != 2]
+    reduced = [loop for loop, v in pairs if int(v.iter_type) == 2]
+    wide = [pair for pair in spatial if int(sch.get(pair[0]).extent) >= vector]
+    if not wide or (not reduced and wide[-1] is not spatial[-1]):
         return
-    inner = wide[-1]
-    sch.reorder(*[loop for loop in spatial if loop is not inner], *reduced, inner)
+    inner, variable = wide[-1]
+    if reduced:
+        sch.reorder(*[loop for loop, _ in spatial if loop is not inner], *reduced, inner)
+    if _runs_along(sch.get(block), variable):
+        _vectorize(sch, inner, vector)
+
+
+def _vectorize(sch: Any, inner: Any, vector: int) -> None:
+    """Vectors of `vector` elements, the remainder as a loop of its own."""
+    extent = int(sch.get(inner).extent)
+    if extent % vector:
+        inner = sch.loop_partition(inner, [extent - extent % vector], preserve_unit_iters=True)[0]
+    if extent >= 2 * vector:
+        inner = sch.split(inner, [None, vector])[1]
+    sch.vectorize(inner)
+
+
+def _runs_along(statement: Any, variable: Any) -> bool:
+    """Whether each index of each access grows by 0 with `variable`, or by 1 in the last dimension."""
+    analyzer = Analyzer()
+    fits: list[bool] = []
+
+    def step(index: Any) -> int | None:
+        moved = tvm_ffi.structural_map(index, [(tvm.ir.Var, lambda v: v + 1 if v.same_as(variable) else v)])
+        difference = analyzer.simplify(moved - index)
+        return int(difference.value) if isinstance(difference, tirx.IntImm) else None
+
+    def note(access: Any) -> None:
+        steps = [step(i) for i in access.indices]
+        fits.append(all(s == 0 for s in steps[:-1]) and steps[-1] in (0, 1))
+
+    accesses = (tvm.ir.TensorLoad, tirx.BufferStore)
+    tvm_ffi.structural_walk(statement.body, [(accesses, note)])
+    if statement.init is not None:
+        tvm_ffi.structural_walk(statement.init, [(accesses, note)])
+    return all(fits)
 
 
 def run_site(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:

@@ -24,6 +24,10 @@ from compiler.errors import LoweringError, TargetError
 STACK_LIMIT = 1024
 """Local buffers of at least this many bytes would become runtime calls; they move to scratch."""
 
+LLVM_OPTIONS = ("-vectorize-loops:bool=false",)
+"""LLVM's loop vectoriser is off: kernels carry explicit vectors, and LLVM 22 turns `x[i % 4]` inside a vectorised
+loop over i into a read of x[i] on AVX-512 (docs/decisions/0006)."""
+
 TVM_VERSION = "0.27.0"
 """Names of passes change between releases of TVM: a build is only made with the release it was tested with."""
 
@@ -68,7 +72,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _compile(funcs: Mapping[str, Any], target: Target) -> Compiled:
-    tvm_target = tvm.target.Target(dict(target.tvm))
+    tvm_target = tvm.target.Target({**target.tvm, "cl-opt": list(LLVM_OPTIONS)})
     named = {s: f.with_attr("global_symbol", s) for s, f in sorted(funcs.items())}
     module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(named))
     module = tvm.ir.transform.Sequential(_loop_passes())(module)

@@ -165,3 +165,20 @@ def test_same_graph_gives_the_same_bytes() -> None:
 def test_unknown_task_in_a_subset() -> None:
     with pytest.raises(ConfigError, match="unknown tasks z; the graph has a, b, c"):
         generate(multitask(), find_target("host"), subsets=[frozenset({"z"})])
+
+
+def test_remainders_of_loop_indices_survive_optimisation(tmp_path: Path) -> None:
+    """LLVM's loop vectoriser took `i % 4` for `i` here (docs/decisions/0006)."""
+    b = Builder()
+    b.task("t", b.apply("Tile", b.input("x", 2, 3, 4, 5), b.const(np.array([7, 6, 4, 2]))))
+    check(b.done(), tmp_path)
+
+
+@pytest.mark.parametrize("width", [5, 16, 21, 64])
+def test_rows_that_are_no_multiple_of_the_vector(width: int, tmp_path: Path) -> None:
+    b = Builder()
+    x, y = b.input("x", 3, width), b.input("y", 3, width)
+    b.task("sum", b.apply("Add", x, b.apply("Exp", y)))
+    b.task("soft", b.apply("Softmax", x, axis=1))
+    b.task("column", b.apply("ReduceMean", y, b.const(np.array([0])), keepdims=0))
+    check(b.done(), tmp_path)
