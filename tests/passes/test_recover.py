@@ -167,7 +167,7 @@ def test_obs_is_delete_and_refit() -> None:
     reader = reader_of(graph, site)
     assert reader is not None
     moments = gram(reader, (f["x"] for f in feeds))
-    worth = next(iter(fit.Readers(graph, feeds).contributions(True).values()))
+    worth = next(iter(fit.Readers(graph, feeds).contributions(True, {}).values()))
     g = (moments + ridge(moments))[0]
     matrix = reader.matrix(reader.weight.constant)[0]
     for channel in range(4):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +81,11 @@ class Meter:
         saved = math.fsum(self._costs[i] - self._cost(i) for i in self._touched(atoms))
         self._count(atoms, -1)
         return saved
+
+    @property
+    def gone(self) -> dict[Axis, np.ndarray]:
+        """Entries that are away, per axis that lost any."""
+        return {a: np.flatnonzero(n) for a, n in self._times_gone.items() if n.any()}
 
     def leaves_some(self, atoms: Sequence[Atom]) -> bool:
         """Whether every axis keeps an entry without `atoms`: those of different groups can share axes."""
@@ -160,12 +165,20 @@ class Ladder:
     """The steps of one group: its atoms by rising score, removed so that the width stays a multiple."""
 
     def __init__(self, group: Group, scores: np.ndarray, multiple: int, floor: float) -> None:
-        order = np.argsort(scores, kind="stable")
-        self._atoms = [group.atoms[i] for i in order]
-        self._scores = scores[order]
+        self._group = group
+        self._atoms: list[Atom] = list(group.atoms)
+        self._scores = scores
         self._multiple = multiple
         self._least = max(multiple, math.ceil(floor * len(self._atoms)))
         self._cuts = [0]
+        self.rank(scores)
+
+    def rank(self, scores: np.ndarray) -> None:
+        """Order what is left by new scores, given in the order of the group's atoms."""
+        by_atom = dict(zip((a.index for a in self._group.atoms), scores.tolist(), strict=True))
+        done = self._cuts[-1]
+        self._atoms[done:] = sorted(self._atoms[done:], key=lambda a: (by_atom[a.index], a.index))
+        self._scores = np.array([by_atom[a.index] for a in self._atoms])
 
     @property
     def removed(self) -> Sequence[Atom]:
@@ -203,21 +216,33 @@ class Ladder:
         price = meter.saving(self.next)
         if price <= 0:
             return None
-        return stop / len(self._atoms) if scope == "local" else float(self._scores[start:stop].sum()) / price
+        if scope == "local":
+            return stop / len(self._atoms)
+        # A layer that has lost much already gets dearer, or it would be emptied before others are touched.
+        return float(self._scores[start:stop].sum()) / price * len(self._atoms) / (len(self._atoms) - start)
 
 
 def select(
-    meter: Meter, ladders: Sequence[Ladder], target: float, scope: Scope, refusals: Sequence[object] = ()
+    meter: Meter,
+    ladders: Sequence[Ladder],
+    target: float,
+    scope: Scope,
+    score: Callable[[Mapping[Axis, np.ndarray]], Sequence[np.ndarray]],
+    refusals: Sequence[object] = (),
 ) -> Selection:
     """Remove the cheapest steps until the cost is at most `target` of the original.
 
-    `global`: rising score per unit saved, over all groups. `local`: equal shares of every group. Raises PassError
-    (with `refusals`) where even the narrowest groups cost more.
+    `global`: rising score per unit saved, over all groups. `local`: equal shares of every group. `score(gone)`
+    gives the scores of all groups again when entries are gone. Raises PassError (with `refusals`) where even the
+    narrowest groups cost more.
     """
     original = meter.total
     budget = target * original
     history: list[Ladder] = []
     while meter.total > budget:
+        if history:
+            for ladder, scores in zip(ladders, score(meter.gone), strict=True):
+                ladder.rank(scores)
         taken = _round(meter, ladders, max(budget, meter.total - REPRICE * original), scope)
         if not taken:
             raise PassError(

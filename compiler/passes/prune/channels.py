@@ -6,7 +6,7 @@ recovery: sizes can be right where the meaning is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, get_args
@@ -16,8 +16,8 @@ import numpy as np
 from compiler.errors import ConfigError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
-from compiler.ir.ties import Atom, Closure
-from compiler.ir.types import ValueRef
+from compiler.ir.ties import Atom, Closure, Group
+from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
 from compiler.passes.base import Pass, Refusal, Resources
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, select
@@ -36,6 +36,8 @@ from compiler.passes.prune.surgery import (
 )
 
 AUTO = "auto"
+
+Scorer = Callable[[Mapping[Axis, np.ndarray]], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -117,20 +119,25 @@ class PruneChannels(Pass):
         target = self.flops if self.flops is not None else self.parameters
         assert target is not None
         groups = closure.groups
-        ranks = self._scores(graph, closure, use)
-        ladders = [Ladder(g, s, self.multiple, self.floor) for g, s in zip(groups, ranks, strict=True)]
+        score = self._scorer(graph, groups, use)
+        ladders = [Ladder(g, s, self.multiple, self.floor) for g, s in zip(groups, score({}), strict=True)]
         axes = {axis: closure.size(axis) for group in groups for axis in group.axes}
         meter = Meter(graph, quantity, use.workload, axes)
-        return select(meter, ladders, target, "local" if self.scope == "local" else "global", refusals)
+        return select(meter, ladders, target, "local" if self.scope == "local" else "global", score, refusals)
 
-    def _scores(self, graph: Graph, closure: Closure, use: Resources) -> list[np.ndarray]:
+    def _scorer(self, graph: Graph, groups: Sequence[Group], use: Resources) -> Scorer:
+        """Scores of all groups when some entries are gone; only `obs` depends on these."""
         kind = self.score
         if kind == AUTO:
             kind = "l2" if use.calibration is None else "obs"
-        if kind in NEEDS_DATA:
+        if kind == "obs":
             readers = Readers(graph, self._batches(graph, use))
-            return activation_scores(graph, closure.groups, kind == "obs", readers)
-        return scores(graph, closure.groups, kind, use.rng(self))
+            return lambda gone: activation_scores(graph, groups, True, readers, gone)
+        if kind == "rms":
+            fixed = activation_scores(graph, groups, False, Readers(graph, self._batches(graph, use)), {})
+        else:
+            fixed = scores(graph, groups, kind, use.rng(self))
+        return lambda gone: fixed
 
     def _batches(self, graph: Graph, use: Resources) -> list[dict[str, np.ndarray]]:
         found = []

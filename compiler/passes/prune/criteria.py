@@ -1,14 +1,13 @@
 """Which channels matter: one score per atom, higher is worth more.
 
-Scores from weights alone are divided by the mean of their group, so that layers of different scale can be compared;
-scores from activations are shares of a layer's output power already. Exotic criteria are left out on purpose: after
-fine-tuning the choice between the usual ones hardly matters (PruningBench, arXiv 2406.12315); without fine-tuning
-the activations do.
+A score is a share: of the weights of its layer, or of the output power of the layers that read it. So layers of
+different scale can be compared. Exotic criteria are left out on purpose: after fine-tuning the choice between the
+usual ones hardly matters (PruningBench, arXiv 2406.12315); without fine-tuning the activations do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,21 +26,23 @@ Vector = Callable[[Axis], np.ndarray | None]
 def scores(graph: Graph, groups: Sequence[Group], kind: str, draw: np.random.Generator) -> list[np.ndarray]:
     """Data-free scores per group: `l1`, `l2` over all weights an atom touches, or `random`."""
     if kind == "random":
-        return [draw.uniform(0.5, 1.5, len(g.atoms)) for g in groups]
+        return [_normalised(draw.uniform(0.5, 1.5, len(g.atoms))) for g in groups]
     vector = _norms(graph, 1 if kind == "l1" else 2)
     return [_normalised(_summed(g, vector) ** (1.0 if kind == "l1" else 0.5)) for g in groups]
 
 
-def activation_scores(graph: Graph, groups: Sequence[Group], refit: bool, readers: Readers) -> list[np.ndarray]:
-    """Scores from calibration data, as shares of the power of the readers' outputs; comparable between layers.
+def activation_scores(
+    graph: Graph, groups: Sequence[Group], refit: bool, readers: Readers, gone: Mapping[Axis, np.ndarray]
+) -> list[np.ndarray]:
+    """Scores from calibration data, when the entries in `gone` have left already.
 
     Without `refit` (`rms`): what the atom contributes to its readers, E[x_u^2] * |W_u|^2, as if inputs were
     independent. With it (`obs`): the rise of the readers' error after their least-squares re-fit (optimal brain
     surgeon on blocks, Hassibi & Stork 1993). Groups without such readers get their l2 scores at the mean level.
     """
-    found = readers.contributions(refit)
+    found = readers.contributions(refit, gone)
     measured = [_summed(g, found.get) for g in groups]
-    level = float(np.mean([m.mean() for m in measured if m.any()] or [1.0]))
+    level = float(np.mean([m.sum() for m in measured if m.any()] or [1.0]))
     plain = _norms(graph, 2)
     return [m if m.any() else level * _normalised(_summed(g, plain)) for m, g in zip(measured, groups, strict=True)]
 
@@ -57,8 +58,8 @@ def _summed(group: Group, vector: Vector) -> np.ndarray:
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
-    mean = values.mean()
-    return values / mean if mean > 0 else np.ones_like(values)
+    total = values.sum()
+    return np.asarray(values / total if total > 0 else np.full(len(values), 1 / len(values)))
 
 
 def _norms(graph: Graph, order: int) -> Vector:

@@ -39,6 +39,11 @@ class Reader(abc.ABC):
     def channel(self) -> Axis:
         """The axis of `x` that the weight contracts."""
 
+    @property
+    @abc.abstractmethod
+    def output(self) -> Axis:
+        """The axis of `y` along which the weight has its outputs."""
+
     @abc.abstractmethod
     def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
         """[groups, rows, p]: the inputs of output positions `at` (flat numbers)."""
@@ -72,6 +77,10 @@ class ConvReader(Reader):
     @property
     def channel(self) -> Axis:
         return self.x.axis(1)
+
+    @property
+    def output(self) -> Axis:
+        return self.y.axis(1)
 
     @property
     def groups(self) -> int:
@@ -116,6 +125,10 @@ class MatrixReader(Reader):
     @property
     def channel(self) -> Axis:
         return self.x.axis(0 if self._flag("transA") else -1)
+
+    @property
+    def output(self) -> Axis:
+        return self.y.axis(-1)
 
     @property
     def taps(self) -> int:
@@ -228,27 +241,33 @@ def ridge(moments: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------- contributions of channels
 class Readers:
-    """Calibration inputs through the original graph, for scores."""
+    """Second moments of every reader's inputs in the original graph, measured once, for scores."""
 
     def __init__(self, graph: Graph, batches: Batches) -> None:
-        self._graph, self._batches = graph, batches
-
-    def contributions(self, refit: bool) -> dict[Axis, np.ndarray]:
-        """Per reader input axis: what each channel is worth to its readers, as a share of their output power.
-
-        `refit`: the rise of the error after the other channels were fitted anew, W_u^T (B_u)^-1 W_u with B_u the
-        block of (G + lambda I)^-1 that belongs to channel u. Else the power of the channel's own contribution.
-        """
-        found: dict[Axis, np.ndarray] = {}
-        stream = Stream(self._graph, self._batches)
-        for site in self._graph.sites():
-            reader = reader_of(self._graph, site)
+        self._measured: list[tuple[Reader, np.ndarray]] = []
+        self._known: dict[tuple[int, bytes, bytes], np.ndarray] = {}
+        stream = Stream(graph, batches)
+        for site in graph.sites():
+            reader = reader_of(graph, site)
             if reader is not None and not _depthwise(reader):
-                moments = gram(reader, stream.read(reader.x.ref))
-                worth = (_after_refit if refit else _alone)(reader, moments)
-                found[reader.channel] = found.get(reader.channel, 0) + worth
+                self._measured.append((reader, gram(reader, stream.read(reader.x.ref))))
             stream.step(site.node)
             stream.release(site.node)
+
+    def contributions(self, refit: bool, gone: Mapping[Axis, np.ndarray]) -> dict[Axis, np.ndarray]:
+        """Per reader input axis: what each channel is worth to its readers, as a share of their output power.
+
+        `refit`: the rise of the error when the channel goes and the others are fitted anew, W_u^T (B_u)^-1 W_u
+        with B_u the block of (G + lambda I)^-1 that belongs to channel u, among the channels that are not `gone`.
+        Else the power of the channel's own contribution.
+        """
+        found: dict[Axis, np.ndarray] = {}
+        for number, (reader, moments) in enumerate(self._measured):
+            away = gone.get(reader.channel, np.zeros(0, np.int64)), gone.get(reader.output, np.zeros(0, np.int64))
+            key = number, away[0].tobytes(), away[1].tobytes()
+            if key not in self._known:
+                self._known[key] = _after_refit(reader, moments, *away) if refit else _alone(reader, moments)
+            found[reader.channel] = found.get(reader.channel, 0) + self._known[key]
         return found
 
 
@@ -267,12 +286,21 @@ def _alone(reader: Reader, moments: np.ndarray) -> np.ndarray:
     return np.asarray(energy.sum(axis=2).reshape(-1, reader.taps).sum(axis=1) / _power(matrix, moments))
 
 
-def _after_refit(reader: Reader, moments: np.ndarray) -> np.ndarray:
+def _after_refit(reader: Reader, moments: np.ndarray, columns: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Worth of each channel among those that stay; zero for those in `columns`, which are gone already."""
     matrix, k = reader.matrix(reader.weight.constant), reader.taps
-    inverse = np.linalg.inv(moments + ridge(moments))
-    worth = []
-    for g in range(len(matrix)):
-        for start in range(0, matrix.shape[1], k):
-            w, block = matrix[g, start : start + k], inverse[g, start : start + k, start : start + k]
-            worth.append(float(np.sum(w * np.linalg.solve(block, w))))
-    return np.asarray(np.maximum(np.array(worth), 0) / _power(matrix, moments))
+    power = _power(matrix, moments)
+    if len(matrix) > 1:  # groups keep equal slots: their static worth is used
+        columns = outputs = np.zeros(0, np.int64)
+    stays = np.setdiff1d(np.arange(matrix.shape[1] // k), columns)
+    at = (stays[:, None] * k + np.arange(k)).reshape(-1)
+    away = np.setdiff1d(np.arange(matrix.shape[1]), at)
+    worth = np.zeros((len(matrix), matrix.shape[1] // k))
+    for g, regular in enumerate(moments + ridge(moments)):
+        w = np.delete(matrix[g], outputs, axis=1)
+        inverse = np.linalg.inv(regular[np.ix_(at, at)])
+        fitted = w[at] + inverse @ (regular[np.ix_(at, away)] @ w[away])
+        blocks = inverse.reshape(len(stays), k, len(stays), k)[np.arange(len(stays)), :, np.arange(len(stays)), :]
+        parts = fitted.reshape(len(stays), k, -1)
+        worth[g, stays] = np.sum(parts * np.linalg.solve(blocks, parts), axis=(1, 2))
+    return np.asarray(np.maximum(worth, 0).reshape(-1) / power)
