@@ -87,13 +87,16 @@ def _contents(file: Path, limit: int) -> bytes:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be opened: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UnsafeInputError(f"{file}: not a regular file")
         if status.st_size > limit:
             raise UnsafeInputError(f"{file}: {status.st_size:,} bytes; the limit is {limit:,}")
-        return stream.read(limit)
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            return stream.read(limit)
+    finally:
+        os.close(descriptor)
 
 
 def guard(
