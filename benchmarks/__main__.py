@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-STUDIES = {"pruning-coverage": "benchmarks.pruning_coverage"}
+STUDIES = {
+    "pruning-accuracy": "benchmarks.pruning_accuracy",
+    "pruning-coverage": "benchmarks.pruning_coverage",
+}
 """Name on the command line -> module with `main(arguments) -> exit status`."""
 
 
