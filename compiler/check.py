@@ -26,7 +26,7 @@ from compiler.compile import write_library
 from compiler.errors import BundleError, CompilerError, ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
-from compiler.ir.reference import evaluate
+from compiler.ir.reference import difference, evaluate
 from compiler.ir.types import ValueRef
 from compiler.measure import bundle_runner
 from compiler.passes.base import Pass
@@ -127,16 +127,8 @@ def verify_model(
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """max|found - expected| / max(max|expected|, 1e-2); infinite where shapes or non-finite places differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(b[finite]).max(), SCALE_FLOOR))
+    """Error relative to the tensor's scale, which counts as SCALE_FLOOR at least."""
+    return difference(found, expected, SCALE_FLOOR)
 
 
 def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: int) -> dict[str, np.ndarray]:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compiler.ir.graph import Graph, Node, Site, Value
+from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.op import Expr, Tensor
-from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
+from compiler.ir.types import DType, NodeRef, splat_value
 
 Algorithm = Literal["conv", "depthwise", "gemm", "recurrent", "generic", "view"]
 
@@ -263,13 +263,3 @@ def _packed_constant(site: Site, *positions: int) -> bool:
 def describe(group: Group) -> tuple[str, ...]:
     """Names of the group's nodes."""
     return tuple(s.node.ref.name for s in group.sites)
-
-
-def nodes_of(group: Group) -> tuple[Node, ...]:
-    """The group's nodes."""
-    return tuple(s.node for s in group.sites)
-
-
-def refs(values: Sequence[Value]) -> tuple[ValueRef, ...]:
-    """References of values."""
-    return tuple(v.ref for v in values)

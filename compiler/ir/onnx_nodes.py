@@ -22,7 +22,7 @@ from onnx import (
 
 from compiler.ir.graph import Attrs, Value
 from compiler.ir.op import IR_VERSION
-from compiler.ir.types import DType, TensorType, splat_value
+from compiler.ir.types import DType, TensorType
 
 STANDARD = ("", "ai.onnx")
 _SMALL = 4096  # larger constants never decide a shape
@@ -224,11 +224,6 @@ def _decides_shapes(data: np.ndarray) -> bool:
 
 def _tensor(data: np.ndarray) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(data).reshape(data.shape))
-
-
-def is_splat(value: Value) -> bool:
-    """Whether the value is a constant stored as one element."""
-    return value.data is not None and splat_value(value.data) is not None
 
 
 def function_body(app: Application, operands: Sequence[Value | None]) -> onnx.FunctionProto | None:

@@ -107,8 +107,8 @@ def _checked_feeds(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Arrays:
     return arrays
 
 
-def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """max|found - expected| / max|expected|; 0 for equal arrays, inf where shapes or non-finite places differ.
+def difference(found: np.ndarray, expected: np.ndarray, floor: float = TINY) -> float:
+    """max|found - expected| / max(max|expected|, floor); inf where shapes or non-finite places differ.
 
     Relative to the tensor, because element-wise ratios mean nothing near zero.
     """
@@ -120,7 +120,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(b[finite]).max(), TINY))
+    return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(b[finite]).max(), floor))
 
 
 def random_feeds(graph: Graph, rng: np.random.Generator) -> dict[str, np.ndarray]:
