@@ -26,7 +26,7 @@ try:
 finally:
     report.write_text(pathlib.Path("/proc/self/status").read_text())
 """
-"""Runs the command line and reports its peak. The peak that `wait4` gives includes this test process at the fork."""
+"""Runs the command line and reports its peak; the peak that `wait4` gives includes this process at the fork."""
 
 
 def peak_bytes(report: Path) -> int:
