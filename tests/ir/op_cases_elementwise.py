@@ -137,4 +137,7 @@ CASES.append(
 REFUSED += [
     (OpCase("Cast", "bfloat16", [real(3)], {"to": 16}), "bfloat16"),
     (OpCase("Add", "shapes", [real(3), real(4)]), "Add"),
+    (OpCase("Gelu", "choice", [real(3)], {"approximate": "sigmoid"}), "Gelu 'sigmoid' none tanh"),
+    (OpCase("BitShift", "choice", [whole(3, dtype=np.uint8, low=0)] * 2, {"direction": "UP"}), "'UP' LEFT"),
+    (OpCase("Clip", "vector", [real(3), Constant(real(3))]), "Clip scalar"),
 ]

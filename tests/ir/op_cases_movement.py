@@ -138,4 +138,11 @@ REFUSED += [
     (moved("Split", "sum", real(4), longs(1, 2), results=2, axis=0), "Split [1, 2] 4"),
     (moved("Expand", "computed", real(4), np.array([2, 4])), "Expand 'shape'"),
     (moved("Range", "computed", real(), scalar(3), scalar(1)), "Range 'start'"),
+    (moved("Pad", "mode", real(4), longs(1, 1), mode="mirror"), "Pad 'mirror' reflect"),
+    (moved("Pad", "too-negative", real(4), longs(-3, -3)), "Pad negative (4,)"),
+    (moved("Pad", "no-edge", real(0), longs(1, 1), mode="edge"), "Pad edge"),
+    (moved("DepthToSpace", "divide", real(1, 5, 2, 2), blocksize=2), "DepthToSpace blocksize channels"),
+    (moved("SpaceToDepth", "divide", real(1, 5, 3, 2), blocksize=2), "SpaceToDepth blocksize"),
+    (moved("ReverseSequence", "axes", real(3, 4), longs(1, 2, 4), time_axis=0, batch_axis=0), "batch_axis [0]"),
+    (moved("ReverseSequence", "lengths", real(3, 4), longs(1, 2), time_axis=1, batch_axis=0), "sequence_lens (2,)"),
 ]

@@ -91,4 +91,16 @@ for mode in ("nearest", "linear"):
 
 REFUSED += [
     (OpCase("Resize", "computed-sizes", [IMAGE, None, None, np.array([1, 2, 8, 4])]), "Resize 'sizes' constant"),
+    (resize("mode", IMAGE, scales=floats(1, 1, 2, 2), mode="lanczos"), "Resize 'lanczos' cubic"),
+    (
+        resize("no-region", IMAGE, scales=floats(1, 1, 2, 2), coordinate_transformation_mode="tf_crop_and_resize"),
+        "region",
+    ),
+    (resize("zero", IMAGE, sizes=longs(1, 2, 0, 4)), "Resize positive"),
+    (resize("empty", real(1, 2, 0, 4), sizes=longs(1, 2, 3, 4)), "Resize empty"),
+    (OpCase("GridSample", "mode", [IMAGE, GRID[:1]], {"mode": "lanczos"}), "GridSample 'lanczos'"),
+    (
+        OpCase("GridSample", "cubic-volume", [real(1, 2, 3, 4, 5), real(1, 2, 2, 2, 3)], {"mode": "cubic"}),
+        "cubic images",
+    ),
 ]

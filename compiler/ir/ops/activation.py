@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compiler.ir.graph import Site
+from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr
-from compiler.ir.ops.elementwise import Broadcast, Called, Unary
+from compiler.ir.ops.elementwise import Broadcast, Called, Unary, check_choice
+from compiler.ir.types import TensorType
 
 
 def positive_part(emit: Emitter, site: Site, x: Expr) -> Expr:
@@ -174,6 +175,10 @@ class Gelu(Unary):
     """x Phi(x), Phi the normal distribution function; `approximate` "tanh" uses the cubic formula."""
 
     name = "Gelu"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_choice(node, "approximate", "none", "tanh")
+        return super().infer(node, operands, count)
 
     def flops(self, site: Site) -> int:
         return (8 if site.str("approximate") == "tanh" else 5) * site.results[0].size

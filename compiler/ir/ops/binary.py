@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from compiler.ir.graph import Site
+from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr
-from compiler.ir.ops.elementwise import Broadcast
-from compiler.ir.types import DType
+from compiler.ir.ops.elementwise import Broadcast, check, check_choice
+from compiler.ir.types import DType, TensorType
 
 
 def truncated_quotient(emit: Emitter, dtype: DType, a: Expr, b: Expr) -> Expr:
@@ -164,6 +164,10 @@ class Clip(Broadcast):
 
     name = "Clip"
 
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check(node, all(b.size == 1 for b in operands[1:]), "a bound is not a scalar")
+        return super().infer(node, operands, count)
+
     def flops(self, site: Site) -> int:
         return (len(site.operands.present()) - 1) * site.results[0].size
 
@@ -208,6 +212,10 @@ class BitShift(Broadcast):
     """Unsigned a shifted by b bits, `direction` LEFT or RIGHT."""
 
     name = "BitShift"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_choice(node, "direction", "LEFT", "RIGHT")
+        return super().infer(node, operands, count)
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         return emit.call("shl" if site.str("direction") == "LEFT" else "shr", *x)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from compiler.errors import UnsupportedModelError
+from compiler.errors import UnsupportedModelError, VerifyError
 from compiler.ir.graph import Node, Operands, Site, Value
 from compiler.ir.op import Emitter, Expr, Op, Tensor, Tie, identity
 from compiler.ir.types import DType, TensorType
@@ -40,6 +40,18 @@ def broadcast_ties(operand: Value, result: Value) -> Iterator[Tie]:
     for dim, size in enumerate(operand.shape):
         if size > 1:
             yield identity(operand, dim, result, dim + shift)
+
+
+def check(node: Node, holds: bool, reason: str) -> None:
+    """Raise VerifyError with `reason` unless it holds: what ONNX's own inference lets pass."""
+    if not holds:
+        raise VerifyError(f"{node.op.name} '{node.ref}': {reason}")
+
+
+def check_choice(node: Node, name: str, *allowed: str) -> None:
+    """Raise VerifyError unless the string attribute `name` is one of `allowed`."""
+    value = node.attrs[name]
+    check(node, value in allowed, f"{name}='{value}'; the choices are {', '.join(allowed)}")
 
 
 class Static(Op):

@@ -9,10 +9,19 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compiler.ir.graph import Site, Value
+from compiler.ir.graph import Node, Operands, Site, Value
 from compiler.ir.op import Emitter, Expr, Kept, Rebuilt, Tensor, Tie, entrywise, identity
-from compiler.ir.ops.elementwise import Movement, Static, aligned, broadcast_ties, positive, required
-from compiler.ir.types import Axis
+from compiler.ir.ops.elementwise import (
+    Movement,
+    Static,
+    aligned,
+    broadcast_ties,
+    check,
+    check_choice,
+    positive,
+    required,
+)
+from compiler.ir.types import Axis, TensorType
 
 
 def repeated_tie(site: Site, y: Value, dim: int) -> Tie:
@@ -77,6 +86,14 @@ class Pad(Static, Movement):
 
     name = "Pad"
     static = ((1, "pads"), (3, "axes"))
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_choice(node, "mode", "constant", "edge", "reflect", "wrap")
+        types = super().infer(node, operands, count)
+        shape, filled = types[0].shape, node.attrs["mode"] == "constant" or operands[0].size
+        check(node, min(shape, default=0) >= 0, f"negative pads leave {shape} of {operands[0].shape}")
+        check(node, bool(filled or not types[0].size), "an empty tensor has no edge to repeat")
+        return types
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y = site.operands[0], site.results[0]

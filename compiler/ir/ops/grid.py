@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from compiler.ir.graph import Site
+from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Op, Tensor, Tie, identity
-from compiler.ir.ops.elementwise import required
-from compiler.ir.types import DType
+from compiler.ir.ops.elementwise import check, check_choice, required
+from compiler.ir.types import DType, TensorType
 
 _CUBIC = -0.75  # the coefficient ONNX fixes for GridSample
 
@@ -109,6 +109,14 @@ class GridSample(Op):
     """
 
     name = "GridSample"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_choice(node, "mode", *_TAPS)
+        check_choice(node, "padding_mode", "zeros", "border", "reflection")
+        volume = operands[0].rank > 4 and node.attrs["mode"] == "cubic"
+        check(node, not volume, "ONNX defines the cubic mode for images only")
+        check(node, operands[0].size > 0, "the image is empty")
+        return super().infer(node, operands, count)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
         x, grid = arrays[0], arrays[1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.ir.graph import Attrs, Node, Operands, Site, Value
 from compiler.ir.op import Emitter, Expr, Kept, Op, Rebuilt, Tensor, Tie, entrywise, identity
-from compiler.ir.ops.elementwise import Movement, Static, limits, positive, required
+from compiler.ir.ops.elementwise import Movement, Static, check, check_choice, limits, positive, required
 from compiler.ir.ops.reduce import Combine
 from compiler.ir.types import DType, TensorType
 
@@ -34,11 +34,31 @@ def positions(emit: Emitter, indices: Value, tensor: Tensor, size: int) -> Posit
     return lambda *at: clamped(emit, tensor(*at), size)
 
 
+def check_range(node: Node, indices: Value, sizes: Sequence[int]) -> None:
+    """Raise VerifyError where constant `indices` leave an axis of the size that their last axis stands for."""
+    if indices.data is None or not indices.size:
+        return
+    limit = np.array(sizes, np.int64)
+    data = np.atleast_1d(indices.data)
+    wrong = data[(data < -limit) | (data >= limit)]
+    check(node, not wrong.size, f"index {wrong[:1]} is out of range for axes of {tuple(sizes)} entries")
+
+
 def clamped(emit: Emitter, index: Expr, size: int) -> Expr:
     """A run-time index wrapped once if negative, then limited to 0..size-1."""
     wide, zero = emit.cast(index, INDEX), emit.const(0, INDEX)
     front = emit.select(wide < zero, wide + emit.const(size, INDEX), wide)
     return emit.call("max", zero, emit.call("min", front, emit.const(size - 1, INDEX)))
+
+
+def check_elements(node: Node, operands: Operands) -> None:
+    """Raise VerifyError unless indices (operand 1) address elements of operand 0 along the axis."""
+    x, indices, axis = operands[0], operands[1], node.attrs["axis"]
+    check(node, x.rank == indices.rank, f"indices have rank {indices.rank}, the tensor {x.rank}")
+    pairs = zip(indices.shape, x.shape, strict=True)
+    fits = all(n <= m for d, (n, m) in enumerate(pairs) if d != axis)
+    check(node, fits, f"indices {indices.shape} are larger than {x.shape} beside axis {axis}")
+    check_range(node, indices, (x.shape[axis],))
 
 
 class AxisOp(Op):
@@ -52,6 +72,10 @@ class Gather(AxisOp, Movement):
     """Entries of `axis` at the positions of operand 1, whose shape replaces the axis."""
 
     name = "Gather"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_range(node, operands[1], operands[0].shape[node.attrs["axis"] :][:1])
+        return super().infer(node, operands, count)
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, indices, y, axis = site.operands[0], site.operands[1], site.results[0], site.int("axis")
@@ -87,6 +111,10 @@ class GatherElements(AxisOp, Movement):
 
     name = "GatherElements"
 
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_elements(node, operands)
+        return super().infer(node, operands, count)
+
     def ties(self, site: Site) -> Iterator[Tie]:
         indices, y = site.operands[1], site.results[0]
         if indices.data is None:
@@ -115,6 +143,11 @@ class GatherND(Movement):
     """Slices of x at the index vectors in the last axis of operand 1, within `batch_dims` leading axes."""
 
     name = "GatherND"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        types, first = super().infer(node, operands, count), node.attrs["batch_dims"]
+        check_range(node, operands[1], operands[0].shape[first : first + operands[1].shape[-1]])
+        return types
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, indices, y = site.operands[0], site.operands[1], site.results[0]
@@ -164,6 +197,10 @@ class Scatter(Op):
     `reduction` none lets the last update win, as a loop over the updates in row-major order would; the others
     combine the old element with all its updates.
     """
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_choice(node, "reduction", "none", "add", "mul", "max", "min")
+        return super().infer(node, operands, count)
 
     def flops(self, site: Site) -> int:
         return 0 if site.str("reduction") == "none" else site.operands[2].size
@@ -221,6 +258,15 @@ class ScatterND(Scatter):
 
     name = "ScatterND"
 
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        x, indices, updates = operands[:3]
+        depth = indices.shape[-1]
+        check(node, depth <= x.rank, f"indices name {depth} axes of {x.type}")
+        wanted = (*indices.shape[:-1], *x.shape[depth:])
+        check(node, updates.shape == wanted, f"updates have shape {updates.shape}, the indices ask for {wanted}")
+        check_range(node, indices, x.shape[:depth])
+        return super().infer(node, operands, count)
+
     def ties(self, site: Site) -> Iterator[Tie]:
         x, indices, updates, y = *site.operands[:3], site.results[0]
         depth, outer = indices.shape[-1], indices.rank - 1
@@ -265,6 +311,12 @@ class ScatterElements(AxisOp, Scatter):
     """updates[p] written at p with p[axis] replaced by indices[p]."""
 
     name = "ScatterElements"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_elements(node, operands)
+        shapes = operands[1].shape, operands[2].shape
+        check(node, shapes[0] == shapes[1], f"indices have shape {shapes[0]}, updates {shapes[1]}")
+        return super().infer(node, operands, count)
 
     def ties(self, site: Site) -> Iterator[Tie]:
         return iter(())
@@ -341,6 +393,12 @@ class TopK(Static, AxisOp):
 
     name = "TopK"
     static = ((1, "K"),)
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        self.check_static(node, operands)
+        k = operands[1].constant
+        check(node, k.size == 1 and int(k.reshape(-1)[0]) >= 0, f"k is {k}")
+        return super().infer(node, operands, count)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
         x, axis = arrays[0], site.int("axis")

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from compiler.ir.graph import Attrs, Operands, Site
+from compiler.ir.graph import Attrs, Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Kind, Op, Tensor, Tie, identity
 from compiler.ir.ops.binary import truncated_quotient
-from compiler.ir.ops.elementwise import Static, positive, required
-from compiler.ir.types import Axis, DType
+from compiler.ir.ops.elementwise import Static, check, positive, required
+from compiler.ir.types import Axis, DType, TensorType
 
 Combine = Literal["sum", "max", "min", "prod"]
 
@@ -56,6 +56,14 @@ class Reduce(Static):
     different, which pins the axis."""
     per_input: ClassVar[int] = 1
     per_result: ClassVar[int] = 0
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        self.check_static(node, operands)
+        axes = operands.optional(1)
+        if axes is not None:
+            named = [positive(int(a), operands[0].rank) for a in axes.constant.reshape(-1)]
+            check(node, len(set(named)) == len(named), f"axes {named} repeat one")
+        return super().infer(node, operands, count)
 
     def before(self, emit: Emitter, x: Expr, dtype: DType) -> Expr:
         """The term that enters the combination."""
@@ -306,6 +314,12 @@ class CumSum(Static):
 
     name = "CumSum"
     static = ((1, "axis"),)
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        self.check_static(node, operands)
+        axis, rank = operands[1].constant, operands[0].rank
+        check(node, axis.size == 1 and -rank <= int(axis.reshape(-1)[0]) < rank, f"axis {axis} of rank {rank}")
+        return super().infer(node, operands, count)
 
     def flops(self, site: Site) -> int:
         return site.results[0].size

@@ -11,10 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir.graph import Attrs, Operands, Site
+from compiler.ir.graph import Attrs, Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Kept, Rebuilt, Tensor, Tie, identity
-from compiler.ir.ops.elementwise import Static, positive, required
-from compiler.ir.types import DType
+from compiler.ir.ops.elementwise import Static, check, check_choice, positive, required
+from compiler.ir.types import DType, TensorType
+
+FRAMES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+)
+"""Coordinate transformation modes of ONNX."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +140,19 @@ class Resize(Static):
         rank = operands[0].rank
         axes = attrs.get("axes") or range(rank)
         return {**attrs, "axes": tuple(positive(a, rank) for a in axes)}
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        self.check_static(node, operands)
+        check_choice(node, "mode", "nearest", "linear", "cubic")
+        check_choice(node, "coordinate_transformation_mode", *FRAMES)
+        check_choice(node, "nearest_mode", "round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        check_choice(node, "keep_aspect_ratio_policy", "stretch", "not_larger", "not_smaller")
+        cropped = node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize"
+        check(node, not cropped or _given(operands, 1) is not None, "tf_crop_and_resize needs a region of interest")
+        wanted = [w for w in (_given(operands, 2), _given(operands, 3)) if w is not None]
+        check(node, all((w > 0).all() for w in wanted), "scales and sizes must be positive")
+        check(node, operands[0].size > 0, "the tensor is empty")
+        return super().infer(node, operands, count)
 
     def flops(self, site: Site) -> int:
         total, shape = 0, list(site.operands[0].shape)

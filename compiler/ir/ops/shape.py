@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from compiler.ir.graph import Attrs, Operands, Site, Value
+from compiler.ir.graph import Attrs, Node, Operands, Site, Value
 from compiler.ir.op import Emitter, Expr, Kept, Rebuilt, Tensor, Tie, entrywise, identity
-from compiler.ir.ops.elementwise import Movement, Static, positive, required
-from compiler.ir.types import Axis
+from compiler.ir.ops.elementwise import Movement, Static, check, check_choice, positive, required
+from compiler.ir.types import Axis, TensorType
 
 Span = tuple[int, int]
 """A run of row-major factors: the products of all sizes to the left of its begin and of its end."""
@@ -223,6 +223,12 @@ class DepthToSpace(Movement):
 
     name = "DepthToSpace"
 
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        check_choice(node, "mode", "DCR", "CRD")
+        types = super().infer(node, operands, count)
+        check(node, types[0].size == operands[0].size, "blocksize squared does not divide the channels")
+        return types
+
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y, area = site.operands[0], site.results[0], site.int("blocksize") ** 2
         channel = np.arange(x.shape[1])
@@ -246,6 +252,11 @@ class SpaceToDepth(Movement):
     """Squares of `blocksize` x `blocksize` positions become blocks of channels (row, column, channel)."""
 
     name = "SpaceToDepth"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        types = super().infer(node, operands, count)
+        check(node, types[0].size == operands[0].size, "blocksize does not divide the spatial axes")
+        return types
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y = site.operands[0], site.results[0]

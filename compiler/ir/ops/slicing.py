@@ -9,7 +9,7 @@ import numpy as np
 from compiler.errors import UnsupportedModelError
 from compiler.ir.graph import Attrs, Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Kept, Rebuilt, Tensor, Tie, entrywise, identity
-from compiler.ir.ops.elementwise import Movement, Static, positive, required
+from compiler.ir.ops.elementwise import Movement, Static, check, positive, required
 from compiler.ir.ops.shape import unravel
 from compiler.ir.types import Axis, DType, TensorType
 
@@ -181,6 +181,13 @@ class ReverseSequence(Movement):
     """The first `sequence_lens` (operand 1, one per batch entry) entries of the time axis in reverse order."""
 
     name = "ReverseSequence"
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        axes = {node.attrs["batch_axis"], node.attrs["time_axis"]}
+        check(node, axes == {0, 1}, f"batch_axis and time_axis are {sorted(axes)}; they must be 0 and 1")
+        batch, lengths = operands[0].shape[node.attrs["batch_axis"]], operands[1].shape
+        check(node, lengths == (batch,), f"sequence_lens has shape {lengths}, the batch {batch} entries")
+        return super().infer(node, operands, count)
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y, batch = site.operands[0], site.results[0], site.int("batch_axis")
