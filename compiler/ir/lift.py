@@ -185,7 +185,8 @@ class Lift:
         except (UnsupportedNode, UnsupportedModelError) as error:
             self.problems.refuse(app, str(error))
         except (BrokenNode, VerifyError) as error:
-            self.problems.broken.append(f"{app.op} '{app.label}': {error}")
+            where = f"{app.op} '{app.label}': "
+            self.problems.broken.append(where + str(error).removeprefix(where))
         except ARITHMETIC as error:
             self.problems.broken.append(f"{app.op} '{app.label}': {type(error).__name__}: {error}")
             self.problems.causes.append(error)
