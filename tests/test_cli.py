@@ -25,6 +25,13 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
+def test_compile_prints_what_was_left_alone_and_before_and_after(tmp_path, capsys):
+    status, out, _ = run(capsys, "compile", write_release(tmp_path), "-o", tmp_path / "out", "-q")
+    assert status == 0
+    for part in ("first differ at", "every combination", "separate", "evaluation", "PASSED"):
+        assert part in out
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")

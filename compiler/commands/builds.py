@@ -21,7 +21,7 @@ from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import find_target
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, targets_in
-from compiler.commands.common import config_of, cost_grid, output_file, ranges_of, shapes_of, tasks_of
+from compiler.commands.common import config_of, cost_grid, output_file, ranges_of, refusal_grid, shapes_of, tasks_of
 from compiler.compile import Compiled, FailedGates, build, compile_release
 from compiler.errors import ConfigError
 from compiler.gates import GateResult, check_tasks
@@ -72,6 +72,8 @@ def _compiled(compiled: Compiled) -> Result:
         cost_grid(compiled.costs, f"{config.name}: every combination"),
         before_after,
     ]
+    if any(r.refusals for r in compiled.records):
+        grids.insert(1, refusal_grid(compiled.records))
     if compiled.evaluation:
         grids.append(evaluation_grid(compiled.evaluation))
     grids += [_target_grid(compiled), gate_grid(compiled.gates)]

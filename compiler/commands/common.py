@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compiler.commands import Cell, Grid
@@ -13,10 +13,15 @@ from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
+from compiler.pipeline import PassRecord
 from compiler.release import Say, load_release, transform
 
 MOST_ROWS = 255
 """Rows of a printed table of combinations."""
+
+
+MOST_REFUSALS = 20
+"""Rows of a printed table of refusals."""
 
 
 def config_of(args: Namespace) -> Config:
@@ -87,6 +92,15 @@ def output_file(args: Namespace) -> Path:
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder")
     return path
+
+
+def refusal_grid(records: Sequence[PassRecord]) -> Grid:
+    """What the passes left alone and why: for `deduplicate`, where each pair of networks first differs."""
+    rows = [(record.name, r.where, r.reason) for record in records for r in record.refusals]
+    title = "left alone"
+    if len(rows) > MOST_REFUSALS:
+        title += f" (the first {MOST_REFUSALS} of {len(rows):,}; --json prints all)"
+    return Grid(title, ("pass", "where", "why"), rows[:MOST_REFUSALS])
 
 
 def cost_grid(report: CostReport, title: str) -> Grid:

@@ -9,7 +9,7 @@ from pathlib import Path
 from compiler.calibration.data import CalibrationSet, load_arrays
 from compiler.commands import Grid, Result
 from compiler.commands.bundles import bundle_costs, inspect_bundle
-from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, tasks_of
+from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, refusal_grid, tasks_of
 from compiler.cost.combine import cost_report
 from compiler.cost.count import totals
 from compiler.ir.graph import Graph
@@ -98,7 +98,6 @@ def _pruned(path: Path, before: Graph, after: Graph, records: tuple[PassRecord, 
     rows = [
         (n, getattr(old, n), getattr(new, n), f"{getattr(new, n) / max(1, getattr(old, n)):.3f}") for n in names
     ]
-    refusals = [(str(r.where), r.reason) for record in records for r in record.refusals]
     record = {
         "output": str(path),
         "before": {n: a for n, a, _, _ in rows},
@@ -106,8 +105,8 @@ def _pruned(path: Path, before: Graph, after: Graph, records: tuple[PassRecord, 
         "passes": [r.record() for r in records],
     }
     grids = [Grid("pruned", ("quantity", "before", "after", "share"), rows)]
-    if refusals:
-        grids.append(Grid("left alone", ("where", "why"), refusals))
+    if any(r.refusals for r in records):
+        grids.append(refusal_grid(records))
     return Result(record, tuple(grids), (f"wrote {path}",))
 
 
