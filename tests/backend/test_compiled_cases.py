@@ -98,8 +98,10 @@ def test_small_networks(kind: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(NODE_PARTS))
 def test_other_node_cases(part: int, tmp_path: Path) -> None:
+    """Without the expansions of operators into simpler ones, which import makes itself."""
     chosen = core()
-    found = {c.name: outcome(c, tmp_path) for c in cases("node", part, NODE_PARTS) if c.name not in chosen}
+    others = (c for c in cases("node", part, NODE_PARTS) if c.name not in chosen)
+    found = {c.name: outcome(c, tmp_path) for c in others if not c.name.endswith("_expanded")}
     assert not differences(found), differences(found)
 
 
