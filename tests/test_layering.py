@@ -57,7 +57,7 @@ GUARDED = {
     "torch": (),
     "onnxruntime": ("compiler.calibration.engine",),
     "networkx": ("compiler.ir.graph",),
-    "onnx_graphsurgeon": ("compiler.ir.onnx_in",),
+    "onnx_graphsurgeon": (),
     "rich": ("compiler.tables",),
 }
 
