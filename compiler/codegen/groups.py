@@ -16,7 +16,9 @@ from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, splat_value
 
-Algorithm = Literal["conv", "depthwise", "gemm", "recurrent", "generic", "view"]
+Algorithm = Literal["conv", "winograd", "depthwise", "gemm", "recurrent", "generic", "view"]
+CONVOLUTIONS = ("conv", "winograd", "depthwise")
+"""Algorithms that read and write blocked activations with a halo."""
 
 MAX_CHAIN = 8
 """Nodes in one generic group: operators may read an operand several times, so expressions grow with the chain."""
@@ -156,7 +158,7 @@ def _join_template(fusion: _Fusion, site: Site, mask: int) -> bool:
     """Append an epilogue (one residual Add, then one clamp) to a template group."""
     for _, value in site.operands.present():
         group = fusion.sole_producer(value, mask)
-        if group is None or group.algorithm not in ("conv", "depthwise", "gemm") or group.activation:
+        if group is None or group.algorithm not in (*CONVOLUTIONS, "gemm") or group.activation:
             continue
         if is_clamp(site) and value is not None and value.ref == site.operands[0].ref:
             group.activation = site
@@ -228,8 +230,15 @@ def _conv_algorithm(site: Site) -> Algorithm:
     if x.rank not in (3, 4) or min(x.shape) == 0 or any(p < 0 for p in site.ints("pads")):
         return "generic"
     if group == 1:
-        return "conv"
+        return "winograd" if _winograd_pays(site) else "conv"
     return "depthwise" if group == x.shape[1] == weight.shape[0] else "generic"
+
+
+def _winograd_pays(site: Site) -> bool:
+    """3x3, stride and dilation 1, and enough channels and outputs to repay the transforms."""
+    x, y = site.operands[0], site.results[0]
+    plain = site.ints("kernel_shape") == (3, 3) and set(site.ints("strides") + site.ints("dilations")) == {1}
+    return plain and min(x.shape[1], y.shape[1]) >= 32 and min(y.shape[2:]) >= 4
 
 
 def _gemm_fits(site: Site) -> bool:

@@ -10,12 +10,12 @@ import numpy as np
 import tvm_ffi
 
 from compiler.codegen import fallback
-from compiler.codegen.groups import Group, is_clamp
+from compiler.codegen.groups import CONVOLUTIONS, Group, is_clamp
 from compiler.codegen.layout import Blocked, Layout, Plain
 from compiler.codegen.layouts import block_width
 from compiler.codegen.pack import Pool
 from compiler.codegen.target import Target
-from compiler.codegen.templates import conv, gemm, recurrent
+from compiler.codegen.templates import conv, gemm, recurrent, winograd
 from compiler.codegen.templates.common import Activation
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.types import ValueRef
@@ -61,7 +61,7 @@ class Builder:
 
     def build(self, group: Group, stored: tuple[Value, ...]) -> Built:
         """The kernel of a group that must store the values `stored`."""
-        if group.algorithm in ("conv", "depthwise"):
+        if group.algorithm in CONVOLUTIONS:
             return self._conv(group)
         if group.algorithm == "gemm":
             return self._gemm(group)
@@ -77,13 +77,32 @@ class Builder:
 
     # ------------------------------------------------------------------ algorithms
     def _conv(self, group: Group) -> Built:
-        site, depthwise = group.anchor, group.algorithm == "depthwise"
-        x, weight, y = site.operands[0], site.operands[1], group.outputs[0]
-        plane = _plane(y, self._blocked(y))
-        budget = _accumulators(self.target)
-        tile = conv.choose_tile(plane.height, plane.width, 1 if depthwise else plane.blocks, budget)
+        site, shape = group.anchor, self._conv_shape(group)
+        x, weight, bias = site.operands[0], site.operands[1], site.operands.optional(2)
+        array, block = _four(weight.constant), shape.y.block
+        note: dict[str, object] = {"tile": list(shape.tile)}
+        key: Hashable = ("conv", shape)
+        if group.algorithm == "winograd":
+            tiled = winograd.choose(shape, _accumulators(self.target))
+            key, func, lanes = ("winograd", tiled), winograd.winograd_kernel(tiled), block * tiled.vectors
+            packed, note = winograd.pack(array, lanes), {"tile": [tiled.group, tiled.rows, tiled.vectors]}
+        elif shape.depthwise:
+            func, lanes, packed = conv.conv_kernel(shape), block, conv.pack_depthwise(array, block)
+        else:
+            func, lanes = conv.conv_kernel(shape), block * shape.tile[2]
+            packed = conv.pack_dense(array, block, shape.tile[2])
+        fixed = conv.pack_bias(None if bias is None else bias.constant, shape.y.channels, lanes)
+        form = f"{group.algorithm}{lanes}"
+        slots = [_value(x), self._pool(weight, packed, form), self._pool(bias or weight, fixed, "bias")]
+        slots += [_value(group.residual)] if group.residual is not None else []
+        return Built(key, func, (*slots, _value(group.outputs[0])), group.algorithm, note)
+
+    def _conv_shape(self, group: Group) -> conv.ConvShape:
+        site, y = group.anchor, group.outputs[0]
+        x, plane = site.operands[0], _plane(y, self._blocked(y))
+        vectors = 1 if group.algorithm == "depthwise" else plane.blocks
         residual = self._blocked(group.residual) if group.residual is not None else None
-        shape = conv.ConvShape(
+        return conv.ConvShape(
             batch=x.shape[0],
             x=_plane(x, self._blocked(x)),
             y=plane,
@@ -91,22 +110,11 @@ class Builder:
             stride=_two(site.ints("strides"), 1),
             dilation=_two(site.ints("dilations"), 1),
             pad=_two(site.ints("pads")[: x.rank - 2], 0),
-            depthwise=depthwise,
+            depthwise=group.algorithm == "depthwise",
             residual=_two(residual.halo, 0) if residual else None,
             activation=_activation(group),
-            tile=tile,
+            tile=conv.choose_tile(plane.height, plane.width, vectors, _accumulators(self.target)),
         )
-        array = _four(weight.constant)
-        lanes = plane.block * tile[2]
-        packed = (
-            conv.pack_depthwise(array, plane.block) if depthwise else conv.pack_dense(array, plane.block, tile[2])
-        )
-        bias = site.operands.optional(2)
-        fixed = conv.pack_bias(None if bias is None else bias.constant, y.shape[1], lanes)
-        slots = [_value(x), self._pool(weight, packed, f"panel{lanes}"), self._pool(bias or weight, fixed, "bias")]
-        slots += [_value(group.residual)] if group.residual is not None else []
-        key = ("conv", shape)
-        return Built(key, conv.conv_kernel(shape), (*slots, _value(y)), group.algorithm, {"tile": list(tile)})
 
     def _gemm(self, group: Group) -> Built:
         site, y = group.anchor, group.outputs[0]

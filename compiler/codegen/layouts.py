@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compiler.codegen.groups import Group
+from compiler.codegen.groups import CONVOLUTIONS, Group
 from compiler.codegen.layout import Blocked, Layout, Plain
 from compiler.ir.graph import Graph, Value
 from compiler.ir.types import DType, ValueRef
@@ -37,7 +37,7 @@ def assign_layouts(graph: Graph, groups: Sequence[Group], vector: int) -> dict[V
         for value in group.outputs:
             if value.ref in halos:
                 layouts[value.ref] = Blocked(block_width(value.shape[1], vector), halos[value.ref])
-            elif group.algorithm in ("conv", "depthwise") or _stays_blocked(group, value, layouts, readers):
+            elif group.algorithm in CONVOLUTIONS or _stays_blocked(group, value, layouts, readers):
                 layouts[value.ref] = Blocked(block_width(value.shape[1], vector), (0,) * (value.rank - 2))
     return layouts
 
@@ -47,14 +47,20 @@ def _input_layout(value: Value, halo: tuple[int, ...], vector: int) -> Layout:
 
 
 def _wanted_halos(groups: Sequence[Group]) -> dict[ValueRef, tuple[int, ...]]:
-    """Zero border each convolution input needs: the largest padding of its readers, per spatial axis."""
+    """Zero border each convolution input needs: the largest padding of its readers, per spatial axis.
+
+    The last tile of an odd extent in a Winograd convolution reads one cell further.
+    """
     halos: dict[ValueRef, tuple[int, ...]] = {}
     for group in groups:
-        if group.algorithm not in ("conv", "depthwise"):
+        if group.algorithm not in CONVOLUTIONS:
             continue
         value, pads = group.anchor.operands[0], group.anchor.ints("pads")
         axes = value.rank - 2
         wanted = tuple(max(pads[i], pads[i + axes]) for i in range(axes))
+        if group.algorithm == "winograd":
+            odd = [n % 2 for n in group.anchor.results[0].shape[2:]]
+            wanted = tuple(w + o for w, o in zip(wanted, odd, strict=True))
         known = halos.get(value.ref, (0,) * axes)
         halos[value.ref] = tuple(max(a, b) for a, b in zip(wanted, known, strict=True))
         if group.residual is not None:

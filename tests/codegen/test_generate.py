@@ -11,6 +11,7 @@ import pytest
 
 from compiler.codegen.generate import generate
 from compiler.codegen.target import find_target
+from compiler.codegen.templates import winograd
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
@@ -72,6 +73,38 @@ def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
     b = Builder()
     b.task("t", b.conv(b.input("x", batch, channels, *size), out, kernel, **attrs))
     assert "conv" in check(b.done(), tmp_path)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "out", "size", "pads"),
+    [
+        (32, 32, (4, 4), (1, 1, 1, 1)),
+        (36, 48, (7, 9), (1, 1, 1, 1)),
+        (64, 128, (28, 27), (1, 1, 1, 1)),
+        (40, 33, (10, 13), (0, 0, 0, 0)),
+        (32, 64, (9, 8), (0, 1, 2, 1)),
+        (48, 32, (6, 6), (2, 2, 2, 2)),
+    ],
+    ids=str,
+)
+def test_winograd_convolution(
+    channels: int, out: int, size: tuple[int, int], pads: tuple[int, ...], batch: int, tmp_path: Path
+) -> None:
+    b = Builder()
+    y = b.conv(b.input("x", batch, channels, *size), out, 3, pads=pads)
+    z = b.conv(b.apply("Relu", y), out, 3, pads=(1, 1, 1, 1))
+    b.task("t", b.apply("Clip", b.apply("Add", z, y), b.const(np.float32(-1)), b.const(np.float32(2))))
+    b.task("u", b.conv(z, 8, 5, pads=(2, 2, 2, 2)), y)
+    assert "winograd" in check(b.done(), tmp_path)
+
+
+def test_winograd_weights_are_those_of_the_paper() -> None:
+    """G g G^T of a kernel with one tap is that tap's outer product."""
+    weight = np.zeros((1, 1, 3, 3), np.float32)
+    weight[0, 0, 2, 0] = 4
+    transformed = winograd.pack(weight, 1).reshape(4, 4)
+    np.testing.assert_array_equal(transformed, 4 * np.outer([0, 0.5, 0.5, 1], [1, 0.5, 0.5, 0]))
 
 
 @pytest.mark.parametrize("channels", [3, 16, 24])

@@ -101,9 +101,27 @@ def conv_kernel(shape: ConvShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`."""
     with kernel(shape.parameters) as made:
         body = _Conv(shape, made.pointers)
-        body.clear_halo()
+        clear_halo(shape, body.Y)
         body.emit()
     return made.func
+
+
+def clear_halo(shape: ConvShape, output: Any) -> None:
+    """Zero every cell of the output buffer outside the image."""
+    y = shape.y
+    if not any(y.halo):
+        return
+    _, blocks, rows, columns, _ = y.physical(1)
+    zero, lanes = splat(0.0, y.block), vector(0, y.block)
+    with T.serial(shape.batch) as n, T.serial(blocks) as c:
+        for top in (0, rows - y.halo[0]):
+            if y.halo[0]:
+                with T.serial(y.halo[0]) as i, T.serial(columns) as j:
+                    T.buffer_store(output, zero, [n, c, i + top, j, lanes])
+        if y.halo[1]:
+            with T.serial(y.height) as i, T.serial(y.halo[1]) as j:
+                for left in (0, columns - y.halo[1]):
+                    T.buffer_store(output, zero, [n, c, i + y.halo[0], j + left, lanes])
 
 
 class _Conv:
@@ -128,23 +146,6 @@ class _Conv:
             other = Plane(y.channels, y.height, y.width, y.block, shape.residual)
             self.R = view(pointers["r"], other.physical(shape.batch))
         self.acc = Registers(self.columns * self.rows * self.vectors, self.v)
-
-    def clear_halo(self) -> None:
-        """Zero every cell of the output outside the image."""
-        y = self.s.y
-        if not any(y.halo):
-            return
-        _, blocks, rows, columns, _ = y.physical(1)
-        zero = splat(0.0, self.v)
-        with T.serial(self.s.batch) as n, T.serial(blocks) as c:
-            for top in (0, rows - y.halo[0]):
-                if y.halo[0]:
-                    with T.serial(y.halo[0]) as i, T.serial(columns) as j:
-                        T.buffer_store(self.Y, zero, [n, c, i + top, j, vector(0, self.v)])
-            if y.halo[1]:
-                with T.serial(y.height) as i, T.serial(y.halo[1]) as j:
-                    for left in (0, columns - y.halo[1]):
-                        T.buffer_store(self.Y, zero, [n, c, i + y.halo[0], j + left, vector(0, self.v)])
 
     def emit(self) -> None:
         """Loops over batch, channel groups and tiles of the image."""
