@@ -84,6 +84,17 @@ def source_coordinates(mode: str, axis: AxisSpec) -> np.ndarray:
     return (at + half) / scale - half
 
 
+def exact_coordinates(mode: str, axis: AxisSpec) -> np.ndarray | None:
+    """The same in float64 where the scale is the ratio of the sizes, so that halves are halves; None elsewhere.
+
+    onnxruntime's rounding of positions agrees with these; its floor and ceiling with the float32 ones.
+    """
+    if mode not in ("asymmetric", "half_pixel", "half_pixel_symmetric") or axis.scale != axis.out / axis.size:
+        return None
+    half = 0.0 if mode == "asymmetric" else 0.5
+    return np.asarray((np.arange(axis.out) + half) * axis.size / axis.out - half)
+
+
 def nearest_positions(where: np.ndarray, rounding: str) -> np.ndarray:
     """Integer positions by the ONNX `nearest_mode`."""
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -114,7 +125,9 @@ def axis_table(attrs: Attrs, axis: AxisSpec) -> AxisTable:
     if frame == "tf_crop_and_resize":
         inside = (where >= 0) & (where <= axis.size - 1)
     if mode == "nearest":
-        index = np.clip(nearest_positions(where, attrs["nearest_mode"]), 0, axis.size - 1)
+        rounding = attrs["nearest_mode"]
+        exact = exact_coordinates(frame, axis) if rounding.startswith("round") else None
+        index = np.clip(nearest_positions(where if exact is None else exact, rounding), 0, axis.size - 1)
         return AxisTable(index.astype(np.int32)[:, None], np.ones((axis.out, 1)), inside)
     stretch = min(axis.scale, 1.0) if attrs["antialias"] else 1.0
     reach = (1 if mode == "linear" else 2) / stretch

@@ -1,0 +1,49 @@
+"""Nearest positions of Resize against onnxruntime over many pairs of sizes: ties hang on the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from compiler.ir.op import IR_VERSION, OPSET
+from compiler.ir.ops.resize import AxisSpec, axis_table
+from tests.ir.onnx_models import run
+
+FRAMES = ["asymmetric", "half_pixel", "half_pixel_symmetric"]
+ROUNDINGS = ["floor", "ceil", "round_prefer_ceil", "round_prefer_floor"]
+OPEN = {("half_pixel_symmetric", "floor")}
+"""Differs from onnxruntime where a position is an integer up to rounding errors."""
+
+
+def positions(size: int, out: int, frame: str, rounding: str) -> np.ndarray:
+    """Which entry of an axis onnxruntime takes for each result."""
+    info = [helper.make_tensor_value_info("x", 1, [1, 1, 1, size])]
+    attrs = {"mode": "nearest", "coordinate_transformation_mode": frame, "nearest_mode": rounding}
+    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **attrs)
+    sizes = numpy_helper.from_array(np.array([1, 1, 1, out], np.int64), "sizes")
+    result = [helper.make_tensor_value_info("y", 1, [1, 1, 1, out])]
+    body = helper.make_graph([node], "resize", info, result, [sizes])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    (made,) = run(model, {"x": np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)})
+    return made.reshape(-1).astype(int)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("frame", FRAMES)
+def test_nearest_positions_are_those_of_onnxruntime(frame: str, rounding: str) -> None:
+    attrs = {
+        "mode": "nearest",
+        "coordinate_transformation_mode": frame,
+        "nearest_mode": rounding,
+        "antialias": 0,
+    }
+    different = [
+        (size, out)
+        for size in range(2, 16)
+        for out in range(2, 28)
+        if (
+            axis_table(attrs, AxisSpec(size, out, out / size)).index[:, 0] != positions(size, out, frame, rounding)
+        ).any()
+    ]
+    assert bool(different) is ((frame, rounding) in OPEN), different
