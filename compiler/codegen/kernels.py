@@ -174,7 +174,7 @@ class Builder:
 
 
 def _accumulators(target: Target) -> int:
-    """Accumulator vectors that leave room for weights and broadcasts (codegen.md, section 3)."""
+    """Accumulator vectors that leave room for weights and broadcasts: spills in the inner loop cost more."""
     return target.vector_registers - (4 if target.vector_registers == 16 or target.lanes > 4 else 8)
 
 

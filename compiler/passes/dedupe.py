@@ -1,4 +1,4 @@
-"""deduplicate: identical computations of several networks become one (merging.md, section 4.1).
+"""deduplicate: identical computations of several networks become one.
 
 Value numbering in topological order: the key of a node is its operator, its attributes and the numbers of its
 operands; a parameter's number is the digest of its type and bytes. Equal keys compute equal bits, so the first
