@@ -63,6 +63,7 @@ def layer_rows(graph: Graph) -> list[dict[str, object]]:
                 "operands": " ".join(str(v.type) for _, v in site.operands.present()),
                 "results": " ".join(str(v.type) for v in site.results),
                 "macs": cost.macs,
+                "macs_dense": cost.macs_dense,
                 "flops": cost.flops,
                 "activation_bytes": cost.activation_bytes,
                 "origin": " ".join(site.node.origin),

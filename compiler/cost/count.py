@@ -1,8 +1,10 @@
 """What a graph costs, node by node: multiply-adds, FLOPs, parameters, bytes.
 
-`macs` counts the products of Conv, ConvTranspose, Gemm, MatMul, Einsum, LSTM and GRU, bias excluded; `flops` is
-twice that plus a listed count for every other operator (each operator's `flops`). Activation bytes are what a
-naive run moves: every node reads its operands and writes its results once; parameters count as weight bytes.
+`macs` counts the products of Conv, ConvTranspose, Gemm, MatMul, Einsum, LSTM and GRU with stored weights, bias
+excluded; `flops` is twice that plus a listed count for every other operator (each operator's `flops`). `macs_dense`
+counts the products with every weight, stored or not: what a kernel executes that multiplies by zeros too.
+Activation bytes are what a naive run moves: every node reads its operands and writes its results once; parameters
+count as weight bytes, with the positions of what is stored.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from compiler.ir.graph import Graph, Ref, Site, Value
+from compiler.ir.op import MacOp
 from compiler.ir.types import splat_value
 
 
@@ -23,6 +26,7 @@ class Cost:
     parameters: int = 0
     weight_bytes: int = 0
     activation_bytes: int = 0
+    macs_dense: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -32,11 +36,23 @@ def node_cost(site: Site) -> Cost:
     """What running one node takes; its parameters are counted with their values, since nodes share them."""
     moved = [v for _, v in site.operands.present() if v.data is None and not _is_free(site)]
     written = [] if _is_free(site) else list(site.results)
+    dense, left_out = site.node.op.macs(site), skipped_macs(site)
     return Cost(
-        macs=site.node.op.macs(site),
-        flops=site.node.op.flops(site),
+        macs=dense - left_out,
+        flops=site.node.op.flops(site) - 2 * left_out,
         activation_bytes=sum(v.type.bytes for v in (*moved, *written)),
+        macs_dense=dense,
     )
+
+
+def skipped_macs(site: Site) -> int:
+    """Multiply-adds with elements that the encodings of constant operands leave out."""
+    op = site.node.op
+    if not isinstance(op, MacOp):
+        return 0
+    constants = [(i, v) for i, v in site.operands.present() if v.data is not None]
+    missing = ((i, v.size - v.type.encoding.stored(v.shape, v.data)) for i, v in constants)
+    return sum(gone * op.products(site, i) for i, gone in missing if gone)
 
 
 def _is_free(site: Site) -> bool:
@@ -45,15 +61,16 @@ def _is_free(site: Site) -> bool:
 
 
 def parameter_cost(value: Value) -> Cost:
-    """Elements and bytes of a floating-point parameter; only bytes of the others (shapes, indices).
+    """Stored elements and bytes of a floating-point parameter; only bytes of the others (shapes, indices).
 
     A constant of equal elements is one number, whatever its shape.
     """
-    count = value.type.encoding.stored(value.shape, value.data)
+    encoding = value.type.encoding
+    count, indices = encoding.stored(value.shape, value.data), encoding.index_bytes(value.shape, value.data)
     if splat_value(value.constant) is not None:
-        count = 1
+        count, indices = 1, 0
     elements = count if value.dtype.is_float else 0
-    return Cost(parameters=elements, weight_bytes=count * value.dtype.bytes)
+    return Cost(parameters=elements, weight_bytes=count * value.dtype.bytes + indices)
 
 
 def items(graph: Graph) -> Iterator[tuple[Ref, Cost]]:

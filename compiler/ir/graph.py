@@ -402,7 +402,11 @@ class Graph:
         data: np.ndarray | None = None,
         attrs: Attrs | None = None,
     ) -> None:
-        """Replace the payload of a vertex: a value's type and data, or a node's attributes."""
+        """Replace the payload of a vertex: a value's type and data, or a node's attributes.
+
+        New data without a type keep the parameter's encoding where they fit it, else it changes by the rule of
+        `Encoding.adapted`.
+        """
         self._writable()
         if isinstance(ref, NodeRef):
             if type is not None or data is not None or attrs is None:
@@ -415,6 +419,8 @@ class Graph:
             raise VerifyError(f"value '{ref}': only the type, and a parameter's data, can be updated")
         new_type = type or value.type
         new_data = data if data is not None else value.data
+        if type is None and data is not None and value.data is not None and data.shape == value.shape:
+            new_type = replace(value.type, encoding=value.type.encoding.adapted(value.data, data))
         self._g.nodes[ref]["payload"] = Value(ref, new_type, _checked(ref, new_type, new_data))
 
     def set_task(self, name: str, outputs: Sequence[ValueRef], labels: Sequence[str] | None = None) -> Task:
@@ -472,14 +478,19 @@ class Graph:
 def _checked(ref: ValueRef, type_: TensorType, data: np.ndarray | None) -> np.ndarray | None:
     """Data as a read-only array of the type; VerifyError where it does not fit."""
     if data is None:
+        _check_encoding(ref, type_, None)
         return None
     array = np.asarray(data)
     if array.dtype != type_.dtype.numpy:
         raise VerifyError(f"value '{ref}': data is {array.dtype}, the type says {type_.dtype.value}")
-    try:
-        type_.encoding.check(type_.shape, array)
-    except ValueError as error:
-        raise VerifyError(f"value '{ref}': {error}") from None
+    _check_encoding(ref, type_, array)
     array = array.view()
     array.flags.writeable = False
     return array
+
+
+def _check_encoding(ref: ValueRef, type_: TensorType, data: np.ndarray | None) -> None:
+    try:
+        type_.encoding.check(type_.shape, data)
+    except ValueError as error:
+        raise VerifyError(f"value '{ref}': {error}") from None

@@ -18,6 +18,7 @@ import onnx
 import compiler.ir.ops as _ops  # noqa: F401  fills the registry
 from compiler.errors import UnsafeInputError, UnsupportedModelError, VerifyError
 from compiler.ir.convert import at_pinned_opset
+from compiler.ir.encoding import Dense, Encoding
 from compiler.ir.folding import fold
 from compiler.ir.graph import Attrs, Graph, Node, Operands, Site, Value
 from compiler.ir.onnx_nodes import (
@@ -144,9 +145,10 @@ class Lift:
         names = {name: name for name in [*self.values, *(o for n in body.node for o in n.output)]}
         self._walk(body.node, _Frame(version, names))
 
-    def define(self, name: str, array: np.ndarray) -> None:
-        """Let `name` be a constant."""
-        type_ = TensorType(DType(array.dtype.name), tuple(array.shape))
+    def define(self, name: str, array: np.ndarray, encoding: Encoding | None = None) -> None:
+        """Let `name` be a constant, dense unless it has an encoding; ValueError where that does not fit."""
+        type_ = TensorType(DType(array.dtype.name), tuple(array.shape), encoding or Dense())
+        type_.encoding.check(type_.shape, array)
         self.values[name] = Value(ValueRef(name), type_, array)
 
     def keep(self, value: Value) -> ValueRef:

@@ -12,6 +12,8 @@ import onnx
 from onnx import checker, defs
 
 from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, VerifyError
+from compiler.ir.encoding import Dense, Encoding
+from compiler.ir.encoding import parse as parse_encoding
 from compiler.ir.graph import Graph, Value
 from compiler.ir.lift import ARITHMETIC, Lift, Problems
 from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
@@ -22,6 +24,9 @@ from compiler.ir.verify import verify
 
 TASKS_KEY = "taskgraft.tasks"
 """Metadata entry of an exported model: [[task, [output value, ...], [label, ...]], ...]."""
+
+ENCODINGS_KEY = "taskgraft.encodings"
+"""Metadata entry of an exported model with sparse weights: {initializer: text of its encoding}."""
 
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
@@ -48,7 +53,7 @@ def load(
     name = task or (Path(source).stem if isinstance(source, (str, os.PathLike)) else model.graph.name) or "model"
     graph = Graph(name)
     lift = Lift(graph, {(f.domain, f.name): f for f in model.functions}, limits)
-    _constants(model.graph, lift, where)
+    _constants(model, lift, where)
     for input_name, type_ in _bound(model.graph, inputs or {}, limits, where):
         lift.values[input_name] = graph.add_input(input_name, type_)
     lift.main(model.graph, version)
@@ -132,16 +137,38 @@ def _raise(problems: Problems, where: str) -> None:
 
 
 # ---------------------------------------------------------------------- inputs and constants
-def _constants(body: onnx.GraphProto, lift: Lift, where: str) -> None:
-    unsupported = []
+def _constants(model: onnx.ModelProto, lift: Lift, where: str) -> None:
+    body, unsupported = model.graph, []
+    encodings = _encodings(model, where)
     for tensor in body.initializer:
         try:
-            lift.define(tensor.name, array_of(tensor))
+            lift.define(tensor.name, array_of(tensor), encodings.get(tensor.name, Dense()))
         except UnsupportedNode as error:
             unsupported.append(str(error))
+        except ValueError as error:
+            raise UnsafeInputError(f"{where}: metadata '{ENCODINGS_KEY}', {shown(tensor.name)}: {error}") from None
     unsupported += [f"tensor {shown(s.values.name)} is sparse" for s in body.sparse_initializer]
     if unsupported:
         raise UnsupportedModelError(f"{where}: tensors that cannot be compiled:\n  " + "\n  ".join(unsupported))
+
+
+def _encodings(model: onnx.ModelProto, where: str) -> dict[str, Encoding]:
+    """The encodings that the metadata give initializers; UnsafeInputError where they do not read or fit."""
+    recorded = {p.key: p.value for p in model.metadata_props}.get(ENCODINGS_KEY)
+    if recorded is None:
+        return {}
+    names = {t.name for t in model.graph.initializer}
+    found = {}
+    try:
+        for name, text in json.loads(recorded).items():
+            if name not in names:
+                raise ValueError(f"there is no initializer {shown(str(name))}")
+            found[name] = parse_encoding(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnsafeInputError(
+            f"{where}: metadata '{ENCODINGS_KEY}' cannot be used: {error}; remove it to load all weights dense"
+        ) from None
+    return found
 
 
 def _bound(
@@ -246,7 +273,7 @@ def _output(lift: Lift, name: str) -> ValueRef:
         return value.ref
     source = lift.keep(_renamed(value, name) if value.ref not in graph else value)
     result = name if ValueRef(name) not in graph else graph.fresh(f"{name}.output")
-    graph.add_value(result, value.type)
+    graph.add_value(result, TensorType(value.dtype, value.shape))
     node = f"Identity_{result}"
     node = node if NodeRef(node) not in graph else graph.fresh(node)
     graph.add_node(node, operator("Identity"), {}, [source], [ValueRef(result)])

@@ -1,4 +1,4 @@
-"""Graph -> ONNX model at the pinned opset, with the tasks in its metadata; `load` reads both back."""
+"""Graph -> ONNX model at the pinned opset, with tasks and encodings in its metadata, which `load` reads back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from compiler.errors import VerifyError
+from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.onnx_in import TASKS_KEY
+from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY
 from compiler.ir.onnx_nodes import make_attribute, type_proto
 from compiler.ir.op import IR_VERSION, OPSET
 from compiler.ir.types import splat_value
@@ -25,7 +26,8 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     """The graph as an ONNX model; the same graph gives the same bytes.
 
     Each value is an output once, in the order of the tasks; metadata says which task has which. Large splats
-    become ConstantOfShape. VerifyError where ONNX's checker or strict inference refuses the result.
+    become ConstantOfShape. Zeros of sparse weights are written out, and metadata names their encodings.
+    VerifyError where ONNX's checker or strict inference refuses the result.
     """
     splats = [v for v in graph.parameters() if _is_large_splat(v)]
     body = helper.make_graph(
@@ -37,7 +39,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="taskgraft")
-    helper.set_model_props(model, {TASKS_KEY: _tasks(graph)})
+    helper.set_model_props(model, {TASKS_KEY: _tasks(graph), **_encodings(graph)})
     _check(model, graph)
     return model
 
@@ -69,6 +71,12 @@ def _tasks(graph: Graph) -> str:
     return json.dumps(rows)
 
 
+def _encodings(graph: Graph) -> dict[str, str]:
+    """The metadata entry of the encodings; none where every parameter is dense."""
+    found = {v.ref.name: str(v.type.encoding) for v in graph.parameters() if v.type.encoding != Dense()}
+    return {ENCODINGS_KEY: json.dumps(found)} if found else {}
+
+
 def _info(value: Value) -> onnx.ValueInfoProto:
     return helper.make_value_info(value.ref.name, type_proto(value.type))
 
@@ -85,7 +93,8 @@ def _node(graph: Graph, node: Node) -> onnx.NodeProto:
 
 # ---------------------------------------------------------------------- parameters
 def _is_large_splat(value: Value) -> bool:
-    return value.data is not None and value.size > _SPLAT_ELEMENTS and splat_value(value.data) is not None
+    splat = value.data is not None and value.size > _SPLAT_ELEMENTS and splat_value(value.data) is not None
+    return splat and value.type.encoding == Dense()
 
 
 def _shape_name(value: Value) -> str:

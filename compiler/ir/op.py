@@ -216,6 +216,13 @@ class MacOp(Op):
     def macs(self, site: Site) -> int:
         """Multiply-adds, bias excluded."""
 
+    def products(self, site: Site, index: int) -> int:
+        """Multiply-adds that every element of matrix operand `index` takes part in; 0 for other operands.
+
+        The default is that of two factors. An element that is not stored saves as many.
+        """
+        return self.macs(site) // max(site.operands[index].size, 1) if index < 2 else 0
+
     def flops(self, site: Site) -> int:
         return 2 * self.macs(site)
 

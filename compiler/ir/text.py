@@ -96,7 +96,7 @@ def _name(name: str) -> str:
 
 
 def _type(type_: TensorType) -> str:
-    return str(type_) if type_.encoding == Dense() else f"{type_} {type_.encoding!r}"
+    return str(type_) if type_.encoding == Dense() else f"{type_} {type_.encoding}"
 
 
 def _attributes(attrs: Attrs) -> str:

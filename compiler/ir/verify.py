@@ -76,7 +76,7 @@ def _list(indices: object) -> str:
 
 # ---------------------------------------------------------------------- 2 types
 def _types(graph: Graph) -> Iterator[str]:
-    for value in graph.parameters():
+    for value in graph.values():
         try:
             value.type.encoding.check(value.shape, value.data)
         except ValueError as error:

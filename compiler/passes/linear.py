@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -130,7 +130,13 @@ class Layer(abc.ABC):
             graph.update(old.ref, data=array)
             return
         hint = old.ref.name if old is not None else f"{self.site.node.ref}_bias"
-        graph.set_operand(self.site.node.ref, index, graph.add_parameter(graph.fresh(hint), array).ref)
+        name = graph.fresh(hint)
+        if old is not None and old.shape == array.shape:
+            encoding = old.type.encoding.adapted(old.constant, array)
+            new = graph.add_value(name, replace(old.type, encoding=encoding), array)
+        else:
+            new = graph.add_parameter(name, array)
+        graph.set_operand(self.site.node.ref, index, new.ref)
 
 
 def _only_use(graph: Graph, value: Value) -> bool:

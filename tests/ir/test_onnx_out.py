@@ -1,5 +1,6 @@
 """Export: deterministic, valid, read back as the same graph."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,14 +9,18 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler.errors import VerifyError
+from compiler.errors import UnsafeInputError, VerifyError
+from compiler.ir.encoding import BlockSparse, RegularBlock, Unstructured
 from compiler.ir.graph import Graph
-from compiler.ir.onnx_in import TASKS_KEY, load
+from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY, load
 from compiler.ir.onnx_out import save, to_onnx
 from compiler.ir.op import IR_VERSION, OPSET, operator
-from compiler.ir.text import digest
+from compiler.ir.reference import evaluate
+from compiler.ir.text import digest, signature, text
 from compiler.ir.types import DType, TensorType, ValueRef
+from tests.graphs import Builder
 from tests.ir.onnx_models import noise, parse, run
+from tests.sparse import sparse_weight
 
 
 def two_tasks() -> Graph:
@@ -115,3 +120,70 @@ def test_a_graph_that_is_not_valid_onnx_is_our_defect():
     graph.update(ValueRef("out"), type=TensorType(DType.FLOAT32, (20, 31)))
     with pytest.raises(VerifyError, match="graph 'both' does not make a valid ONNX model"):
         to_onnx(graph)
+
+
+# ---------------------------------------------------------------------- encodings
+ENCODINGS = [BlockSparse(), RegularBlock(sizes=(4, 8) * 16), RegularBlock(0, 1, (16,)), Unstructured()]
+
+
+def sparse_net(encoding) -> Graph:
+    b = Builder()
+    weight = sparse_weight(b.graph, encoding, (32, 8, 3, 3))
+    b.task("t", b.apply("Conv", b.input("x", 1, 8, 6, 6), weight))
+    return b.done()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_sparse_weights_are_zeros_with_a_metadata_entry(encoding):
+    graph = sparse_net(encoding)
+    model = to_onnx(graph)
+    assert [p.key for p in model.metadata_props] == [TASKS_KEY, ENCODINGS_KEY]
+    assert json.loads(model.metadata_props[1].value) == {"sparse": str(encoding)}
+    assert np.array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), graph.parameters()[0].constant)
+    again = load(model)
+    assert digest(again) == digest(graph)
+    assert again.parameters()[0].type == graph.parameters()[0].type
+    x = noise((1, 8, 6, 6))
+    assert np.allclose(run(model, {"x": x})[0], evaluate(graph, {"x": x})["conv:0"], atol=1e-5)
+
+
+def test_digest_and_text_tell_encodings_apart():
+    graph = sparse_net(BlockSparse())
+    dense = graph.copy()
+    dense.update(ValueRef("sparse"), type=TensorType(DType.FLOAT32, (32, 8, 3, 3)))
+    assert digest(dense) != digest(graph)
+    assert 'parameter %"sparse": float32[32,8,3,3] block16x1/0 = ' in text(graph)
+    assert signature(next(dense.sites())) != signature(next(graph.sites()))
+
+
+def test_an_encoded_splat_is_written_out():
+    graph = sparse_net(BlockSparse()).copy()
+    zeros = np.broadcast_to(np.float32(0), (32, 8, 3, 3))
+    graph.update(ValueRef("sparse"), data=zeros)
+    assert digest(load(to_onnx(graph))) == digest(graph)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("[]", "cannot be used"),
+        ("{", "cannot be used"),
+        ('{"sparse": 3}', "cannot be used"),
+        ('{"sparse": "block"}', "'block' is not an encoding; the forms are dense, block16x1/ROWS"),
+        ('{"other": "dense"}', "there is no initializer 'other'; remove it to load all weights dense"),
+        ('{"sparse": "regular16/0,1"}', "'sparse': regular16/0,1: row 0 has more than one non-zero element"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(entry, reason):
+    model = to_onnx(sparse_net(BlockSparse()))
+    model.metadata_props[1].value = entry
+    with pytest.raises(UnsafeInputError, match=f"metadata '{ENCODINGS_KEY}'.*{reason}"):
+        load(model)
+
+
+def test_an_encoded_constant_that_is_an_output_is_computed_dense():
+    model = to_onnx(sparse_net(BlockSparse()))
+    model.graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("sparse", 1, (32, 8, 3, 3)))
+    del model.metadata_props[0]
+    graph = load(model)
+    assert [str(v.type.encoding) for v in graph.outputs] == ["dense", "dense"]

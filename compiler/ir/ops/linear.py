@@ -177,6 +177,9 @@ class Einsum(MacOp):
         sizes = self.extents(site)
         return sum(math.prod(sizes[x] for x in (*kept, *summed)) for kept, summed in self.contractions(site))
 
+    def products(self, site: Site, index: int) -> int:
+        return super().products(site, index) if len(site.operands) == 2 else 0
+
     def flops(self, site: Site) -> int:
         alone = len(site.operands) == 1 and site.operands[0].size > site.results[0].size
         return site.operands[0].size if alone else 2 * self.macs(site)

@@ -160,7 +160,7 @@ class GroupNormalization(Standardised):
         return {"epsilon": 1e-5, "stash_type": 1, **attrs}
 
     def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
-        return (operands[0].type,)  # ONNX has no inference for it
+        return (TensorType(operands[0].dtype, operands[0].shape),)  # ONNX has no inference for it
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
         x, scale, bias = arrays

@@ -84,6 +84,10 @@ class Recurrent(MacOp):
         directions, rows, hidden = site.operands[R].shape
         return steps * samples * directions * rows * (inputs + hidden)
 
+    def products(self, site: Site, index: int) -> int:
+        steps, samples, _ = site.operands[X].shape
+        return steps * samples if index in (W, R) else 0
+
     def ties(self, site: Site) -> Iterator[Tie]:
         x, w, r = site.operands[X], site.operands[W], site.operands[R]
         batch = site.int("layout") ^ 1

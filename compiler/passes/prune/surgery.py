@@ -105,10 +105,10 @@ def _vertices(site: Site) -> Iterator[ValueRef | NodeRef]:
 
 
 def taken(value: Value, kept: Kept) -> tuple[TensorType, np.ndarray]:
-    """Type and data of what remains of a parameter; a splat stays a splat."""
+    """Type and data of what remains of a parameter; a splat stays a splat, and dense."""
     shape, splat = kept.shape(value), splat_value(value.constant)
     if splat is not None:
-        return replace(value.type, shape=shape), np.broadcast_to(splat, shape)
+        return TensorType(value.dtype, shape), np.broadcast_to(splat, shape)
     encoding, data = value.type.encoding, value.constant
     for dim in range(value.rank):
         if value.axis(dim) in kept.entries:
