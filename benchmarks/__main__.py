@@ -6,6 +6,7 @@ import importlib
 import sys
 
 STUDIES = {
+    "dense": "benchmarks.dense",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
 }

@@ -43,20 +43,30 @@ class Net:
         return names if isinstance(shape, list) else names[0]
 
     # ------------------------------------------------------------------ layers
-    def conv(self, x: str, out: int, k: int = 3, stride: int = 1, group: int = 1, bias: bool = True) -> str:
-        """A convolution with padding k // 2."""
+    def conv(
+        self,
+        x: str,
+        out: int,
+        k: int = 3,
+        stride: int = 1,
+        group: int = 1,
+        bias: bool = True,
+        pad: int | None = None,
+    ) -> str:
+        """A convolution with padding `pad`, by default k // 2."""
         _, c, h, w = self.shapes[x]
         inputs = [x, self.weight(out, c // group, k, k)] + ([self.weight(out, gain=0.1)] if bias else [])
-        shape = (1, out, -(-h // stride), -(-w // stride))
-        pads = [k // 2] * 4
+        p = k // 2 if pad is None else pad
+        shape = (1, out, (h + 2 * p - k) // stride + 1, (w + 2 * p - k) // stride + 1)
+        pads = [p] * 4
         return str(
             self.apply("Conv", inputs, shape, kernel_shape=[k, k], strides=[stride] * 2, pads=pads, group=group)
         )
 
-    def norm(self, x: str) -> str:
-        """BatchNormalization with random statistics."""
+    def norm(self, x: str, gain: float = 1.0) -> str:
+        """BatchNormalization with random statistics; its scales are `gain` on average."""
         c = self.shapes[x][1]
-        scale, var = (self.const(self.rng.uniform(0.5, 1.5, c).astype(np.float32)) for _ in range(2))
+        scale, var = (self.const((g * self.rng.uniform(0.5, 1.5, c)).astype(np.float32)) for g in (gain, 1))
         shift, mean = (self.const(self.rng.normal(0, 0.2, c).astype(np.float32)) for _ in range(2))
         return str(self.apply("BatchNormalization", [x, scale, shift, mean, var], self.shapes[x]))
 
@@ -73,10 +83,16 @@ class Net:
         n, _, h, w = self.shapes[inputs[0]]
         return str(self.apply("Concat", inputs, (n, sum(self.shapes[i][1] for i in inputs), h, w), axis=1))
 
-    def pool(self, x: str) -> str:
-        """2x2 maximum."""
+    def pool(self, x: str, k: int = 2, pad: int = 0) -> str:
+        """k x k maximum with stride 2."""
         n, c, h, w = self.shapes[x]
-        return str(self.apply("MaxPool", [x], (n, c, h // 2, w // 2), kernel_shape=[2, 2], strides=[2, 2]))
+        shape = (n, c, (h + 2 * pad - k) // 2 + 1, (w + 2 * pad - k) // 2 + 1)
+        return str(self.apply("MaxPool", [x], shape, kernel_shape=[k, k], strides=[2, 2], pads=[pad] * 4))
+
+    def clipped(self, x: str) -> str:
+        """min(max(x, 0), 6)."""
+        low, high = (self.const(np.array(v, np.float32)) for v in (0, 6))
+        return str(self.apply("Clip", [x, low, high], self.shapes[x]))
 
     def reshape(self, x: str, shape: Shape) -> str:
         """A reshape to a constant shape."""
@@ -141,18 +157,13 @@ def resnet(batch_norm: bool) -> onnx.ModelProto:
 def mobilenet_v2() -> onnx.ModelProto:
     """Inverted residuals: expansion, depthwise, linear projection."""
     net = Net("mobilenet-v2", IMAGE)
-
-    def clipped(x: str) -> str:
-        low, high = (net.const(np.array(v, np.float32)) for v in (0, 6))
-        return str(net.apply("Clip", [x, low, high], net.shapes[x]))
-
-    x = clipped(net.conv("x", 32, stride=2))
+    x = net.clipped(net.conv("x", 32, stride=2))
     for out, stride in ((24, 1), (24, 1), (48, 2), (48, 1), (96, 2), (96, 1)):
         wide = net.shapes[x][1] * 4
-        y = clipped(net.conv(x, wide, 1))
-        y = net.conv(clipped(net.conv(y, wide, 3, stride, group=wide)), out, 1)
+        y = net.clipped(net.conv(x, wide, 1))
+        y = net.conv(net.clipped(net.conv(y, wide, 3, stride, group=wide)), out, 1)
         x = net.same("Add", x, y) if net.shapes[x] == net.shapes[y] else y
-    return net.model(net.head(clipped(net.conv(x, 192, 1))))
+    return net.model(net.head(net.clipped(net.conv(x, 192, 1))))
 
 
 def densenet() -> onnx.ModelProto:

@@ -1,0 +1,179 @@
+"""The comparison of one case: check the outputs of every contender, then time all of them in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.host import flush_bytes, machine_lock
+from benchmarks.peers import OURS, PEAK, PEERS, Peer
+from benchmarks.peers.client import PeerError, Worker
+from benchmarks.peers.peak_engine import FLOPS as PEAK_FLOPS
+from benchmarks.rounds import Timing, duel, race
+from benchmarks.rows import OUR_FAULT, Row, times
+from benchmarks.settings import Settings, say
+from compiler import find_target
+from compiler.check import relative
+
+LIMIT = 1e-4
+"""Largest error over largest magnitude against onnxruntime."""
+SLOWEST = 5.0
+"""Peers that take more seconds than this for a call are not timed."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side of a comparison: an engine with what it loads. `label` is the peer's name in the row."""
+
+    label: str
+    peer: Peer
+    model: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every contender of a case computes. `flops` of one call of ours: None where no rate is wanted."""
+
+    case: str
+    feeds: Arrays
+    expected: Arrays
+    flops: int | None = None
+    wall: bool = False
+    """Compare by wall clock, whatever the threads."""
+
+
+@dataclass
+class _Field:
+    """The contenders that run and are right, and why the others are not here."""
+
+    workers: dict[str, Worker] = field(default_factory=dict)
+    differences: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    hot: dict[str, Timing] = field(default_factory=dict)
+    cold: dict[str, Timing] = field(default_factory=dict)
+    peak: float | None = None
+    """Operations per second the core can do."""
+
+
+def compare(problem: Problem, ours: Contender, peers: Sequence[Contender], settings: Settings) -> list[Row]:
+    """A row per peer. A contender that cannot run, or is wrong, gives rows that say why."""
+    with ExitStack() as stack:
+        found = _Field()
+        for contender in (ours, *peers):
+            try:
+                _admit(stack.enter_context(started(contender, problem.feeds, settings)), contender, problem, found)
+            except PeerError as error:
+                found.errors[contender.label] = str(error)
+        if ours.label in found.errors:
+            return [Row(problem.case, p.label, error=OUR_FAULT + found.errors[ours.label]) for p in peers]
+        peak = _peak_worker(settings, stack) if problem.flops else None
+        try:
+            _time(found, peak, settings)
+        except PeerError as error:
+            return [Row(problem.case, p.label, error=f"while timing: {error}") for p in peers]
+    return [_row(problem, ours.label, p.label, found) for p in peers]
+
+
+def started(contender: Contender, feeds: Arrays, settings: Settings) -> Worker:
+    """A worker with its model loaded. PeerError with the reason."""
+    worker = Worker(contender.peer.launch(settings.venvs), contender.peer.patience)
+    try:
+        options = {"threads": len(settings.cores), "kept": str(settings.kept), **contender.options}
+        worker.load(contender.model, feeds, settings.cores, options)
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def reference(file: Path, feeds: Arrays, settings: Settings) -> dict[str, np.ndarray]:
+    """What onnxruntime computes from an ONNX file. PeerError with the reason."""
+    with started(Contender("onnxruntime", PEERS["onnxruntime"], file), feeds, settings) as worker:
+        return worker.outputs()
+
+
+def bundle(folder: Path, tasks: Sequence[str] = (), label: str = "ours") -> Contender:
+    """Our contender: a bundle, with a subset of its tasks (default: all)."""
+    return Contender(label, OURS, folder, {"tasks": list(tasks)})
+
+
+# ---------------------------------------------------------------------- outputs
+def _admit(worker: Worker, contender: Contender, problem: Problem, found: _Field) -> None:
+    found.differences[contender.label] = checked(worker.outputs(), problem.expected)
+    (once,) = worker.run(1).wall
+    if once > SLOWEST and contender.peer is not OURS:
+        raise PeerError(f"one call takes {once:.1f} s; more than {SLOWEST:g} s is not timed")
+    found.workers[contender.label] = worker
+
+
+def checked(found: Arrays, expected: Arrays) -> float:
+    """The worst error of the outputs; PeerError where it is beyond LIMIT or an output is missing."""
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise PeerError(f"no output {', '.join(missing)}; there are {', '.join(found)}")
+    errors = {name: error_of(found[name], array) for name, array in expected.items()}
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= LIMIT:
+        raise PeerError(
+            f"output '{worst}' is {errors[worst]:.1e} of its scale off onnxruntime's; {LIMIT:g} is allowed"
+        )
+    return errors[worst]
+
+
+def error_of(found: np.ndarray, expected: np.ndarray) -> float:
+    """Relative error of a float output, share of elements that differ of any other; inf for another size."""
+    if found.size != expected.size:
+        return float("inf")
+    shaped = found.reshape(expected.shape)
+    if expected.dtype.kind == "f":
+        return relative(shaped, expected)
+    return float(np.mean(shaped != expected)) if expected.size else 0.0
+
+
+# ---------------------------------------------------------------------- times
+def _peak_worker(settings: Settings, stack: ExitStack) -> Worker | None:
+    target = find_target(settings.target)
+    march = "native" if settings.target == "host" else target.mcpu
+    yardstick = Contender("peak", PEAK, Path(), {"lanes": target.lanes, "march": march})
+    try:
+        return stack.enter_context(started(yardstick, {}, settings))
+    except PeerError as error:
+        say(f"peak of the core: {error}")
+        return None
+
+
+def _time(found: _Field, peak: Worker | None, settings: Settings) -> None:
+    names, workers = list(found.workers), list(found.workers.values())
+    with machine_lock(settings.lock):
+        hot = race([*workers, peak] if peak else workers, settings.effort)
+        cold = race(workers, settings.effort, flush_bytes()) if settings.cold else []
+    found.hot = dict(zip(names, hot, strict=False))
+    found.cold = dict(zip(names, cold, strict=False))
+    found.peak = PEAK_FLOPS / hot[-1].cpu if peak else None
+
+
+def _row(problem: Problem, ours: str, peer: str, found: _Field) -> Row:
+    if peer in found.errors:
+        return Row(problem.case, peer, error=found.errors[peer])
+    hot = duel(found.hot[ours], found.hot[peer], problem.wall)
+    cold = duel(found.cold[ours], found.cold[peer], problem.wall) if found.cold else None
+    rate = None if problem.flops is None else problem.flops / hot.ours
+    return Row(
+        problem.case,
+        peer,
+        **times(hot, cold),
+        difference=found.differences[ours],
+        peer_difference=found.differences[peer],
+        gflops=rate and rate * 1e-9,
+        peak=rate and found.peak and rate / found.peak,
+        version=found.workers[peer].version,
+        note=found.workers[peer].note,
+    )

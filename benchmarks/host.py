@@ -1,0 +1,96 @@
+"""The machine a study runs on: processor, caches, versions, and the core that is timed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+_CPU = Path("/sys/devices/system/cpu")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_FALLBACK_CACHE = 32 << 20
+
+
+def cpu_model() -> str:
+    """The processor's name as the system states it, with family and model where these say more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or facts.get("Hardware") or platform.machine()
+    family = [f"{k} {facts[k]}" for k in ("cpu family", "model") if k in facts]
+    return f"{name} ({', '.join(family)})" if family else name
+
+
+def vector_isa() -> str:
+    """The widest vector instructions the processor offers."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "unknown"
+    known = (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("asimd", "NEON"), ("neon", "NEON"))
+    return next((name for flag, name in known if flag in flags), "none")
+
+
+def caches() -> dict[str, int]:
+    """Level ("L1d", "L2", "L3") -> bytes, as far as the system tells."""
+    found = {}
+    for index in sorted(_CPU.glob("cpu0/cache/index*")):
+        try:
+            level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            name = f"L{level}" + ("d" if kind == "Data" and level == "1" else "")
+            found[name] = int(size[:-1]) * _UNITS[size[-1]] if size[-1] in _UNITS else int(size)
+    return found
+
+
+def flush_bytes() -> int:
+    """Twice the last-level cache: rewriting that much leaves nothing else in it."""
+    return 2 * max(caches().values(), default=_FALLBACK_CACHE)
+
+
+def timed_cores(count: int, first: int | None = None) -> tuple[int, ...]:
+    """Processors for the workers: from `first` on, or the last `count` this process may use.
+
+    ValueError where there are too few.
+    """
+    usable = sorted(os.sched_getaffinity(0))
+    chosen = usable[-count:] if first is None else [c for c in usable if c >= first][:count]
+    if len(chosen) < count:
+        raise ValueError(f"{count} cores wanted; usable are {', '.join(map(str, usable))}")
+    return tuple(chosen)
+
+
+@contextmanager
+def machine_lock(path: Path | None) -> Iterator[None]:
+    """Hold an advisory lock on a file while timing, so that runs on one machine take turns."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Distribution -> installed version in this environment; those that are missing are left out."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def facts() -> dict[str, object]:
+    """What a table of results states about the machine."""
+    names = ("taskgraft", "apache-tvm", "apache-tvm-ffi", "numpy", "onnx", "onnxruntime")
+    return {"cpu": cpu_model(), "isa": vector_isa(), "caches": caches(), "versions": versions(names)}

@@ -1,0 +1,88 @@
+"""Options that the speed studies share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from benchmarks.host import timed_cores
+from benchmarks.peers import PEERS, VENVS, default_venvs
+from benchmarks.peers.client import ROOT
+from benchmarks.rounds import FULL, QUICK, Effort
+
+KEPT = "TASKGRAFT_BENCH"
+"""Environment variable with the folder of models and bundles; default `.bench` in the repository."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a study measures. `kept`: folder of models and bundles, made once and used again."""
+
+    effort: Effort
+    cores: tuple[int, ...]
+    venvs: Path
+    kept: Path
+    lock: Path | None
+    target: str
+    cold: bool = True
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, cores: int = 1) -> Settings:
+        """From the command line; creates the folder `kept`. ValueError where there are too few cores."""
+        options.kept.mkdir(parents=True, exist_ok=True)
+        return cls(
+            effort=QUICK if options.quick else FULL,
+            cores=timed_cores(cores, options.core),
+            venvs=options.venvs.absolute(),
+            kept=options.kept.absolute(),
+            lock=options.lock,
+            target=options.target,
+            cold=not options.hot,
+        )
+
+
+def say(text: str) -> None:
+    """Progress and reasons, on standard error: standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parser(study: str, about: str | None, peers: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The common options; `peers` are the default ones of a study that compares with other engines."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks {study}", description=about)
+    made.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
+    made.add_argument("--quick", action="store_true", help="2 rounds of 0.05 s instead of 5 of 0.2 s")
+    made.add_argument("--only", type=_words, default=(), metavar="CASE,...", help="cases; * and ? match")
+    if peers:
+        known = ", ".join(PEERS)
+        made.add_argument("--peers", type=_words, default=tuple(peers), metavar="PEER,...", help=f"of {known}")
+    made.add_argument("--target", default="host", help="target that our bundles are built for")
+    made.add_argument("--core", type=int, help="processor to time on (default: the last usable one)")
+    made.add_argument("--hot", action="store_true", help="leave out the runs with flushed caches")
+    made.add_argument("--lock", type=Path, metavar="FILE", help="hold this lock while timing: runs take turns")
+    made.add_argument("--prepare", action="store_true", help="only write models and bundles")
+    made.add_argument("--kept", type=Path, default=Path(os.environ.get(KEPT, ROOT / ".bench")), metavar="FOLDER",
+                      help=f"models and bundles (default: {KEPT}, or .bench)")  # fmt: skip
+    made.add_argument("--venvs", type=Path, default=default_venvs(), metavar="FOLDER",
+                      help=f"environments of the peers (default: {VENVS}, or .peers)")  # fmt: skip
+    return made
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+def chosen(patterns: Sequence[str], names: Iterable[str], what: str = "case") -> list[str]:
+    """The names that a pattern matches (all, without patterns), in their own order.
+
+    SystemExit with the names there are, where a pattern matches nothing.
+    """
+    known = list(names)
+    lost = [p for p in patterns if not any(fnmatchcase(n, p) for n in known)]
+    if lost:
+        raise SystemExit(f"no {what} {', '.join(lost)}; there are {', '.join(known)}")
+    return [n for n in known if not patterns or any(fnmatchcase(n, p) for p in patterns)]
