@@ -152,7 +152,8 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
     yield ""
     yield f"extern HIDDEN const unsigned char {face.pool_symbol}[];"
     for kernel in library.kernels:
-        yield f"extern HIDDEN int32_t {kernel.symbol}({', '.join(['void *'] * kernel.parameters) or 'void'});"
+        types = ["void *"] * kernel.parameters + ["int32_t"] * (2 if kernel.parts else 0)
+        yield f"extern HIDDEN int32_t {kernel.symbol}({', '.join(types) or 'void'});"
 
 
 def _cpu_includes(target: Target) -> list[str]:
@@ -252,7 +253,8 @@ def _programs(library: Library, face: Interface) -> Iterator[str]:
 
 
 def _run(call: Call) -> str:
-    return f"RUN({call.kernel}({_arguments(call.arguments)}));"
+    part = f", 0, {call.parts}" if call.parts else ""
+    return f"RUN({call.kernel}({_arguments(call.arguments)}{part}));"
 
 
 def _arguments(arguments: Iterable[Argument]) -> str:

@@ -17,7 +17,9 @@ from compiler.codegen.layouts import assign_layouts
 from compiler.codegen.lower import Compiled, compile_kernels
 from compiler.codegen.memory import Interval, place
 from compiler.codegen.pack import Pool
+from compiler.codegen.planner import Decision, Decisions, Sources, decide, wanted_borders
 from compiler.codegen.program import Argument, Call, Kernel, Library, Port, Program, TaskIO
+from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, LoweringError
 from compiler.ir.graph import Graph, Ref, Value
@@ -29,11 +31,12 @@ MOST_LISTED_TASKS = 6
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A kernel call before memory is planned."""
+    """A kernel call before memory is planned; `decision` is None for copies between layouts."""
 
     built: Built
     mask: int
     nodes: tuple[str, ...]
+    decision: Decision | None = None
 
 
 @dataclass
@@ -43,12 +46,13 @@ class _Plan:
     graph: Graph
     builder: Builder
     masks: Mapping[Ref, int]
+    decisions: Decisions
     steps: list[Step] = field(default_factory=list)
     alias: dict[Slot, Slot] = field(default_factory=dict)
     """Values that lie where another one does: reinterpreted shapes, network inputs and outputs, constants."""
 
-    def add(self, built: Built, mask: int, nodes: tuple[str, ...]) -> None:
-        self.steps.append(Step(built, mask, nodes))
+    def add(self, built: Built, mask: int, nodes: tuple[str, ...], decision: Decision | None = None) -> None:
+        self.steps.append(Step(built, mask, nodes, decision))
 
     def home(self, slot: Slot) -> Slot:
         """Where a slot's bytes are: a caller's pointer, the pool, or the value that owns the buffer."""
@@ -64,17 +68,21 @@ def generate(
     name: str | None = None,
     subsets: Iterable[frozenset[str]] | None = None,
     templates: bool = True,
+    sources: Sources | None = None,
 ) -> Library:
     """Compile every task of `graph` for `target`.
 
     `subsets` lists the task sets that get a function of their own; None lists all of them up to six tasks and
-    each single task and the full set beyond. `templates=False` lowers everything by the generic route.
-    Raises ConfigError for an unknown task, LoweringError where a node cannot be compiled.
+    each single task and the full set beyond. `templates=False` lowers everything by the generic route. `sources`
+    holds a recorded plan and measurements; without them algorithms and tiles are chosen by rule.
+    Raises ConfigError for an unknown task or a plan that does not fit, LoweringError where a node cannot be
+    compiled.
     """
     groups = make_groups(graph, templates=templates)
-    layouts = assign_layouts(graph, groups, target.lanes)
+    decisions = decide(graph, groups, target, sources or Sources())
+    layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.lanes)
     pool = Pool()
-    plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks())
+    plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks(), decisions)
     _plan_inputs(plan)
     needs_plain = _plain_readers(groups, layouts)
     for group in groups:
@@ -90,7 +98,8 @@ def generate(
         inputs=tuple(_port(v, v.ref.name) for v in graph.inputs),
         tasks=tuple(_task_io(graph, t) for t in graph.tasks),
         kernels=tuple(
-            Kernel(s, len(b.slots) + bool(compiled.scratch.get(s)), b.template) for b, s in symbols.values()
+            Kernel(s, len(b.slots) + bool(compiled.scratch.get(s)), b.template, b.parts)
+            for b, s in symbols.values()
         ),
         full=full,
         programs=tuple(full if m == every else _program(plan, symbols, compiled, m) for m in masks),
@@ -119,7 +128,7 @@ def _plain_readers(groups: Sequence[Group], layouts: Mapping[ValueRef, Layout]) 
     """Values stored blocked that some kernel reads row-major, with the tasks that need the copy."""
     found: dict[ValueRef, int] = {}
     for group in groups:
-        if group.algorithm not in ("gemm", "recurrent", "view"):
+        if group.family not in ("gemm", "recurrent", "view"):
             continue
         for value in group.inputs():
             if value.data is None and not isinstance(layouts.get(value.ref, Plain()), Plain):
@@ -129,14 +138,15 @@ def _plain_readers(groups: Sequence[Group], layouts: Mapping[ValueRef, Layout]) 
 
 def _plan_group(plan: _Plan, group: Group, needs_plain: Mapping[ValueRef, int]) -> None:
     stored = tuple(v for v in group.outputs if plan.masks.get(v.ref) and v.size)
-    if group.algorithm == "recurrent":
+    if group.family == "recurrent":
         stored = group.outputs
     if not stored:
         return
-    if group.algorithm == "view" and _alias_view(plan, group):
+    if group.family == "view" and _alias_view(plan, group):
         return
-    built = plan.builder.build(group, stored)
-    plan.add(built, group.mask, describe(group))
+    decision = plan.decisions[group.anchor.node.ref]
+    built = STRATEGIES[decision.choice.algorithm].build(plan.builder, group, decision.choice, stored)
+    plan.add(built, group.mask, describe(group), decision)
     written_plain = {s.ref for s in built.slots if s.kind == "plain"}
     for value in stored:
         layout = plan.builder.layout(value.ref)
@@ -204,7 +214,7 @@ def _program(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], compile
         arguments = [_argument(plan.home(s), placement.offsets) for s in step.built.slots]
         if compiled.scratch.get(symbol):
             arguments.append(Argument("workspace", placement.offsets[f"{number:06d} scratch"]))
-        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes))
+        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes, step.built.parts))
     return Program(mask, tuple(calls), placement.bytes, placement.lower_bound)
 
 
@@ -274,6 +284,16 @@ def _task_io(graph: Graph, task: str) -> TaskIO:
     return TaskIO(task, tuple(_port(graph.value(r), n) for r, n in zip(made.outputs, made.labels, strict=True)))
 
 
+def _choice_record(decision: Decision | None) -> dict[str, object]:
+    if decision is None:
+        return {}
+    return {
+        "algorithm": decision.choice.algorithm,
+        "tile": list(decision.choice.tile),
+        "chosen_by": decision.source,
+    }
+
+
 def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: Target) -> dict[str, object]:
     """What was chosen, call by call: JSON-ready."""
     steps = []
@@ -286,6 +306,7 @@ def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: 
                 "template": step.built.template,
                 "tasks": [t for i, t in enumerate(plan.graph.tasks) if step.mask >> i & 1],
                 "layouts": layouts,
+                **_choice_record(step.decision),
                 **step.built.note,
             }
         )

@@ -14,11 +14,16 @@ import numpy as np
 
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.op import Expr, Tensor
-from compiler.ir.types import DType, NodeRef, splat_value
+from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
-Algorithm = Literal["conv", "winograd", "depthwise", "gemm", "recurrent", "generic", "view"]
-CONVOLUTIONS = ("conv", "winograd", "depthwise")
-"""Algorithms that read and write blocked activations with a halo."""
+Family = Literal["conv", "depthwise", "gemm", "recurrent", "generic", "view"]
+"""What a group is; which algorithm runs it is chosen later among the strategies of its family."""
+
+CONVOLUTIONS = ("conv", "depthwise")
+"""Families that read and write blocked activations with a halo."""
+
+MAX_SEGMENTS = 16
+"""Buffers one convolution reads its channels from: each is a pointer, and code of its own."""
 
 MAX_CHAIN = 8
 """Nodes in one generic group: operators may read an operand several times, so expressions grow with the chain."""
@@ -30,13 +35,16 @@ _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 class Group:
     """Nodes computed by one kernel. `sites` in topological order; the last one's results leave the group."""
 
-    algorithm: Algorithm
+    family: Family
     sites: list[Site]
     mask: int
     reduces: bool
     residual: Value | None = None
     activation: Site | None = None
     open: bool = True
+    segments: tuple[Value, ...] = ()
+    """Convolutions: the buffers whose channels, one after another, are the input. More than one where the graph
+    concatenates them only for convolutions to read."""
 
     @property
     def outputs(self) -> tuple[Value, ...]:
@@ -44,13 +52,16 @@ class Group:
 
     @property
     def anchor(self) -> Site:
-        """The node the algorithm is about."""
+        """The node the group is about."""
         return self.sites[0]
 
     def inputs(self) -> tuple[Value, ...]:
         """Values the group reads from outside (constants too), each once, in order of first use."""
         inside = {v.ref for s in self.sites for v in s.results}
-        found = {v.ref: v for s in self.sites for _, v in s.operands.present() if v.ref not in inside}
+        found = {v.ref: v for v in self.segments}
+        if self.segments:
+            inside.add(self.anchor.operands[0].ref)
+        found |= {v.ref: v for s in self.sites for _, v in s.operands.present() if v.ref not in inside}
         return tuple(found.values())
 
 
@@ -117,6 +128,8 @@ class _Fusion:
     masks: dict[Any, int]
     templates: bool
     groups: dict[NodeRef, Group] = field(default_factory=dict)
+    joined: dict[ValueRef, tuple[Value, ...]] = field(default_factory=dict)
+    """Concatenations that are never made, with the values in them."""
     position: dict[NodeRef, int] = field(default_factory=dict)
 
     def sole_producer(self, value: Value, mask: int) -> Group | None:
@@ -124,7 +137,9 @@ class _Fusion:
         node = self.graph.producer(value.ref)
         if node is None or len(self.graph.uses(value.ref)) != 1 or self.graph.is_output(value.ref):
             return None
-        group = self.groups[node.ref]
+        group = self.groups.get(node.ref)
+        if group is None:
+            return None
         fits = group.open and group.mask == mask and len(self.graph.results(node)) == 1
         return group if fits and group.sites[-1].node.ref == node.ref else None
 
@@ -143,22 +158,54 @@ def make_groups(graph: Graph, *, templates: bool = True) -> tuple[Group, ...]:
 
 def _place(fusion: _Fusion, site: Site, mask: int) -> None:
     """Put one node into an existing group or a new one."""
-    algorithm = _algorithm(site) if fusion.templates else _fallback_algorithm(site)
-    if algorithm == "generic":
+    family = _family(site) if fusion.templates else _fallback_family(site)
+    if fusion.templates and _only_joins(fusion, site):
+        values = [v for _, v in site.operands.present()]
+        parts = [p for v in values for p in fusion.joined.get(v.ref, (v,))]
+        fusion.joined[site.results[0].ref] = tuple(parts)
+        return
+    if family == "generic":
         if _join_template(fusion, site, mask):
             return
         if len(site.results) == 1 and not reduces(site) and _join_generic(fusion, site, mask):
             return
-    heavy = algorithm != "generic" or reduces(site)
-    opened = algorithm not in ("view", "recurrent") and len(site.results) == 1
-    fusion.groups[site.node.ref] = Group(algorithm, [site], mask, heavy, open=opened)
+    heavy = family != "generic" or reduces(site)
+    opened = family not in ("view", "recurrent") and len(site.results) == 1
+    made = Group(family, [site], mask, heavy, open=opened)
+    if family in CONVOLUTIONS:
+        x = site.operands[0]
+        made.segments = fusion.joined.get(x.ref, (x,))
+    fusion.groups[site.node.ref] = made
+
+
+def _only_joins(fusion: _Fusion, site: Site) -> bool:
+    """Whether a node concatenates channels that only dense convolutions (or such concatenations) read."""
+    if (
+        site.node.op.name != "Concat"
+        or site.results[0].rank not in (3, 4)
+        or site.int("axis") % site.results[0].rank != 1
+    ):
+        return False
+    values, made = [v for _, v in site.operands.present()], site.results[0]
+    if any(v.data is not None or v.dtype is not DType.FLOAT32 or not v.size for v in values):
+        return False
+    if len(values) > MAX_SEGMENTS or fusion.graph.is_output(made.ref):
+        return False
+    readers = [fusion.graph.site(node) for node, _ in fusion.graph.uses(made.ref)]
+    return bool(readers) and all(_reads_segments(fusion, r, made) for r in readers)
+
+
+def _reads_segments(fusion: _Fusion, site: Site, value: Value) -> bool:
+    """Whether a reader takes `value` as the input of a dense convolution, and nowhere else."""
+    places = [i for i, v in site.operands.present() if v.ref == value.ref]
+    return places == [0] and _family(site) == "conv"
 
 
 def _join_template(fusion: _Fusion, site: Site, mask: int) -> bool:
     """Append an epilogue (one residual Add, then one clamp) to a template group."""
     for _, value in site.operands.present():
         group = fusion.sole_producer(value, mask)
-        if group is None or group.algorithm not in (*CONVOLUTIONS, "gemm") or group.activation:
+        if group is None or group.family not in (*CONVOLUTIONS, "gemm") or group.activation:
             continue
         if is_clamp(site) and value is not None and value.ref == site.operands[0].ref:
             group.activation = site
@@ -194,7 +241,7 @@ def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
     found: list[Group] = []
     for _, value in site.operands.present():
         group = fusion.sole_producer(value, mask)
-        if group is None or group.algorithm != "generic" or any(group is g for g in found):
+        if group is None or group.family != "generic" or any(group is g for g in found):
             continue
         if site.results[0].size > 2 * value.size or (group.reduces and any(g.reduces for g in found)):
             continue
@@ -209,36 +256,29 @@ def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
     return True
 
 
-def _fallback_algorithm(site: Site) -> Algorithm:
+def _fallback_family(site: Site) -> Family:
     if site.node.op.name in _RECURRENT:
         return "recurrent"
     return "view" if site.node.op.reinterprets else "generic"
 
 
-def _algorithm(site: Site) -> Algorithm:
-    """The template that fits a node, else the generic route."""
+def _family(site: Site) -> Family:
+    """The family of templates that fits a node, else the generic route."""
     name = site.node.op.name
     if name == "Conv" and _float_activation(site) and _packed_constant(site, 1, 2):
-        return _conv_algorithm(site)
+        return _conv_family(site)
     if name in ("Gemm", "MatMul") and _float_activation(site) and _gemm_fits(site):
         return "gemm"
-    return _fallback_algorithm(site)
+    return _fallback_family(site)
 
 
-def _conv_algorithm(site: Site) -> Algorithm:
+def _conv_family(site: Site) -> Family:
     x, weight, group = site.operands[0], site.operands[1], site.int("group")
     if x.rank not in (3, 4) or min(x.shape) == 0 or any(p < 0 for p in site.ints("pads")):
         return "generic"
     if group == 1:
-        return "winograd" if _winograd_pays(site) else "conv"
+        return "conv"
     return "depthwise" if group == x.shape[1] == weight.shape[0] else "generic"
-
-
-def _winograd_pays(site: Site) -> bool:
-    """3x3, stride and dilation 1, and enough channels and outputs to repay the transforms."""
-    x, y = site.operands[0], site.results[0]
-    plain = site.ints("kernel_shape") == (3, 3) and set(site.ints("strides") + site.ints("dilations")) == {1}
-    return plain and min(x.shape[1], y.shape[1]) >= 32 and min(y.shape[2:]) >= 4
 
 
 def _gemm_fits(site: Site) -> bool:

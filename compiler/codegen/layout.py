@@ -16,6 +16,21 @@ from typing import Any
 import numpy as np
 
 
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Zero cells that a reader wants around an activation: before and after the image, per spatial axis."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def join(self, other: Border) -> Border:
+        """What satisfies both readers."""
+        return Border(
+            tuple(map(max, self.before, other.before)),
+            tuple(map(max, self.after, other.after)),
+        )
+
+
 class Layout(abc.ABC):
     """A storage form of activations."""
 
@@ -55,22 +70,28 @@ class Plain(Layout):
 
 @dataclass(frozen=True, slots=True)
 class Blocked(Layout):
-    """[N][C / width][spatial + 2 * halo ...][width] for a logical [N, C, spatial...].
+    """[N][C / width][before + spatial + after ...][width] for a logical [N, C, spatial...].
 
-    `halo` is the zero border on both sides of each spatial axis; lanes beyond C are zero.
+    `before` and `after` are the zero cells on both sides of each spatial axis (`after` empty: as `before`); lanes
+    beyond C are zero.
     """
 
     width: int
-    halo: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.after:
+            object.__setattr__(self, "after", self.before)
 
     def physical(self, shape: Sequence[int]) -> tuple[int, ...]:
         n, c, *spatial = shape
-        padded = [s + 2 * h for s, h in zip(spatial, self.halo, strict=True)]
+        padded = [s + b + a for s, b, a in zip(spatial, self.before, self.after, strict=True)]
         return (n, -(-c // self.width), *padded, self.width)
 
     def index(self, at: Sequence[Any]) -> tuple[Any, ...]:
         n, c, *spatial = at
-        moved = [s + h if h else s for s, h in zip(spatial, self.halo, strict=True)]
+        moved = [s + h if h else s for s, h in zip(spatial, self.before, strict=True)]
         return (n, c // self.width, *moved, c % self.width)
 
     def logical(self, shape: Sequence[int], at: Sequence[Any]) -> tuple[tuple[Any, ...], Any | None]:
@@ -78,16 +99,19 @@ class Blocked(Layout):
         channel = block * self.width + lane
         conditions = []
         inner = []
-        for position, extent, h in zip(spatial, shape[2:], self.halo, strict=True):
-            inner.append(position - h if h else position)
-            if h:
-                conditions += [position >= h, position < extent + h]
+        for position, extent, before, after in zip(spatial, shape[2:], self.before, self.after, strict=True):
+            inner.append(position - before if before else position)
+            conditions += [position >= before] if before else []
+            conditions += [position < extent + before] if after else []
         if shape[1] % self.width:
             conditions.append(channel < shape[1])
         return (n, channel, *inner), _all(conditions)
 
     def __str__(self) -> str:
-        return f"blocked{self.width}" + (f"+{'x'.join(map(str, self.halo))}" if any(self.halo) else "")
+        border = "x".join(map(str, self.before)) if any(self.before) else ""
+        if self.after != self.before:
+            border += "," + "x".join(map(str, self.after))
+        return f"blocked{self.width}" + (f"+{border}" if border else "")
 
 
 def _all(conditions: Sequence[Any]) -> Any | None:

@@ -128,22 +128,27 @@ def _raw_pointers(module: Any, target: Any) -> tuple[Any, dict[str, int]]:
 
 
 def _raw_pointer_function(func: Any, target: Any) -> tuple[Any, int]:
-    """Buffer parameters become pointers; large local buffers become offsets into a last `scratch` pointer."""
-    parameters, declarations = [], []
+    """Buffer parameters become pointers; large local buffers become offsets into a last `scratch` pointer.
+
+    Scalar parameters (the range of a divided kernel) stay behind all pointers.
+    """
+    parameters, scalars, declarations = [], [], []
     for parameter in func.params:
         if tirx.buffer.is_buffer_var(parameter):
             pointer = tirx.Var(parameter.name + "_p", tvm.ir.PointerType(parameter.ty.dtype))
             declarations.append(tirx.DeclBuffer(parameter, data=pointer))
             parameters.append(pointer)
-        else:
+        elif isinstance(parameter.ty, tvm.ir.PointerType):
             parameters.append(parameter)
+        else:
+            scalars.append(parameter)
     scratch = tirx.Var("scratch", tvm.ir.PointerType(tvm.ir.PrimType("void")))
     lifted = _Lifted(scratch)
     body = tvm_ffi.structural_map(func.body, [(tirx.AllocBuffer, lifted.place)])
     zero = tirx.IntImm("int32", 0)
     body = tirx.AttrStmt(zero, "device_id", zero, tirx.AttrStmt(zero, "device_type", tirx.IntImm("int32", 1), body))
     body = tirx.SeqStmt([*declarations, body, tirx.stmt.Return(zero)])
-    parameters += [scratch] if lifted.used else []
+    parameters += [scratch, *scalars] if lifted.used else scalars
     raw = tirx.PrimFunc(parameters, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
     return raw.with_attr("target", target).with_attr("tirx.noalias", True), lifted.used
 

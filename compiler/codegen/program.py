@@ -27,11 +27,16 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A compiled function `int32_t symbol(void *a0, ..., void *aN)`; returns 0."""
+    """A compiled function `int32_t symbol(void *a0, ..., void *aN)`; returns 0.
+
+    With `parts` > 0 two more arguments `int32_t begin, int32_t end` follow: the call does the units begin to
+    end - 1 of `parts` independent ones, so that threads share a call and the result does not depend on how they do.
+    """
 
     symbol: str
     parameters: int
     template: str
+    parts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class Call:
     arguments: tuple[Argument, ...]
     mask: int
     nodes: tuple[str, ...]
+    parts: int = 0
+    """As of the kernel: units of work that may run in any grouping."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,14 @@ class NativeLibrary:
         self._pool = aligned(len(library.pool))
         self._pool[:] = np.frombuffer(library.pool, np.uint8)
 
+    @staticmethod
+    def _parts(count: int) -> list[tuple[int, ...]]:
+        """Ranges that cover the units of a divided kernel, unevenly; one empty argument list for the others."""
+        if not count:
+            return [()]
+        cut = (count + 1) // 3
+        return [(cut, count), (0, cut)]
+
     def run(self, program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
         """Outputs of the program's tasks; asserts that nothing beyond the stated workspace is written."""
         inputs = [np.ascontiguousarray(feeds[p.name], p.type.dtype.numpy) for p in self.library.inputs]
@@ -48,8 +56,9 @@ class NativeLibrary:
             return ctypes.c_void_p(arrays[argument.at].ctypes.data)
 
         for call in program.calls:
-            status = getattr(self._kernels, call.kernel)(*(address(a) for a in call.arguments))
-            assert status == 0, call
+            for part in self._parts(call.parts):
+                status = getattr(self._kernels, call.kernel)(*(address(a) for a in call.arguments), *part)
+                assert status == 0, call
         assert (workspace[program.workspace_bytes :] == 0xFF).all(), "a kernel wrote beyond the workspace"
         made = iter(outputs)
         found = {t.name: [next(made) for _ in t.outputs] for t in self.library.tasks}

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from compiler.codegen.generate import generate
+from compiler.codegen.groups import make_groups
+from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.target import find_target
 from compiler.codegen.templates import winograd
 from compiler.errors import ConfigError
@@ -30,9 +32,30 @@ def reference(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[ValueRef, n
     return known
 
 
-def check(graph: Graph, folder: Path, *, templates: bool = True, target: str = "host") -> set[str]:
+def preferring(graph: Graph, target: str, algorithm: str, rank: int = 0) -> Sources:
+    """A recorded plan with one algorithm wherever it applies, its candidate number `rank`."""
+    groups = make_groups(graph)
+    known = situation(graph, groups, find_target(target))
+    recorded = {}
+    for group in groups:
+        fitting = [c.choice for c in candidates(group, known) if c.choice.algorithm == algorithm]
+        if fitting:
+            recorded[group.anchor.node.ref.name] = fitting[min(rank, len(fitting) - 1)]
+    return Sources(recorded)
+
+
+def check(
+    graph: Graph,
+    folder: Path,
+    *,
+    templates: bool = True,
+    target: str = "host",
+    algorithm: str = "",
+    rank: int = 0,
+) -> set[str]:
     """Compile, run every subset, compare; returns the templates that were used."""
-    library = generate(graph, find_target(target), templates=templates)
+    sources = preferring(graph, target, algorithm, rank) if algorithm else None
+    library = generate(graph, find_target(target), templates=templates, sources=sources)
     native = NativeLibrary(library, folder)
     rng = np.random.default_rng(1)
     feeds = {v.ref.name: rng.normal(size=v.shape).astype(v.dtype.numpy) for v in graph.inputs}
@@ -72,9 +95,10 @@ def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
     channels, out, size, kernel, attrs = case
     b = Builder()
     b.task("t", b.conv(b.input("x", batch, channels, *size), out, kernel, **attrs))
-    assert "conv" in check(b.done(), tmp_path)
+    assert "conv" in check(b.done(), tmp_path, algorithm="conv", rank=batch)
 
 
+@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("channels", "out", "size", "pads"),
@@ -89,21 +113,27 @@ def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
     ids=str,
 )
 def test_winograd_convolution(
-    channels: int, out: int, size: tuple[int, int], pads: tuple[int, ...], batch: int, tmp_path: Path
+    channels: int,
+    out: int,
+    size: tuple[int, int],
+    pads: tuple[int, ...],
+    batch: int,
+    algorithm: str,
+    tmp_path: Path,
 ) -> None:
     b = Builder()
     y = b.conv(b.input("x", batch, channels, *size), out, 3, pads=pads)
     z = b.conv(b.apply("Relu", y), out, 3, pads=(1, 1, 1, 1))
     b.task("t", b.apply("Clip", b.apply("Add", z, y), b.const(np.float32(-1)), b.const(np.float32(2))))
     b.task("u", b.conv(z, 8, 5, pads=(2, 2, 2, 2)), y)
-    assert "winograd" in check(b.done(), tmp_path)
+    assert algorithm in check(b.done(), tmp_path, algorithm=algorithm, rank=2 * batch)
 
 
 def test_winograd_weights_are_those_of_the_paper() -> None:
     """G g G^T of a kernel with one tap is that tap's outer product."""
     weight = np.zeros((1, 1, 3, 3), np.float32)
     weight[0, 0, 2, 0] = 4
-    transformed = winograd.pack(weight, 1).reshape(4, 4)
+    transformed = winograd.pack(weight, 2, 1).reshape(4, 4)
     np.testing.assert_array_equal(transformed, 4 * np.outer([0, 0.5, 0.5, 1], [1, 0.5, 0.5, 0]))
 
 

@@ -21,17 +21,31 @@ class KernelBuilder:
 
     func: Any = None
     pointers: dict[str, Any]
+    begin: Any = None
+    end: Any = None
+    """Units of work this call does, where the kernel is divided into parts."""
+
+    def each_part(self) -> Any:
+        """The loop over the units of this call: `with made.each_part() as part:`."""
+        return T.serial(self.begin, self.end)
 
 
 @contextmanager
-def kernel(parameters: Sequence[str], dtypes: dict[str, str] | None = None) -> Iterator[KernelBuilder]:
-    """A PrimFunc whose parameters are raw pointers (float32 unless `dtypes` says otherwise)."""
+def kernel(
+    parameters: Sequence[str], dtypes: dict[str, str] | None = None, *, divided: bool = False
+) -> Iterator[KernelBuilder]:
+    """A PrimFunc whose parameters are raw pointers (float32 unless `dtypes` says otherwise).
+
+    `divided`: two more parameters say which of the kernel's independent units of work a call does.
+    """
     made = KernelBuilder()
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         T.func_attr({"tirx.noalias": True})
         types = dtypes or {}
         made.pointers = {p: T.arg(p, T.handle(types.get(p, "float32"))) for p in parameters}
+        if divided:
+            made.begin, made.end = (T.arg(n, T.int32()) for n in ("begin", "end"))
         yield made
     made.func = builder.get()
 

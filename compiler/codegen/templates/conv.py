@@ -1,8 +1,8 @@
-"""Direct convolution and depthwise convolution on blocked activations.
+"""Direct convolution on blocked activations.
 
-Layouts: activations [N][C / v][H + 2p][W + 2q][v] with a zero halo; dense weights
-[O / (v * ocb)][I][K][L][v * ocb]; depthwise weights [C / v][K][L][v]. Vectors run over output channels. The
-kernel writes the halo of its own output in every call, because workspace contents are undefined.
+Layouts: activations [N][C / v][H + halo][W + halo][v]; weights [O / (v * ocb)][I][K][L][v * ocb]. Vectors run over
+output channels. The input may lie in several buffers (segments): their channels follow each other, so the
+concatenation that the graph asks for is never made.
 """
 
 from __future__ import annotations
@@ -14,27 +14,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from compiler.codegen.templates.common import Activation, Registers, chunks, kernel, splat, vector, view
-
-
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """A blocked activation buffer: logical channels and extents, block width, halo on each side."""
-
-    channels: int
-    height: int
-    width: int
-    block: int
-    halo: tuple[int, int]
-
-    def physical(self, batch: int) -> tuple[int, ...]:
-        """Extents of the buffer."""
-        rows, columns = self.height + 2 * self.halo[0], self.width + 2 * self.halo[1]
-        return (batch, self.blocks, rows, columns, self.block)
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.channels // self.block)
+from compiler.codegen.templates.blocked import Epilogue, Output, Plane
+from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, splat, vector, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,38 +23,49 @@ class ConvShape:
     """Everything the generated code depends on: equal shapes share one kernel."""
 
     batch: int
-    x: Plane
+    x: tuple[Plane, ...]
+    """Segments of the input; their channels follow each other."""
     y: Plane
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
     pad: tuple[int, int]
-    depthwise: bool
-    residual: tuple[int, int] | None = None
-    """Halo of the residual operand, which has the block width of `y`."""
-    activation: Activation = field(default_factory=Activation)
+    epilogue: Epilogue = field(default_factory=Epilogue)
     tile: tuple[int, int, int] = (1, 1, 1)
-    """Output columns, rows and channel vectors held in registers."""
+    """Output columns, rows and channel vectors held in registers; rows divide the height."""
+    weights_outer: bool = True
+    """Whether a panel of weights stays while the image passes, or the reverse."""
+    lane_unroll: int = 1
+    """Input channels read as one vector and multiplied by element (ARM); 1: broadcast loads (x86)."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        return ("x", "w", "b", *(("r",) if self.residual else ()), "y")
+        return (*segment_names(self.x), "w", "b", *self.epilogue.parameters, "y")
 
-    def origin(self, axis: int) -> int:
-        """Physical input coordinate of tap 0 at output coordinate 0."""
-        return self.x.halo[axis] - self.pad[axis]
+    @property
+    def channels(self) -> int:
+        """Input channels of all segments."""
+        return sum(x.channels for x in self.x)
+
+    @property
+    def panels(self) -> int:
+        """Groups of output channels that share a register tile."""
+        return self.y.blocks // self.tile[2]
+
+    @property
+    def parts(self) -> int:
+        """Independent units: row tiles of a panel."""
+        return self.batch * self.panels * (self.y.height // self.tile[1])
+
+    def at(self, segment: int, axis: int, position: Any, tap: Any) -> Any:
+        """Physical input coordinate of a tap for an output coordinate."""
+        origin = self.x[segment].before[axis] - self.pad[axis]
+        return position * self.stride[axis] + tap * self.dilation[axis] + origin
 
 
-def choose_tile(height: int, width: int, vectors: int, budget: int) -> tuple[int, int, int]:
-    """(columns, rows, vectors) in registers: up to `budget` accumulators, columns dividing the row if possible.
-
-    Two channel vectors halve the loads per multiply-add; narrow images take several rows.
-    """
-    ocb = 2 if vectors % 2 == 0 and budget >= 4 else 1
-    limit = max(1, budget // ocb)
-    columns = next((d for d in range(min(width, limit), 3, -1) if width % d == 0), min(width, limit))
-    rows = next((d for d in range(max(1, limit // columns), 0, -1) if height % d == 0), 1)
-    return columns, rows if columns == width else 1, ocb
+def segment_names(segments: tuple[Plane, ...]) -> tuple[str, ...]:
+    """Pointer parameters of the input's segments."""
+    return tuple(f"x{i}" for i in range(len(segments)))
 
 
 def pack_dense(weight: np.ndarray, block: int, vectors: int) -> np.ndarray:
@@ -84,134 +76,100 @@ def pack_dense(weight: np.ndarray, block: int, vectors: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(-1, lanes, *weight.shape[1:]).transpose(0, 2, 3, 4, 1))
 
 
-def pack_depthwise(weight: np.ndarray, block: int) -> np.ndarray:
-    """[C, 1, K, L] to [C / block][K][L][block]."""
-    return np.ascontiguousarray(pack_dense(weight, block, 1)[:, 0])
-
-
-def pack_bias(bias: np.ndarray | None, channels: int, lanes: int) -> np.ndarray:
-    """Bias (zeros where there is none) filled up to a multiple of `lanes`."""
-    padded = np.zeros(-(-channels // lanes) * lanes, np.float32)
-    if bias is not None:
-        padded[:channels] = bias
-    return padded
-
-
 def conv_kernel(shape: ConvShape) -> Any:
-    """The PrimFunc for `shape`; parameters as `shape.parameters`."""
-    with kernel(shape.parameters) as made:
-        body = _Conv(shape, made.pointers)
-        clear_halo(shape, body.Y)
-        body.emit()
+    """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
+    with kernel(shape.parameters, divided=True) as made:
+        _Conv(shape, made).emit()
     return made.func
-
-
-def clear_halo(shape: ConvShape, output: Any) -> None:
-    """Zero every cell of the output buffer outside the image."""
-    y = shape.y
-    if not any(y.halo):
-        return
-    _, blocks, rows, columns, _ = y.physical(1)
-    zero, lanes = splat(0.0, y.block), vector(0, y.block)
-    with T.serial(shape.batch) as n, T.serial(blocks) as c:
-        for top in (0, rows - y.halo[0]):
-            if y.halo[0]:
-                with T.serial(y.halo[0]) as i, T.serial(columns) as j:
-                    T.buffer_store(output, zero, [n, c, i + top, j, lanes])
-        if y.halo[1]:
-            with T.serial(y.height) as i, T.serial(y.halo[1]) as j:
-                for left in (0, columns - y.halo[1]):
-                    T.buffer_store(output, zero, [n, c, i + y.halo[0], j + left, lanes])
 
 
 class _Conv:
     """Emission state of one convolution kernel."""
 
-    def __init__(self, shape: ConvShape, pointers: dict[str, Any]) -> None:
-        self.s = shape
-        x, y = shape.x, shape.y
+    def __init__(self, shape: ConvShape, made: KernelBuilder) -> None:
+        self.s, self.made = shape, made
         self.columns, self.rows, self.vectors = shape.tile
-        self.v = y.block
-        self.groups = y.blocks // self.vectors
-        self.X = view(pointers["x"], x.physical(shape.batch))
-        self.Y = view(pointers["y"], y.physical(shape.batch))
-        taps = shape.kernel
-        if shape.depthwise:
-            self.W = view(pointers["w"], (y.blocks, *taps, self.v))
-        else:
-            self.W = view(pointers["w"], (self.groups, x.channels, *taps, self.v * self.vectors))
-        self.B = view(pointers["b"], (y.blocks * self.v,))
-        self.R = None
-        if shape.residual is not None:
-            other = Plane(y.channels, y.height, y.width, y.block, shape.residual)
-            self.R = view(pointers["r"], other.physical(shape.batch))
+        self.v = shape.y.block
+        self.X = [
+            view(made.pointers[n], x.physical(shape.batch))
+            for n, x in zip(segment_names(shape.x), shape.x, strict=True)
+        ]
+        self.W = view(made.pointers["w"], (shape.panels, shape.channels, *shape.kernel, self.v * self.vectors))
+        self.out = Output(made, shape.y, shape.batch, shape.epilogue)
         self.acc = Registers(self.columns * self.rows * self.vectors, self.v)
+        if shape.lane_unroll > 1:
+            self.inputs = Registers(self.columns * self.rows, shape.lane_unroll)
 
     def emit(self) -> None:
-        """Loops over batch, channel groups and tiles of the image."""
-        y = self.s.y
-        with T.serial(self.s.batch) as n, T.serial(self.groups) as group:
-            for top, rows, repeat in chunks(y.height, self.rows):
-                with T.serial(repeat) as i:
-                    for left, columns, count in chunks(y.width, self.columns):
-                        with T.serial(count) as j:
-                            self._tile(n, group, (i * rows + top, rows), (j * columns + left, columns))
+        """Units of one row tile each: its column tiles for one panel of output channels."""
+        self.out.clear_halo(self.made.begin)
+        panels, steps = self.s.panels, self.s.y.height // self.rows
+        inner = steps if self.s.weights_outer else panels
+        with self.made.each_part() as part:
+            n = tirx.floordiv(part, panels * steps)
+            outer, fast = (
+                tirx.floormod(tirx.floordiv(part, inner), panels * steps // inner),
+                tirx.floormod(part, inner),
+            )
+            panel, step = (outer, fast) if self.s.weights_outer else (fast, outer)
+            for left, columns, count in chunks(self.s.y.width, self.columns):
+                with T.serial(count) as j:
+                    self._tile(n, panel, step * self.rows, (j * columns + left, columns))
 
-    def _tile(self, n: Any, group: Any, rows: tuple[Any, int], columns: tuple[Any, int]) -> None:
+    def _tile(self, n: Any, panel: Any, row: Any, columns: tuple[Any, int]) -> None:
         """One register tile: bias, taps, epilogue."""
         cells = [
             (h, u, o, (h * columns[1] + u) * self.vectors + o)
-            for h in range(rows[1])
+            for h in range(self.rows)
             for u in range(columns[1])
             for o in range(self.vectors)
         ]
         for _, _, o, k in cells:
-            self.acc.put(k, self.B[vector((group * self.vectors + o) * self.v, self.v)])
-        if self.s.depthwise:
-            self._depthwise_taps(n, group, rows[0], columns[0], cells)
-        else:
-            self._dense_taps(n, group, rows[0], columns[0], cells)
+            self.acc.put(k, self.out.bias(panel * self.vectors + o))
+        first = 0
+        for segment, x in enumerate(self.s.x):
+            full, rest = divmod(x.channels, x.block)
+            if full:
+                with T.serial(full) as block:
+                    self._block(segment, (n, panel, row, columns), cells, block, first, x.block)
+            if rest:
+                at = tirx.IntImm("int32", full)
+                self._block(segment, (n, panel, row, columns), cells, at, first, rest)
+            first += x.channels
         for h, u, o, k in cells:
-            self._store(n, group * self.vectors + o, rows[0] + h, columns[0] + u, self.acc.get(k))
+            self.out.store((n, panel * self.vectors + o, row + h, columns[0] + u), self.acc.get(k))
 
-    def _at(self, axis: int, position: Any, tap: Any) -> Any:
-        return position * self.s.stride[axis] + tap * self.s.dilation[axis] + self.s.origin(axis)
-
-    def _dense_taps(
-        self, n: Any, group: Any, row: Any, column: Any, cells: list[tuple[int, int, int, int]]
-    ) -> None:
-        x = self.s.x
-
-        def accumulate(block: Any, lane: Any, kh: Any, kw: Any) -> None:
-            for h, u, o, k in cells:
-                value = self.X[n, block, self._at(0, row + h, kh), self._at(1, column + u, kw), lane]
-                weight = self.W[group, block * x.block + lane, kh, kw, vector(o * self.v, self.v)]
-                self.acc.put(k, self.acc.get(k) + splat(value, self.v) * weight)
-
-        def block_taps(block: Any, lanes: int) -> None:
-            with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw, T.serial(lanes) as lane:
-                accumulate(block, lane, kh, kw)
-
-        full, rest = divmod(x.channels, x.block)
-        if full:
-            with T.serial(full) as block:
-                block_taps(block, x.block)
-        if rest:
-            block_taps(tirx.IntImm("int32", full), rest)
-
-    def _depthwise_taps(
-        self, n: Any, block: Any, row: Any, column: Any, cells: list[tuple[int, int, int, int]]
-    ) -> None:
-        lanes = vector(0, self.v)
+    def _block(self, segment: int, at: Any, cells: Any, block: Any, first: int, lanes: int) -> None:
+        """The taps of one block of input channels; `first` is the weights' first channel of this segment."""
+        channel = first + block * self.s.x[segment].block
+        unroll = self.s.lane_unroll
         with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw:
-            for h, u, _, k in cells:
-                value = self.X[n, block, self._at(0, row + h, kh), self._at(1, column + u, kw), lanes]
-                self.acc.put(k, self.acc.get(k) + value * self.W[block, kh, kw, lanes])
+            whole = lanes // unroll * unroll if unroll > 1 else 0
+            if whole:
+                with T.serial(whole // unroll) as group:
+                    self._by_element(segment, at, cells, block, (kh, kw), group * unroll, channel)
+            if lanes - whole:
+                with T.serial(lanes - whole) as lane:
+                    self._broadcast(segment, at, cells, block, (kh, kw), lane + whole, channel)
 
-    def _store(self, n: Any, block: Any, row: Any, column: Any, value: Any) -> None:
-        lanes = vector(0, self.v)
-        if self.R is not None and self.s.residual is not None:
-            value = value + self.R[n, block, row + self.s.residual[0], column + self.s.residual[1], lanes]
-        value = self.s.activation.apply(value, self.v)
-        halo = self.s.y.halo
-        T.buffer_store(self.Y, value, [n, block, row + halo[0], column + halo[1], lanes])
+    def _broadcast(self, segment: int, at: Any, cells: Any, block: Any, tap: Any, lane: Any, channel: Any) -> None:
+        n, panel, row, columns = at
+        for h, u, o, k in cells:
+            place = (self.s.at(segment, 0, row + h, tap[0]), self.s.at(segment, 1, columns[0] + u, tap[1]))
+            value = splat(self.X[segment][n, block, place[0], place[1], lane], self.v)
+            weight = self.W[panel, channel + lane, tap[0], tap[1], vector(o * self.v, self.v)]
+            self.acc.put(k, self.acc.get(k) + value * weight)
+
+    def _by_element(self, segment: int, at: Any, cells: Any, block: Any, tap: Any, lane: Any, channel: Any) -> None:
+        """One vector of input channels per position, multiplied element by element: no broadcast loads."""
+        n, panel, row, columns = at
+        positions = sorted({(h, u, k // self.vectors) for h, u, _, k in cells})
+        for h, u, p in positions:
+            place = (self.s.at(segment, 0, row + h, tap[0]), self.s.at(segment, 1, columns[0] + u, tap[1]))
+            lanes = vector(lane, self.s.lane_unroll)
+            self.inputs.put(p, self.X[segment][n, block, place[0], place[1], lanes])
+        for c in range(self.s.lane_unroll):
+            for _, _, o, k in cells:
+                weight = self.W[panel, channel + lane + c, tap[0], tap[1], vector(o * self.v, self.v)]
+                value = splat(self.inputs.lane(k // self.vectors, c), self.v)
+                self.acc.put(k, self.acc.get(k) + value * weight)

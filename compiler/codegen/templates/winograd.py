@@ -1,8 +1,9 @@
-"""Winograd convolution F(2x2, 3x3) on blocked activations (Lavin and Gray, CVPR 2016, section 4.1).
+"""Winograd convolution F(2x2, 3x3) and F(4x4, 3x3) on blocked activations (Lavin and Gray, CVPR 2016, part 4).
 
-Four outputs of a 3x3 convolution cost 16 multiplications per channel pair instead of 36. A group of tiles is
-transformed, multiplied as 16 small matrix products, and transformed back; both intermediates live in scratch.
-Stride 1 and dilation 1 only. Weights are transformed in float64 when they are packed.
+m x m outputs of a 3x3 convolution cost (m + 2)^2 multiplications per channel pair instead of 9 m^2: 4 per output
+for m = 2, 2.25 for m = 4. A group of tiles is transformed, multiplied as (m + 2)^2 small matrix products, and
+transformed back; both intermediates live in scratch. Stride 1 and dilation 1 only. Weights are transformed in
+float64 when they are packed. The last tiles read past the image, where the input's buffer must hold zeros.
 """
 
 from __future__ import annotations
@@ -16,191 +17,251 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from compiler.codegen.templates.common import Registers, chunks, kernel, splat, vector, view
-from compiler.codegen.templates.conv import ConvShape, Plane, clear_halo
+from compiler.codegen.templates.blocked import Output
+from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
+from compiler.codegen.templates.conv import ConvShape, segment_names
 
-_INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-_WEIGHT = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-_OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
-POINTS = 16
-OUTPUTS = 2
-"""Outputs of a tile along each axis; a tile reads OUTPUTS + 2 inputs."""
-
-SCRATCH_BYTES = 3 << 19
-"""Transformed tiles of one group, inputs and outputs together: about the second-level cache with its weights."""
+_WEIGHT = {
+    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    4: (
+        (1 / 4, 0, 0),
+        (-1 / 6, -1 / 6, -1 / 6),
+        (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 24, 1 / 12, 1 / 6),
+        (1 / 24, -1 / 12, 1 / 6),
+        (0, 0, 1),
+    ),
+}
+"""G: transform of the weights by outputs per tile and axis, for the points 0, 1, -1, (2, -2,) infinity."""
 
 
 @dataclass(frozen=True, slots=True)
 class WinogradShape:
-    """Everything the generated code depends on; `conv.tile` is not used."""
+    """Everything the generated code depends on; `conv.tile` and its loop order are not used."""
 
     conv: ConvShape
+    outputs: int
+    """m: outputs of a tile along each axis; a tile reads m + 2 inputs."""
     group: int
-    """Tiles transformed together."""
+    """Tiles transformed together: a multiple of `rows`."""
     rows: int
     vectors: int
     """Tiles and output vectors held in registers during the products."""
 
     @property
+    def points(self) -> int:
+        """Products per tile and channel pair."""
+        return (self.outputs + 2) ** 2
+
+    @property
     def tiles(self) -> tuple[int, int]:
         """Tiles along the rows and columns of the output."""
-        return -(-self.conv.y.height // OUTPUTS), -(-self.conv.y.width // OUTPUTS)
+        return tile_counts(self.conv.y.extent, self.outputs)
+
+    @property
+    def count(self) -> int:
+        """Tiles of all samples."""
+        return self.conv.batch * self.tiles[0] * self.tiles[1]
+
+    @property
+    def parts(self) -> int:
+        """Independent units: `rows` tiles each."""
+        return -(-self.count // self.rows)
+
+    @property
+    def lanes(self) -> int:
+        """Output channels of a panel of weights."""
+        return self.conv.y.block * self.vectors
 
 
-def choose(shape: ConvShape, budget: int) -> WinogradShape:
-    """Tile sizes by rule: the group fits SCRATCH_BYTES, the products fill `budget` accumulators."""
-    count = -(-shape.y.height // OUTPUTS) * -(-shape.y.width // OUTPUTS)
-    lanes = shape.x.blocks * shape.x.block + shape.y.blocks * shape.y.block
-    most = max(14, SCRATCH_BYTES // (POINTS * 4 * lanes))
-    group = -(-count // -(-count // most))
-    vectors = next(v for v in (4, 2, 1) if shape.y.blocks % v == 0 and 4 * v <= budget)
-    fitting = range(1, min(group, budget // vectors) + 1)
-    rows = min(fitting, key=lambda r: (-(-group // r) * (r + 1.5), -r))
-    return WinogradShape(shape, group, rows, vectors)
+def tile_counts(extent: Sequence[int], outputs: int) -> tuple[int, int]:
+    """Tiles along rows and columns."""
+    return -(-extent[0] // outputs), -(-extent[1] // outputs)
 
 
-def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
-    """[O, I, 3, 3] to [16][O / lanes][I][lanes], transformed; zero rows fill the last panel."""
-    matrix = np.array(_WEIGHT)
+def cells_read(extent: int, outputs: int) -> int:
+    """Input cells along an axis that the tiles of `extent` outputs read."""
+    return -(-extent // outputs) * outputs + 2
+
+
+def pack(weight: np.ndarray, outputs: int, lanes: int) -> np.ndarray:
+    """[O, I, 3, 3] to [(m + 2)^2][O / lanes][I][lanes], transformed; zero rows fill the last panel."""
+    matrix = np.array(_WEIGHT[outputs])
     padded = np.zeros((-(-weight.shape[0] // lanes) * lanes, *weight.shape[1:]))
     padded[: weight.shape[0]] = weight
-    made = np.einsum("ai,ocij,bj->aboc", matrix, padded, matrix)
-    made = made.reshape(POINTS, -1, lanes, weight.shape[1]).transpose(0, 1, 3, 2)
+    made = np.einsum("ai,ocij,bj->aboc", matrix, padded, matrix, optimize=True)
+    made = made.reshape(len(matrix) ** 2, -1, lanes, weight.shape[1]).transpose(0, 1, 3, 2)
     return np.ascontiguousarray(made, np.float32)
 
 
 def winograd_kernel(shape: WinogradShape) -> Any:
-    """The PrimFunc for `shape`; parameters as those of the direct convolution."""
-    with kernel(shape.conv.parameters) as made:
-        _Winograd(shape, made.pointers).emit()
+    """The PrimFunc for `shape`; parameters as those of the direct convolution, then the range of units."""
+    with kernel(shape.conv.parameters, divided=True) as made:
+        _Winograd(shape, made).emit()
     return made.func
 
 
-def _combined(row: Sequence[float], terms: Sequence[Any]) -> Any:
-    """The sum of row[i] * terms[i] for coefficients 0, 1 and -1, the positive ones first."""
-    plus = [t for c, t in zip(row, terms, strict=True) if c > 0]
-    minus = [t for c, t in zip(row, terms, strict=True) if c < 0]
-    total = plus[0]
-    for term in plus[1:]:
-        total = total + term
-    for term in minus:
-        total = total - term
-    return total
+def _input_transform(outputs: int, d: Sequence[Any], const: Any) -> list[Any]:
+    """B^T d: what a row or column of inputs becomes; common terms are written once for LLVM to see."""
+    if outputs == 2:
+        return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+    two, four, five = (const(c) for c in (2, 4, 5))
+    even, odd = d[4] - four * d[2], d[3] - four * d[1]
+    outer, cross = d[4] - d[2], two * (d[3] - d[1])
+    first, last = four * d[0] - five * d[2] + d[4], four * d[1] - five * d[3] + d[5]
+    return [first, even + odd, even - odd, outer + cross, outer - cross, last]
+
+
+def _output_transform(outputs: int, m: Sequence[Any], const: Any) -> list[Any]:
+    """A^T m: outputs from the products along a row or column."""
+    if outputs == 2:
+        return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+    two, four, eight = (const(c) for c in (2, 4, 8))
+    near, far = m[1] + m[2], m[3] + m[4]
+    near_odd, far_odd = m[1] - m[2], m[3] - m[4]
+    return [
+        m[0] + near + far,
+        near_odd + two * far_odd,
+        near + four * far,
+        near_odd + eight * far_odd + m[5],
+    ]
 
 
 class _Winograd:
     """Emission state of one kernel."""
 
-    def __init__(self, shape: WinogradShape, pointers: dict[str, Any]) -> None:
-        self.s, self.c = shape, shape.conv
+    def __init__(self, shape: WinogradShape, made: KernelBuilder) -> None:
+        self.s, self.c, self.made = shape, shape.conv, made
         x, y = self.c.x, self.c.y
-        self.lanes = y.block * shape.vectors
-        self.panels = y.blocks // shape.vectors
-        self.X = view(pointers["x"], x.physical(self.c.batch))
-        self.Y = view(pointers["y"], y.physical(self.c.batch))
-        self.W = view(pointers["w"], (POINTS, self.panels, x.channels, self.lanes))
-        self.B = view(pointers["b"], (y.blocks * y.block,))
-        self.R = None
-        if self.c.residual is not None:
-            other = Plane(y.channels, y.height, y.width, y.block, self.c.residual)
-            self.R = view(pointers["r"], other.physical(self.c.batch))
-        self.inputs = T.alloc_buffer((POINTS, shape.group, x.blocks * x.block), "float32")
-        self.products = T.alloc_buffer((POINTS, shape.group, y.blocks * y.block), "float32")
-        self.input_tile = Registers(POINTS, x.block)
-        self.output_tile = Registers(4 * OUTPUTS, y.block)
+        self.side = shape.outputs + 2
+        self.X = [
+            view(made.pointers[n], p.physical(self.c.batch)) for n, p in zip(segment_names(x), x, strict=True)
+        ]
+        self.W = view(made.pointers["w"], (shape.points, y.blocks // shape.vectors, self.c.channels, shape.lanes))
+        self.out = Output(made, y, self.c.batch, self.c.epilogue)
+        self.depth = sum(p.lanes for p in x)
+        self.inputs = T.alloc_buffer((shape.points, shape.group, self.depth), "float32")
+        self.products = T.alloc_buffer((shape.points, shape.group, y.lanes), "float32")
+        blocks = sorted({p.block for p in x})
+        self.input_tile = {b: Registers(shape.points, b) for b in blocks}
+        self.output_tile = Registers(shape.outputs * self.side, y.block)
         self.acc = Registers(shape.rows * shape.vectors, y.block)
 
     def emit(self) -> None:
-        """Groups of tiles: transform, multiply, transform back."""
-        clear_halo(self.c, self.Y)
-        count = self.s.tiles[0] * self.s.tiles[1]
-        with T.serial(self.c.batch) as n, T.serial(-(-count // self.s.group)) as group:
-            with self._each_tile(group, count) as (t, row, column):
-                self._transform_input(n, t, row, column)
-            with T.serial(POINTS) as point, T.serial(self.panels) as panel:
-                for first, rows, repeat in chunks(self.s.group, self.s.rows):
-                    with T.serial(repeat) as i:
-                        self._multiply(point, panel, i * rows + first, rows)
-            with self._each_tile(group, count) as (t, row, column):
-                self._transform_output(n, t, row, column)
+        """Groups of tiles of this call's range: transform, multiply, transform back."""
+        s = self.s
+        self.out.clear_halo(self.made.begin)
+        first = self.made.begin * s.rows
+        limit = T.min(self.made.end * s.rows, s.count)
+        steps = s.group // s.rows
+        with T.serial(tirx.floordiv(self.made.end - self.made.begin + (steps - 1), steps)) as g:
+            base = first + g * s.group
+            with self._each_tile(base, limit) as at:
+                self._transform_inputs(*at)
+            with T.serial(s.points) as point, T.serial(self.c.y.blocks // s.vectors) as panel:
+                self._multiply_group(point, panel, limit - base)
+            with self._each_tile(base, limit) as at:
+                self._transform_output(*at)
 
     @contextmanager
-    def _each_tile(self, group: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
-        """(index in the group, first output row, first output column) of each tile that exists."""
-        across = self.s.tiles[1]
+    def _each_tile(self, base: Any, limit: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """(index in the group, sample, first output row, first output column) of each tile that exists."""
+        down, across = self.s.tiles
+        m = self.s.outputs
+        with T.serial(self.s.group) as t, T.If(base + t < limit), T.Then():
+            n, tile = tirx.floordiv(base + t, down * across), tirx.floormod(base + t, down * across)
+            yield t, n, tirx.floordiv(tile, across) * m, tirx.floormod(tile, across) * m
 
-        def place(t: Any) -> tuple[Any, Any, Any]:
-            tile = group * self.s.group + t
-            return t, tirx.floordiv(tile, across) * OUTPUTS, tirx.floormod(tile, across) * OUTPUTS
+    def _transform_inputs(self, t: Any, n: Any, row: Any, column: Any) -> None:
+        first = 0
+        for segment, x in enumerate(self.c.x):
+            with T.serial(x.blocks) as block:
+                self._transform_block(segment, (t, n, row, column), block, first)
+            first += x.lanes
 
-        with T.serial(self.s.group) as t:
-            if count % self.s.group == 0:
-                yield place(t)
-            else:
-                with T.If(group * self.s.group + t < count), T.Then():
-                    yield place(t)
+    def _transform_block(self, segment: int, at: Any, block: Any, first: int) -> None:
+        """Columns, then rows of one block of channels."""
+        t, n, row, column = at
+        x, m, side = self.c.x[segment], self.s.outputs, self.side
+        lanes, tile = vector(0, x.block), self.input_tile[x.block]
+        top, left = self.c.at(segment, 0, row, 0), self.c.at(segment, 1, column, 0)
 
-    def _transform_input(self, n: Any, t: Any, row: Any, column: Any) -> None:
-        x = self.c.x
-        lanes = vector(0, x.block)
-        top, left = row + self.c.origin(0), column + self.c.origin(1)
-        with T.serial(x.blocks) as block:
-            for j in range(4):
-                cells = [self.X[n, block, top + q, left + j, lanes] for q in range(4)]
-                for i in range(4):
-                    self.input_tile.put(i * 4 + j, _combined(_INPUT[i], cells))
-            for i in range(4):
-                cells = [self.input_tile.get(i * 4 + q) for q in range(4)]
-                for j in range(4):
-                    value = _combined(_INPUT[j], cells)
-                    T.buffer_store(self.inputs, value, [i * 4 + j, t, vector(block * x.block, x.block)])
+        def const(value: float) -> Any:
+            return splat(value, x.block)
 
-    def _multiply(self, point: Any, panel: Any, first: Any, rows: int) -> None:
+        for j in range(side):
+            cells = [self.X[segment][n, block, top + q, left + j, lanes] for q in range(side)]
+            for i, value in enumerate(_input_transform(m, cells, const)):
+                tile.put(i * side + j, value)
+        for i in range(side):
+            cells = [tile.get(i * side + q) for q in range(side)]
+            for j, value in enumerate(_input_transform(m, cells, const)):
+                place = [i * side + j, t, vector(first + block * x.block, x.block)]
+                T.buffer_store(self.inputs, value, place)
+
+    def _multiply_group(self, point: Any, panel: Any, tiles: Any) -> None:
+        """The tiles of a group (at most `tiles` exist), `rows` at a time."""
+        with T.serial(self.s.group // self.s.rows) as i, T.If(i * self.s.rows < tiles), T.Then():
+            self._multiply(point, panel, i * self.s.rows)
+
+    def _multiply(self, point: Any, panel: Any, first: Any) -> None:
+        """`rows` tiles by one panel of weights; lanes that fill up a block have no weights and are skipped."""
         v = self.c.y.block
-        cells = [(u, o, u * self.s.vectors + o) for u in range(rows) for o in range(self.s.vectors)]
+        cells = [(u, o, u * self.s.vectors + o) for u in range(self.s.rows) for o in range(self.s.vectors)]
         for _, _, k in cells:
             self.acc.put(k, splat(0.0, v))
-        with T.serial(self.c.x.channels) as c:
-            for u, o, k in cells:
-                weight = self.W[point, panel, c, vector(o * v, v)]
-                self.acc.put(k, self.acc.get(k) + splat(self.inputs[point, first + u, c], v) * weight)
+        lane = channel = 0
+        for x in self.c.x:
+            with T.serial(x.channels) as c:
+                for u, o, k in cells:
+                    weight = self.W[point, panel, c + channel, vector(o * v, v)]
+                    value = splat(self.inputs[point, first + u, c + lane], v)
+                    self.acc.put(k, self.acc.get(k) + value * weight)
+            lane, channel = lane + x.lanes, channel + x.channels
         for u, o, k in cells:
-            T.buffer_store(
-                self.products, self.acc.get(k), [point, first + u, vector(panel * self.lanes + o * v, v)]
-            )
+            place = [point, first + u, vector(panel * self.s.lanes + o * v, v)]
+            T.buffer_store(self.products, self.acc.get(k), place)
 
-    def _transform_output(self, n: Any, t: Any, row: Any, column: Any) -> None:
-        y = self.c.y
+    def _transform_output(self, t: Any, n: Any, row: Any, column: Any) -> None:
+        y, m, side = self.c.y, self.s.outputs, self.side
+
+        def const(value: float) -> Any:
+            return splat(value, y.block)
+
         with T.serial(y.blocks) as block:
             at = vector(block * y.block, y.block)
-            for j in range(4):
-                cells = [self.products[q * 4 + j, t, at] for q in range(4)]
-                for i in range(OUTPUTS):
-                    self.output_tile.put(i * 4 + j, _combined(_OUTPUT[i], cells))
-            for i in range(OUTPUTS):
-                cells = [self.output_tile.get(i * 4 + q) for q in range(4)]
-                for j in range(OUTPUTS):
-                    value = _combined(_OUTPUT[j], cells) + self.B[at]
-                    self._guarded(n, block, row + i, column + j, (i, j), value)
+            for j in range(side):
+                cells = [self.products[q * side + j, t, at] for q in range(side)]
+                for i, value in enumerate(_output_transform(m, cells, const)):
+                    self.output_tile.put(i * side + j, value)
+            for i in range(m):
+                cells = [self.output_tile.get(i * side + q) for q in range(side)]
+                for j, value in enumerate(_output_transform(m, cells, const)):
+                    self._guarded((n, block, row + i, column + j), (i, j), value + self.out.bias(block))
 
-    def _guarded(self, n: Any, block: Any, row: Any, column: Any, at: tuple[int, int], value: Any) -> None:
-        """Store one output; only the last tile of an odd extent can lie outside the image."""
-        y = self.c.y
-        outside = []
-        if at[0] and y.height % OUTPUTS:
-            outside.append(row < y.height)
-        if at[1] and y.width % OUTPUTS:
-            outside.append(column < y.width)
+    def _guarded(self, place: Any, at: tuple[int, int], value: Any) -> None:
+        """Store one output; only those of the last tiles can lie outside the image."""
+        outside = [
+            position < extent
+            for position, extent, i in zip(place[2:], self.c.y.extent, at, strict=True)
+            if extent % self.s.outputs and i >= extent % self.s.outputs
+        ]
         if not outside:
-            self._store(n, block, row, column, value)
+            self.out.store(place, value)
             return
         condition = outside[0] if len(outside) == 1 else tirx.And(*outside)
         with T.If(condition), T.Then():
-            self._store(n, block, row, column, value)
+            self.out.store(place, value)
 
-    def _store(self, n: Any, block: Any, row: Any, column: Any, value: Any) -> None:
-        lanes, halo = vector(0, self.c.y.block), self.c.y.halo
-        if self.R is not None and self.c.residual is not None:
-            value = value + self.R[n, block, row + self.c.residual[0], column + self.c.residual[1], lanes]
-        value = self.c.activation.apply(value, self.c.y.block)
-        T.buffer_store(self.Y, value, [n, block, row + halo[0], column + halo[1], lanes])
+
+def reference(x: np.ndarray, weights: np.ndarray, outputs: int) -> np.ndarray:
+    """The algorithm in numpy float32: x [T, C, a, a] and weights [a^2, O, C] give [T, O, m, m]."""
+    side = outputs + 2
+    identity = list(np.eye(side, dtype=np.float32))
+    into = np.stack(_input_transform(outputs, identity, np.float32))
+    back = np.stack(_output_transform(outputs, identity, np.float32))
+    moved = np.einsum("ai,tcij,bj->abtc", into, x, into, optimize=True).astype(np.float32)
+    products = np.matmul(moved.reshape(side * side, *moved.shape[2:]), weights.transpose(0, 2, 1))
+    tiles = products.reshape(side, side, *products.shape[1:])
+    made: np.ndarray = np.einsum("ia,abto,jb->toij", back, tiles, back, optimize=True).astype(np.float32)
+    return made

@@ -1,0 +1,21 @@
+"""Strategies by name and by family. Adding one: a module with a Strategy subclass, and a line here."""
+
+from __future__ import annotations
+
+from compiler.codegen.groups import Family
+from compiler.codegen.strategies.base import Strategy
+from compiler.codegen.strategies.depthwise import Depthwise
+from compiler.codegen.strategies.direct import DirectConv
+from compiler.codegen.strategies.generic import Generic
+from compiler.codegen.strategies.matrix import Gemm
+from compiler.codegen.strategies.recurrent import Recurrent
+from compiler.codegen.strategies.winograd import Winograd2, Winograd4
+
+STRATEGIES: dict[str, Strategy] = {
+    s.name: s for s in (DirectConv(), Winograd2(), Winograd4(), Depthwise(), Gemm(), Recurrent(), Generic())
+}
+
+
+def strategies_for(family: Family) -> tuple[Strategy, ...]:
+    """The strategies that can run groups of a family, in order of registration."""
+    return tuple(s for s in STRATEGIES.values() if family in s.families)

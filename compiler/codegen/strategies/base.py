@@ -1,0 +1,73 @@
+"""What a strategy is: one way to compute a family of groups: its choices, their predicted cost, and its kernel.
+
+The planner asks every strategy of a group's family for candidates, picks one (by rule, from a tuning database or
+from a recorded plan), and later has the same strategy build the kernel. Nothing below this decides anything.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from compiler.codegen.groups import Family, Group
+from compiler.codegen.kernels import Builder, Built
+from compiler.codegen.layout import Border
+from compiler.codegen.target import Target
+from compiler.ir.graph import Value
+from compiler.ir.types import ValueRef
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How one group is computed: algorithm, and the numbers that its kernel is generated with."""
+
+    algorithm: str
+    tile: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.algorithm + (f" {'x'.join(map(str, self.tile))}" if self.tile else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A choice with its predicted time in seconds, and what is worth recording about it."""
+
+    choice: Choice
+    seconds: float
+    note: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What candidates may depend on besides their group: the target and facts of the whole network."""
+
+    target: Target
+    padded: frozenset[ValueRef]
+    """Activations that some convolution reads with padding, so that their buffers have halos."""
+    weight_bytes: int
+    """Bytes of all weights: what has to pass the caches between two calls."""
+
+
+class Strategy(abc.ABC):
+    """One algorithm."""
+
+    name: ClassVar[str]
+    """Name in plans and reports."""
+    version: ClassVar[int] = 1
+    """Counted up whenever the generated code changes, so that stale measurements die."""
+    families: ClassVar[tuple[Family, ...]]
+    """Groups it can run."""
+
+    @abc.abstractmethod
+    def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
+        """Ways to run `group`, best predicted first; none where the algorithm does not apply."""
+
+    def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
+        """Zero borders that the kernel reads, by input; inputs that are missing are read without one."""
+        return {}
+
+    @abc.abstractmethod
+    def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
+        """The kernel, its packed constants and its arguments; it must store the values `stored`."""

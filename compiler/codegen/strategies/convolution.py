@@ -1,0 +1,140 @@
+"""What every dense convolution strategy shares: planes, shapes, constants, predicted cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.codegen.groups import Group, is_clamp
+from compiler.codegen.kernels import Builder, Slot, value_slot
+from compiler.codegen.layout import Blocked, Border
+from compiler.codegen.layouts import block_width
+from compiler.codegen.strategies.base import Situation
+from compiler.codegen.templates.blocked import Epilogue, Plane
+from compiler.codegen.templates.common import Activation
+from compiler.ir.graph import Site, Value
+from compiler.ir.types import ValueRef
+
+
+@dataclass(frozen=True, slots=True)
+class ConvFacts:
+    """Logical facts of a convolution site with one or two spatial axes, as two."""
+
+    batch: int
+    inputs: int
+    outputs: int
+    extent: tuple[int, int]
+    """Rows and columns of the result."""
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pad: tuple[int, int]
+    """Before the first row and column."""
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each output cell reads the one input cell at its place."""
+        return self.kernel == self.stride == (1, 1) and self.pad == (0, 0)
+
+    @property
+    def taps(self) -> int:
+        """Products per output element."""
+        return self.inputs * self.kernel[0] * self.kernel[1]
+
+    @property
+    def signature(self) -> str:
+        """Name of the shape in a tuning database."""
+        x = "x".join
+        return (
+            f"{self.batch}x{self.inputs}-{self.outputs}@{x(map(str, self.extent))}"
+            f"-k{x(map(str, self.kernel))}-s{x(map(str, self.stride))}-d{x(map(str, self.dilation))}"
+            f"-p{x(map(str, self.pad))}"
+        )
+
+
+def facts(site: Site) -> ConvFacts:
+    """The facts of a Conv site."""
+    x, y = site.operands[0], site.results[0]
+    return ConvFacts(
+        batch=x.shape[0],
+        inputs=x.shape[1],
+        outputs=y.shape[1],
+        extent=two((1, *y.shape[2:]), 1),
+        kernel=two(site.ints("kernel_shape"), 1),
+        stride=two(site.ints("strides"), 1),
+        dilation=two(site.ints("dilations"), 1),
+        pad=two(site.ints("pads")[: x.rank - 2], 0),
+    )
+
+
+def two(numbers: tuple[int, ...], fill: int) -> tuple[int, int]:
+    """Spatial attributes of one or two axes as two."""
+    first, second = (fill, *numbers)[-2:]
+    return first, second
+
+
+def plane(value: Value, layout: Blocked) -> Plane:
+    """The buffer of a blocked value."""
+    rows, columns = two((1, *value.shape[2:]), 1)
+    return Plane(value.shape[1], rows, columns, layout.width, two(layout.before, 0), two(layout.after, 0))
+
+
+def blocked_plane(builder: Builder, value: Value) -> Plane:
+    """The buffer of a value that is stored blocked."""
+    layout = builder.layout(value.ref)
+    assert isinstance(layout, Blocked), value.ref
+    return plane(value, layout)
+
+
+def epilogue(builder: Builder, group: Group) -> Epilogue:
+    """Residual and activation of a group."""
+    residual = None if group.residual is None else blocked_plane(builder, group.residual)
+    return Epilogue(residual, activation_of(group))
+
+
+def activation_of(group: Group) -> Activation:
+    """What the epilogue of a template group applies."""
+    site = group.activation
+    if site is None:
+        return Activation()
+    assert is_clamp(site)
+    if site.node.op.name == "Relu":
+        return Activation(low=0.0)
+    low, high = site.operands.optional(1), site.operands.optional(2)
+    return Activation(None if low is None else float(low.constant), None if high is None else float(high.constant))
+
+
+def padding_borders(group: Group) -> dict[ValueRef, Border]:
+    """Zero borders as the padding asks for them; a residual operand needs none."""
+    site = group.anchor
+    pads, axes = site.ints("pads"), site.operands[0].rank - 2
+    border = Border(tuple(pads[:axes]), tuple(pads[axes:]))
+    found = {v.ref: border for v in group.segments}
+    if group.residual is not None:
+        found.setdefault(group.residual.ref, Border((0,) * axes, (0,) * axes))
+    return found
+
+
+def weight4(site: Site) -> np.ndarray:
+    """The weights as [O, I, K, L]."""
+    weight = site.operands[1].constant
+    return weight if weight.ndim == 4 else weight[:, :, None, :]
+
+
+def epilogue_slots(group: Group) -> list[Slot]:
+    """Arguments behind weights and bias."""
+    residual = [] if group.residual is None else [value_slot(group.residual)]
+    return [*residual, value_slot(group.outputs[0])]
+
+
+def output_block(site: Site, situation: Situation) -> int:
+    """Lanes per block of the result."""
+    return block_width(site.results[0].shape[1], situation.target.lanes)
+
+
+def weight_seconds(bytes_: int, situation: Situation) -> float:
+    """Time to read packed weights: from the last cache, or from memory where all weights of the network pass it."""
+    machine = situation.target.machine
+    fits = max(situation.weight_bytes, bytes_) <= machine.last_level_cache // 2
+    return bytes_ / (machine.cache_bandwidth if fits else machine.bandwidth)

@@ -1,0 +1,147 @@
+"""Direct convolution: every product is computed, near the multiply-add peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from compiler.codegen.groups import Group
+from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.layout import Border
+from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
+from compiler.codegen.strategies.convolution import (
+    ConvFacts,
+    blocked_plane,
+    epilogue,
+    epilogue_slots,
+    facts,
+    output_block,
+    padding_borders,
+    weight4,
+    weight_seconds,
+)
+from compiler.codegen.target import Target
+from compiler.codegen.templates import conv
+from compiler.codegen.templates.blocked import Plane, pack_bias
+from compiler.ir.graph import Value
+from compiler.ir.types import ValueRef
+
+MOST_CANDIDATES = 6
+TILE_CYCLES = 24
+"""Start and end of a register tile besides its sums: loop control, address computation, bias."""
+SMALL_WEIGHTS = 256 * 1024
+"""Weights of at most this many bytes stay in the second-level cache while the image passes once."""
+
+
+class DirectConv(Strategy):
+    """Register tiles of columns x rows x vectors of output channels."""
+
+    name = "conv"
+    version = 2
+    families = ("conv",)
+
+    def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
+        found = [_candidate(group, situation, tile) for tile in _tiles(group, situation)]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+
+    def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
+        return padding_borders(group)
+
+    def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
+        site = group.anchor
+        shape = conv_shape(builder, group, choice.tile)
+        lanes = shape.y.block * shape.tile[2]
+        packed = conv.pack_dense(weight4(site), shape.y.block, shape.tile[2])
+        weight, bias = site.operands[1], site.operands.optional(2)
+        fixed = pack_bias(None if bias is None else bias.constant, shape.y.channels, lanes)
+        slots = [value_slot(v) for v in group.segments]
+        slots += [builder.constant(weight, packed, f"conv{lanes}"), builder.constant(bias or weight, fixed, "bias")]
+        return Built(
+            ("conv", shape),
+            conv.conv_kernel(shape),
+            (*slots, *epilogue_slots(group)),
+            self.name,
+            shape.parts,
+        )
+
+
+def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)) -> conv.ConvShape:
+    """The physical shape of a convolution; a 1x1 over contiguous buffers becomes rows of a tile's length."""
+    site = group.anchor
+    known = facts(site)
+    x, y = tuple(blocked_plane(builder, v) for v in group.segments), blocked_plane(builder, group.outputs[0])
+    after = epilogue(builder, group)
+    columns, rows, vectors = tile
+    planes = (*x, y, *((after.residual,) if after.residual else ()))
+    if known.pointwise and all(p.contiguous for p in planes) and y.height * y.width % columns == 0:
+        x, y = tuple(p.reshaped(columns) for p in x), y.reshaped(columns)
+        if after.residual is not None:
+            after = type(after)(after.residual.reshaped(columns), after.activation)
+    return conv.ConvShape(
+        batch=known.batch,
+        x=x,
+        y=y,
+        kernel=known.kernel,
+        stride=known.stride,
+        dilation=known.dilation,
+        pad=known.pad,
+        epilogue=after,
+        tile=(columns, _divisor(y.height, rows), _divisor(y.blocks, vectors)),
+        weights_outer=4 * site.operands[1].size > SMALL_WEIGHTS,
+        lane_unroll=lane_unroll(builder.target, x),
+    )
+
+
+def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
+    """Input channels multiplied by element from one register (ARM has the instruction), else 1."""
+    return 4 if target.arch != "x86_64" and all(x.block % 4 == 0 for x in segments) else 1
+
+
+def fits_registers(target: Target, positions: int, vectors: int) -> bool:
+    """Whether accumulators, weights in flight and inputs stay in registers: spills in the inner loop cost more."""
+    room = target.vector_registers
+    if target.arch != "x86_64":  # one input vector per position beside the accumulators
+        return positions * vectors + positions + min(vectors, 4) <= room - 2
+    return positions * vectors <= room - 4
+
+
+def _tiles(group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
+    known = facts(group.anchor)
+    block = output_block(group.anchor, situation)
+    blocks = -(-known.outputs // block)
+    height, width = _rows_and_columns(group, known, situation)
+    for vectors in (v for v in (1, 2, 4) if blocks % v == 0):
+        for columns in range(1, min(width, situation.target.vector_registers) + 1):
+            for rows in (r for r in (1, 2, 3, 4, 7, 8, 14) if height % r == 0 and (r == 1 or columns == width)):
+                if fits_registers(situation.target, columns * rows, vectors):
+                    yield columns, rows, vectors
+
+
+def _rows_and_columns(group: Group, known: ConvFacts, situation: Situation) -> tuple[int, int]:
+    """Extent of the image as the kernel will see it: a contiguous 1x1 is one long row."""
+    values = [*group.segments, group.outputs[0], *((group.residual,) if group.residual else ())]
+    if known.pointwise and not any(v.ref in situation.padded for v in values):
+        return 1, known.extent[0] * known.extent[1]
+    return known.extent
+
+
+def _candidate(group: Group, situation: Situation, tile: tuple[int, int, int]) -> Candidate:
+    """Cycles of all register tiles by the larger of multiply-adds and loads, or the time to read the weights."""
+    known, machine = facts(group.anchor), situation.target.machine
+    columns, rows, vectors = tile
+    height, width = _rows_and_columns(group, known, situation)
+    blocks = -(-known.outputs // output_block(group.anchor, situation))
+    cycles = 0.0
+    for count, repeat in ((columns, width // columns), (width % columns, 1)):
+        if count:
+            sums, loads = count * rows * vectors, count * rows * 0.5 + vectors
+            step = max(sums / machine.fma_per_cycle, loads / machine.loads_per_cycle, machine.fma_latency / 2)
+            cycles += repeat * (known.taps * step + TILE_CYCLES + 2 * sums)
+    cycles *= known.batch * (height // rows) * (blocks // vectors)
+    packed = 4 * known.taps * blocks * output_block(group.anchor, situation)
+    seconds = max(cycles / machine.clock, weight_seconds(packed, situation))
+    return Candidate(Choice(DirectConv.name, tile), seconds)
+
+
+def _divisor(extent: int, wanted: int) -> int:
+    """The largest divisor of `extent` that is at most `wanted`."""
+    return next(d for d in range(min(extent, wanted), 0, -1) if extent % d == 0)

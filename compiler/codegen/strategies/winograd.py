@@ -1,0 +1,154 @@
+"""Winograd convolution: 3x3 at stride 1 with fewer multiplications, where the transforms are repaid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from compiler.codegen.groups import Group
+from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.layout import Border
+from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
+from compiler.codegen.strategies.convolution import (
+    ConvFacts,
+    epilogue_slots,
+    facts,
+    output_block,
+    padding_borders,
+    weight4,
+    weight_seconds,
+)
+from compiler.codegen.strategies.direct import conv_shape
+from compiler.codegen.templates import winograd
+from compiler.codegen.templates.blocked import pack_bias
+from compiler.ir.graph import Value
+from compiler.ir.types import ValueRef
+
+MOST_CANDIDATES = 8
+MOST_ERROR = 2e-5
+"""Largest error of one layer, of the scale of its results: a network adds up the errors of its layers."""
+_GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
+
+
+class _Winograd(Strategy):
+    """F(m x m, 3 x 3). Tile: tiles transformed together, tiles and output vectors in registers."""
+
+    families = ("conv",)
+    version = 2
+    outputs: ClassVar[int]
+
+    def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
+        known = facts(group.anchor)
+        if not _applies(known, situation.target.lanes):
+            return []
+        found = [self._candidate(group, known, situation, tile) for tile in self._tiles(known, group, situation)]
+        best = sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        error = self.error(weight4(group.anchor)) if best and self.outputs > 2 else 0.0
+        return best if error <= MOST_ERROR else []
+
+    def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
+        found = padding_borders(group)
+        known = facts(group.anchor)
+        for value in group.segments:
+            border = found[value.ref]
+            read = tuple(winograd.cells_read(n, self.outputs) for n in known.extent)
+            held = (b + n for b, n in zip(border.before, value.shape[2:], strict=True))
+            after = tuple(max(a, r - h) for a, r, h in zip(border.after, read, held, strict=True))
+            found[value.ref] = Border(border.before, after)
+        return found
+
+    def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
+        site = group.anchor
+        count, rows, vectors = choice.tile
+        shape = winograd.WinogradShape(conv_shape(builder, group), self.outputs, count, rows, vectors)
+        weight, bias = site.operands[1], site.operands.optional(2)
+        fixed = pack_bias(None if bias is None else bias.constant, shape.conv.y.channels, shape.lanes)
+        packed = winograd.pack(weight4(site), self.outputs, shape.lanes)
+        slots = [value_slot(v) for v in group.segments]
+        slots += [
+            builder.constant(weight, packed, f"{self.name}-{shape.lanes}"),
+            builder.constant(bias or weight, fixed, "bias"),
+        ]
+        return Built(
+            (self.name, shape),
+            winograd.winograd_kernel(shape),
+            (*slots, *epilogue_slots(group)),
+            self.name,
+            shape.parts,
+        )
+
+    def error(self, weight: np.ndarray, tiles: int = 6) -> float:
+        """Error of one output of the algorithm in float32 on random inputs, relative to the largest result."""
+        side, m = self.outputs + 2, self.outputs
+        rng = np.random.default_rng(0)
+        channels = rng.permutation(weight.shape[0])[:32]
+        some = weight[np.sort(channels)]
+        x = rng.normal(size=(tiles, weight.shape[1], side, side)).astype(np.float32)
+        moved = winograd.pack(some, m, 1).reshape(side * side, len(some), -1)
+        got = winograd.reference(x, moved, m)
+        exact = np.zeros_like(got, np.float64)
+        for i in range(m):
+            for j in range(m):
+                exact[:, :, i, j] = np.tensordot(
+                    x[:, :, i : i + 3, j : j + 3].astype(np.float64), some, ([1, 2, 3],) * 2
+                )
+        return float(np.abs(got - exact).max() / max(np.abs(exact).max(), 1e-30))
+
+    def _tiles(self, known: ConvFacts, group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
+        count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
+        blocks = -(-known.outputs // output_block(group.anchor, situation))
+        budget = situation.target.vector_registers - 4
+        for vectors in (v for v in (1, 2, 4) if blocks % v == 0 and v <= budget):
+            for rows in range(1, min(count, budget // vectors, 14) + 1):
+                sizes = {rows * -(-min(size, count) // rows) for size in (*_GROUPS, count if count <= 200 else 1)}
+                yield from ((size, rows, vectors) for size in sorted(sizes))
+
+    def _candidate(
+        self, group: Group, known: ConvFacts, situation: Situation, tile: tuple[int, int, int]
+    ) -> Candidate:
+        """Products by registers and caches, transforms by loads and stores."""
+        machine, (size, rows, vectors) = situation.target.machine, tile
+        block = output_block(group.anchor, situation)
+        blocks = -(-known.outputs // block)
+        points = (self.outputs + 2) ** 2
+        count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
+        groups = -(-count // size)
+        units = -(-count // rows)
+        step = max(
+            rows * vectors / machine.fma_per_cycle,
+            (rows * 0.5 + vectors) / machine.loads_per_cycle,
+            machine.fma_latency / 2,
+        )
+        cycles = points * (blocks // vectors) * units * (known.inputs * step + 12 + rows * vectors)
+        packed = 4 * points * known.inputs * blocks * block
+        scratch = 4 * points * size * (known.inputs + blocks * block)
+        moved = count * points * (known.inputs / situation.target.lanes + blocks)
+        cycles += moved * (4.0 if scratch <= machine.l2 else 8.0)
+        # each panel of weights is read once per group; between groups it comes from the last cache
+        seconds = cycles / machine.clock + (groups - 1) * packed / machine.cache_bandwidth / 2
+        seconds += max(0.0, weight_seconds(packed, situation) - 0.5 * cycles / machine.clock)
+        if scratch > 2 * machine.l2:
+            seconds *= 1.3
+        return Candidate(Choice(self.name, tile), seconds)
+
+
+class Winograd2(_Winograd):
+    """F(2x2, 3x3): 2.25 times fewer multiplications."""
+
+    name = "winograd2"
+    outputs = 2
+
+
+class Winograd4(_Winograd):
+    """F(4x4, 3x3): 4 times fewer multiplications, another digit of rounding error, 4 times the weight bytes."""
+
+    name = "winograd4"
+    outputs = 4
+
+
+def _applies(known: ConvFacts, lanes: int) -> bool:
+    """3x3, stride and dilation 1, and enough channels and outputs to repay the transforms."""
+    plain = known.kernel == (3, 3) and set(known.stride + known.dilation) == {1}
+    return plain and min(known.inputs, known.outputs) >= min(2 * lanes, 16) and min(known.extent) >= 3

@@ -1,0 +1,132 @@
+"""Blocked activation buffers and what kernels do at their edge: halos, bias, residual, activation, store.
+
+A kernel writes the halo of its own output in every call, because workspace contents are undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from compiler.codegen.templates.common import Activation, KernelBuilder, splat, vector, view
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """A blocked activation buffer [N][C / block][H + halos][W + halos][block]: logical channels and extents, block
+    width, and the zero cells before and after the image along rows and columns."""
+
+    channels: int
+    height: int
+    width: int
+    block: int
+    before: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+
+    def physical(self, batch: int) -> tuple[int, ...]:
+        """Extents of the buffer."""
+        rows, columns = (n + b + a for n, b, a in zip(self.extent, self.before, self.after, strict=True))
+        return (batch, self.blocks, rows, columns, self.block)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the image."""
+        return self.height, self.width
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.channels // self.block)
+
+    @property
+    def lanes(self) -> int:
+        """Channels with those that fill up the last block."""
+        return self.blocks * self.block
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the image has no halo, so that its rows follow each other in memory."""
+        return not any(self.before + self.after)
+
+    def reshaped(self, columns: int) -> Plane:
+        """The same cells as rows of another length; only for a contiguous image that they divide."""
+        assert self.contiguous and self.height * self.width % columns == 0
+        return replace(self, height=self.height * self.width // columns, width=columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What happens to a sum before it is stored: plus bias, plus residual (a buffer of this plane), activation."""
+
+    residual: Plane | None = None
+    activation: Activation = field(default_factory=Activation)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the pointers it reads besides the bias."""
+        return ("r",) if self.residual else ()
+
+
+class Output:
+    """Emission of bias, epilogue and store for one blocked result."""
+
+    def __init__(self, made: KernelBuilder, plane: Plane, batch: int, epilogue: Epilogue) -> None:
+        self.plane, self._epilogue, self._batch = plane, epilogue, batch
+        self.Y = view(made.pointers["y"], plane.physical(batch))
+        self._bias = view(made.pointers["b"], (plane.lanes,))
+        self._residual = None
+        if epilogue.residual is not None:
+            self._residual = view(made.pointers["r"], epilogue.residual.physical(batch))
+
+    def bias(self, block: Any) -> Any:
+        """The bias of a block of channels."""
+        return self._bias[vector(block * self.plane.block, self.plane.block)]
+
+    def store(self, at: Sequence[Any], value: Any) -> None:
+        """Finish `value` (bias included) and store it at (batch, block, row, column) of the image."""
+        n, block, row, column = at
+        width = self.plane.block
+        lanes = vector(0, width)
+        if self._residual is not None:
+            other = self._epilogue.residual
+            assert other is not None
+            value = value + self._residual[n, block, row + other.before[0], column + other.before[1], lanes]
+        value = self._epilogue.activation.apply(value, width)
+        before = self.plane.before
+        T.buffer_store(self.Y, value, [n, block, row + before[0], column + before[1], lanes])
+
+    def clear_halo(self, begin: Any = None) -> None:
+        """Zero every cell outside the image; in a divided kernel (`begin`) the call with the first unit does it."""
+        if self.plane.contiguous:
+            return
+        if begin is None:
+            self._clear()
+        else:
+            with T.If(begin == 0), T.Then():
+                self._clear()
+
+    def _clear(self) -> None:
+        y = self.plane
+        _, blocks, rows, columns, _ = y.physical(1)
+        zero, lanes = splat(0.0, y.block), vector(0, y.block)
+        with T.serial(self._batch) as n, T.serial(blocks) as c:
+            for top, count in ((0, y.before[0]), (rows - y.after[0], y.after[0])):
+                if count:
+                    with T.serial(count) as i, T.serial(columns) as j:
+                        T.buffer_store(self.Y, zero, [n, c, i + top, j, lanes])
+            if y.before[1] or y.after[1]:
+                with T.serial(y.height) as i:
+                    for left, count in ((0, y.before[1]), (columns - y.after[1], y.after[1])):
+                        for j in range(count):
+                            T.buffer_store(self.Y, zero, [n, c, i + y.before[0], left + j, lanes])
+
+
+def pack_bias(bias: np.ndarray | None, channels: int, lanes: int) -> np.ndarray:
+    """Bias (zeros where there is none) filled up to a multiple of `lanes`."""
+    padded = np.zeros(-(-channels // lanes) * lanes, np.float32)
+    if bias is not None:
+        padded[:channels] = bias
+    return padded

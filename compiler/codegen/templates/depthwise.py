@@ -1,0 +1,96 @@
+"""Depthwise convolution on blocked activations: one multiply-add per loaded vector.
+
+Weights [C / v][K][L][v]. Vectors run over channels, so a stride needs no shuffle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from compiler.codegen.templates.blocked import Epilogue, Output, Plane
+from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, vector, view
+from compiler.codegen.templates.conv import pack_dense
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseShape:
+    """Everything the generated code depends on."""
+
+    batch: int
+    x: Plane
+    y: Plane
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pad: tuple[int, int]
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    tile: tuple[int, int] = (1, 1)
+    """Output columns and rows held in registers; rows divide the height."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return ("x", "w", "b", *self.epilogue.parameters, "y")
+
+    @property
+    def parts(self) -> int:
+        """Independent units: row tiles of a block of channels."""
+        return self.batch * self.y.blocks * (self.y.height // self.tile[1])
+
+    def at(self, axis: int, position: Any, tap: Any) -> Any:
+        """Physical input coordinate of a tap for an output coordinate."""
+        return position * self.stride[axis] + tap * self.dilation[axis] + self.x.before[axis] - self.pad[axis]
+
+
+def pack(weight: np.ndarray, block: int) -> np.ndarray:
+    """[C, 1, K, L] to [C / block][K][L][block]."""
+    return np.ascontiguousarray(pack_dense(weight, block, 1)[:, 0])
+
+
+def depthwise_kernel(shape: DepthwiseShape) -> Any:
+    """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
+    with kernel(shape.parameters, divided=True) as made:
+        _Depthwise(shape, made).emit()
+    return made.func
+
+
+class _Depthwise:
+    """Emission state of one kernel."""
+
+    def __init__(self, shape: DepthwiseShape, made: KernelBuilder) -> None:
+        self.s, self.made, self.v = shape, made, shape.y.block
+        self.X = view(made.pointers["x"], shape.x.physical(shape.batch))
+        self.W = view(made.pointers["w"], (shape.y.blocks, *shape.kernel, self.v))
+        self.out = Output(made, shape.y, shape.batch, shape.epilogue)
+        self.acc = Registers(shape.tile[0] * shape.tile[1], self.v)
+
+    def emit(self) -> None:
+        """Units of one row tile each."""
+        self.out.clear_halo(self.made.begin)
+        columns, rows = self.s.tile
+        steps = self.s.y.height // rows
+        with self.made.each_part() as part:
+            n, rest = tirx.floordiv(part, self.s.y.blocks * steps), tirx.floormod(part, self.s.y.blocks * steps)
+            block, step = tirx.floordiv(rest, steps), tirx.floormod(rest, steps)
+            for left, width, count in chunks(self.s.y.width, columns):
+                with T.serial(count) as j:
+                    self._tile((n, block), step * rows, j * width + left, width)
+
+    def _tile(self, at: tuple[Any, Any], row: Any, column: Any, width: int) -> None:
+        rows = self.s.tile[1]
+        cells = [(h, u, h * width + u) for h in range(rows) for u in range(width)]
+        for _, _, k in cells:
+            self.acc.put(k, self.out.bias(at[1]))
+        lanes = vector(0, self.v)
+        for kh in range(self.s.kernel[0]):
+            for kw in range(self.s.kernel[1]):
+                for h, u, k in cells:
+                    place = (self.s.at(0, row + h, kh), self.s.at(1, column + u, kw))
+                    value = self.X[at[0], at[1], place[0], place[1], lanes]
+                    self.acc.put(k, self.acc.get(k) + value * self.W[at[1], kh, kw, lanes])
+        for h, u, k in cells:
+            self.out.store((*at, row + h, column + u), self.acc.get(k))
