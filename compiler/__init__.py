@@ -32,6 +32,7 @@ _PUBLIC = {
     "Deduplicate": "compiler.passes.dedupe:Deduplicate",
     "DeadChannels": "compiler.passes.dead_channels:DeadChannels",
     "PruneChannels": "compiler.passes.prune.channels:PruneChannels",
+    "Sparsify": "compiler.passes.sparsify.magnitude:Sparsify",
     "ExtractTasks": "compiler.passes.extract:ExtractTasks",
     "Pipeline": "compiler.pipeline:Pipeline",
     "PassRecord": "compiler.pipeline:PassRecord",

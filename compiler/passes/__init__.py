@@ -19,6 +19,7 @@ REGISTRY = MappingProxyType(
         "deduplicate": "compiler.passes.dedupe:Deduplicate",
         "dead-channels": "compiler.passes.dead_channels:DeadChannels",
         "prune-channels": "compiler.passes.prune.channels:PruneChannels",
+        "sparsify": "compiler.passes.sparsify.magnitude:Sparsify",
         "extract-tasks": "compiler.passes.extract:ExtractTasks",
     }
 )

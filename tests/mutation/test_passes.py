@@ -22,6 +22,8 @@ from compiler.passes.fold import FoldConstants
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.prune import surgery
 from compiler.passes.prune.channels import PruneChannels
+from compiler.passes.sparsify import magnitude
+from compiler.passes.sparsify.magnitude import Sparsify
 from compiler.pipeline import Pipeline
 from tests.graphs import Builder
 from tests.mutation import networks
@@ -242,3 +244,53 @@ def test_folding_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fold, "_store", lambda g, s, results: original(g, s, tuple(np.roll(r, 1) for r in results)))
     with pytest.raises(VerifyError):
         run(FoldConstants(), graph)
+
+
+def wide() -> Graph:
+    b = Builder(seed=5)
+    h = b.apply("Relu", b.conv(b.input("x", 1, 16, 6, 6), 32, 3))
+    b.task("t", b.conv(h, 32, 1))
+    return b.done()
+
+
+def without_first_row(original: Any, data: Any, *rest: Any) -> Any:
+    """Row 0 keeps all its weights."""
+    made = original(data, *rest)
+    made[0] = data[0]
+    return made
+
+
+def another_survivor(original: Any, data: Any, *rest: Any) -> Any:
+    """As many weights stay, in other places."""
+    return np.where(np.roll(original(data, *rest), 1, axis=1) != 0, data, np.float32(0))
+
+
+def scaled(original: Any, data: Any, *rest: Any) -> Any:
+    return original(data, *rest) * np.float32(1.5)
+
+
+def one_too_few(original: Any, data: Any, *rest: Any) -> Any:
+    made = original(data, *rest)
+    made[:, np.flatnonzero(made.any(axis=(0, 2, 3)))[0]] = 0
+    return made
+
+
+@pytest.mark.parametrize("change", [without_first_row, another_survivor, scaled, one_too_few])
+@pytest.mark.parametrize(
+    ("step", "pass_"),
+    [
+        ("keep_blocks", Sparsify(density=0.3, dense=())),
+        ("keep_blocks", Sparsify(density=0.3, dense=(), scope="global")),
+        ("keep_elements", Sparsify(pattern="unstructured", density=0.3, dense=())),
+        ("keep_largest", Sparsify(pattern="regular8", dense=())),
+        ("keep_largest", Sparsify(pattern="darb", density=0.1, dense=())),
+    ],
+)
+def test_sparsify_that_skips_moves_scales_or_loses_weights(
+    step: str, pass_: Sparsify, change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(pass_, wide())
+    original = getattr(magnitude, step)
+    monkeypatch.setattr(magnitude, step, lambda data, *rest: change(original, data, *rest))
+    with pytest.raises(VerifyError):
+        run(pass_, wide())
