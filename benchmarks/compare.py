@@ -86,7 +86,8 @@ def started(contender: Contender, feeds: Arrays, settings: Settings) -> Worker:
     """A worker with its model loaded. PeerError with the reason."""
     worker = Worker(contender.peer.launch(settings.venvs), contender.peer.patience)
     try:
-        options = {"threads": len(settings.cores), "kept": str(settings.kept), **contender.options}
+        common = {"threads": len(settings.cores), "kept": str(settings.kept), "mcpu": find_target("host").mcpu}
+        options = {**common, **contender.options}
         worker.load(contender.model, feeds, settings.cores, options)
     except BaseException:
         worker.close()

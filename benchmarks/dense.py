@@ -6,20 +6,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 from benchmarks.cases import Case, generated, layers, models_folder, prepare, real
 from benchmarks.compare import Contender, Problem, bundle, compare, reference
 from benchmarks.ours import compiled
 from benchmarks.peers import PEERS
-from benchmarks.peers.client import PeerError
 from benchmarks.rows import OUR_FAULT, Row, report
 from benchmarks.settings import Settings, chosen, parser, say
-from compiler import CompilerError
 from compiler.cost.count import totals
 from compiler.errors import UnsupportedModelError
-
-DEFAULT_PEERS = ("onnxruntime", "openvino", "iree", "deepsparse")
 
 
 def measure(case: Case, peers: Sequence[str], settings: Settings, *, time: bool = True) -> list[Row]:
@@ -38,8 +35,9 @@ def measure(case: Case, peers: Sequence[str], settings: Settings, *, time: bool 
     except UnsupportedModelError as error:
         say(f"{case.name}: not compiled, so not compared: {error}")
         return []
-    except (CompilerError, PeerError) as error:
-        return [Row(case.name, peer, error=f"{OUR_FAULT}{error}") for peer in peers]
+    except Exception as error:  # one network that breaks the compiler must not cost the rows of the others
+        traceback.print_exc()
+        return [Row(case.name, peer, error=f"{OUR_FAULT}{type(error).__name__}: {error}") for peer in peers]
     problem = Problem(case.name, ready.feeds, expected, totals(ready.graph).flops)
     contenders = [Contender(name, PEERS[name], ready.file) for name in peers]
     return compare(problem, bundle(made.folder), contenders, settings)
@@ -58,7 +56,7 @@ def cases(of_layers: bool) -> dict[str, Case]:
 
 def main(arguments: list[str]) -> int:
     """0 unless our side failed somewhere; a peer that cannot run is a row that says why."""
-    options = parser("dense", __doc__, DEFAULT_PEERS)
+    options = parser("dense", __doc__, tuple(PEERS))
     options.add_argument("--layers", action="store_true", help="single convolutions instead of networks")
     given = options.parse_args(arguments)
     settings = Settings.of(given)

@@ -25,7 +25,7 @@ class Net:
     def const(self, array: np.ndarray) -> str:
         """An initializer."""
         name = f"w{len(self._weights)}"
-        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def weight(self, *shape: int, gain: float = 1.0) -> str:

@@ -19,21 +19,25 @@ def load(model: str, feeds: Arrays, options: dict[str, Any]) -> Engine:
     settings.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
     names = [output.name for output in session.get_outputs()]
-    for name, array in zip(names, session.run(names, feeds), strict=True):
-        _bind_output(binding, name, array)
+    results = {n: _fixed(array) for n, array in zip(names, session.run(names, feeds), strict=True)}
+    for name, result in results.items():
+        if result is None:
+            binding.bind_output(name)
+        else:
+            binding.bind_ortvalue_output(name, result)
 
     def outputs() -> Arrays:
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
-    return Engine(onnxruntime.__version__, partial(session.run_with_iobinding, binding), outputs)
+    call = partial(session.run_with_iobinding, binding)
+    return Engine(onnxruntime.__version__, call, outputs, keep=(feeds, values, results))
 
 
-def _bind_output(binding: Any, name: str, like: Any) -> None:
-    """A fixed buffer for tensors of numbers; anything else is made anew by every call."""
-    if isinstance(like, np.ndarray) and like.dtype.kind in "fiub":
-        binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.empty_like(like)))
-    else:
-        binding.bind_output(name)
+def _fixed(like: Any) -> Any:
+    """A buffer for a tensor of numbers; None for anything else, which every call makes anew."""
+    numbers = isinstance(like, np.ndarray) and like.dtype.kind in "fiub"
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.empty_like(like)) if numbers else None

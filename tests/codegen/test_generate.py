@@ -74,6 +74,15 @@ def check(
     return {k.template for k in library.kernels}
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_fused_clip_bounds_have_one_element(shape: tuple[int, ...], tmp_path: Path) -> None:
+    b = Builder()
+    y = b.conv(b.input("x", 1, 16, 5, 5), 16, 3, pads=(1, 1, 1, 1))
+    low, high = (b.const(np.full(shape, v, np.float32)) for v in (-0.5, 0.5))
+    b.task("t", b.apply("Clip", y, low, high))
+    assert "conv" in check(b.done(), tmp_path, algorithm="conv")
+
+
 CONVOLUTIONS = [
     # channels in, out, size, kernel, attributes
     (3, 18, (20, 20), 3, {"pads": (1, 1, 1, 1)}),

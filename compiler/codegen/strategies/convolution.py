@@ -102,7 +102,7 @@ def activation_of(group: Group) -> Activation:
     if site.node.op.name == "Relu":
         return Activation(low=0.0)
     low, high = site.operands.optional(1), site.operands.optional(2)
-    return Activation(None if low is None else float(low.constant), None if high is None else float(high.constant))
+    return Activation(None if low is None else low.constant.item(), None if high is None else high.constant.item())
 
 
 def padding_borders(group: Group) -> dict[ValueRef, Border]:
