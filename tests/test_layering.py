@@ -52,8 +52,18 @@ EXCEPTIONS = {
 }
 
 GUARDED = {
-    "tvm": ("compiler.codegen.fallback", "compiler.codegen.lower", "compiler.codegen.templates.*"),
-    "tvm_ffi": ("compiler.codegen.fallback", "compiler.codegen.kernels", "compiler.codegen.lower"),
+    "tvm": (
+        "compiler.codegen.fallback",
+        "compiler.codegen.functions",
+        "compiler.codegen.lower",
+        "compiler.codegen.templates.*",
+    ),
+    "tvm_ffi": (
+        "compiler.codegen.fallback",
+        "compiler.codegen.functions",
+        "compiler.codegen.kernels",
+        "compiler.codegen.lower",
+    ),
     "torch": (),
     "onnxruntime": ("compiler.calibration.engine",),
     "networkx": ("compiler.ir.graph",),

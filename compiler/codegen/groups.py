@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compiler.ir.graph import Graph, Site, Value
+from compiler.codegen.epilogues import find_epilogue
+from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
@@ -39,8 +40,10 @@ class Group:
     sites: list[Site]
     mask: int
     reduces: bool
+    bias: Value | None = None
+    """A constant along the last axis that the first node after the anchor adds."""
     residual: Value | None = None
-    activation: Site | None = None
+    """An activation of the result's type that one node after the anchor reads."""
     open: bool = True
     segments: tuple[Value, ...] = ()
     """Convolutions: the buffers whose channels, one after another, are the input. More than one where the graph
@@ -127,10 +130,10 @@ class _Fusion:
     graph: Graph
     masks: dict[Any, int]
     templates: bool
+    position: dict[NodeRef, int]
     groups: dict[NodeRef, Group] = field(default_factory=dict)
     joined: dict[ValueRef, tuple[Value, ...]] = field(default_factory=dict)
     """Concatenations that are never made, with the values in them."""
-    position: dict[NodeRef, int] = field(default_factory=dict)
 
     def sole_producer(self, value: Value, mask: int) -> Group | None:
         """The open group that makes `value`, if its sole reader may join it: not an output, same owners."""
@@ -146,11 +149,11 @@ class _Fusion:
 
 def make_groups(graph: Graph, *, templates: bool = True) -> tuple[Group, ...]:
     """The groups of every needed node, in execution order (by last node). `templates=False`: generic route only."""
-    fusion = _Fusion(graph, graph.needed_masks(), templates)
-    for index, node in enumerate(graph.nodes()):
+    position = {node.ref: index for index, node in enumerate(graph.nodes())}
+    fusion = _Fusion(graph, graph.needed_masks(), templates, position)
+    for node in graph.nodes():
         mask = fusion.masks.get(node.ref, 0)
-        if mask:
-            fusion.position[node.ref] = index
+        if mask and node.ref not in fusion.groups:
             _place(fusion, graph.site(node), mask)
     unique = {id(g): g for g in fusion.groups.values()}
     return tuple(sorted(unique.values(), key=lambda g: fusion.position[g.sites[-1].node.ref]))
@@ -164,18 +167,30 @@ def _place(fusion: _Fusion, site: Site, mask: int) -> None:
         parts = [p for v in values for p in fusion.joined.get(v.ref, (v,))]
         fusion.joined[site.results[0].ref] = tuple(parts)
         return
-    if family == "generic":
-        if _join_template(fusion, site, mask):
-            return
-        if len(site.results) == 1 and not reduces(site) and _join_generic(fusion, site, mask):
-            return
+    if family in (*CONVOLUTIONS, "gemm"):
+        _open_template(fusion, family, site, mask)
+        return
+    opened = family == "generic" and len(site.results) == 1
     heavy = family != "generic" or reduces(site)
-    opened = family not in ("view", "recurrent") and len(site.results) == 1
-    made = Group(family, [site], mask, heavy, open=opened)
+    if opened and not heavy and _join_generic(fusion, site, mask):
+        return
+    fusion.groups[site.node.ref] = Group(family, [site], mask, heavy, open=opened)
+
+
+def _open_template(fusion: _Fusion, family: Family, site: Site, mask: int) -> None:
+    """A group for a product with the element-wise nodes after it that nobody else waits for."""
+
+    def joins(node: Node) -> bool:
+        return fusion.masks.get(node.ref) == mask and node.ref not in fusion.groups
+
+    bias = family == "gemm" and site.operands.optional(2) is None
+    found = find_epilogue(fusion.graph, site, fusion.position, joins, bias=bias)
+    group = Group(family, [site, *found.sites], mask, True, found.bias, found.residual, open=False)
     if family in CONVOLUTIONS:
         x = site.operands[0]
-        made.segments = fusion.joined.get(x.ref, (x,))
-    fusion.groups[site.node.ref] = made
+        group.segments = fusion.joined.get(x.ref, (x,))
+    for member in group.sites:
+        fusion.groups[member.node.ref] = group
 
 
 def _only_joins(fusion: _Fusion, site: Site) -> bool:
@@ -199,41 +214,6 @@ def _reads_segments(fusion: _Fusion, site: Site, value: Value) -> bool:
     """Whether a reader takes `value` as the input of a dense convolution, and nowhere else."""
     places = [i for i, v in site.operands.present() if v.ref == value.ref]
     return places == [0] and _family(site) == "conv"
-
-
-def _join_template(fusion: _Fusion, site: Site, mask: int) -> bool:
-    """Append an epilogue (one residual Add, then one clamp) to a template group."""
-    for _, value in site.operands.present():
-        group = fusion.sole_producer(value, mask)
-        if group is None or group.family not in (*CONVOLUTIONS, "gemm") or group.activation:
-            continue
-        if is_clamp(site) and value is not None and value.ref == site.operands[0].ref:
-            group.activation = site
-        elif site.node.op.name == "Add" and group.residual is None and (other := _residual(site, value)):
-            group.residual = other
-        else:
-            continue
-        group.sites.append(site)
-        group.open = group.activation is None
-        fusion.groups[site.node.ref] = group
-        return True
-    return False
-
-
-def _residual(site: Site, value: Value) -> Value | None:
-    """The other operand of an Add, where it is an activation of the same type."""
-    other = site.operands[1] if site.operands[0].ref == value.ref else site.operands[0]
-    same = other.ref != value.ref and other.data is None and other.type == value.type == site.results[0].type
-    return other if same else None
-
-
-def is_clamp(site: Site) -> bool:
-    """Relu, or Clip with constant bounds, on float32."""
-    if site.results[0].dtype is not DType.FLOAT32:
-        return False
-    bounds = [site.operands.optional(i) for i in (1, 2)]
-    constant = all(b is None or b.data is not None for b in bounds)
-    return site.node.op.name == "Relu" or (site.node.op.name == "Clip" and constant)
 
 
 def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:

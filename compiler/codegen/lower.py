@@ -18,6 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from compiler.codegen.functions import expand
 from compiler.codegen.target import Target
 from compiler.errors import LoweringError, TargetError
 
@@ -107,6 +108,7 @@ def _loop_passes() -> list[Any]:
         t.BF16ComputeLegalize(),
         t.NarrowDataType(32),
         s.LoopPartition(),
+        t.ConvertSSA(),
         t.VectorizeLoop(True),
         t.StorageRewrite(),
         s.HoistIfThenElse(),
@@ -145,6 +147,7 @@ def _raw_pointer_function(func: Any, target: Any) -> tuple[Any, int]:
     scratch = tirx.Var("scratch", tvm.ir.PointerType(tvm.ir.PrimType("void")))
     lifted = _Lifted(scratch)
     body = tvm_ffi.structural_map(func.body, [(tirx.AllocBuffer, lifted.place)])
+    body = expand(body)
     zero = tirx.IntImm("int32", 0)
     body = tirx.AttrStmt(zero, "device_id", zero, tirx.AttrStmt(zero, "device_type", tirx.IntImm("int32", 1), body))
     body = tirx.SeqStmt([*declarations, body, tirx.stmt.Return(zero)])

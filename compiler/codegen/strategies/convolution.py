@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.codegen.groups import Group, is_clamp
+from compiler.codegen.epilogues import number
+from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Slot, value_slot
 from compiler.codegen.layout import Blocked, Border
 from compiler.codegen.layouts import block_width
 from compiler.codegen.strategies.base import Situation
+from compiler.codegen.templates.activation import RESIDUAL, SUM, Activation, Number, Source, Step, Taken
 from compiler.codegen.templates.blocked import Epilogue, Plane
-from compiler.codegen.templates.common import Activation
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
@@ -94,15 +95,20 @@ def epilogue(builder: Builder, group: Group) -> Epilogue:
 
 
 def activation_of(group: Group) -> Activation:
-    """What the epilogue of a template group applies."""
-    site = group.activation
-    if site is None:
-        return Activation()
-    assert is_clamp(site)
-    if site.node.op.name == "Relu":
-        return Activation(low=0.0)
-    low, high = site.operands.optional(1), site.operands.optional(2)
-    return Activation(None if low is None else low.constant.item(), None if high is None else high.constant.item())
+    """The nodes after the anchor as steps on the sum; a bias is added before them."""
+    known: dict[ValueRef, Source] = {group.anchor.results[0].ref: SUM}
+    if group.residual is not None:
+        known[group.residual.ref] = RESIDUAL
+    steps: list[Step] = []
+    for site in group.sites[1:]:
+        if group.bias is not None and site is group.sites[1]:
+            known[site.results[0].ref] = SUM
+            continue
+        operands = [site.operands.optional(i) for i in range(len(site.operands))]
+        sources = tuple(None if v is None else known.get(v.ref) or Number(number(v)) for v in operands)
+        steps.append(Step(site.node.op.name, tuple(sorted(site.attrs.items())), sources, site))
+        known[site.results[0].ref] = Taken(len(steps))
+    return Activation(tuple(steps))
 
 
 def padding_borders(group: Group) -> dict[ValueRef, Border]:

@@ -35,6 +35,7 @@ class Gemm(Strategy):
         site, y = group.anchor, group.outputs[0]
         a, weight = site.operands[0], site.operands[1]
         matrix, bias = gemm_constants(site)
+        bias = bias if group.bias is None else group.bias.constant.reshape(-1)
         inner, columns = matrix.shape
         block = column_block(columns, builder.target.lanes)
         rows, vectors, steps = choice.tile
@@ -50,7 +51,9 @@ class Gemm(Strategy):
         slots = [
             plain_slot(a),
             builder.constant(weight, gemm.pack(matrix, shape.lanes), f"panel{shape.lanes}"),
-            builder.constant(site.operands.optional(2) or weight, pack_bias(bias, columns, shape.lanes), "bias"),
+            builder.constant(
+                site.operands.optional(2) or group.bias or weight, pack_bias(bias, columns, shape.lanes), "bias"
+            ),
         ]
         slots += [plain_slot(group.residual)] if group.residual is not None else []
         return Built(("gemm", shape), gemm.gemm_kernel(shape), (*slots, plain_slot(y)), self.name)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from compiler.codegen.templates.common import Activation, KernelBuilder, splat, vector, view
+from compiler.codegen.templates.activation import Activation
+from compiler.codegen.templates.common import KernelBuilder, splat, vector, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """What happens to a sum before it is stored: plus bias, plus residual (a buffer of this plane), activation."""
+    """What happens to a sum (bias included) before it is stored; the activation may read a residual, a buffer of
+    this plane."""
 
     residual: Plane | None = None
     activation: Activation = field(default_factory=Activation)
@@ -90,11 +92,12 @@ class Output:
         n, block, row, column = at
         width = self.plane.block
         lanes = vector(0, width)
+        residual = None
         if self._residual is not None:
             other = self._epilogue.residual
             assert other is not None
-            value = value + self._residual[n, block, row + other.before[0], column + other.before[1], lanes]
-        value = self._epilogue.activation.apply(value, width)
+            residual = self._residual[n, block, row + other.before[0], column + other.before[1], lanes]
+        value = self._epilogue.activation.apply(value, width, residual)
         before = self.plane.before
         T.buffer_store(self.Y, value, [n, block, row + before[0], column + before[1], lanes])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -85,22 +84,6 @@ class Registers:
     def put(self, k: int, value: Any) -> None:
         """Assign accumulator k."""
         T.buffer_store(self._buffers[k], value, [self._at])
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """What a template applies before it stores: clamp to [low, high]; None is no bound. Relu is low = 0."""
-
-    low: float | None = None
-    high: float | None = None
-
-    def apply(self, value: Any, width: int) -> Any:
-        """The clamped vector."""
-        if self.low is not None:
-            value = T.max(value, splat(self.low, width))
-        if self.high is not None:
-            value = T.min(value, splat(self.high, width))
-        return value
 
 
 def chunks(extent: int, size: int) -> tuple[tuple[int, int, int], ...]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from compiler.codegen.templates.common import Activation, Registers, chunks, kernel, splat, vector, view
+from compiler.codegen.templates.activation import Activation
+from compiler.codegen.templates.common import Registers, chunks, kernel, splat, vector, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,5 @@ class _Gemm:
             self._store(row, column + lane, self.acc.lane(k, lane), 1)
 
     def _store(self, row: Any, at: Any, value: Any, width: int) -> None:
-        if self.R is not None:
-            value = value + self.R[row, at]
-        T.buffer_store(self.Y, self.s.activation.apply(value, width), [row, at])
+        other = None if self.R is None else self.R[row, at]
+        T.buffer_store(self.Y, self.s.activation.apply(value, width, other), [row, at])

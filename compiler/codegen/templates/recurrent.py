@@ -15,8 +15,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from compiler.codegen.functions import clamp
 from compiler.codegen.templates.common import Registers, chunks, kernel, splat, vector, view
-from compiler.codegen.templates.functions import Functions
 from compiler.codegen.templates.recurrent_shape import RecurrentShape, pack_recurrent, recurrent_shape
 from compiler.ir.graph import Site
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, W, X
@@ -74,7 +74,6 @@ class _Recurrent:
         self.z, self.rh = (T.alloc_buffer((s.state if self._two_passes else 1,), "float32") for _ in range(2))
         self.tile = max(1, 12 // s.gates)
         self.acc = Registers(max(self.tile * s.gates, s.gates * s.chains), s.block)
-        self.math = Functions(s.block)
 
     @property
     def _two_passes(self) -> bool:
@@ -200,10 +199,13 @@ class _Recurrent:
         return self.G[t, panel, vector(gate * v, v)]
 
     def _act(self, d: int, which: int, x: Any, clipped: bool = True) -> Any:
-        """Activation number `which` of the (clipped) vector x; store it before the next one."""
+        """Activation number `which` of the (clipped) vector x."""
         if self.s.clip is not None and clipped:
-            x = self.math.clamp(x, -self.s.clip, self.s.clip)
-        return self.math.apply(self.s.functions[d][which], x)
+            x = clamp(x, -self.s.clip, self.s.clip)
+        name = self.s.functions[d][which]
+        if name == "Relu":
+            return T.max(splat(0.0, self.s.block), x)
+        return tirx.sigmoid(x) if name == "Sigmoid" else tirx.tanh(x)
 
     def _units(self, panel: Any) -> Any:
         return vector(panel * self.s.block, self.s.block)
