@@ -1,0 +1,163 @@
+"""Time of every kernel call inside the whole network: a bundle's own driver, rebuilt with a clock around each call.
+
+Layers are measured where they run, with the caches as the layers before them left them. Host only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.codegen import driver, link
+from compiler.codegen.interface import Interface, interface
+from compiler.codegen.program import Library
+from compiler.codegen.target import Target
+from compiler.errors import TargetError
+
+ROUNDS = 7
+"""Least number of timed runs; the median of each call counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One call of the full program: what it computes, how, and its median seconds."""
+
+    nodes: tuple[str, ...]
+    choice: str
+    kernel: str
+    seconds: float
+
+
+def profile_library(
+    library: Library, target: Target, *, seconds: float = 0.5, seed: int = 0
+) -> tuple[StepTime, ...]:
+    """Median time of every call of the full program on random inputs, over about `seconds`.
+
+    TargetError where this machine cannot run `target` or has no C compiler.
+    """
+    face = interface(library)
+    with tempfile.TemporaryDirectory(prefix="taskgraft-profile-") as work:
+        folder = Path(work)
+        _write_sources(library, face, target, folder)
+        times = _run(_load(face, target, folder), library, seconds, seed)
+    record: Any = library.plan["steps"]
+    return tuple(
+        StepTime(tuple(step["nodes"]), _choice_text(step), step["kernel"], float(t))
+        for step, t in zip(record, times, strict=True)
+    )
+
+
+def _choice_text(step: Mapping[str, Any]) -> str:
+    tile = "x".join(str(n) for n in step.get("tile", ()))
+    return f"{step.get('algorithm', step['template'])} {tile}".strip()
+
+
+def _write_sources(library: Library, face: Interface, target: Target, folder: Path) -> None:
+    (folder / "src").mkdir()
+    name = face.name
+    texts = {
+        f"{name}.h": driver.header_text(face, target),
+        f"src/{name}_driver.c": driver.driver_text(library, face, target, "profile"),
+        "src/weights.S": link.weights_source(face),
+        "src/profile.c": _profile_text(face, len(library.full.calls)),
+    }
+    for file, text in texts.items():
+        (folder / file).write_text(text, encoding="ascii")
+    (folder / "src/kernels.o").write_bytes(link.hide_kernels(library.object_code))
+    (folder / "weights.bin").write_bytes(library.pool)
+
+
+def _profile_text(face: Interface, calls: int) -> str:
+    """C: the driver with a RUN that adds the time of call number i of a run to entry i."""
+    return f"""#define _POSIX_C_SOURCE 200809L
+#include <stdint.h>
+#include <time.h>
+static uint64_t profile_ns[{calls + 1}];
+static unsigned profile_at;
+static uint64_t profile_now(void) {{
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}}
+#define RUN(call) do {{ \\
+    uint64_t start = profile_now(); \\
+    if ((call) != 0) return 7; \\
+    profile_ns[profile_at++] = profile_now() - start; \\
+  }} while (0)
+#include "src/{face.name}_driver.c"
+int taskgraft_profile_run(const void *const *in, void *const *out, void *workspace) {{
+  {face.name}_call call = {{.size = sizeof call, .workspace = workspace, .workspace_bytes = SIZE_MAX}};
+  profile_at = 0;
+  return {face.name}_run({face.upper}_ALL, in, out, &call);
+}}
+const uint64_t *taskgraft_profile_times(void) {{ return profile_ns; }}
+"""
+
+
+def _load(face: Interface, target: Target, folder: Path) -> ctypes.CDLL:
+    toolchain = link.find_toolchain(target)
+    if not target.native or toolchain is None:
+        reason = "it does not run here" if not target.native else f"no C compiler for it ({target.compilers[0]})"
+        raise TargetError(f"target '{target.name}' cannot be timed on this machine: {reason}")
+    flags = ("-O2", "-fPIC", "-shared", "-w", "-pthread", "-I.", *toolchain.baseline)
+    sources = ("src/profile.c", "src/weights.S", "src/kernels.o", "-lm")
+    link.run_tool((*toolchain.cc, *flags, "-o", "profile.so", *sources), folder)
+    return ctypes.CDLL(str(folder / "profile.so"))
+
+
+def _run(loaded: ctypes.CDLL, library: Library, seconds: float, seed: int) -> np.ndarray:
+    """Median seconds per call; the static program of all tasks is run."""
+    rng = np.random.default_rng(seed)
+    inputs = [_random(rng, p.type.shape, p.type.dtype.numpy) for p in library.inputs]
+    outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for t in library.tasks for p in t.outputs]
+    workspace = _aligned(max(library.full.workspace_bytes, 64))
+    run, times = _entry(loaded, inputs, outputs, workspace), loaded.taskgraft_profile_times
+    times.restype = ctypes.POINTER(ctypes.c_uint64)
+    entries = np.ctypeslib.as_array(times(), (max(1, len(library.full.calls)),))
+    found: list[np.ndarray] = []
+    limit = time.perf_counter() + seconds
+    while len(found) < ROUNDS + 2 or time.perf_counter() < limit:
+        run()
+        found.append(entries[: len(library.full.calls)].copy())
+    median: np.ndarray = np.median(np.stack(found[2:]), axis=0) * 1e-9
+    return median
+
+
+def _entry(
+    loaded: ctypes.CDLL,
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    workspace: np.ndarray,
+) -> Any:
+    """A function of no arguments that runs all tasks once."""
+    pointers = [
+        (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays)) for arrays in (inputs, outputs)
+    ]
+    program = loaded.taskgraft_profile_run
+    program.restype = ctypes.c_int
+
+    def run() -> None:
+        status = program(*pointers, ctypes.c_void_p(workspace.ctypes.data))
+        if status != 0:
+            raise TargetError(f"the profiled library ended with code {status}")
+
+    return run
+
+
+def _random(rng: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    if dtype.kind == "f":
+        return rng.normal(size=shape).astype(dtype)
+    return np.zeros(shape, dtype)
+
+
+def _aligned(size: int) -> np.ndarray:
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size]
