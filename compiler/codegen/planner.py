@@ -6,7 +6,7 @@ strategies' own prediction. None of the three measures anything, so the plan is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,8 +23,8 @@ from compiler.ir.types import NodeRef, ValueRef
 class Measured(Protocol):
     """Measurements a plan may rest on."""
 
-    def best(self, group: Group, target: Target) -> Choice | None:
-        """The fastest measured choice for a group like this one, if any is known."""
+    def best(self, group: Group, target: Target, algorithms: Collection[str]) -> Choice | None:
+        """The fastest measured choice among `algorithms` for a group like this one, if any is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ def _decide(group: Group, known: Situation, sources: Sources) -> Decision:
     recorded = sources.recorded.get(name)
     if recorded is not None:
         return Decision(_checked(recorded, group), "plan", found)
-    measured = sources.measured.best(group, known.target) if sources.measured else None
+    usable = {c.choice.algorithm for c in found}
+    measured = sources.measured.best(group, known.target, usable) if sources.measured else None
     if measured is not None:
         return Decision(_checked(measured, group), "database", found)
     if not found:

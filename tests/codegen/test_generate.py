@@ -107,7 +107,7 @@ def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
     assert "conv" in check(b.done(), tmp_path, algorithm="conv", rank=batch)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x2", "winograd4x4"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("channels", "out", "size", "pads"),
@@ -142,7 +142,7 @@ def test_winograd_weights_are_those_of_the_paper() -> None:
     """G g G^T of a kernel with one tap is that tap's outer product."""
     weight = np.zeros((1, 1, 3, 3), np.float32)
     weight[0, 0, 2, 0] = 4
-    transformed = winograd.pack(weight, 2, 1).reshape(4, 4)
+    transformed = winograd.pack(weight, (2, 2), 1).reshape(4, 4)
     np.testing.assert_array_equal(transformed, 4 * np.outer([0, 0.5, 0.5, 1], [1, 0.5, 0.5, 0]))
 
 

@@ -9,10 +9,20 @@ from compiler.codegen.strategies.direct import DirectConv
 from compiler.codegen.strategies.generic import Generic
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
-from compiler.codegen.strategies.winograd import Winograd2, Winograd4
+from compiler.codegen.strategies.winograd import Winograd2x2, Winograd4x2, Winograd4x4
 
 STRATEGIES: dict[str, Strategy] = {
-    s.name: s for s in (DirectConv(), Winograd2(), Winograd4(), Depthwise(), Gemm(), Recurrent(), Generic())
+    s.name: s
+    for s in (
+        DirectConv(),
+        Winograd2x2(),
+        Winograd4x2(),
+        Winograd4x4(),
+        Depthwise(),
+        Gemm(),
+        Recurrent(),
+        Generic(),
+    )
 }
 
 

@@ -1,9 +1,10 @@
-"""Winograd convolution F(2x2, 3x3) and F(4x4, 3x3) on blocked activations (Lavin and Gray, CVPR 2016, part 4).
+"""Winograd convolution F(m x n, 3 x 3) on blocked activations (Lavin and Gray, CVPR 2016, part 4), m and n 2 or 4.
 
-m x m outputs of a 3x3 convolution cost (m + 2)^2 multiplications per channel pair instead of 9 m^2: 4 per output
-for m = 2, 2.25 for m = 4. A group of tiles is transformed, multiplied as (m + 2)^2 small matrix products, and
-transformed back; both intermediates live in scratch. Stride 1 and dilation 1 only. Weights are transformed in
-float64 when they are packed. The last tiles read past the image, where the input's buffer must hold zeros.
+m x n outputs of a 3x3 convolution cost (m + 2) (n + 2) multiplications per channel pair instead of 9 m n: 4 per
+output for 2 x 2, 3 for 4 x 2, 2.25 for 4 x 4. A group of tiles is transformed, multiplied as (m + 2) (n + 2) small
+matrix products, and transformed back; both intermediates live in scratch. Stride 1 and dilation 1 only. Weights are
+transformed in float64 when they are packed. The last tiles read past the image, where the input's buffer must hold
+zeros.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class WinogradShape:
     """Everything the generated code depends on; `conv.tile` and its loop order are not used."""
 
     conv: ConvShape
-    outputs: int
-    """m: outputs of a tile along each axis; a tile reads m + 2 inputs."""
+    outputs: tuple[int, int]
+    """Rows and columns of outputs of a tile; it reads two more inputs along each axis."""
     group: int
     """Tiles transformed together: a multiple of `rows`."""
     rows: int
@@ -51,7 +52,7 @@ class WinogradShape:
     @property
     def points(self) -> int:
         """Products per tile and channel pair."""
-        return (self.outputs + 2) ** 2
+        return (self.outputs[0] + 2) * (self.outputs[1] + 2)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -74,9 +75,9 @@ class WinogradShape:
         return self.conv.y.block * self.vectors
 
 
-def tile_counts(extent: Sequence[int], outputs: int) -> tuple[int, int]:
+def tile_counts(extent: Sequence[int], outputs: Sequence[int]) -> tuple[int, int]:
     """Tiles along rows and columns."""
-    return -(-extent[0] // outputs), -(-extent[1] // outputs)
+    return -(-extent[0] // outputs[0]), -(-extent[1] // outputs[1])
 
 
 def cells_read(extent: int, outputs: int) -> int:
@@ -84,13 +85,13 @@ def cells_read(extent: int, outputs: int) -> int:
     return -(-extent // outputs) * outputs + 2
 
 
-def pack(weight: np.ndarray, outputs: int, lanes: int) -> np.ndarray:
-    """[O, I, 3, 3] to [(m + 2)^2][O / lanes][I][lanes], transformed; zero rows fill the last panel."""
-    matrix = np.array(_WEIGHT[outputs])
+def pack(weight: np.ndarray, outputs: tuple[int, int], lanes: int) -> np.ndarray:
+    """[O, I, 3, 3] to [(m + 2) (n + 2)][O / lanes][I][lanes], transformed; zero rows fill the last panel."""
+    rows, columns = (np.array(_WEIGHT[m]) for m in outputs)
     padded = np.zeros((-(-weight.shape[0] // lanes) * lanes, *weight.shape[1:]))
     padded[: weight.shape[0]] = weight
-    made = np.einsum("ai,ocij,bj->aboc", matrix, padded, matrix, optimize=True)
-    made = made.reshape(len(matrix) ** 2, -1, lanes, weight.shape[1]).transpose(0, 1, 3, 2)
+    flat = np.kron(rows, columns) @ padded.reshape(-1, 9).T
+    made = flat.reshape(len(flat), -1, lanes, weight.shape[1]).transpose(0, 1, 3, 2)
     return np.ascontiguousarray(made, np.float32)
 
 
@@ -133,7 +134,7 @@ class _Winograd:
     def __init__(self, shape: WinogradShape, made: KernelBuilder) -> None:
         self.s, self.c, self.made = shape, shape.conv, made
         x, y = self.c.x, self.c.y
-        self.side = shape.outputs + 2
+        self.reads = (shape.outputs[0] + 2, shape.outputs[1] + 2)
         self.X = [
             view(made.pointers[n], p.physical(self.c.batch)) for n, p in zip(segment_names(x), x, strict=True)
         ]
@@ -144,7 +145,7 @@ class _Winograd:
         self.products = T.alloc_buffer((shape.points, shape.group, y.lanes), "float32")
         blocks = sorted({p.block for p in x})
         self.input_tile = {b: Registers(shape.points, b) for b in blocks}
-        self.output_tile = Registers(shape.outputs * self.side, y.block)
+        self.output_tile = Registers(shape.outputs[0] * self.reads[1], y.block)
         self.acc = Registers(shape.rows * shape.vectors, y.block)
 
     def emit(self) -> None:
@@ -170,7 +171,7 @@ class _Winograd:
         m = self.s.outputs
         with T.serial(self.s.group) as t, T.If(base + t < limit), T.Then():
             n, tile = tirx.floordiv(base + t, down * across), tirx.floormod(base + t, down * across)
-            yield t, n, tirx.floordiv(tile, across) * m, tirx.floormod(tile, across) * m
+            yield t, n, tirx.floordiv(tile, across) * m[0], tirx.floormod(tile, across) * m[1]
 
     def _transform_inputs(self, t: Any, n: Any, row: Any, column: Any) -> None:
         first = 0
@@ -182,21 +183,21 @@ class _Winograd:
     def _transform_block(self, segment: int, at: Any, block: Any, first: int) -> None:
         """Columns, then rows of one block of channels."""
         t, n, row, column = at
-        x, m, side = self.c.x[segment], self.s.outputs, self.side
+        x, m, (down, across) = self.c.x[segment], self.s.outputs, self.reads
         lanes, tile = vector(0, x.block), self.input_tile[x.block]
         top, left = self.c.at(segment, 0, row, 0), self.c.at(segment, 1, column, 0)
 
         def const(value: float) -> Any:
             return splat(value, x.block)
 
-        for j in range(side):
-            cells = [self.X[segment][n, block, top + q, left + j, lanes] for q in range(side)]
-            for i, value in enumerate(_input_transform(m, cells, const)):
-                tile.put(i * side + j, value)
-        for i in range(side):
-            cells = [tile.get(i * side + q) for q in range(side)]
-            for j, value in enumerate(_input_transform(m, cells, const)):
-                place = [i * side + j, t, vector(first + block * x.block, x.block)]
+        for j in range(across):
+            cells = [self.X[segment][n, block, top + q, left + j, lanes] for q in range(down)]
+            for i, value in enumerate(_input_transform(m[0], cells, const)):
+                tile.put(i * across + j, value)
+        for i in range(down):
+            cells = [tile.get(i * across + q) for q in range(across)]
+            for j, value in enumerate(_input_transform(m[1], cells, const)):
+                place = [i * across + j, t, vector(first + block * x.block, x.block)]
                 T.buffer_store(self.inputs, value, place)
 
     def _multiply_group(self, point: Any, panel: Any, tiles: Any) -> None:
@@ -223,28 +224,28 @@ class _Winograd:
             T.buffer_store(self.products, self.acc.get(k), place)
 
     def _transform_output(self, t: Any, n: Any, row: Any, column: Any) -> None:
-        y, m, side = self.c.y, self.s.outputs, self.side
+        y, m, (down, across) = self.c.y, self.s.outputs, self.reads
 
         def const(value: float) -> Any:
             return splat(value, y.block)
 
         with T.serial(y.blocks) as block:
             at = vector(block * y.block, y.block)
-            for j in range(side):
-                cells = [self.products[q * side + j, t, at] for q in range(side)]
-                for i, value in enumerate(_output_transform(m, cells, const)):
-                    self.output_tile.put(i * side + j, value)
-            for i in range(m):
-                cells = [self.output_tile.get(i * side + q) for q in range(side)]
-                for j, value in enumerate(_output_transform(m, cells, const)):
+            for j in range(across):
+                cells = [self.products[q * across + j, t, at] for q in range(down)]
+                for i, value in enumerate(_output_transform(m[0], cells, const)):
+                    self.output_tile.put(i * across + j, value)
+            for i in range(m[0]):
+                cells = [self.output_tile.get(i * across + q) for q in range(across)]
+                for j, value in enumerate(_output_transform(m[1], cells, const)):
                     self._guarded((n, block, row + i, column + j), (i, j), value + self.out.bias(block))
 
     def _guarded(self, place: Any, at: tuple[int, int], value: Any) -> None:
         """Store one output; only those of the last tiles can lie outside the image."""
         outside = [
             position < extent
-            for position, extent, i in zip(place[2:], self.c.y.extent, at, strict=True)
-            if extent % self.s.outputs and i >= extent % self.s.outputs
+            for position, extent, i, m in zip(place[2:], self.c.y.extent, at, self.s.outputs, strict=True)
+            if extent % m and i >= extent % m
         ]
         if not outside:
             self.out.store(place, value)
@@ -254,14 +255,15 @@ class _Winograd:
             self.out.store(place, value)
 
 
-def reference(x: np.ndarray, weights: np.ndarray, outputs: int) -> np.ndarray:
-    """The algorithm in numpy float32: x [T, C, a, a] and weights [a^2, O, C] give [T, O, m, m]."""
-    side = outputs + 2
-    identity = list(np.eye(side, dtype=np.float32))
-    into = np.stack(_input_transform(outputs, identity, np.float32))
-    back = np.stack(_output_transform(outputs, identity, np.float32))
-    moved = np.einsum("ai,tcij,bj->abtc", into, x, into, optimize=True).astype(np.float32)
-    products = np.matmul(moved.reshape(side * side, *moved.shape[2:]), weights.transpose(0, 2, 1))
-    tiles = products.reshape(side, side, *products.shape[1:])
-    made: np.ndarray = np.einsum("ia,abto,jb->toij", back, tiles, back, optimize=True).astype(np.float32)
+def reference(x: np.ndarray, weights: np.ndarray, outputs: tuple[int, int]) -> np.ndarray:
+    """The algorithm in numpy float32: x [T, C, m + 2, n + 2] and weights [points, O, C] give [T, O, m, n]."""
+    into, back = [], []
+    for m in outputs:
+        identity = list(np.eye(m + 2, dtype=np.float32))
+        into.append(np.stack(_input_transform(m, identity, np.float32)))
+        back.append(np.stack(_output_transform(m, identity, np.float32)))
+    moved = np.einsum("ai,tcij,bj->abtc", into[0], x, into[1], optimize=True).astype(np.float32)
+    products = np.matmul(moved.reshape(-1, *moved.shape[2:]), weights.transpose(0, 2, 1))
+    tiles = products.reshape(*moved.shape[:2], *products.shape[1:])
+    made: np.ndarray = np.einsum("ia,abto,jb->toij", back[0], tiles, back[1], optimize=True).astype(np.float32)
     return made
