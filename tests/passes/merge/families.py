@@ -1,0 +1,139 @@
+"""Small networks of one family, trained apart as far as anybody can tell: equal structure, weights of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compiler.ir.graph import Graph
+from compiler.ir.types import ValueRef
+from compiler.ir.union import union
+from tests.graphs import Builder
+
+
+def conv(b: Builder, x: ValueRef, channels: int, kernel: int = 3, **attrs: object) -> ValueRef:
+    """A convolution that keeps the map's size (at stride 1), with Relu."""
+    pads = (kernel // 2,) * 4
+    return b.apply("Relu", b.conv(x, channels, kernel, pads=pads, **attrs))  # type: ignore[no-any-return]
+
+
+def head(b: Builder, x: ValueRef, outputs: int) -> ValueRef:
+    """Global mean, Flatten, Gemm."""
+    flat = b.apply("Flatten", b.apply("GlobalAveragePool", x))
+    weight = b.weight(outputs, b.graph.value(flat).shape[1])
+    return b.apply("Gemm", flat, weight, b.weight(outputs, scale=0.1), transB=1)  # type: ignore[no-any-return]
+
+
+def plain(task: str, seed: int, widths: Sequence[int] = (8, 12), outputs: int = 3) -> Graph:
+    """Convolutions one after the other, the last ones at half resolution."""
+    b = Builder(task, seed)
+    x = b.input("x", 1, 3, 8, 8)
+    for i, width in enumerate(widths):
+        x = conv(b, x, width, strides=(2, 2) if i == 1 else (1, 1))
+    b.task(task, head(b, x, outputs))
+    return b.done()
+
+
+def residual(task: str, seed: int, width: int = 8, outputs: int = 3, blocks: int = 2) -> Graph:
+    """A stem and residual blocks on one stream, then a strided block."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    for _ in range(blocks):
+        inner = conv(b, x, width)
+        x = b.apply("Relu", b.apply("Add", x, b.conv(inner, width, 3, pads=(1, 1, 1, 1))))
+    b.task(task, head(b, conv(b, x, 2 * width, strides=(2, 2)), outputs))
+    return b.done()
+
+
+def depthwise(task: str, seed: int, width: int = 8, outputs: int = 3) -> Graph:
+    """A stem and two depthwise-separable layers."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    for _ in range(2):
+        x = conv(b, conv(b, x, b.graph.value(x).shape[1], group=b.graph.value(x).shape[1]), 2 * width, 1)
+    b.task(task, head(b, x, outputs))
+    return b.done()
+
+
+def concat(task: str, seed: int, width: int = 6, outputs: int = 3) -> Graph:
+    """Two branches of different kernels joined by Concat, behind it an activation and a layer."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    parts = b.conv(x, width, 1), b.conv(x, width + 2, 3, pads=(1, 1, 1, 1))
+    joined = b.apply("Relu", b.apply("Concat", *parts, axis=1))
+    b.task(task, head(b, conv(b, joined, 2 * width), outputs))
+    return b.done()
+
+
+def flat(task: str, seed: int, width: int = 6, outputs: int = 3) -> Graph:
+    """Convolution, pooling, Flatten of a whole map, two linear layers."""
+    b = Builder(task, seed)
+    x = b.apply("MaxPool", conv(b, b.input("x", 1, 3, 8, 8), width), kernel_shape=(2, 2), strides=(2, 2))
+    x = b.apply("Flatten", x)
+    x = b.apply("Relu", b.apply("Gemm", x, b.weight(10, 16 * width), b.weight(10, scale=0.1), transB=1))
+    b.task(task, b.apply("Gemm", x, b.weight(outputs, 10), b.weight(outputs, scale=0.1), transB=1))
+    return b.done()
+
+
+def mlp(task: str, seed: int, widths: Sequence[int] = (16, 12), outputs: int = 3) -> Graph:
+    """MatMul and Add, as some exporters write linear layers."""
+    b = Builder(task, seed)
+    x = b.input("x", 4, 10)
+    for width in widths:
+        n = b.graph.value(x).shape[1]
+        product = b.apply("MatMul", x, b.weight(n, width, scale=n**-0.5))
+        x = b.apply("Relu", b.apply("Add", product, b.weight(width, scale=0.3)))
+    n = b.graph.value(x).shape[1]
+    b.task(task, b.apply("Add", b.apply("MatMul", x, b.weight(n, outputs, scale=n**-0.5)), b.weight(outputs)))
+    return b.done()
+
+
+def normalised(task: str, seed: int, width: int = 8, outputs: int = 3) -> Graph:
+    """Batch normalisation that no layer can absorb (behind an activation), and a slope per channel."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    parts = (b.const(b.rng.uniform(0.5, 1.5, width).astype(np.float32)) for _ in range(4))
+    x = b.apply("BatchNormalization", x, *parts)
+    x = b.conv(x, width, 3, pads=(1, 1, 1, 1))
+    x = b.apply("PRelu", x, b.const(b.rng.uniform(0.1, 0.4, (width, 1, 1)).astype(np.float32)))
+    b.task(task, head(b, x, outputs))
+    return b.done()
+
+
+FAMILIES = {
+    "plain": plain,
+    "residual": residual,
+    "depthwise": depthwise,
+    "concat": concat,
+    "flat": flat,
+    "mlp": mlp,
+    "normalised": normalised,
+}
+
+
+def renamed(graph: Graph, seed: int) -> Graph:
+    """The same network under other names, hence with its nodes in another order; tasks keep their names."""
+    rng = np.random.default_rng(seed)
+    values, nodes = graph.values(), graph.nodes()
+    names = dict(zip((v.ref for v in values), (f"v{n}" for n in rng.permutation(len(values))), strict=True))
+    numbers = rng.permutation(len(nodes))
+    twin = Graph(graph.name)
+    for value in graph.inputs:
+        twin.add_input(names[value.ref], value.type)
+    for value in values:
+        if ValueRef(names[value.ref]) not in twin:
+            twin.add_value(names[value.ref], value.type, value.data)
+    for node, number in zip(nodes, numbers, strict=True):
+        site = graph.site(node)
+        operands = [site.operands.optional(i) for i in range(len(site.operands))]
+        reads = [None if v is None else ValueRef(names[v.ref]) for v in operands]
+        twin.add_node(f"n{number}", node.op, node.attrs, reads, [ValueRef(names[v.ref]) for v in site.results])
+    for task in graph.tasks.values():
+        twin.set_task(task.name, [ValueRef(names[r]) for r in task.outputs], task.labels)
+    return twin.freeze()
+
+
+def joined(*graphs: Graph) -> Graph:
+    """All networks over one input."""
+    return union({next(iter(g.tasks)): g for g in graphs}, input="x")
