@@ -23,6 +23,8 @@ from compiler.ir.graph import Graph
 MODELS = "TASKGRAFT_MODELS"
 """Environment variable with the folder of real networks and their manifest.json."""
 SEED = 7
+IR_VERSION = 4
+"""The first that allows initializers which are no inputs."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -86,6 +88,7 @@ def static(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
     kept = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in inputs]
     del model.graph.input[:]
     model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, IR_VERSION)
     return model
 
 
