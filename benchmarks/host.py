@@ -57,14 +57,14 @@ def flush_bytes() -> int:
 
 
 def timed_cores(count: int, first: int | None = None) -> tuple[int, ...]:
-    """Processors for the workers: from `first` on, or the last `count` this process may use.
+    """Processors for the workers: from `first` on, whatever this process may use, or the last `count` it may use.
 
-    ValueError where there are too few.
+    SystemExit where there are too few.
     """
-    usable = sorted(os.sched_getaffinity(0))
-    chosen = usable[-count:] if first is None else [c for c in usable if c >= first][:count]
+    usable = sorted(os.sched_getaffinity(0)) if first is None else list(range(os.cpu_count() or 1))[first:]
+    chosen = usable[-count:] if first is None else usable[:count]
     if len(chosen) < count:
-        raise ValueError(f"{count} cores wanted; usable are {', '.join(map(str, usable))}")
+        raise SystemExit(f"{count} cores wanted; usable are {', '.join(map(str, usable)) or 'none'}")
     return tuple(chosen)
 
 

@@ -33,7 +33,7 @@ class Settings:
 
     @classmethod
     def of(cls, options: argparse.Namespace, cores: int = 1) -> Settings:
-        """From the command line; creates the folder `kept`. ValueError where there are too few cores."""
+        """From the command line; creates the folder `kept`. SystemExit where there are too few cores."""
         options.kept.mkdir(parents=True, exist_ok=True)
         return cls(
             effort=QUICK if options.quick else FULL,

@@ -138,6 +138,15 @@ def test_winograd_convolution(
     assert algorithm in check(b.done(), tmp_path, algorithm=algorithm, rank=2 * batch)
 
 
+@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
+def test_winograd_indices_of_a_large_plane_fit_their_type(algorithm: str) -> None:
+    b = Builder()
+    b.task("t", b.conv(b.input("x", 1, 64, 224, 224), 64, 3, pads=(1, 1, 1, 1)))
+    graph = b.done()
+    library = generate(graph, find_target("host"), sources=preferring(graph, "host", algorithm))
+    assert algorithm in {k.template for k in library.kernels}
+
+
 def test_winograd_weights_are_those_of_the_paper() -> None:
     """G g G^T of a kernel with one tap is that tap's outer product."""
     weight = np.zeros((1, 1, 3, 3), np.float32)

@@ -170,8 +170,9 @@ class _Winograd:
         down, across = self.s.tiles
         m = self.s.outputs
         with T.serial(self.s.group) as t, T.If(base + t < limit), T.Then():
-            n, tile = tirx.floordiv(base + t, down * across), tirx.floormod(base + t, down * across)
-            yield t, n, tirx.floordiv(tile, across) * m[0], tirx.floormod(tile, across) * m[1]
+            # Nothing here is negative. To floor what might be, TVM adds multiples that leave int32 on large planes.
+            n, tile = tirx.truncdiv(base + t, down * across), tirx.truncmod(base + t, down * across)
+            yield t, n, tirx.truncdiv(tile, across) * m[0], tirx.truncmod(tile, across) * m[1]
 
     def _transform_inputs(self, t: Any, n: Any, row: Any, column: Any) -> None:
         first = 0
