@@ -138,7 +138,7 @@ def test_winograd_convolution(
     assert algorithm in check(b.done(), tmp_path, algorithm=algorithm, rank=2 * batch)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x4"])
 def test_winograd_indices_of_a_large_plane_fit_their_type(algorithm: str) -> None:
     b = Builder()
     b.task("t", b.conv(b.input("x", 1, 64, 224, 224), 64, 3, pads=(1, 1, 1, 1)))
