@@ -9,6 +9,7 @@ from compiler.codegen.kernels import Builder, Built, value_slot
 from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
+    ConvFacts,
     blocked_plane,
     epilogue,
     epilogue_slots,
@@ -23,27 +24,31 @@ from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
 MOST_CANDIDATES = 6
+TILE_ROWS = (1, 2, 3, 4, 7)
+TILE_CYCLES = 10
+"""Start and end of a register tile besides its sums: loop control and addresses."""
+MOST_PRODUCTS = 2048
+"""Multiply-adds of one tile, all unrolled: what fits the instruction cache."""
 
 
 class Depthwise(Strategy):
     """Tile: output columns and rows in registers."""
 
     name = "depthwise"
-    version = 2
+    version = 3
     families = ("depthwise",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
-        known, machine = facts(group.anchor), situation.target.machine
+        known = facts(group.anchor)
         height, width = known.extent
-        budget = situation.target.vector_registers - 4
-        blocks = -(-known.outputs // output_block(group.anchor, situation))
+        budget = situation.target.vector_registers - 2  # one input, one weight
+        taps = known.kernel[0] * known.kernel[1]
         found = []
-        for rows in (r for r in (1, 2, 3, 4, 7) if height % r == 0):
-            for columns in range(1, min(width, max(1, budget // rows)) + 1):
-                taps = known.kernel[0] * known.kernel[1]
-                tiles = blocks * (height // rows) * -(-width // columns)
-                cycles = tiles * (taps * (columns * rows + 1) / machine.loads_per_cycle + 12 + 2 * columns * rows)
-                found.append(Candidate(Choice(self.name, (columns, rows)), known.batch * cycles / machine.clock))
+        for rows in (r for r in TILE_ROWS if height % r == 0):
+            most = min(width, budget // rows, MOST_PRODUCTS // (rows * taps))
+            for columns in range(1, max(1, most) + 1):
+                seconds = _seconds(group, known, situation, (columns, rows))
+                found.append(Candidate(Choice(self.name, (columns, rows)), seconds))
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
@@ -73,3 +78,29 @@ class Depthwise(Strategy):
         ]
         func = depthwise.depthwise_kernel(shape)
         return Built(("depthwise", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.parts)
+
+
+def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[int, int]) -> float:
+    """Cycles of all register tiles, each by the slowest of multiply-adds, loads and the chain through one sum."""
+    machine, (columns, rows) = situation.target.machine, tile
+    height, width = known.extent
+    taps = known.kernel[0] * known.kernel[1]
+    cycles = 0.0
+    for count, repeat in ((columns, width // columns), (width % columns, 1)):
+        if not count:
+            continue
+        sums = count * rows
+        kept = sums + taps + 1 <= situation.target.vector_registers  # weights stay in registers
+        loads = _touched(known, 0, rows) * _touched(known, 1, count) + (0 if kept else taps * sums)
+        # consecutive tiles overlap in an out-of-order core, so half of the latency shows
+        chain = taps * machine.fma_latency / 2
+        step = max(taps * sums / machine.fma_per_cycle, loads / machine.loads_per_cycle, chain)
+        cycles += repeat * (step + TILE_CYCLES + 2 * sums)
+    blocks = -(-known.outputs // output_block(group.anchor, situation))
+    return known.batch * blocks * (height // rows) * cycles / machine.clock
+
+
+def _touched(known: ConvFacts, axis: int, outputs: int) -> int:
+    """Input positions along an axis that this many consecutive outputs read."""
+    stride, dilation = known.stride[axis], known.dilation[axis]
+    return len({o * stride + k * dilation for o in range(outputs) for k in range(known.kernel[axis])})

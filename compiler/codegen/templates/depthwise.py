@@ -1,10 +1,12 @@
-"""Depthwise convolution on blocked activations: one multiply-add per loaded vector.
+"""Depthwise convolution on blocked activations: every input cell of a register tile is loaded once.
 
-Weights [C / v][K][L][v]. Vectors run over channels, so a stride needs no shuffle.
+Weights [C / v][K][L][v]. Vectors run over channels, so a stride needs no shuffle. A cell stays in one register for
+all its products, so that registers hold the sums and, where they fit, the weights.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,8 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, vector, view
 from compiler.codegen.templates.conv import pack_dense
+
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,18 @@ class DepthwiseShape:
         return position * self.stride[axis] + tap * self.dilation[axis] + self.x.before[axis] - self.pad[axis]
 
 
+def tile_products(
+    kernel: Pair, stride: Pair, dilation: Pair, rows: int, columns: int
+) -> dict[Pair, list[tuple[int, int, int, int]]]:
+    """Input cells of a tile of rows x columns outputs, by offset from the first tap of the first output, in order;
+    each with its products (output row, output column, tap row, tap column)."""
+    found: dict[Pair, list[tuple[int, int, int, int]]] = {}
+    for kh, kw, h, u in itertools.product(*map(range, (*kernel, rows, columns))):
+        cell = h * stride[0] + kh * dilation[0], u * stride[1] + kw * dilation[1]
+        found.setdefault(cell, []).append((h, u, kh, kw))
+    return dict(sorted(found.items()))
+
+
 def pack(weight: np.ndarray, block: int) -> np.ndarray:
     """[C, 1, K, L] to [C / block][K][L][block]."""
     return np.ascontiguousarray(pack_dense(weight, block, 1)[:, 0])
@@ -67,6 +83,7 @@ class _Depthwise:
         self.W = view(made.pointers["w"], (shape.y.blocks, *shape.kernel, self.v))
         self.out = Output(made, shape.y, shape.batch, shape.epilogue)
         self.acc = Registers(shape.tile[0] * shape.tile[1], self.v)
+        self.x = Registers(1, self.v)
 
     def emit(self) -> None:
         """Units of one row tile each."""
@@ -81,16 +98,18 @@ class _Depthwise:
                     self._tile((n, block), step * rows, j * width + left, width)
 
     def _tile(self, at: tuple[Any, Any], row: Any, column: Any, width: int) -> None:
+        """One register tile. Each input cell is loaded once and used by all outputs it belongs to."""
         rows = self.s.tile[1]
         cells = [(h, u, h * width + u) for h in range(rows) for u in range(width)]
         for _, _, k in cells:
             self.acc.put(k, self.out.bias(at[1]))
         lanes = vector(0, self.v)
-        for kh in range(self.s.kernel[0]):
-            for kw in range(self.s.kernel[1]):
-                for h, u, k in cells:
-                    place = (self.s.at(0, row + h, kh), self.s.at(1, column + u, kw))
-                    value = self.X[at[0], at[1], place[0], place[1], lanes]
-                    self.acc.put(k, self.acc.get(k) + value * self.W[at[1], kh, kw, lanes])
+        tile = tile_products(self.s.kernel, self.s.stride, self.s.dilation, rows, width)
+        for (r, c), products in tile.items():
+            origin = self.s.at(0, row, 0) + r, self.s.at(1, column, 0) + c
+            self.x.put(0, self.X[at[0], at[1], origin[0], origin[1], lanes])
+            for h, u, kh, kw in products:
+                k = h * width + u
+                self.acc.put(k, self.acc.get(k) + self.x.get(0) * self.W[at[1], kh, kw, lanes])
         for h, u, k in cells:
             self.out.store((*at, row + h, column + u), self.acc.get(k))
