@@ -106,7 +106,6 @@ def layer_key(group: Group, target: Target) -> str | None:
     """Name of a group's shape, epilogue and instruction set; None for families with nothing to choose."""
     if group.family not in CONVOLUTIONS:
         return None
-    clamp = "clamp" if group.activation else "linear"
-    after = clamp + ("+residual" if group.residual else "")
+    after = "+".join(s.node.op.name for s in group.sites[1:]) or "linear"
     parts = "+".join(str(v.shape[1]) for v in group.segments)
     return f"{target.preset}|{group.family}|{facts(group.anchor).signature}|{parts}|{after}"
