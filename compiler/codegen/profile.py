@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from compiler.codegen import driver, link
 from compiler.codegen.interface import Interface, interface
-from compiler.codegen.program import Library
+from compiler.codegen.program import Library, Port
 from compiler.codegen.target import Target
 from compiler.errors import TargetError
 
@@ -35,6 +35,57 @@ class StepTime:
     seconds: float
 
 
+class TimedLibrary:
+    """A library that runs on this machine with a clock around every kernel call.
+
+    `feeds` are its inputs by name (default: seeded normal values). ValueError for an input of another shape,
+    TargetError where this machine cannot run `target` or has no C compiler.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        target: Target,
+        feeds: Mapping[str, np.ndarray] | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        face = interface(library)
+        rng = np.random.default_rng(seed)
+        self._library = library
+        self._inputs = [
+            _random(rng, p.type.shape, p.type.dtype.numpy) if feeds is None else _exactly(feeds[p.name], p)
+            for p in library.inputs
+        ]
+        self._ports = [p for t in library.tasks for p in t.outputs]
+        self._outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for p in self._ports]
+        with tempfile.TemporaryDirectory(prefix="taskgraft-profile-") as work:
+            folder = Path(work)
+            _write_sources(library, face, target, folder)
+            loaded = _load(face, target, folder)
+        workspace = _aligned(max(library.full.workspace_bytes, 64))
+        self._run = _entry(loaded, self._inputs, self._outputs, workspace)
+        times = loaded.taskgraft_profile_times
+        times.restype = ctypes.POINTER(ctypes.c_uint64)
+        self._entries = np.ctypeslib.as_array(times(), (max(1, len(library.full.calls)),))
+
+    @property
+    def outputs(self) -> Mapping[str, np.ndarray]:
+        """The arrays every run writes, by their names in the source model."""
+        return {p.label: a for p, a in zip(self._ports, self._outputs, strict=True)}
+
+    @property
+    def steps(self) -> Sequence[Mapping[str, Any]]:
+        """What the plan says of every call, in their order."""
+        record: Any = self._library.plan["steps"]
+        return cast("Sequence[Mapping[str, Any]]", record)
+
+    def run(self) -> np.ndarray:
+        """Compute all tasks once; nanoseconds of every call, uint64."""
+        self._run()
+        return self._entries[: len(self._library.full.calls)].copy()
+
+
 def profile_library(
     library: Library, target: Target, *, seconds: float = 0.5, seed: int = 0
 ) -> tuple[StepTime, ...]:
@@ -42,19 +93,20 @@ def profile_library(
 
     TargetError where this machine cannot run `target` or has no C compiler.
     """
-    face = interface(library)
-    with tempfile.TemporaryDirectory(prefix="taskgraft-profile-") as work:
-        folder = Path(work)
-        _write_sources(library, face, target, folder)
-        times = _run(_load(face, target, folder), library, seconds, seed)
-    record: Any = library.plan["steps"]
+    timed = TimedLibrary(library, target, seed=seed)
+    found: list[np.ndarray] = []
+    limit = time.perf_counter() + seconds
+    while len(found) < ROUNDS + 2 or time.perf_counter() < limit:
+        found.append(timed.run())
+    times = np.median(np.stack(found[2:]), axis=0) * 1e-9
     return tuple(
-        StepTime(tuple(step["nodes"]), _choice_text(step), step["kernel"], float(t))
-        for step, t in zip(record, times, strict=True)
+        StepTime(tuple(step["nodes"]), choice_text(step), step["kernel"], float(t))
+        for step, t in zip(timed.steps, times, strict=True)
     )
 
 
-def _choice_text(step: Mapping[str, Any]) -> str:
+def choice_text(step: Mapping[str, Any]) -> str:
+    """Algorithm and tile of a step of the plan in words."""
     tile = "x".join(str(n) for n in step.get("tile", ()))
     return f"{step.get('algorithm', step['template'])} {tile}".strip()
 
@@ -112,24 +164,6 @@ def _load(face: Interface, target: Target, folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "profile.so"))
 
 
-def _run(loaded: ctypes.CDLL, library: Library, seconds: float, seed: int) -> np.ndarray:
-    """Median seconds per call; the static program of all tasks is run."""
-    rng = np.random.default_rng(seed)
-    inputs = [_random(rng, p.type.shape, p.type.dtype.numpy) for p in library.inputs]
-    outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for t in library.tasks for p in t.outputs]
-    workspace = _aligned(max(library.full.workspace_bytes, 64))
-    run, times = _entry(loaded, inputs, outputs, workspace), loaded.taskgraft_profile_times
-    times.restype = ctypes.POINTER(ctypes.c_uint64)
-    entries = np.ctypeslib.as_array(times(), (max(1, len(library.full.calls)),))
-    found: list[np.ndarray] = []
-    limit = time.perf_counter() + seconds
-    while len(found) < ROUNDS + 2 or time.perf_counter() < limit:
-        run()
-        found.append(entries[: len(library.full.calls)].copy())
-    median: np.ndarray = np.median(np.stack(found[2:]), axis=0) * 1e-9
-    return median
-
-
 def _entry(
     loaded: ctypes.CDLL,
     inputs: Sequence[np.ndarray],
@@ -149,6 +183,13 @@ def _entry(
             raise TargetError(f"the profiled library ended with code {status}")
 
     return run
+
+
+def _exactly(array: np.ndarray, port: Port) -> np.ndarray:
+    """`array`, ready to be passed by address; ValueError unless it has the port's shape."""
+    if array.shape != port.type.shape:
+        raise ValueError(f"input '{port.name}' has shape {array.shape}, needed is {port.type.shape}")
+    return np.require(array, port.type.dtype.numpy, ("C", "A"))
 
 
 def _random(rng: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:

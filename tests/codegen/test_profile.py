@@ -1,0 +1,52 @@
+"""A clock around every kernel call: what is computed stays right, and every call has its time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.codegen.generate import generate
+from compiler.codegen.profile import TimedLibrary, profile_library
+from compiler.codegen.target import find_target
+from compiler.errors import TargetError
+from compiler.ir.reference import difference, evaluate
+from tests.graphs import Builder
+
+
+def two_layers():
+    b = Builder()
+    y = b.apply("Relu", b.conv(b.input("x", 1, 16, 6, 6), 32, 3, pads=(1, 1, 1, 1)))
+    b.task("t", b.conv(y, 16, 1), y)
+    return b.done()
+
+
+def test_outputs_are_those_of_the_library():
+    graph = two_layers()
+    feeds = {"x": np.random.default_rng(3).normal(size=(1, 16, 6, 6)).astype(np.float32)}
+    timed = TimedLibrary(generate(graph, find_target("host"), name="p"), find_target("host"), feeds)
+    times = timed.run()
+    assert len(times) == len(timed.steps) and times.dtype == np.uint64 and times.sum() > 0
+    expected = evaluate(graph, feeds)
+    assert len(timed.outputs) == len(expected) == 2
+    for found, want in zip(timed.outputs.values(), expected.values(), strict=True):
+        assert difference(found, want) <= 1e-4
+
+
+def test_every_call_has_a_time_and_says_how_it_runs():
+    graph = two_layers()
+    steps = profile_library(generate(graph, find_target("host"), name="p"), find_target("host"), seconds=0.01)
+    assert all(step.seconds >= 0 and step.choice for step in steps)
+    named = [node for step in steps for node in step.nodes]
+    assert {n.ref.name for n in graph.nodes()} <= set(named)
+
+
+def test_an_input_of_another_shape_is_refused():
+    library = generate(two_layers(), find_target("host"), name="p")
+    with pytest.raises(ValueError, match="input 'x' has shape"):
+        TimedLibrary(library, find_target("host"), {"x": np.zeros((1, 16, 6, 5), np.float32)})
+
+
+def test_a_target_that_does_not_run_here_is_refused():
+    target = find_target("aarch64-cortex-a72")
+    with pytest.raises(TargetError, match="does not run here"):
+        profile_library(generate(two_layers(), target, name="p"), target)
