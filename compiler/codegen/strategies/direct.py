@@ -28,6 +28,8 @@ from compiler.ir.types import ValueRef
 MOST_CANDIDATES = 6
 TILE_CYCLES = 24
 """Start and end of a register tile besides its sums: loop control, address computation, bias."""
+LARGE_OUTPUT = 256 * 1024
+"""Results of at least this many bytes are written to lines that earlier layers pushed out of the near caches."""
 SMALL_WEIGHTS = 256 * 1024
 """Weights of at most this many bytes stay in the second-level cache while the image passes once."""
 
@@ -87,6 +89,7 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
         epilogue=after,
         tile=(columns, _divisor(y.height, rows), _divisor(y.blocks, vectors)),
         weights_outer=4 * site.operands[1].size > SMALL_WEIGHTS,
+        prefetch=4 * y.lanes * y.height * y.width >= LARGE_OUTPUT,
         lane_unroll=lane_unroll(builder.target, x),
     )
 
@@ -101,7 +104,8 @@ def fits_registers(target: Target, positions: int, vectors: int) -> bool:
     room = target.vector_registers
     if target.arch != "x86_64":  # one input vector per position beside the accumulators
         return positions * vectors + positions + min(vectors, 4) <= room - 2
-    return positions * vectors <= room - 4
+    # a vector of weights each and one broadcast input; the broadcast of a single vector is an operand in memory
+    return positions * vectors + vectors + (vectors > 1) <= room - 1
 
 
 def _tiles(group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
@@ -125,20 +129,26 @@ def _rows_and_columns(group: Group, known: ConvFacts, situation: Situation) -> t
 
 
 def _candidate(group: Group, situation: Situation, tile: tuple[int, int, int]) -> Candidate:
-    """Cycles of all register tiles by the larger of multiply-adds and loads, or the time to read the weights."""
+    """Every panel of weights meets the image once: the first tile waits for it, the others find it in a cache."""
     known, machine = facts(group.anchor), situation.target.machine
     columns, rows, vectors = tile
     height, width = _rows_and_columns(group, known, situation)
-    blocks = -(-known.outputs // output_block(group.anchor, situation))
-    cycles = 0.0
+    block = output_block(group.anchor, situation)
+    panels = -(-known.outputs // block) // vectors
+    steps = height // rows
+    cycles, tiles = 0.0, 0
     for count, repeat in ((columns, width // columns), (width % columns, 1)):
-        if count:
+        if count and repeat:
             sums, loads = count * rows * vectors, count * rows * 0.5 + vectors
             step = max(sums / machine.fma_per_cycle, loads / machine.loads_per_cycle, machine.fma_latency / 2)
-            cycles += repeat * (known.taps * step + TILE_CYCLES + 2 * sums)
-    cycles *= known.batch * (height // rows) * (blocks // vectors)
-    packed = 4 * known.taps * blocks * output_block(group.anchor, situation)
-    seconds = max(cycles / machine.clock, weight_seconds(packed, situation))
+            cycles += steps * repeat * (known.taps * step + TILE_CYCLES + 2 * sums)
+            tiles += steps * repeat
+    panel = 4 * known.taps * block * vectors
+    near = panel <= machine.l2 // 2
+    tile_seconds = cycles / tiles / machine.clock
+    first = max(tile_seconds, weight_seconds(panel, situation))
+    again = tile_seconds if near else max(tile_seconds, panel / machine.cache_bandwidth)
+    seconds = known.batch * panels * (first + (tiles - 1) * again)
     return Candidate(Choice(DirectConv.name, tile), seconds)
 
 

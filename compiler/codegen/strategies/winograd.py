@@ -20,7 +20,7 @@ from compiler.codegen.strategies.convolution import (
     weight4,
     weight_seconds,
 )
-from compiler.codegen.strategies.direct import conv_shape
+from compiler.codegen.strategies.direct import conv_shape, fits_registers
 from compiler.codegen.templates import winograd
 from compiler.codegen.templates.blocked import pack_bias
 from compiler.ir.graph import Value
@@ -99,9 +99,10 @@ class _Winograd(Strategy):
     def _tiles(self, known: ConvFacts, group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
         blocks = -(-known.outputs // output_block(group.anchor, situation))
-        budget = situation.target.vector_registers - 4
-        for vectors in (v for v in (1, 2, 4) if blocks % v == 0 and v <= budget):
-            for rows in range(1, min(count, budget // vectors) + 1):
+        room = situation.target.vector_registers
+        for vectors in (v for v in (1, 2, 4) if blocks % v == 0):
+            fitting = (r for r in range(1, min(count, room) + 1) if fits_registers(situation.target, r, vectors))
+            for rows in fitting:
                 sizes = {rows * -(-min(size, count) // rows) for size in (*_GROUPS, count if count <= 200 else 1)}
                 yield from ((size, rows, vectors) for size in sorted(sizes))
 

@@ -13,7 +13,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.activation import Activation
-from compiler.codegen.templates.common import KernelBuilder, splat, vector, view
+from compiler.codegen.templates.common import KernelBuilder, prefetch, splat, vector, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,16 @@ class Output:
         value = self._epilogue.activation.apply(value, width, residual)
         before = self.plane.before
         T.buffer_store(self.Y, value, [n, block, row + before[0], column + before[1], lanes])
+
+    def prefetch(self, at: Sequence[Any]) -> None:
+        """Ask for the cells that `store` at the same place will touch, long before it does."""
+        n, block, row, column = at
+        for buffer, plane, write in (
+            (self.Y, self.plane, True),
+            (self._residual, self._epilogue.residual, False),
+        ):
+            if buffer is not None and plane is not None:
+                prefetch(buffer, (n, block, row + plane.before[0], column + plane.before[1], 0), write=write)
 
     def clear_halo(self, begin: Any = None) -> None:
         """Zero every cell outside the image; in a divided kernel (`begin`) the call with the first unit does it."""

@@ -35,6 +35,8 @@ class ConvShape:
     """Output columns, rows and channel vectors held in registers; rows divide the height."""
     weights_outer: bool = True
     """Whether a panel of weights stays while the image passes, or the reverse."""
+    prefetch: bool = False
+    """Whether the cells a tile will write are asked for before its sums: worth it where they left the caches."""
     lane_unroll: int = 1
     """Input channels read as one vector and multiplied by element (ARM); 1: broadcast loads (x86)."""
 
@@ -126,6 +128,9 @@ class _Conv:
         ]
         for _, _, o, k in cells:
             self.acc.put(k, self.out.bias(panel * self.vectors + o))
+        if self.s.prefetch:
+            for h, u, o, _ in cells:
+                self.out.prefetch((n, panel * self.vectors + o, row + h, columns[0] + u))
         first = 0
         for segment, x in enumerate(self.s.x):
             full, rest = divmod(x.channels, x.block)
