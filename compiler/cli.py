@@ -173,6 +173,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--ssh", default="", metavar="USER@BOARD", help="run there instead of here")
     p.add_argument("--seconds", type=float, default=0.5, help="time per combination")
+    p.add_argument("--threads", type=int, default=1, metavar="N", help="threads that share each call")
 
 
 def _text(p: argparse.ArgumentParser) -> None:

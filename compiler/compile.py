@@ -124,19 +124,20 @@ def build(
     subsets: Sequence[frozenset[str]] | None = None,
     feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
     seed: int = 0,
+    threads: bool = True,
     force: bool = False,
     allow_unlinked: bool = False,
     selftest: bool = True,
 ) -> Bundle:
     """Compile a graph for one target into the folder `output`.
 
-    `feeds` are the golden inputs (default: seeded standard normal ones). Raises ConfigError (name, existing
-    folder), LoweringError, TargetError (no linker; the bundle is there all the same), GateError where the
-    self-test fails.
+    `feeds` are the golden inputs (default: seeded standard normal ones). `threads`: whether calls can be shared
+    among threads; without it the library needs no pthread. Raises ConfigError (name, existing folder),
+    LoweringError, TargetError (no linker; the bundle is there all the same), GateError where the self-test fails.
     """
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
-    job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None)
+    job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None, threads)
     with staged(root, [goal.name], force) as folder:
         built = _build(job, goal, folder, selftest=selftest)
         _require_selftests([built])
@@ -202,6 +203,7 @@ class _Job:
     config_text: str
     records: tuple[PassRecord, ...]
     release: Release | None
+    threads: bool = True
 
 
 def _job(release: Release, graph: Graph, records: tuple[PassRecord, ...]) -> _Job:
@@ -217,6 +219,7 @@ def _job(release: Release, graph: Graph, records: tuple[PassRecord, ...]) -> _Jo
         config_text=config.resolved(),
         records=records,
         release=release,
+        threads=config.threads,
     )
 
 
@@ -256,6 +259,7 @@ def _build(job: _Job, target: Target, folder: Path, *, selftest: bool, say: Say 
         config_text=job.config_text,
         passes=[r.record() for r in job.records],
         costs=[] if costs is None else [r.record() for r in costs.combinations],
+        threads=job.threads,
         allow_unlinked=True,
     )
     test = None

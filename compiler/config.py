@@ -87,6 +87,8 @@ class Config:
     """Compare every pass on seeded inputs; exact ones are held to a limit."""
     subsets: tuple[frozenset[str], ...] | None = None
     targets: tuple[str, ...] = ("host",)
+    threads: bool = True
+    """Whether libraries can share a call among threads, for which they need pthread."""
     gates: Gates = Gates()
 
     def path(self, name: str) -> Path:
@@ -150,7 +152,7 @@ def _config(root: Table, folder: Path) -> Config:
     inputs = _inputs(root)
     tasks = _tasks(root, list(inputs or ()))
     names = list(tasks)
-    passes, workload = root.table("passes"), _workload(root, names)
+    passes, workload, targets = root.table("passes"), _workload(root, names), root.table("targets")
     config = Config(
         name=root.need("name", _name, "release"),
         folder=folder,
@@ -165,10 +167,12 @@ def _config(root: Table, folder: Path) -> Config:
         exclude=passes.take("exclude", texts, ()),
         numerics=passes.take("numerics", flag, True),
         subsets=_subsets(root.table("subsets"), names, workload),
-        targets=_targets(root),
+        targets=_targets(targets),
+        threads=targets.take("threads", flag, True),
         gates=_gates(root.table("gates"), names),
     )
     passes.close()
+    targets.close()
     root.close()
     return config
 
@@ -273,13 +277,11 @@ def _listed(value: object) -> tuple[str, ...]:
     return (value,) if value in ("all", "workload") and isinstance(value, str) else texts(value)
 
 
-def _targets(root: Table) -> tuple[str, ...]:
-    table = root.table("targets")
+def _targets(table: Table) -> tuple[str, ...]:
     default: tuple[str, ...] = ("host",)
     names = table.take("build", texts, default)
     if len(set(names)) < len(names):
         table.problem("build", "a target is listed twice")
-    table.close()
     return names
 
 
@@ -410,7 +412,7 @@ def _resolved(config: Config) -> dict[str, Any]:
             "numerics": config.numerics,
         },
         "subsets": {"include": listed},
-        "targets": {"build": list(config.targets)},
+        "targets": {"build": list(config.targets), "threads": config.threads},
         "gates": {
             "max_library": config.gates.max_library,
             "max_workspace": config.gates.max_workspace,

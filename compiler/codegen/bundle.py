@@ -80,18 +80,20 @@ def write_bundle(
     passes: Sequence[Mapping[str, object]] = (),
     costs: Sequence[Mapping[str, Any]] = (),
     reports: Mapping[str, bytes] | None = None,
+    threads: bool = True,
     force: bool = False,
     allow_unlinked: bool = False,
 ) -> Bundle:
     """Write `root/<target>/` and enter it in `root/index.json`.
 
     `sources` maps the label of every source file to its sha256; `costs` are rows with `tasks` and `level`;
-    `reports` go to `reports/`, outside the digests, and may hold measured times.
+    `reports` go to `reports/`, outside the digests, and may hold measured times. `threads`: with pools of threads
+    in the interface; without them the library needs no pthread.
     Without a compiler for the target the bundle holds `LINK.txt` instead of the library: then TargetError follows
     the writing unless `allow_unlinked`. ConfigError if the bundle exists and `force` is not set, or the folder
     cannot be written; LoweringError if compiling or linking fails. Nothing half-written remains.
     """
-    face, toolchain, final = interface(library), link.find_toolchain(target), root / target.name
+    face, toolchain, final = interface(library, threads=threads), link.find_toolchain(target), root / target.name
     _check_free(root, final, face.name, force)
     digests = {"graph": graph_onnx, "config": config_text.encode(), "plan": canonical(library.plan)}
     inputs = {**sources, **{f"taskgraft:{label}": sha256(data) for label, data in digests.items()}}

@@ -49,7 +49,7 @@ def run_selftest(
     return next((r for r in results if r.status != "passed"), results[-1])
 
 
-def run_bench(bundle: Bundle, target: Target, *, seconds: float = 0.5) -> str:
+def run_bench(bundle: Bundle, target: Target, *, seconds: float = 0.5, threads: int = 1) -> str:
     """Build and run the timing loop on this machine; returns its JSON. TargetError where it cannot run natively."""
     toolchain = find_toolchain(target)
     if not target.native or toolchain is None or not bundle.linked:
@@ -57,7 +57,7 @@ def run_bench(bundle: Bundle, target: Target, *, seconds: float = 0.5) -> str:
     with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
         program = build_program(bundle, target, toolchain, "bench", Path(work), static=True)
         golden = str(bundle.path / "golden")
-        return run_tool((str(program), golden, str(seconds)), bundle.path, 600)
+        return run_tool((str(program), golden, str(seconds), str(threads)), bundle.path, 600)
 
 
 def build_program(
@@ -70,7 +70,7 @@ def build_program(
     )
     # -fPIE: lld lays out position-dependent ARM programs wrongly.
     flags = ("-std=c11", "-O2", "-fPIE", *toolchain.baseline, *["-static"] * (static and not target.native), "-I.")
-    run_tool((*toolchain.cc, *flags, f"src/{program}.c", *library, "-lm", "-o", str(out)), bundle.path)
+    run_tool((*toolchain.cc, *flags, f"src/{program}.c", *library, "-lm", "-lpthread", "-o", str(out)), bundle.path)
     return out
 
 

@@ -19,6 +19,7 @@ from compiler.codegen.memory import Interval, place
 from compiler.codegen.pack import Pool
 from compiler.codegen.planner import Decision, Decisions, Sources, decide, wanted_borders
 from compiler.codegen.program import Argument, Call, Kernel, Library, Port, Program, TaskIO
+from compiler.codegen.sharing import worth_sharing
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, LoweringError
@@ -37,6 +38,7 @@ class Step:
     mask: int
     nodes: tuple[str, ...]
     decision: Decision | None = None
+    flops: int = 0
 
 
 @dataclass
@@ -51,8 +53,10 @@ class _Plan:
     alias: dict[Slot, Slot] = field(default_factory=dict)
     """Values that lie where another one does: reinterpreted shapes, network inputs and outputs, constants."""
 
-    def add(self, built: Built, mask: int, nodes: tuple[str, ...], decision: Decision | None = None) -> None:
-        self.steps.append(Step(built, mask, nodes, decision))
+    def add(
+        self, built: Built, mask: int, nodes: tuple[str, ...], decision: Decision | None = None, flops: int = 0
+    ) -> None:
+        self.steps.append(Step(built, mask, nodes, decision, flops))
 
     def home(self, slot: Slot) -> Slot:
         """Where a slot's bytes are: a caller's pointer, the pool, or the value that owns the buffer."""
@@ -80,7 +84,7 @@ def generate(
     """
     groups = make_groups(graph, templates=templates)
     decisions = decide(graph, groups, target, sources or Sources())
-    layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
+    layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.lanes)
     pool = Pool()
     plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks(), decisions)
     _plan_inputs(plan)
@@ -106,6 +110,7 @@ def generate(
         pool=pool.data,
         pool_table=pool.table,
         object_code=compiled.object_code,
+        scratch_bytes=max((compiled.scratch.get(c.kernel, 0) for c in full.calls if c.shared), default=0),
         plan=_record(plan, symbols, target),
     )
 
@@ -146,7 +151,7 @@ def _plan_group(plan: _Plan, group: Group, needs_plain: Mapping[ValueRef, int]) 
         return
     decision = plan.decisions[group.anchor.node.ref]
     built = STRATEGIES[decision.choice.algorithm].build(plan.builder, group, decision.choice, stored)
-    plan.add(built, group.mask, describe(group), decision)
+    plan.add(built, group.mask, describe(group), decision, sum(s.node.op.flops(s) for s in group.sites))
     written_plain = {s.ref for s in built.slots if s.kind == "plain"}
     for value in stored:
         layout = plan.builder.layout(value.ref)
@@ -213,9 +218,17 @@ def _program(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], compile
         symbol = symbols[step.built.key][1]
         arguments = [_argument(plan.home(s), placement.offsets) for s in step.built.slots]
         if compiled.scratch.get(symbol):
-            arguments.append(Argument("workspace", placement.offsets[f"{number:06d} scratch"]))
-        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes, step.built.parts))
+            arguments.append(Argument("scratch", placement.offsets[f"{number:06d} scratch"]))
+        shared = _shared(plan, step)
+        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes, step.built.parts, shared))
     return Program(mask, tuple(calls), placement.bytes, placement.lower_bound)
+
+
+def _shared(plan: _Plan, step: Step) -> bool:
+    """Whether threads share the step; the same in every subset."""
+    predicted = step.decision.predicted if step.decision else None
+    moved = sum(_bytes(plan, slot) for slot in step.built.slots if slot.ref is not None)
+    return worth_sharing(step.built.parts, predicted, step.flops, moved, plan.builder.target.machine)
 
 
 def _argument(home: Slot, offsets: Mapping[str, int]) -> Argument:
@@ -306,6 +319,8 @@ def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: 
                 "template": step.built.template,
                 "tasks": [t for i, t in enumerate(plan.graph.tasks) if step.mask >> i & 1],
                 "layouts": layouts,
+                "units": step.built.parts,
+                "shared": _shared(plan, step),
                 **_choice_record(step.decision),
                 **step.built.note,
             }

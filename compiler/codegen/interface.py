@@ -12,12 +12,14 @@ from compiler.codegen.program import Argument, Call, Library, Port, Program
 from compiler.errors import ConfigError
 from compiler.ir.types import DType
 
-ABI = 1
+ABI = 2
 LEVELS = 1
 """Sparsity levels in a library; level 0 is the densest."""
 ALIGNMENT = 64
 """Bytes; of the pool, the workspace, and every buffer in them."""
 MOST_TASKS = 64
+MOST_THREADS = 256
+"""Threads of one pool."""
 SPECIALISED_CALLS = 6_000
 """Above this many calls over all listed subsets they share the table: 140 KB of code, seconds of the C compiler."""
 
@@ -30,6 +32,8 @@ MESSAGES = (
     "CPU lacks a required feature",
     "other ABI: size of the call structure",
     "kernel failure",
+    "pool is in use by another call",
+    "pool cannot be created",
 )
 """Meaning of return code i."""
 
@@ -58,9 +62,11 @@ _RESERVED = frozenset(
     register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
     switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual
     void volatile wchar_t while xor xor_eq
-    code errno in linux out unix
+    code errno in linux out unix check with_pool HIDDEN CALL_T
     """.split()
 )
+_RESERVED_PREFIXES = ("program_", "sa_", "si_")
+"""Functions of the driver; macros of signal.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class Entry:
     specialised: bool
     """False where the subset runs through the table of the full program."""
     calls: tuple[Call, ...]
+    shares: bool
+    """Whether threads of a pool have something to share; else the calling thread does not even wake them."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,12 @@ class Interface:
     """Bytes a subset without an entry of its own needs."""
     needs_table: bool
     """True where some non-empty subset has no specialised function."""
+    threads: bool
+    """Whether the interface has pools of threads."""
+    shares: bool
+    """Whether any of its calls is worth sharing among threads; else pools are empty and need no pthread."""
+    scratch_bytes: int
+    """Memory of its own that every thread besides the calling one needs."""
 
     @property
     def upper(self) -> str:
@@ -132,7 +146,8 @@ class Interface:
     @property
     def symbols(self) -> tuple[str, ...]:
         """Every function the library exports, sorted."""
-        fixed = ("abi", "build_id", "cpu_missing", "run", "strerror", "workspace")
+        fixed = ["abi", "build_id", "cpu_missing", "run", "strerror", "workspace"]
+        fixed += ["pool_create", "pool_destroy"] * self.threads
         return tuple(sorted([*(f"{self.name}_{f}" for f in fixed), *(e.symbol for e in self.entries)]))
 
     @property
@@ -145,25 +160,46 @@ def task_names(tasks: tuple[str, ...], mask: int) -> tuple[str, ...]:
     return tuple(t for i, t in enumerate(tasks) if mask >> i & 1)
 
 
-def interface(library: Library) -> Interface:
-    """Decide every name. Raises ConfigError that lists all names that are invalid or would clash."""
+def interface(library: Library, *, threads: bool = True) -> Interface:
+    """Decide every name; `threads`: with pools of threads.
+
+    Raises ConfigError that lists all names that are invalid or would clash.
+    """
     tasks = tuple(t.name for t in library.tasks)
     _check_names(library.name, tasks)
     inputs, outputs = _parameters(library)
     specialised = sum(len(p.calls) for p in library.programs) <= SPECIALISED_CALLS
     table_workspace = _round_up(library.full.workspace_bytes)
     entries = tuple(
-        _entry(library.name, tasks, p, specialised, table_workspace)
+        _entry(library, tasks, p, table_workspace, specialised, threads)
         for p in sorted(library.programs, key=lambda p: p.mask)
     )
     needs_table = not specialised or len(entries) < (1 << len(tasks)) - 1
-    face = Interface(library.name, tasks, inputs, outputs, entries, table_workspace, needs_table)
+    face = Interface(
+        library.name,
+        tasks,
+        inputs,
+        outputs,
+        entries,
+        table_workspace,
+        needs_table,
+        threads,
+        threads and _shares(library.full.calls),
+        library.scratch_bytes,
+    )
     _check_macros(face)
     return face
 
 
-def _entry(name: str, tasks: tuple[str, ...], program: Program, specialised: bool, table_workspace: int) -> Entry:
-    chosen = task_names(tasks, program.mask)
+def _entry(
+    library: Library,
+    tasks: tuple[str, ...],
+    program: Program,
+    table_workspace: int,
+    specialised: bool,
+    threads: bool,
+) -> Entry:
+    name, chosen = library.name, task_names(tasks, program.mask)
     joined = "__".join(chosen)
     return Entry(
         mask=program.mask,
@@ -173,7 +209,12 @@ def _entry(name: str, tasks: tuple[str, ...], program: Program, specialised: boo
         workspace_bytes=_round_up(program.workspace_bytes) if specialised else table_workspace,
         specialised=specialised,
         calls=program.calls,
+        shares=threads and _shares(program.calls if specialised else library.full.calls),
     )
+
+
+def _shares(calls: Iterable[Call]) -> bool:
+    return any(call.shared for call in calls)
 
 
 def _round_up(size: int) -> int:
@@ -182,7 +223,7 @@ def _round_up(size: int) -> int:
 
 
 def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
-    taken = {f"{library.name}_call"}
+    taken = {f"{library.name}_call", f"{library.name}_pool"}
     readers = [0] * len(library.inputs)
     for call in library.full.calls:
         for argument in call.arguments:
@@ -208,7 +249,7 @@ def _identifier(text: str, taken: set[str]) -> str:
     """A C and C++ parameter name like `text` that is not in `taken`, which it joins."""
     word = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_") or "x"
     word = f"x{word}" if word[0].isdigit() else word
-    while word in _RESERVED or word in taken:
+    while word in _RESERVED or word in taken or (word.startswith(_RESERVED_PREFIXES) and not word.endswith("_")):
         word += "_"
     taken.add(word)
     return word
@@ -228,7 +269,7 @@ def _check_names(name: str, tasks: tuple[str, ...]) -> None:
 
 
 def _check_macros(face: Interface) -> None:
-    fixed = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "WORKSPACE_MAX")
+    fixed = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "THREADS_MAX", "WORKSPACE_MAX")
     macros = [f"{face.upper}_{m}" for m in fixed]
     macros += [face.task_macro(t) for t in face.tasks] + [e.workspace_macro for e in face.entries]
     clashes = _duplicates(macros) + [face.task_macro(t) for t in face.tasks if t.startswith("cpu_")]
@@ -259,4 +300,4 @@ def argument_text(argument: Argument) -> str:
     return f"{_MACROS[argument.kind]}({argument.at})"
 
 
-_MACROS = {"input": "IN", "output": "OUT", "pool": "POOL", "workspace": "WS"}
+_MACROS = {"input": "IN", "output": "OUT", "pool": "WEIGHTS", "workspace": "WS", "scratch": "SCRATCH"}

@@ -19,6 +19,7 @@ from typing import Literal
 from compiler.codegen.elf import Elf, write_archive
 from compiler.codegen.interface import ALIGNMENT, Interface
 from compiler.codegen.target import Target
+from compiler.codegen.threads import imports, libraries
 from compiler.errors import LoweringError, TargetError
 
 _LIBM = frozenset(
@@ -128,6 +129,7 @@ def build_commands(face: Interface, baseline: tuple[str, ...], work: str) -> tup
             f"{work}/weights.o",
             "src/kernels.o",
             "-lm",
+            *libraries(face),
         ),
     )
 
@@ -183,7 +185,8 @@ def check_library(data: bytes, face: Interface) -> LinkFacts:
     weak = {s.name for s in symbols if not s.defined and s.weak}
     problems = [f"exports {name}, which is not in the header" for name in sorted(exported - set(face.symbols))]
     problems += [f"does not export {name}" for name in sorted(set(face.symbols) - exported)]
-    problems += [f"imports {n}" for n in imported if n not in _LIBC | _LIBM and not (n in weak and n in _STARTUP)]
+    allowed = _LIBC | _LIBM | imports(face) | (weak & _STARTUP)
+    problems += [f"imports {n}" for n in imported if n not in allowed]
     problems += [f"has {problem}" for problem in elf.problems()]
     if problems:
         raise LoweringError(f"lib{face.name}.so is not what was asked for:\n  " + "\n  ".join(problems))

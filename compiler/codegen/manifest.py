@@ -81,6 +81,7 @@ def manifest_record(
             "inputs": [_port_record(p) for p in face.inputs],
             "outputs": [_port_record(p) for p in face.outputs],
         },
+        "threads": {"pool": face.threads, "scratch_bytes": face.scratch_bytes},
         "levels": [{"level": 0, "kind": "dense", "density": 1, "weight_bytes": len(library.pool)}],
         "switch_points": [],
         "subsets": _subset_records(face, costs),
@@ -147,4 +148,5 @@ def _entry_record(entry: Entry) -> dict[str, object]:
         "entry": "specialised" if entry.specialised else "table",
         "workspace_bytes": entry.workspace_bytes,
         "kernels": len(entry.calls),
+        "shared_kernels": sum(call.shared for call in entry.calls),
     }

@@ -50,7 +50,7 @@ class TimedLibrary:
         *,
         seed: int = 0,
     ) -> None:
-        face = interface(library)
+        face = interface(library, threads=False)
         rng = np.random.default_rng(seed)
         self._library = library
         self._inputs = [
@@ -127,7 +127,7 @@ def _write_sources(library: Library, face: Interface, target: Target, folder: Pa
 
 
 def _profile_text(face: Interface, calls: int) -> str:
-    """C: the driver with a RUN that adds the time of call number i of a run to entry i."""
+    """C: the driver with a clock around each kernel; the time of call number i of a run goes to entry i."""
     return f"""#define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 #include <time.h>
@@ -138,11 +138,12 @@ static uint64_t profile_now(void) {{
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }}
-#define RUN(call) do {{ \\
+#define FAILS(call) (__extension__ ({{ \\
     uint64_t start = profile_now(); \\
-    if ((call) != 0) return 7; \\
+    int failed = (call) != 0; \\
     profile_ns[profile_at++] = profile_now() - start; \\
-  }} while (0)
+    failed; \\
+  }}))
 #include "src/{face.name}_driver.c"
 int taskgraft_profile_run(const void *const *in, void *const *out, void *workspace) {{
   {face.name}_call call = {{.size = sizeof call, .workspace = workspace, .workspace_bytes = SIZE_MAX}};

@@ -18,10 +18,11 @@ class Argument:
     """One pointer passed to a kernel.
 
     `input` / `output`: `at` is the index into the network's inputs / the outputs of all tasks in order.
-    `pool` / `workspace`: `at` is the byte offset.
+    `pool` / `workspace`: `at` is the byte offset. `scratch`: memory that holds nothing between calls; for the
+    calling thread `at` is its byte offset in the workspace, other threads have memory of their own.
     """
 
-    kind: Literal["input", "output", "pool", "workspace"]
+    kind: Literal["input", "output", "pool", "workspace", "scratch"]
     at: int
 
 
@@ -49,6 +50,8 @@ class Call:
     nodes: tuple[str, ...]
     parts: int = 0
     """As of the kernel: units of work that may run in any grouping."""
+    shared: bool = False
+    """Whether threads divide the units; False where there is too little work to repay their meeting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +108,7 @@ class Library:
     pool_table: tuple[PoolEntry, ...]
     object_code: bytes
     """Relocatable object with every kernel."""
+    scratch_bytes: int = 0
+    """What every thread besides the calling one needs for itself: the largest scratch of a shared call."""
     plan: Mapping[str, object] = field(default_factory=dict)
     """JSON-ready record of every choice (algorithm, tile, layout per group)."""

@@ -17,7 +17,14 @@ _TIMEOUT = 3600
 
 
 def bench_remote(
-    bundle: Bundle, target: Target, destination: str, *, seconds: float = 0.5, ssh: str = "ssh", scp: str = "scp"
+    bundle: Bundle,
+    target: Target,
+    destination: str,
+    *,
+    seconds: float = 0.5,
+    threads: int = 1,
+    ssh: str = "ssh",
+    scp: str = "scp",
 ) -> str:
     """JSON of the bundle's timing loop, run on `destination` (`user@host`) in a folder that is removed afterwards.
 
@@ -37,7 +44,7 @@ def bench_remote(
         try:
             samples = [str(path) for path in sorted((bundle.path / "golden").glob("in_*.bin"))]
             run_tool((scp, "-q", str(program), *samples, f"{destination}:{there}/"), bundle.path)
-            command = f"cd {shlex.quote(there)} && ./{program.name} . {seconds:g}"
+            command = f"cd {shlex.quote(there)} && ./{program.name} . {seconds:g} {threads}"
             return run_tool((ssh, destination, command), bundle.path, _TIMEOUT)
         finally:
             run_tool((ssh, destination, f"rm -rf {shlex.quote(there)}"), bundle.path)

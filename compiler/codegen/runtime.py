@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
-from compiler.codegen.interface import ABI, ALIGNMENT
+from compiler.codegen.interface import ABI, ALIGNMENT, MOST_THREADS
 from compiler.codegen.manifest import parse_manifest
 from compiler.codegen.target import machine_arch
 from compiler.errors import BundleError
@@ -45,7 +48,7 @@ def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Netw
 
 
 class Network:
-    """An opened bundle. Threads may call `run` at once; each has its own workspace."""
+    """An opened bundle. Python threads may call `run` at once; each has its own workspace."""
 
     def __init__(self, bundle: Bundle, library: ctypes.CDLL) -> None:
         self.bundle = bundle
@@ -69,6 +72,14 @@ class Network:
         """Bytes of workspace one call with these tasks uses."""
         return self._functions.workspace(self._mask(tasks), level)
 
+    def pool(self, threads: int) -> ThreadPool:
+        """A pool of `threads` threads, the calling one included, that calls can be given. Close it when done.
+
+        ValueError for a number out of range, BundleError where the bundle was built without threads or the system
+        gives none.
+        """
+        return ThreadPool(self._functions, threads)
+
     def run(
         self,
         inputs: np.ndarray | Mapping[str, np.ndarray],
@@ -76,8 +87,9 @@ class Network:
         tasks: Iterable[str] | None = None,
         level: int = 0,
         strict: bool = False,
+        pool: ThreadPool | None = None,
     ) -> Outputs:
-        """Outputs of `tasks` (default: all) at sparsity `level`.
+        """Outputs of `tasks` (default: all) at sparsity `level`; the same bits with any `pool` and without.
 
         `inputs` is one array, or a dict by input name. Arrays of the right type and C order are passed by address;
         others are converted, or refused with ValueError where `strict`. Shapes must match exactly.
@@ -89,15 +101,16 @@ class Network:
         wanted = {i for name in names for i in self._tasks[name]["outputs"]}
         results = [np.empty(p.shape, p.dtype) if i in wanted else None for i, p in enumerate(self._outputs)]
         mask = self._mask(names)
-        call = _Call.make(self._workspace(self._functions.workspace(mask, level)), level)
-        self._functions.run(mask, _addresses(arrays), _addresses(results), call)
+        call = _Call.make(self._workspace(self._functions.workspace(mask, level)), self._handle(pool), level)
+        self._functions.check(self._functions.bound(mask, _addresses(arrays), _addresses(results), call)())
         return self._by_task(names, results)
 
-    def bind(self, tasks: Iterable[str], **arrays: np.ndarray) -> BoundCall:
+    def bind(self, tasks: Iterable[str], *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
         """Check once, pin the addresses, call many times.
 
         `arrays` are the inputs by name, and optionally output arrays by task name (`task/label` where a task has
         several outputs); outputs that are not given are made. All must have the right type, shape and C order.
+        `pool` serves every call until it is closed.
         """
         names = self._task_names(tasks)
         wanted = {i: self._output_key(i) for name in names for i in self._tasks[name]["outputs"]}
@@ -110,7 +123,15 @@ class Network:
             results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key, write=True)
         mask = self._mask(names)
         workspace = _aligned(self._functions.workspace(mask, 0))
-        return BoundCall(self._functions, mask, inputs, results, workspace, self._by_task(names, results))
+        call = _Call.make(workspace, self._handle(pool), 0)
+        made = BoundCall(self._functions, mask, inputs, results, call, self._by_task(names, results), workspace)
+        if pool is not None:
+            pool.serves(made)
+        return made
+
+    def _handle(self, pool: ThreadPool | None) -> int | None:
+        """The library's pool; ValueError unless it is an open one of this network."""
+        return None if pool is None else pool.handle(self._functions)
 
     def _task_names(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
         chosen = tuple(self._tasks if tasks is None else [tasks] if isinstance(tasks, str) else tasks)
@@ -159,25 +180,78 @@ class BoundCall:
     `outputs` holds the result arrays, rewritten by every call.
     """
 
+    __slots__ = ("__weakref__", "_call", "_functions", "_keep", "_level", "_run", "outputs")
+
     def __init__(
         self,
         functions: _Functions,
         mask: int,
         inputs: list[np.ndarray],
         results: list[np.ndarray | None],
-        workspace: np.ndarray,
+        call: _Call,
         outputs: Outputs,
+        workspace: np.ndarray,
     ) -> None:
         self.outputs = outputs
+        self._functions, self._call, self._level = functions, call, 0
         self._keep = (inputs, results, workspace)
-        self._run, self._mask = functions.run, mask
-        self._in, self._out = _addresses(inputs), _addresses(results)
-        self._call = _Call.make(workspace, 0)
+        self._run = functions.bound(mask, _addresses(inputs), _addresses(results), call)
 
     def __call__(self, level: int = 0) -> Outputs:
-        self._call.level = level
-        self._run(self._mask, self._in, self._out, self._call)
+        if level != self._level:
+            self._call.level = self._level = level
+        code = self._run()
+        if code:
+            self._functions.check(code)
         return self.outputs
+
+    def expire(self) -> None:
+        """Later calls raise ValueError: the pool that served them is closed."""
+        self._run = _closed
+
+
+class ThreadPool:
+    """Threads of one opened network that share the work of a call; made by `Network.pool`.
+
+    A context manager: leaving it, or `close`, ends the threads. One call at a time uses a pool; BundleError where
+    another one does. A pool that is dropped is closed when it is collected.
+    """
+
+    def __init__(self, functions: _Functions, threads: int) -> None:
+        self.threads = threads
+        self._functions = functions
+        self._handle: int | None = functions.make_pool(threads)
+        self._end = weakref.finalize(self, functions.end_pool, self._handle)
+        self._bound: weakref.WeakSet[BoundCall] = weakref.WeakSet()
+
+    def __enter__(self) -> ThreadPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; calls that were bound to the pool raise ValueError from now on. Not during a call."""
+        self._handle = None
+        for call in self._bound:
+            call.expire()
+        self._end()
+
+    def handle(self, functions: _Functions) -> int:
+        """Address of the library's pool; ValueError where this one is closed or another network's."""
+        if functions is not self._functions:
+            raise ValueError("the pool belongs to another network; make one by its own pool()")
+        return _closed() if self._handle is None else self._handle
+
+    def serves(self, call: BoundCall) -> None:
+        """Note a call that cannot outlive the pool."""
+        self._bound.add(call)
+
+
+def _closed() -> NoReturn:
+    raise ValueError("the pool is closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,20 +297,21 @@ class _Call(ctypes.Structure):
         ("workspace_bytes", ctypes.c_size_t),
         ("level", ctypes.c_uint32),
         ("level_used", ctypes.c_uint32),
+        ("pool", ctypes.c_void_p),
     )
     level: int
 
     @classmethod
-    def make(cls, workspace: np.ndarray, level: int) -> _Call:
-        return cls(ctypes.sizeof(cls), workspace.ctypes.data, workspace.nbytes, level, 0)
+    def make(cls, workspace: np.ndarray, pool: int | None, level: int) -> _Call:
+        return cls(ctypes.sizeof(cls), workspace.ctypes.data, workspace.nbytes, level, 0, pool)
 
 
 class _Functions:
     """The C functions of one library, typed."""
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._library, self._name = library, name
         self._run = library[f"{name}_run"]
-        self._run.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
         self._workspace = library[f"{name}_workspace"]
         self._workspace.argtypes, self._workspace.restype = (ctypes.c_uint64, ctypes.c_uint32), ctypes.c_size_t
         self._strerror = library[f"{name}_strerror"]
@@ -249,11 +324,35 @@ class _Functions:
             raise ValueError(f"level {level} is not in this bundle")
         return size
 
-    def run(self, mask: int, inputs: Any, outputs: Any, call: _Call) -> None:
-        """One call; BundleError with the library's words if it fails."""
-        code = self._run(mask, inputs, outputs, ctypes.byref(call))
+    def bound(self, mask: int, inputs: Any, outputs: Any, call: _Call) -> Callable[[], int]:
+        """A call with its arguments converted once; it returns the library's code."""
+        addresses = (ctypes.c_void_p(ctypes.addressof(thing)) for thing in (inputs, outputs, call))
+        made = functools.partial(self._run, ctypes.c_uint64(mask), *addresses)
+        made.keep = (inputs, outputs, call)  # type: ignore[attr-defined]
+        return made
+
+    def check(self, code: int) -> None:
+        """BundleError with the library's words where a call failed."""
         if code:
             raise BundleError(f"the library returned {code}: {self._strerror(code).decode()}")
+
+    def make_pool(self, threads: int) -> int:
+        """A pool's address; ValueError and BundleError as `Network.pool` says."""
+        if not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"a pool has 1 to {MOST_THREADS} threads, not {threads}")
+        try:
+            create = self._library[f"{self._name}_pool_create"]
+        except AttributeError:
+            raise BundleError(f"'{self._name}' was built without threads: every call is of one thread") from None
+        pool = ctypes.c_void_p()
+        self.check(create(ctypes.byref(pool), ctypes.c_uint(threads)))
+        return cast("int", pool.value)
+
+    def end_pool(self, pool: int) -> None:
+        """Give a pool back."""
+        destroy = self._library[f"{self._name}_pool_destroy"]
+        destroy.argtypes, destroy.restype = (ctypes.c_void_p,), None
+        destroy(pool)
 
 
 def _addresses(arrays: Iterable[np.ndarray | None]) -> Any:

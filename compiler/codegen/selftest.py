@@ -64,6 +64,7 @@ _SELFTEST = r"""
 static int failures, runs;
 static double worst;
 static void **in, **out, **full, **reference;
+static @name@_pool *pool;  /* of the runs to come; 0: the calling thread alone */
 
 #define FAIL(...) (failures++, printf("  "), printf(__VA_ARGS__), printf("\n"))
 #define FAIL_SUBSET(tasks, ...) \
@@ -110,7 +111,8 @@ static void run(uint64_t tasks, entry_function *entry, void **out) {
   memset(workspace, POISON, need);
   memset(workspace + need, CANARY, GUARD);
   for (int i = 0; i < OUTPUT_COUNT; i++) memset(out[i], POISON, OUTPUTS[i].bytes);
-  @name@_call call = {sizeof call, workspace, need, 0, 99};
+  @name@_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = need, .pool = pool};
+  call.level_used = 99;
   const void *const *inputs = (const void *const *)in;
   int code = entry ? entry(inputs, out, &call) : @name@_run(tasks, inputs, out, &call);
   runs++;
@@ -154,7 +156,8 @@ static void expect(int code, int wanted, const char *what) {
 static void check_codes(void) {
   const void *const *inputs = (const void *const *)in;
   unsigned char *workspace = guarded(@NAME@_WORKSPACE_MAX + ALIGN, 0);
-  @name@_call good = {sizeof good, workspace, @NAME@_WORKSPACE_MAX, 0, 0}, call = good;
+  @name@_call good = {.size = sizeof good, .workspace = workspace, .workspace_bytes = @NAME@_WORKSPACE_MAX};
+  @name@_call call = good;
   expect(@name@_run(@NAME@_ALL, inputs, out, 0), 1, "no call structure");
   call.workspace = workspace + 1, expect(@name@_run(@NAME@_ALL, inputs, out, &call), 1, "misaligned workspace");
   call = good, call.workspace = 0, expect(@name@_run(@NAME@_ALL, inputs, out, &call), 1, "no workspace");
@@ -164,14 +167,59 @@ static void check_codes(void) {
   if (~@NAME@_ALL) expect(@name@_run(~@NAME@_ALL, inputs, out, &call), 3, "unknown task");
   call.level = @NAME@_LEVELS, expect(@name@_run(@NAME@_ALL, inputs, out, &call), 4, "unknown level");
   call = good, call.size++, expect(@name@_run(@NAME@_ALL, inputs, out, &call), 6, "size of the call structure");
+  call = good, call.size = offsetof(@name@_call, pool), call.pool = (@name@_pool *)&call;
+  expect(@name@_run(@NAME@_ALL, inputs, out, &call), 0, "call structure that ends before its pool");
   if (@name@_workspace(0, 0)) FAIL("the empty subset has a workspace");
   if (@name@_workspace(@NAME@_ALL, @NAME@_LEVELS)) FAIL("an unknown level has a workspace");
   if (@name@_abi() != @NAME@_ABI) FAIL("library has ABI %u, header %u", (unsigned)@name@_abi(), @NAME@_ABI);
 }
 
+static void run_subsets(int quick) {
+  const uint64_t *subsets = quick ? QUICK : SUBSETS;
+  size_t count = quick ? sizeof QUICK / sizeof *QUICK : sizeof SUBSETS / sizeof *SUBSETS;
+  for (size_t i = 0; i < count; i++) {
+    if (quick && subsets[i] == @NAME@_ALL) continue;  /* just done */
+    run(subsets[i], 0, out);
+    compare_subset(subsets[i]);
+  }
+  for (int i = 0; !quick && ENTRIES[i].run; i++) {
+    run(ENTRIES[i].tasks, ENTRIES[i].run, out);
+    compare_subset(ENTRIES[i].tasks);
+  }
+}
+
+/* The same bits with pools of two and three threads. */
+static void run_pools(int quick) {
+#ifdef @NAME@_THREADS_MAX
+  for (unsigned threads = 2; threads <= (quick ? 2 : 3); threads++) {
+    int code = @name@_pool_create(&pool, threads);
+    if (code) { FAIL("pool of %u threads: code %d, %s", threads, code, @name@_strerror(code)); continue; }
+    run(@NAME@_ALL, 0, out);
+    compare_subset(@NAME@_ALL);
+    if (!quick) run_subsets(quick);
+    @name@_pool_destroy(pool);
+    pool = 0;
+  }
+#else
+  (void)quick;
+#endif
+}
+
+static void check_pool_codes(void) {
+#ifdef @NAME@_THREADS_MAX
+  @name@_pool *made = 0;
+  expect(@name@_pool_create(0, 2), 1, "no place for the pool");
+  expect(@name@_pool_create(&made, 0), 9, "pool of no threads");
+  expect(@name@_pool_create(&made, @NAME@_THREADS_MAX + 1), 9, "pool of too many threads");
+  if (made) FAIL("a pool that cannot be created was returned");
+  @name@_pool_destroy(0);
+#endif
+}
+
 /* The library must refuse this CPU by code 5; a fault here would be the defect. */
 static int skip(uint64_t missing) {
-  @name@_call call = {sizeof call, guarded(@NAME@_WORKSPACE_MAX, 0), @NAME@_WORKSPACE_MAX, 0, 0};
+  void *workspace = guarded(@NAME@_WORKSPACE_MAX, 0);
+  @name@_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = @NAME@_WORKSPACE_MAX};
   int code = @name@_run(@NAME@_ALL, (const void *const *)in, out, &call);
   if (code != 5) return printf("FAILED code %d on a CPU that lacks a feature\n", code), 1;
   printf("SKIPPED this CPU lacks");
@@ -186,17 +234,8 @@ static void test_sample(const char *folder, int sample, int quick) {
   load(folder, "out", sample, OUTPUTS, OUTPUT_COUNT, reference);
   run(@NAME@_ALL, 0, full);
   compare_reference(sample);
-  const uint64_t *subsets = quick ? QUICK : SUBSETS;
-  size_t count = quick ? sizeof QUICK / sizeof *QUICK : sizeof SUBSETS / sizeof *SUBSETS;
-  for (size_t i = 0; i < count; i++) {
-    if (quick && subsets[i] == @NAME@_ALL) continue;  /* just done */
-    run(subsets[i], 0, out);
-    compare_subset(subsets[i]);
-  }
-  for (int i = 0; !quick && ENTRIES[i].run; i++) {
-    run(ENTRIES[i].tasks, ENTRIES[i].run, out);
-    compare_subset(ENTRIES[i].tasks);
-  }
+  run_subsets(quick);
+  if (sample == 0) run_pools(quick);
 }
 
 int main(int argc, char **argv) {
@@ -206,6 +245,7 @@ int main(int argc, char **argv) {
   full = allocate(OUTPUTS, OUTPUT_COUNT, 0), reference = allocate(OUTPUTS, OUTPUT_COUNT, 0);
   if (@name@_cpu_missing()) return skip(@name@_cpu_missing());
   check_codes();
+  check_pool_codes();
   for (int sample = 0; sample < (quick && SAMPLES > 1 ? 1 : SAMPLES); sample++) test_sample(argv[1], sample, quick);
   printf("@name@ %.12s: %d runs, largest error %.3g of scale\n", @name@_build_id(), runs, worst);
   if (failures) printf("FAILED %d checks\n", failures);
@@ -219,7 +259,8 @@ def bench_text(face: Interface) -> str:
     """C of the timing loop; prints one JSON object."""
     return "\n".join(
         [
-            "/* Time of every listed subset. Usage: bench GOLDEN_FOLDER [SECONDS]. Generated by taskgraft. */",
+            "/* Time of every listed subset. Generated by taskgraft.",
+            "   Usage: bench GOLDEN_FOLDER [SECONDS [THREADS]] */",
             "#define _POSIX_C_SOURCE 200809L",
             '#include "golden.h"',
             "#include <time.h>",
@@ -255,13 +296,27 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+static @name@_pool *pool_of(int threads) {
+  @name@_pool *pool = 0;
+#ifdef @NAME@_THREADS_MAX
+  if (threads > 0 && @name@_pool_create(&pool, threads) == 0) return pool;
+#endif
+  fprintf(stderr, "no pool of %d threads\n", threads);
+  exit(1);
+  return pool;
+}
+
 int main(int argc, char **argv) {
-  if (argc < 2) { fprintf(stderr, "usage: %s GOLDEN_FOLDER [SECONDS]\n", argv[0]); return 2; }
+  if (argc < 2) { fprintf(stderr, "usage: %s GOLDEN_FOLDER [SECONDS [THREADS]]\n", argv[0]); return 2; }
   double budget = (argc > 2 ? atof(argv[2]) : 0.5) / ROUNDS;
+  int threads = argc > 3 ? atoi(argv[3]) : 1;
   void **in = allocate(INPUTS, INPUT_COUNT, 0), **out = allocate(OUTPUTS, OUTPUT_COUNT, 0);
   if (SAMPLES > 0) load(argv[1], "in", 0, INPUTS, INPUT_COUNT, in);
-  @name@_call call = {sizeof call, guarded(@NAME@_WORKSPACE_MAX, 0), @NAME@_WORKSPACE_MAX, 0, 0};
-  printf("{\"name\": \"@name@\", \"build_id\": \"%s\", \"subsets\": [", @name@_build_id());
+  void *workspace = guarded(@NAME@_WORKSPACE_MAX, 0);
+  @name@_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = @NAME@_WORKSPACE_MAX};
+  call.pool = threads == 1 ? 0 : pool_of(threads);
+  printf("{\"name\": \"@name@\", \"build_id\": \"%s\", \"threads\": %d", @name@_build_id(), threads);
+  printf(", \"subsets\": [");
   for (int i = 0; SUBSETS[i].names; i++) {
     double times[ROUNDS], once = batch(SUBSETS[i].tasks, in, out, &call, 1);
     long count = once < budget ? (long)(budget / (once + 1e-9)) : 1;
@@ -295,7 +350,8 @@ def example_text(face: Interface) -> str:
         '  if (!file) return fprintf(stderr, "cannot open %s\\n", path), 1;',
         *(f"  if (fread({variable}, sizeof {variable}, 1, file) != 1) return 1;" for variable, _ in inputs),
         "  fclose(file);",
-        f"  {face.name}_call call = {{sizeof call, workspace, sizeof workspace, 0, 0}};",
+        f"  {face.name}_call call = {{.size = sizeof call, .workspace = workspace}};",
+        "  call.workspace_bytes = sizeof workspace;",
         f"  const void *inputs[] = {{{', '.join(v for v, _ in inputs) or '0'}}};",
         f"  void *outputs[] = {{{', '.join(v for v, _ in outputs)}}};",
         f"  int code = {face.name}_run({face.upper}_ALL, inputs, outputs, &call);",
@@ -312,12 +368,13 @@ def cmake_text(face: Interface) -> str:
     return f"""cmake_minimum_required(VERSION 3.16)
 project({face.name}_example C)
 set(CMAKE_C_STANDARD 11)
+find_package(Threads REQUIRED)
 
 add_library({face.name} STATIC IMPORTED)
 set_target_properties({face.name} PROPERTIES
   IMPORTED_LOCATION ${{CMAKE_CURRENT_SOURCE_DIR}}/../lib{face.name}.a
   INTERFACE_INCLUDE_DIRECTORIES ${{CMAKE_CURRENT_SOURCE_DIR}}/..
-  INTERFACE_LINK_LIBRARIES m)
+  INTERFACE_LINK_LIBRARIES "m;Threads::Threads")
 
 add_executable(example main.c)
 target_link_libraries(example PRIVATE {face.name})

@@ -292,9 +292,9 @@ def bench(args: Namespace, say: Say) -> Result:
     say(f"time {bundle.target}{f' on {args.ssh}' if args.ssh else ''}")
     target = find_target(bundle.target)
     if args.ssh:
-        text = bench_remote(bundle, target, args.ssh, seconds=args.seconds)
+        text = bench_remote(bundle, target, args.ssh, seconds=args.seconds, threads=args.threads)
     else:
-        text = run_bench(bundle, target, seconds=args.seconds)
+        text = run_bench(bundle, target, seconds=args.seconds, threads=args.threads)
     found = json.loads(text)
     flops = {"+".join(r["tasks"]): r.get("flops") for r in bundle.manifest["subsets"]}
     rows: list[tuple[Cell, ...]] = []
@@ -303,7 +303,7 @@ def bench(args: Namespace, say: Say) -> Result:
         rate = None if not count else f"{count / median / 1e9:.2f}"
         rows.append((row["tasks"], f"{median * 1e6:.1f}", f"{row['seconds_min'] * 1e6:.1f}", count, rate))
     columns = ("tasks", "median us", "fastest us", "FLOPs", "GFLOP/s")
-    where = args.ssh or "this machine"
+    where = f"{args.ssh or 'this machine'}, {args.threads} thread{'s' * (args.threads > 1)}"
     return Result(
         {"target": bundle.target, "where": where, **found}, (Grid(f"{bundle.name}, {where}", columns, rows),)
     )

@@ -48,16 +48,21 @@ class NativeLibrary:
         outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for p in ports]
         workspace = aligned(program.workspace_bytes + self.CANARY)
 
-        def address(argument: Argument) -> ctypes.c_void_p:
-            bases = {"pool": self._pool, "workspace": workspace}
+        other = aligned(self.library.scratch_bytes)
+
+        def address(argument: Argument, elsewhere: bool) -> ctypes.c_void_p:
+            if argument.kind == "scratch" and elsewhere:
+                return ctypes.c_void_p(other.ctypes.data)
+            bases = {"pool": self._pool, "workspace": workspace, "scratch": workspace}
             if argument.kind in bases:
                 return ctypes.c_void_p(bases[argument.kind].ctypes.data + argument.at)
             arrays = inputs if argument.kind == "input" else outputs
             return ctypes.c_void_p(arrays[argument.at].ctypes.data)
 
         for call in program.calls:
-            for part in self._parts(call.parts):
-                status = getattr(self._kernels, call.kernel)(*(address(a) for a in call.arguments), *part)
+            for i, part in enumerate(self._parts(call.parts)):
+                arguments = (address(a, call.shared and i > 0) for a in call.arguments)
+                status = getattr(self._kernels, call.kernel)(*arguments, *part)
                 assert status == 0, call
         assert (workspace[program.workspace_bytes :] == 0xFF).all(), "a kernel wrote beyond the workspace"
         made = iter(outputs)

@@ -22,8 +22,10 @@ def test_passes_natively(tmp_path: Path) -> None:
     bundle = tiny_bundle(tiny_library(compile_kernels(HOST, tmp_path), (1, 3)), HOST, tmp_path / "dist")
     full, quick = run_selftest(bundle, HOST), run_selftest(bundle, HOST, quick=True)
     assert (full.status, quick.status) == ("passed", "passed")
-    assert "12 runs" in full.output, "2 samples x (full, 3 subsets, 2 entries)"
-    assert "3 runs" in quick.output, "full and two single tasks"
+    assert "24 runs" in full.output, (
+        "2 samples x (full, 3 subsets, 2 entries), 2 pools x (full, 3 subsets, 2 entries)"
+    )
+    assert "4 runs" in quick.output, "full, two single tasks, full with a pool"
 
 
 BROKEN = {
