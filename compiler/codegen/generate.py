@@ -84,7 +84,7 @@ def generate(
     """
     groups = make_groups(graph, templates=templates)
     decisions = decide(graph, groups, target, sources or Sources())
-    layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.lanes)
+    layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
     pool = Pool()
     plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks(), decisions)
     _plan_inputs(plan)

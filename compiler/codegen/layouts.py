@@ -8,21 +8,41 @@ from compiler.codegen.groups import CONVOLUTIONS, Group
 from compiler.codegen.layout import Blocked, Border, Layout, Plain
 from compiler.ir.graph import Graph, Value
 from compiler.ir.types import DType, ValueRef
+from compiler.machine import Machine
+
+WIDTHS = (4, 8, 16)
+"""Lanes of a block."""
+NARROW_GAIN = 0.95
+"""Share of the time of wider blocks below which narrower ones are worth their number."""
 
 
-def block_width(channels: int, vector: int) -> int:
-    """Lanes per block: the fewest vectors, then the narrowest block that still needs no more of them.
+def block_width(channels: int, machine: Machine) -> int:
+    """Lanes per block: the fewest vectors, then the narrowest block that still needs no more of them; narrower yet
+    where fewer lanes are wasted, a core handles narrow vectors faster, and a register tile can have several.
 
     Up to four channels (images) stay together as they are, so that no lane is wasted on reading them.
     """
     if channels <= 4:
         return channels
-    widths = [w for w in (4, 8, 16) if w <= vector]
-    return min(widths, key=lambda w: (-(-channels // w), w))
+    best = fewest_vectors(channels, machine.lanes)
+    widths = [w for w in WIDTHS if w <= machine.lanes and (w == best or tile_vectors(-(-channels // w)))]
+    times = {w: -(-channels // w) / machine.rate(w) for w in widths}
+    least = min(times, key=lambda w: (times[w], -w))
+    return least if times[least] <= NARROW_GAIN * times[best] else best
+
+
+def fewest_vectors(channels: int, lanes: int) -> int:
+    """The narrowest vectors of at most `lanes` elements of which no more are needed than of any wider ones."""
+    return min((w for w in WIDTHS if w <= lanes), key=lambda w: (-(-channels // w), w))
+
+
+def tile_vectors(blocks: int) -> tuple[int, ...]:
+    """Numbers of vectors of output channels, two or more, that register tiles of so many blocks can have."""
+    return tuple(v for v in (2, 3, 4, 5, 7) if blocks % v == 0)
 
 
 def assign_layouts(
-    graph: Graph, groups: Sequence[Group], borders: Mapping[ValueRef, Border], vector: int
+    graph: Graph, groups: Sequence[Group], borders: Mapping[ValueRef, Border], machine: Machine
 ) -> dict[ValueRef, Layout]:
     """Layout of every activation that is stored; a value that is missing is plain.
 
@@ -33,20 +53,20 @@ def assign_layouts(
     layouts: dict[ValueRef, Layout] = {}
     for value in graph.inputs:
         if value.ref in borders:
-            layouts[value.ref] = _blocked(value, vector, borders[value.ref])
+            layouts[value.ref] = _blocked(value, machine, borders[value.ref])
     for group in groups:
         for value in group.outputs:
             if value.ref in borders:
-                layouts[value.ref] = _blocked(value, vector, borders[value.ref])
+                layouts[value.ref] = _blocked(value, machine, borders[value.ref])
             elif group.family in CONVOLUTIONS or _stays_blocked(group, value, layouts, readers):
                 layouts[value.ref] = _blocked(
-                    value, vector, Border((0,) * (value.rank - 2), (0,) * (value.rank - 2))
+                    value, machine, Border((0,) * (value.rank - 2), (0,) * (value.rank - 2))
                 )
     return layouts
 
 
-def _blocked(value: Value, vector: int, border: Border) -> Blocked:
-    return Blocked(block_width(value.shape[1], vector), border.before, border.after)
+def _blocked(value: Value, machine: Machine, border: Border) -> Blocked:
+    return Blocked(block_width(value.shape[1], machine), border.before, border.after)
 
 
 def _readers(groups: Sequence[Group]) -> dict[ValueRef, list[Group]]:

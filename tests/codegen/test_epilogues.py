@@ -83,7 +83,8 @@ def test_composed_activations(name: str, tmp_path: Path) -> None:
     x = b.input("image", 1, 5, 7, 6)
     b.task("u", COMPOSED[name](b, b.conv(x, 18, 3, pads=(1, 1, 1, 1))))
     b.task("v", COMPOSED[name](b, b.conv(b.input("wide", 1, 32, 9, 7), 33, 3, pads=(1, 1, 1, 1))))
-    assert check(b.done(), tmp_path) <= {"gemm", "conv", "winograd2", "winograd4", "copy"}
+    used = check(b.done(), tmp_path)
+    assert {"winograd" if u.startswith("winograd") else u for u in used} <= {"gemm", "conv", "winograd", "copy"}
 
 
 @pytest.mark.parametrize("name", sorted(BINARY))

@@ -5,6 +5,7 @@ import pytest
 
 from compiler.codegen.layout import Blocked, Plain, to_physical
 from compiler.codegen.layouts import block_width
+from compiler.machine import CORTEX_A72, X86_64_V3, X86_64_V4, Machine
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 4), (2, 16, 3, 3), (1, 18, 7), (1, 5, 2, 3, 2)])
@@ -31,7 +32,20 @@ def test_reading_through_the_index_map_gives_the_tensor_back(shape: tuple[int, .
 
 
 @pytest.mark.parametrize(
-    ("channels", "vector", "width"), [(3, 16, 3), (6, 16, 8), (10, 16, 16), (16, 8, 8), (20, 16, 16), (24, 4, 4)]
+    ("channels", "machine", "width"),
+    [
+        (3, X86_64_V4, 3),
+        (6, X86_64_V4, 8),
+        (10, X86_64_V4, 16),
+        (24, X86_64_V4, 8),  # three narrow vectors in the time of one and a half wide ones
+        (40, X86_64_V4, 8),
+        (144, X86_64_V4, 16),
+        (88, X86_64_V4, 16),  # eleven narrow ones cannot share a register tile
+        (24, X86_64_V3, 8),
+        (12, X86_64_V3, 8),  # narrow vectors are no faster
+        (24, CORTEX_A72, 4),
+    ],
+    ids=lambda x: getattr(x, "name", x),
 )
-def test_block_width_wastes_no_vectors(channels: int, vector: int, width: int) -> None:
-    assert block_width(channels, vector) == width
+def test_block_width_wastes_no_time(channels: int, machine: Machine, width: int) -> None:
+    assert block_width(channels, machine) == width

@@ -136,7 +136,7 @@ def epilogue_slots(group: Group) -> list[Slot]:
 
 def output_block(site: Site, situation: Situation) -> int:
     """Lanes per block of the result."""
-    return block_width(site.results[0].shape[1], situation.target.lanes)
+    return block_width(site.results[0].shape[1], situation.target.machine)
 
 
 def weight_seconds(bytes_: int, situation: Situation) -> float:

@@ -85,7 +85,8 @@ def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[i
     machine, (columns, rows) = situation.target.machine, tile
     height, width = known.extent
     taps = known.kernel[0] * known.kernel[1]
-    cycles = 0.0
+    block = output_block(group.anchor, situation)
+    rate, cycles = machine.rate(block), 0.0
     for count, repeat in ((columns, width // columns), (width % columns, 1)):
         if not count:
             continue
@@ -94,9 +95,9 @@ def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[i
         loads = _touched(known, 0, rows) * _touched(known, 1, count) + (0 if kept else taps * sums)
         # consecutive tiles overlap in an out-of-order core, so half of the latency shows
         chain = taps * machine.fma_latency / 2
-        step = max(taps * sums / machine.fma_per_cycle, loads / machine.loads_per_cycle, chain)
+        step = max(taps * sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle / rate, chain)
         cycles += repeat * (step + TILE_CYCLES + 2 * sums)
-    blocks = -(-known.outputs // output_block(group.anchor, situation))
+    blocks = -(-known.outputs // block)
     return known.batch * blocks * (height // rows) * cycles / machine.clock
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, value_slot
 from compiler.codegen.layout import Border
+from compiler.codegen.layouts import tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
@@ -113,7 +114,7 @@ def _tiles(group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]
     block = output_block(group.anchor, situation)
     blocks = -(-known.outputs // block)
     height, width = _rows_and_columns(group, known, situation)
-    for vectors in (v for v in (1, 2, 4) if blocks % v == 0):
+    for vectors in (1, *tile_vectors(blocks)):
         for columns in range(1, min(width, situation.target.vector_registers) + 1):
             for rows in (r for r in (1, 2, 3, 4, 7, 8, 14) if height % r == 0 and (r == 1 or columns == width)):
                 if fits_registers(situation.target, columns * rows, vectors):
@@ -134,13 +135,15 @@ def _candidate(group: Group, situation: Situation, tile: tuple[int, int, int]) -
     columns, rows, vectors = tile
     height, width = _rows_and_columns(group, known, situation)
     block = output_block(group.anchor, situation)
-    panels = -(-known.outputs // block) // vectors
+    panels, rate = -(-known.outputs // block) // vectors, machine.rate(block)
     steps = height // rows
     cycles, tiles = 0.0, 0
     for count, repeat in ((columns, width // columns), (width % columns, 1)):
         if count and repeat:
-            sums, loads = count * rows * vectors, count * rows * 0.5 + vectors
-            step = max(sums / machine.fma_per_cycle, loads / machine.loads_per_cycle, machine.fma_latency / 2)
+            sums, loads = count * rows * vectors, count * rows * 0.5 + vectors / rate
+            step = max(
+                sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2
+            )
             cycles += steps * repeat * (known.taps * step + TILE_CYCLES + 2 * sums)
             tiles += steps * repeat
     panel = 4 * known.taps * block * vectors

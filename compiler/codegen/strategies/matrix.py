@@ -8,7 +8,7 @@ import numpy as np
 
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, plain_slot
-from compiler.codegen.layouts import block_width
+from compiler.codegen.layouts import fewest_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import activation_of
 from compiler.codegen.templates import gemm
@@ -61,7 +61,7 @@ class Gemm(Strategy):
 
 def column_block(columns: int, lanes: int) -> int:
     """Lanes of one vector of columns."""
-    return max(block_width(columns, lanes), 4)
+    return fewest_vectors(columns, lanes)
 
 
 def matrix_extent(site: Site) -> tuple[int, int]:

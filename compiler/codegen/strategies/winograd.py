@@ -10,6 +10,7 @@ import numpy as np
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, value_slot
 from compiler.codegen.layout import Border
+from compiler.codegen.layouts import tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
@@ -100,7 +101,7 @@ class _Winograd(Strategy):
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
         blocks = -(-known.outputs // output_block(group.anchor, situation))
         room = situation.target.vector_registers
-        for vectors in (v for v in (1, 2, 4) if blocks % v == 0):
+        for vectors in (1, *tile_vectors(blocks)):
             fitting = (r for r in range(1, min(count, room) + 1) if fits_registers(situation.target, r, vectors))
             for rows in fitting:
                 sizes = {rows * -(-min(size, count) // rows) for size in (*_GROUPS, count if count <= 200 else 1)}
@@ -112,14 +113,14 @@ class _Winograd(Strategy):
         """Products by registers and caches, transforms by loads and stores."""
         machine, (size, rows, vectors) = situation.target.machine, tile
         block = output_block(group.anchor, situation)
-        blocks = -(-known.outputs // block)
+        blocks, rate = -(-known.outputs // block), machine.rate(block)
         points = (self.outputs[0] + 2) * (self.outputs[1] + 2)
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
         groups = -(-count // size)
         units = -(-count // rows)
         step = max(
-            rows * vectors / machine.fma_per_cycle,
-            (rows * 0.5 + vectors) / machine.loads_per_cycle,
+            rows * vectors / machine.fma_per_cycle / rate,
+            (rows * 0.5 + vectors / rate) / machine.loads_per_cycle,
             machine.fma_latency / 2,
         )
         unit = points * (blocks // vectors) * (known.inputs * step + 12 + rows * vectors) / machine.clock
