@@ -21,10 +21,12 @@ from compiler.codegen.planner import Decision, Decisions, Sources, decide, wante
 from compiler.codegen.program import Argument, Call, Kernel, Library, Port, Program, TaskIO
 from compiler.codegen.sharing import worth_sharing
 from compiler.codegen.strategies import STRATEGIES
+from compiler.codegen.strategies.base import weight_form
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, LoweringError
+from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Ref, Value
-from compiler.ir.types import ValueRef
+from compiler.ir.types import NodeRef, ValueRef
 
 MOST_LISTED_TASKS = 6
 """Up to this many tasks every subset is listed by default."""
@@ -307,6 +309,18 @@ def _choice_record(decision: Decision | None) -> dict[str, object]:
     }
 
 
+def _weights_record(graph: Graph, step: Step) -> dict[str, object]:
+    """Form of sparse weights, and whether the kernel leaves their zeros out or multiplies with them."""
+    if step.decision is None:
+        return {}
+    operands = graph.operands(graph.node(NodeRef(step.nodes[0]))).present()
+    sparse = [v for _, v in operands if v.data is not None and v.type.encoding != Dense()]
+    if not sparse:
+        return {}
+    skips = STRATEGIES[step.decision.choice.algorithm].skips_zeros
+    return {"weights": weight_form(sparse[0]), "zeros": "left out" if skips else "multiplied"}
+
+
 def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: Target) -> dict[str, object]:
     """What was chosen, call by call: JSON-ready."""
     steps = []
@@ -322,6 +336,7 @@ def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: 
                 "units": step.built.parts,
                 "shared": _shared(plan, step),
                 **_choice_record(step.decision),
+                **_weights_record(plan.graph, step),
                 **step.built.note,
             }
         )

@@ -15,6 +15,7 @@ from compiler.codegen.layout import Border
 from compiler.codegen.strategies import STRATEGIES, strategies_for
 from compiler.codegen.strategies.base import Candidate, Choice, Situation
 from compiler.codegen.target import Target
+from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, LoweringError
 from compiler.ir.graph import Graph
 from compiler.ir.types import NodeRef, ValueRef
@@ -71,7 +72,7 @@ def decide(graph: Graph, groups: Sequence[Group], target: Target, sources: Sourc
 def situation(graph: Graph, groups: Iterable[Group], target: Target) -> Situation:
     """The facts of the whole network that candidates depend on."""
     padded = {v.ref for g in groups if g.family in CONVOLUTIONS and any(g.anchor.ints("pads")) for v in g.segments}
-    weights = sum(v.type.bytes for v in graph.parameters() if v.dtype.is_float)
+    weights = sum(parameter_cost(v).weight_bytes for v in graph.parameters() if v.dtype.is_float)
     return Situation(target, frozenset(padded), weights)
 
 

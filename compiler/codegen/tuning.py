@@ -14,7 +14,7 @@ from typing import Any
 
 from compiler.codegen.groups import CONVOLUTIONS, Group
 from compiler.codegen.strategies import STRATEGIES
-from compiler.codegen.strategies.base import Choice
+from compiler.codegen.strategies.base import Choice, weight_form
 from compiler.codegen.strategies.convolution import facts
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError
@@ -103,9 +103,10 @@ class TuningDatabase:
 
 
 def layer_key(group: Group, target: Target) -> str | None:
-    """Name of a group's shape, epilogue and instruction set; None for families with nothing to choose."""
+    """Name of a group's shape, weights, epilogue and instruction set; None for families with nothing to choose."""
     if group.family not in CONVOLUTIONS:
         return None
     after = "+".join(s.node.op.name for s in group.sites[1:]) or "linear"
     parts = "+".join(str(v.shape[1]) for v in group.segments)
-    return f"{target.preset}|{group.family}|{facts(group.anchor).signature}|{parts}|{after}"
+    weights = weight_form(group.anchor.operands[1])
+    return f"{target.preset}|{group.family}|{facts(group.anchor).signature}|{parts}|{weights}|{after}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from compiler.codegen.groups import Family
 from compiler.codegen.strategies.base import Strategy
+from compiler.codegen.strategies.block_sparse import BlockSparse
 from compiler.codegen.strategies.depthwise import Depthwise
 from compiler.codegen.strategies.direct import DirectConv
 from compiler.codegen.strategies.generic import Generic
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
+from compiler.codegen.strategies.regular_block import RegularBlock
 from compiler.codegen.strategies.winograd import Winograd2x2, Winograd4x2, Winograd4x4
 
 STRATEGIES: dict[str, Strategy] = {
@@ -18,6 +20,8 @@ STRATEGIES: dict[str, Strategy] = {
         Winograd2x2(),
         Winograd4x2(),
         Winograd4x4(),
+        BlockSparse(),
+        RegularBlock(),
         Depthwise(),
         Gemm(),
         Recurrent(),

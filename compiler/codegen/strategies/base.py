@@ -15,6 +15,7 @@ from compiler.codegen.groups import Family, Group
 from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.target import Target
+from compiler.ir.encoding import Dense
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -59,6 +60,8 @@ class Strategy(abc.ABC):
     """Counted up whenever the generated code changes, so that stale measurements die."""
     families: ClassVar[tuple[Family, ...]]
     """Groups it can run."""
+    skips_zeros: ClassVar[bool] = False
+    """Whether it leaves out what the encoding of the weights does not store."""
 
     @abc.abstractmethod
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -71,3 +74,13 @@ class Strategy(abc.ABC):
     @abc.abstractmethod
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         """The kernel, its packed constants and its arguments; it must store the values `stored`."""
+
+
+def weight_form(weight: Value) -> str:
+    """How a weight is stored, and the share of it, in steps of a sixty-fourth: times depend on both."""
+    encoding = weight.type.encoding
+    if encoding == Dense() or not weight.size:
+        return "dense"
+    stored = encoding.stored(weight.shape, weight.data) / weight.size
+    kind = str(encoding).partition("+")[0].partition("*")[0].partition("/")[0]
+    return f"{kind}@{round(64 * stored)}/64"

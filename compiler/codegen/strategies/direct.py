@@ -22,7 +22,7 @@ from compiler.codegen.strategies.convolution import (
 )
 from compiler.codegen.target import Target
 from compiler.codegen.templates import conv
-from compiler.codegen.templates.blocked import Plane, pack_bias
+from compiler.codegen.templates.blocked import Epilogue, Plane, pack_bias
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -71,14 +71,8 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
     """The physical shape of a convolution; a 1x1 over contiguous buffers becomes rows of a tile's length."""
     site = group.anchor
     known = facts(site)
-    x, y = tuple(blocked_plane(builder, v) for v in group.segments), blocked_plane(builder, group.outputs[0])
-    after = epilogue(builder, group)
     columns, rows, vectors = tile
-    planes = (*x, y, *((after.residual,) if after.residual else ()))
-    if known.pointwise and all(p.contiguous for p in planes) and y.height * y.width % columns == 0:
-        x, y = tuple(p.reshaped(columns) for p in x), y.reshaped(columns)
-        if after.residual is not None:
-            after = type(after)(after.residual.reshaped(columns), after.activation)
+    x, y, after = image_planes(builder, group, columns)
     return conv.ConvShape(
         batch=known.batch,
         x=x,
@@ -93,6 +87,20 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
         prefetch=4 * y.lanes * y.height * y.width >= LARGE_OUTPUT,
         lane_unroll=lane_unroll(builder.target, x),
     )
+
+
+def image_planes(builder: Builder, group: Group, columns: int) -> tuple[tuple[Plane, ...], Plane, Epilogue]:
+    """Buffers of the input's segments and of the result, and what follows the sum; a 1x1 over contiguous buffers
+    sees them as rows of `columns`, where these divide the image."""
+    x, y = tuple(blocked_plane(builder, v) for v in group.segments), blocked_plane(builder, group.outputs[0])
+    after = epilogue(builder, group)
+    planes = (*x, y, *((after.residual,) if after.residual else ()))
+    pointwise = facts(group.anchor).pointwise
+    if pointwise and all(p.contiguous for p in planes) and y.height * y.width % columns == 0:
+        x, y = tuple(p.reshaped(columns) for p in x), y.reshaped(columns)
+        if after.residual is not None:
+            after = Epilogue(after.residual.reshaped(columns), after.activation)
+    return x, y, after
 
 
 def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
@@ -113,7 +121,7 @@ def _tiles(group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]
     known = facts(group.anchor)
     block = output_block(group.anchor, situation)
     blocks = -(-known.outputs // block)
-    height, width = _rows_and_columns(group, known, situation)
+    height, width = rows_and_columns(group, known, situation)
     for vectors in (1, *tile_vectors(blocks)):
         for columns in range(1, min(width, situation.target.vector_registers) + 1):
             for rows in (r for r in (1, 2, 3, 4, 7, 8, 14) if height % r == 0 and (r == 1 or columns == width)):
@@ -121,7 +129,7 @@ def _tiles(group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]
                     yield columns, rows, vectors
 
 
-def _rows_and_columns(group: Group, known: ConvFacts, situation: Situation) -> tuple[int, int]:
+def rows_and_columns(group: Group, known: ConvFacts, situation: Situation) -> tuple[int, int]:
     """Extent of the image as the kernel will see it: a contiguous 1x1 is one long row."""
     values = [*group.segments, group.outputs[0], *((group.residual,) if group.residual else ())]
     if known.pointwise and not any(v.ref in situation.padded for v in values):
@@ -133,7 +141,7 @@ def _candidate(group: Group, situation: Situation, tile: tuple[int, int, int]) -
     """Every panel of weights meets the image once: the first tile waits for it, the others find it in a cache."""
     known, machine = facts(group.anchor), situation.target.machine
     columns, rows, vectors = tile
-    height, width = _rows_and_columns(group, known, situation)
+    height, width = rows_and_columns(group, known, situation)
     block = output_block(group.anchor, situation)
     panels, rate = -(-known.outputs // block) // vectors, machine.rate(block)
     steps = height // rows

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.activation import Activation
@@ -89,9 +90,18 @@ class Output:
 
     def store(self, at: Sequence[Any], value: Any) -> None:
         """Finish `value` (bias included) and store it at (batch, block, row, column) of the image."""
+        self._store(at, vector(0, self.plane.block), value, self.plane.block)
+
+    def store_channels(self, at: Sequence[Any], first: Any, value: Any, width: int) -> None:
+        """Finish the values of `width` channels from `first` on, all of one block, and store them at (batch, row,
+        column) of the image; `first` is a multiple of `width`."""
+        n, row, column = at
+        blocks, size = self.plane.blocks, self.plane.block
+        block, lane = (0, first) if blocks == 1 else (tirx.floordiv(first, size), tirx.floormod(first, size))
+        self._store((n, block, row, column), vector(lane, width), value, width)
+
+    def _store(self, at: Sequence[Any], lanes: Any, value: Any, width: int) -> None:
         n, block, row, column = at
-        width = self.plane.block
-        lanes = vector(0, width)
         residual = None
         if self._residual is not None:
             other = self._epilogue.residual

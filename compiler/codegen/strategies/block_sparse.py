@@ -1,0 +1,123 @@
+"""Weights in R x 1 blocks by lists of input taps: time is proportional to what is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from compiler.codegen.groups import Group
+from compiler.codegen.kernels import Builder, Built
+from compiler.codegen.layout import Border
+from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
+from compiler.codegen.strategies.convolution import weight_seconds
+from compiler.codegen.strategies.sparse import (
+    ENOUGH,
+    MOST_CANDIDATES,
+    SMALL_WEIGHTS,
+    TILE_CYCLES,
+    SparseFacts,
+    bias_slot,
+    image_tiles,
+    output_axis,
+    sparse_borders,
+    sparse_facts,
+    sparse_layer,
+    tables,
+    tile_counts,
+)
+from compiler.codegen.target import Target
+from compiler.codegen.templates import block_sparse
+from compiler.ir.encoding import BlockSparse as Blocks
+from compiler.ir.graph import Value
+from compiler.ir.types import ValueRef
+
+
+class BlockSparse(Strategy):
+    """Tile: columns and rows of positions in registers, taps summed side by side."""
+
+    name = "block-sparse"
+    families = ("conv", "gemm")
+    skips_zeros = True
+
+    def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
+        encoding = group.anchor.operands[1].type.encoding
+        if not isinstance(encoding, Blocks) or encoding.rows != output_axis(group):
+            return []
+        known = sparse_facts(group, situation)
+        width = register_width(known.output_block, encoding.height, situation.target.lanes)
+        if width < min(4, situation.target.lanes):
+            return []
+        stored = np.count_nonzero(encoding.alive(group.anchor.operands[1].constant))
+        found = [
+            _candidate(known, int(stored), width, tile, situation)
+            for tile in _tiles(known.extent, encoding.height // width, situation.target)
+        ]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+
+    def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
+        return sparse_borders(group)
+
+    def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
+        encoding = group.anchor.operands[1].type.encoding
+        assert isinstance(encoding, Blocks)
+        columns, rows, unroll = choice.tile
+        layer = sparse_layer(builder, group, columns)
+        known, height = layer.layer, encoding.height
+        packed = block_sparse.pack(layer.weight, height, layer.x, known.pad, known.dilation)
+        shape = block_sparse.BlockSparseShape(
+            batch=layer.batch,
+            x=layer.x,
+            y=layer.y,
+            stride=known.stride,
+            height=height,
+            width=register_width(0 if group.family == "gemm" else layer.y.block, height, builder.target.lanes),
+            epilogue=layer.epilogue,
+            tile=(columns, min(rows, layer.y.height), unroll),
+            weights_outer=packed.values.nbytes + packed.index.nbytes > SMALL_WEIGHTS,
+        )
+        arrays = {"values": packed.values, "index": packed.index, "first": packed.first, "last": packed.last}
+        slots = [*layer.inputs, *tables(builder, layer, str(encoding), tuple(arrays.items()))]
+        slots += [bias_slot(builder, layer, height), *layer.rest]
+        return Built(
+            (self.name, shape),
+            block_sparse.block_sparse_kernel(shape),
+            tuple(slots),
+            self.name,
+            shape.tiling.parts,
+        )
+
+
+def register_width(block: int, height: int, lanes: int) -> int:
+    """Lanes of the widest register that makes up blocks of `height` rows and of the result (0: one block only)."""
+    return math.gcd(height, block, lanes)
+
+
+def _tiles(extent: tuple[int, int], vectors: int, target: Target) -> Iterable[tuple[int, int, int]]:
+    room = target.vector_registers - vectors - (1 if target.vector_registers > 16 or target.lanes > 4 else 2)
+    for columns, rows in image_tiles(extent, room // vectors):
+        sums = columns * rows * vectors
+        yield columns, rows, max(1, min(ENOUGH // sums, room // sums))
+
+
+def _candidate(
+    known: SparseFacts, stored: int, width: int, tile: tuple[int, int, int], situation: Situation
+) -> Candidate:
+    """Cycles of all register tiles by the larger of multiply-adds and loads, or the time to read the weights."""
+    machine, (columns, rows, unroll) = situation.target.machine, tile
+    encoding = known.encoding
+    assert isinstance(encoding, Blocks)
+    vectors, groups = encoding.height // width, -(-known.output_lanes // encoding.height)
+    cycles = 0.0
+    for positions, count in tile_counts(known.extent, columns, rows):
+        sums, loads = positions * vectors, positions * 0.5 + vectors + 0.5
+        step = max(
+            sums / machine.fma_per_cycle / machine.rate(width),
+            loads / machine.loads_per_cycle,
+            machine.fma_latency / unroll,
+        )
+        cycles += count * (stored * step + groups * (TILE_CYCLES + 2 * sums * unroll))
+    cycles *= known.layer.batch
+    bytes_ = stored * (4 * encoding.height + 4)
+    return Candidate(Choice(BlockSparse.name, tile), max(cycles / machine.clock, weight_seconds(bytes_, situation)))

@@ -1,0 +1,198 @@
+"""Weights with one survivor per run of inputs, by permutes in registers: at most five bytes per survivor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from compiler.codegen.groups import Group
+from compiler.codegen.kernels import Builder, Built
+from compiler.codegen.layout import Border
+from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
+from compiler.codegen.strategies.convolution import activation_of, weight_seconds
+from compiler.codegen.strategies.sparse import (
+    MOST_CANDIDATES,
+    SMALL_WEIGHTS,
+    TILE_CYCLES,
+    SparseFacts,
+    SparseLayer,
+    image_tiles,
+    output_axis,
+    sparse_borders,
+    sparse_facts,
+    sparse_layer,
+    tables,
+    tile_counts,
+)
+from compiler.codegen.target import Target
+from compiler.codegen.templates import regular_block
+from compiler.codegen.templates.permute import Permutation
+from compiler.codegen.templates.regular_block import RowClass
+from compiler.ir.encoding import RegularBlock as Runs
+from compiler.ir.graph import Value
+from compiler.ir.types import ValueRef
+
+PERMUTE_COST = {1: 0.6, 2: 1.15, 4: 3.0}
+"""Time of a permutation from so many sources, in multiply-adds."""
+
+LOAD_COST = 0.25
+"""What loading an input vector adds, in loads: most of it hides behind the permutations."""
+
+MOST_HELD = 8
+"""Input vectors that stay in registers while all vectors and runs of a step use them."""
+
+SCATTER_CYCLES = 2.0
+"""Time to store one lane on its own."""
+
+MOST_STEPS = 2
+"""Steps of an activation that lanes stored one by one may have: their code is repeated for every lane."""
+
+
+class RegularBlock(Strategy):
+    """Tile: columns and rows of positions in registers, vectors of output rows that share a load."""
+
+    name = "regular-block"
+    families = ("conv", "gemm")
+    skips_zeros = True
+
+    def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
+        encoding, target = group.anchor.operands[1].type.encoding, situation.target
+        axis = output_axis(group)
+        if not isinstance(encoding, Runs) or (encoding.rows, encoding.inputs) != (axis, 1 - axis):
+            return []
+        known = sparse_facts(group, situation)
+        width = register_width(known, target)
+        if width is None or not _applies(group, known, encoding, width, target):
+            return []
+        sizes = encoding.row_sizes(known.layer.outputs)
+        found = [
+            _candidate(known, sizes, width, tile, situation) for tile in _tiles(known, encoding, width, target)
+        ]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+
+    def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
+        return sparse_borders(group)
+
+    def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
+        encoding = group.anchor.operands[1].type.encoding
+        assert isinstance(encoding, Runs)
+        layer = sparse_layer(builder, group, choice.tile[0])
+        sizes = encoding.row_sizes(layer.layer.outputs)
+        shape = _shape(builder, group, layer, sizes, choice)
+        packed = regular_block.pack(layer.weight, sizes, shape)
+        bias = np.zeros(len(packed.rows), np.float32)
+        if layer.bias is not None:
+            bias = np.where(packed.rows >= 0, layer.bias[packed.rows], bias)
+        arrays = [("values", packed.values), ("codes", packed.codes)]
+        arrays += [("rows", packed.rows)] if shape.scattered else []
+        slots = [*layer.inputs, *tables(builder, layer, str(encoding), arrays)]
+        slots += [builder.constant(layer.named[1], bias.astype(np.float32), "bias"), *layer.rest]
+        return Built(
+            (self.name, shape),
+            regular_block.regular_block_kernel(shape),
+            tuple(slots),
+            self.name,
+            shape.tiling.parts,
+        )
+
+
+def register_width(known: SparseFacts, target: Target) -> int | None:
+    """Lanes of the widest register that makes up every block of input and result; None where nothing permutes."""
+    if target.arch == "armv7" or (target.arch == "x86_64" and target.lanes < 8):
+        return None
+    width = math.gcd(known.output_block, target.lanes, *(block for _, block in known.segments))
+    return width if width >= 4 else None
+
+
+def _applies(group: Group, known: SparseFacts, encoding: Runs, width: int, target: Target) -> bool:
+    """Whether every run can be permuted, steps do not cross segments, and lanes can be stored."""
+    sizes = set(encoding.sizes)
+    if any(s & (s - 1) or s < 4 or not _permutation(target, width, s).supported for s in sizes):
+        return False
+    step = max(width, *sizes)
+    if any(channels % step for channels, _ in known.segments[:-1]):
+        return False
+    scattered = len(sizes) > 1
+    return not scattered or (
+        len(sizes) <= regular_block.MOST_CLASSES and len(activation_of(group).steps) <= MOST_STEPS
+    )
+
+
+def _permutation(target: Target, width: int, size: int) -> Permutation:
+    return Permutation("arm64" if target.arch == "aarch64" else "x86", width, max(1, size // width))
+
+
+def _shape(
+    builder: Builder, group: Group, layer: SparseLayer, sizes: np.ndarray, choice: Choice
+) -> regular_block.RegularShape:
+    columns, rows, vectors = choice.tile
+    blocks = [x.block for x in layer.x] + ([] if group.family == "gemm" else [layer.y.block])
+    width = math.gcd(builder.target.lanes, *blocks)
+    known = layer.layer
+    classes = regular_block.row_classes(sizes, width * vectors)
+    bytes_ = sum(c.panels * known.taps // c.size for c in classes) * width * vectors * 5
+    return regular_block.RegularShape(
+        batch=layer.batch,
+        x=layer.x,
+        y=layer.y,
+        kernel=known.kernel,
+        stride=known.stride,
+        dilation=known.dilation,
+        pad=known.pad,
+        classes=classes,
+        arch=builder.target.arch,
+        width=width,
+        epilogue=layer.epilogue,
+        tile=(columns, min(rows, layer.y.height), vectors),
+        weights_outer=bytes_ > SMALL_WEIGHTS,
+    )
+
+
+def _tiles(known: SparseFacts, encoding: Runs, width: int, target: Target) -> Iterable[tuple[int, int, int]]:
+    """Accumulators, one input, and code and weight of every vector of a panel stay in registers."""
+    sources = max(1, max(encoding.sizes) // width)
+    for vectors in (1, 2, 4, 8):
+        if vectors > 1 and vectors * width > known.output_lanes:
+            break
+        room = target.vector_registers - vectors - sources - 2
+        for columns, rows in image_tiles(known.extent, room // vectors):
+            yield columns, rows, vectors
+
+
+def _candidate(
+    known: SparseFacts, sizes: np.ndarray, width: int, tile: tuple[int, int, int], situation: Situation
+) -> Candidate:
+    """Cycles of all classes of rows, or the time to read the weights."""
+    classes = regular_block.row_classes(sizes, width * tile[2])
+    cycles = sum(_cycles(known, one, width, tile, situation, len(classes) > 1) for one in classes)
+    bytes_ = sum(one.panels * tile[2] * width * known.layer.taps // one.size for one in classes) * 4.5
+    machine = situation.target.machine
+    seconds = max(cycles * known.layer.batch / machine.clock, weight_seconds(int(bytes_), situation))
+    return Candidate(Choice(RegularBlock.name, tile), seconds)
+
+
+def _cycles(
+    known: SparseFacts,
+    one: RowClass,
+    width: int,
+    tile: tuple[int, int, int],
+    situation: Situation,
+    scattered: bool,
+) -> float:
+    """Cycles of one class of rows over an image."""
+    machine, (columns, rows, vectors) = situation.target.machine, tile
+    sources, runs = max(1, one.size // width), max(1, width // one.size)
+    taps = known.layer.kernel[0] * known.layer.kernel[1]
+    steps = taps * sum(-(-channels // max(one.size, width)) for channels, _ in known.segments)
+    total = 0.0
+    for positions, count in tile_counts(known.extent, columns, rows):
+        sums = positions * vectors
+        held = positions * sources <= MOST_HELD
+        loads = positions * sources * (1 if held else runs * vectors)
+        work = sums * (1 + PERMUTE_COST[sources]) / machine.fma_per_cycle
+        step = runs * (max(work, machine.fma_latency) + vectors + 1) + LOAD_COST * loads / machine.loads_per_cycle
+        store = sums * width * SCATTER_CYCLES if scattered else 2 * sums
+        total += count * one.panels * (steps * step + TILE_CYCLES + store)
+    return total

@@ -1,0 +1,104 @@
+"""Permutation of a vector by a vector of positions, per instruction set: `result[l] = sources[code[l]]`.
+
+Codes name a lane among the lanes of all sources. How they lie in memory is part of the permutation: two codes of
+four bits in a byte (the code of an even vector low, that of the odd one behind it high), one code per byte, or the
+positions of all four bytes of a lane, which is what ARM's table look-up wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from compiler.codegen.templates.common import splat
+
+Form = Literal["nibble", "byte", "table"]
+
+_X86 = {
+    (16, 1): "llvm.x86.avx512.permvar.sf.512",
+    (16, 2): "llvm.x86.avx512.vpermi2var.ps.512",
+    (8, 1): "llvm.x86.avx2.permps",
+    (4, 1): "llvm.x86.avx.vpermilvar.ps",
+}
+"""Lanes and sources to the instruction; it looks at the low bits of a code only."""
+
+_ARM64 = {1: "llvm.aarch64.neon.tbl1.v16i8", 2: "llvm.aarch64.neon.tbl2.v16i8", 4: "llvm.aarch64.neon.tbl4.v16i8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """How vectors of `lanes` are permuted, from one source or several (whole runs longer than a vector)."""
+
+    arch: Literal["x86", "arm64"]
+    lanes: int
+    sources: int
+
+    @property
+    def supported(self) -> bool:
+        """Whether there is an instruction for it."""
+        if self.arch == "arm64":
+            return self.lanes == 4 and self.sources in _ARM64
+        return (self.lanes, 1) in _X86 and self.sources in (1, 2, 4)
+
+    def form(self, panels: int) -> Form:
+        """How the codes of `panels` vectors that share their sources lie in memory."""
+        if self.arch == "arm64":
+            return "table"
+        return "nibble" if panels % 2 == 0 and self.lanes * self.sources <= 16 else "byte"
+
+    def __call__(self, sources: Sequence[Any], code: Any) -> Any:
+        """The permuted vector; `code` as `codes` gives it."""
+        assert len(sources) == self.sources
+        if self.arch == "arm64":
+            return self._table(sources, code)
+        name = _X86.get((self.lanes, self.sources))
+        if name is None:
+            return self._selected(sources, code)
+        if self.sources == 2:
+            return T.call_llvm_pure_intrin(f"float32x{self.lanes}", name, sources[0], code, sources[1])
+        return T.call_llvm_pure_intrin(f"float32x{self.lanes}", name, sources[0], code)
+
+    def _selected(self, sources: Sequence[Any], code: Any) -> Any:
+        """Half of the sources each, then by the bit of the code that tells the halves apart."""
+        half = Permutation(self.arch, self.lanes, self.sources // 2)
+        low, high = half(sources[: half.sources], code), half(sources[half.sources :], code)
+        bit = tirx.IntImm("int32", self.lanes * half.sources)
+        chosen = tirx.bitwise_and(code, tirx.Broadcast(bit, self.lanes))
+        return tirx.Select(tirx.NE(chosen, tirx.Broadcast(tirx.IntImm("int32", 0), self.lanes)), high, low)
+
+    def _table(self, sources: Sequence[Any], code: Any) -> Any:
+        tables = [T.reinterpret("int8x16", s) for s in sources]
+        found = T.call_llvm_pure_intrin("int8x16", _ARM64[self.sources], *tables, code)
+        return T.reinterpret("float32x4", found)
+
+    def codes(self, form: Form, stored: Any, panel: int) -> Any:
+        """What the instruction takes, for one of the panels that a stored vector serves."""
+        if form == "table":
+            return stored
+        wide = tirx.Cast(f"int32x{self.lanes}", stored)
+        if form == "nibble" and panel % 2:
+            return tirx.shift_right(wide, tirx.Broadcast(tirx.IntImm("int32", 4), self.lanes))
+        return wide
+
+    def stored_lanes(self, form: Form) -> int:
+        """Bytes of one stored vector of codes."""
+        return 4 * self.lanes if form == "table" else self.lanes
+
+    def pack(self, form: Form, codes: np.ndarray) -> np.ndarray:
+        """uint8 [..., panels, lanes] of lane numbers to what is stored: [..., vectors, stored lanes]."""
+        if form == "byte":
+            return codes
+        if form == "nibble":
+            return np.asarray(codes[..., 0::2, :] | codes[..., 1::2, :] << 4, np.uint8)
+        bytes_ = codes[..., None] * np.uint8(4) + np.arange(4, dtype=np.uint8)
+        return np.ascontiguousarray(bytes_.reshape(*codes.shape[:-1], 4 * self.lanes))
+
+
+def zero_vector(lanes: int) -> Any:
+    """A source that no code names."""
+    return splat(0.0, lanes)
