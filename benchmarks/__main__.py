@@ -9,6 +9,7 @@ STUDIES = {
     "dense": "benchmarks.dense",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
+    "sparse": "benchmarks.sparse",
     "setup-peers": "benchmarks.setup_peers",
 }
 """Name on the command line -> module with `main(arguments) -> exit status`."""

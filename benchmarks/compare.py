@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.host import flush_bytes, machine_lock
-from benchmarks.peers import OURS, PEAK, PEERS, Peer
+from benchmarks.peers import KERNELS, OURS, PEAK, PEERS, Peer
 from benchmarks.peers.client import PeerError, Worker
 from benchmarks.peers.peak_engine import FLOPS as PEAK_FLOPS
 from benchmarks.rounds import Timing, duel, race
@@ -48,6 +48,8 @@ class Problem:
     flops: int | None = None
     wall: bool = False
     """Compare by wall clock, whatever the threads."""
+    against_peak: bool = False
+    """A row more, against the peer `peak`: the time in which the core could do `flops`; the ratio is the share."""
 
 
 @dataclass
@@ -79,7 +81,8 @@ def compare(problem: Problem, ours: Contender, peers: Sequence[Contender], setti
             _time(found, peak, settings)
         except PeerError as error:
             return [Row(problem.case, p.label, error=f"while timing: {error}") for p in peers]
-    return [_row(problem, ours.label, p.label, found) for p in peers]
+    rows = [_row(problem, ours.label, p.label, found) for p in peers]
+    return [*rows, _peak_row(problem, ours.label, found)] if problem.against_peak else rows
 
 
 def started(contender: Contender, feeds: Arrays, settings: Settings) -> Worker:
@@ -101,6 +104,11 @@ def reference(file: Path, feeds: Arrays, settings: Settings) -> dict[str, np.nda
         return worker.outputs()
 
 
+def kernels(label: str, file: Path, settings: Settings, algorithm: str = "") -> Contender:
+    """Our kernels without copies between layouts; `algorithm` wherever it applies, else the planner's choice."""
+    return Contender(label, KERNELS, file, {"target": settings.target, "algorithm": algorithm})
+
+
 def bundle(folder: Path, tasks: Sequence[str] = (), label: str = "ours") -> Contender:
     """Our contender: a bundle, with a subset of its tasks (default: all)."""
     return Contender(label, OURS, folder, {"tasks": list(tasks)})
@@ -110,7 +118,7 @@ def bundle(folder: Path, tasks: Sequence[str] = (), label: str = "ours") -> Cont
 def _admit(worker: Worker, contender: Contender, problem: Problem, found: _Field) -> None:
     found.differences[contender.label] = checked(worker.outputs(), problem.expected)
     (once,) = worker.run(1).wall
-    if once > SLOWEST and contender.peer is not OURS:
+    if once > SLOWEST and contender.peer.requirements:
         raise PeerError(f"one call takes {once:.1f} s; more than {SLOWEST:g} s is not timed")
     found.workers[contender.label] = worker
 
@@ -176,5 +184,30 @@ def _row(problem: Problem, ours: str, peer: str, found: _Field) -> Row:
         gflops=rate and rate * 1e-9,
         peak=rate and found.peak and rate / found.peak,
         version=found.workers[peer].version,
-        note=found.workers[peer].note,
+        note=_note(found, ours, peer),
     )
+
+
+def _peak_row(problem: Problem, ours: str, found: _Field) -> Row:
+    assert problem.flops is not None, "a share of the peak needs the operations"
+    if found.peak is None:
+        return Row(problem.case, PEAK.name, error="the peak of the core was not measured")
+    seconds = found.hot[ours].cpu
+    least = problem.flops / found.peak
+    return Row(
+        problem.case,
+        PEAK.name,
+        seconds * 1e3,
+        least * 1e3,
+        least / seconds,
+        clock="cpu",
+        difference=found.differences[ours],
+        gflops=problem.flops / seconds * 1e-9,
+        peak=least / seconds,
+        note=_note(found, ours),
+    )
+
+
+def _note(found: _Field, *labels: str) -> str:
+    """What the engines say about themselves."""
+    return "; ".join(f"{label}: {note}" for label in labels if (note := found.workers[label].note))

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.client import ROOT
-from compiler import build, parse_pass
+from compiler import build, find_target, parse_pass
+from compiler.codegen.groups import make_groups
+from compiler.codegen.planner import Sources, candidates, situation
 from compiler.ir.graph import Graph
 from compiler.pipeline import DEFAULT as PASSES
 
@@ -46,6 +48,18 @@ def through(graph: Graph, passes: Sequence[str]) -> Graph:
     for spec in passes:
         graph = parse_pass(spec)(graph)
     return graph
+
+
+def forced(graph: Graph, target: str, algorithm: str) -> Sources:
+    """A recorded plan with one algorithm, at its best predicted tile, wherever it applies. Empty: no plan."""
+    groups = make_groups(graph)
+    known = situation(graph, groups, find_target(target))
+    recorded = {}
+    for group in groups:
+        fitting = [c.choice for c in candidates(group, known) if c.choice.algorithm == algorithm]
+        if fitting:
+            recorded[group.anchor.node.ref.name] = fitting[0]
+    return Sources(recorded)
 
 
 def compiled(

@@ -51,14 +51,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parser(study: str, about: str | None, peers: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The common options; `peers` are the default ones of a study that compares with other engines."""
+def parser(
+    study: str, about: str | None, peers: Sequence[str] = (), own: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """The common options; `peers` are the default ones of a study, `own` those of its own."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks {study}", description=about)
     made.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
     made.add_argument("--quick", action="store_true", help="2 rounds of 0.05 s instead of 5 of 0.2 s")
     made.add_argument("--only", type=_words, default=(), metavar="CASE,...", help="cases; * and ? match")
     if peers:
-        known = ", ".join(PEERS)
+        known = ", ".join([*PEERS, *own])
         made.add_argument("--peers", type=_words, default=tuple(peers), metavar="PEER,...", help=f"of {known}")
     made.add_argument("--target", default="host", help="target that our bundles are built for")
     made.add_argument("--core", type=int, help="processor to time on (default: the last usable one)")

@@ -62,6 +62,7 @@ def _installed(requirement: str) -> bool:
 
 
 OURS = Peer("bundle")
+KERNELS = Peer("kernels")
 PEAK = Peer("peak")
 IREE = "3.13.0"
 _ALL = (

@@ -13,6 +13,7 @@ from benchmarks.peers.engine import Arrays, Engine
 
 def load(model: str, feeds: Arrays, options: dict[str, Any]) -> Engine:
     """A session on the file `model` with `threads` threads inside an operator and one across them."""
+    onnxruntime.disable_telemetry_events()
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.intra_op_num_threads, settings.inter_op_num_threads = options["threads"], 1

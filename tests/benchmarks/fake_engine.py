@@ -38,4 +38,5 @@ def load(model, feeds, options):
         thread.start()
         thread.join()
 
-    return Engine("9.9", elsewhere if does == "threads" else compute, lambda: results, "a note")
+    own = (lambda: options["own"]) if "own" in options else None
+    return Engine("9.9", elsewhere if does == "threads" else compute, lambda: results, "a note", own)

@@ -19,7 +19,12 @@ def test_the_ratio_is_the_peers_time_over_ours(tmp_path):
     assert row.error is None and row.clock == "cpu"
     assert 2 < row.ratio < 4.5
     assert row.ratio == pytest.approx(row.peer_ms / row.ours_ms)
-    assert (row.version, row.note, row.difference, row.peer_difference) == ("9.9", "a note", 0.0, 0.0)
+    assert (row.version, row.note, row.difference, row.peer_difference) == (
+        "9.9",
+        "ours: a note; slower: a note",
+        0.0,
+        0.0,
+    )
 
 
 def test_an_engine_that_uses_other_threads_is_compared_by_wall_clock(tmp_path):

@@ -40,6 +40,12 @@ def test_times_are_per_call_and_without_the_flushing():
         assert samples.share <= 1
 
 
+def test_an_engine_may_bring_its_own_clock():
+    with loaded("double", own=0.25) as worker:
+        samples = worker.run(calls=2, batch=3)
+    assert samples.cpu == samples.wall == (0.25, 0.25)
+
+
 @pytest.mark.parametrize("does", ["double", "threads"])
 def test_the_share_shows_where_an_engine_computes(does):
     with loaded(does, spin=0.01) as worker:

@@ -1,0 +1,82 @@
+"""One case from file to rows, in the steps that all studies share."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+
+from benchmarks.cases import Case, Prepared, prepare
+from benchmarks.compare import Arrays, Contender, Problem, bundle, compare, kernels, reference
+from benchmarks.ours import compiled
+from benchmarks.peers import PEERS
+from benchmarks.rows import OUR_FAULT, Row
+from benchmarks.settings import Settings, say
+from compiler.cost.count import totals
+from compiler.errors import UnsupportedModelError
+
+Timing = Callable[[Arrays], list[Row]]
+"""Times what was built, given what onnxruntime computes."""
+Building = Callable[[Prepared, Settings], Timing]
+"""Builds what is needed beside the file and returns what times it."""
+
+
+def measure(
+    case: Case, labels: Sequence[str], settings: Settings, build: Building, *, time: bool = True
+) -> list[Row]:
+    """The rows of one case; none where our compiler does not take the network, which is printed.
+
+    A failure on our side is a row for each of `labels`. `time=False` stops when everything is built.
+    """
+    say(f"{case.name}: prepare")
+    try:
+        ready = prepare(case, settings.kept)
+        timing = build(ready, settings)
+        if not time:
+            return []
+        say(f"{case.name}: measure")
+        return timing(reference(ready.file, ready.feeds, settings))
+    except UnsupportedModelError as error:
+        say(f"{case.name}: not compiled, so not compared: {error}")
+        return []
+    except Exception as error:  # one network that breaks the compiler must not cost the rows of the others
+        traceback.print_exc()
+        return [Row(case.name, label, error=f"{OUR_FAULT}{type(error).__name__}: {error}") for label in labels]
+
+
+def whole(peers: Sequence[str]) -> Building:
+    """Our bundle of the whole network against engines on the same file."""
+
+    def build(ready: Prepared, settings: Settings) -> Timing:
+        folder = compiled(
+            ready.graph, ready.case.identity, settings.kept, target=settings.target, feeds=ready.feeds
+        ).folder
+
+        def timing(expected: Arrays) -> list[Row]:
+            problem = Problem(ready.case.name, ready.feeds, expected, totals(ready.graph).flops)
+            return compare(problem, bundle(folder), engines(peers, ready), settings)
+
+        return timing
+
+    return build
+
+
+def direct_kernel(peers: Sequence[str]) -> Building:
+    """A single layer: our direct kernel alone against the core's peak, then the whole call against `peers`."""
+
+    def build(ready: Prepared, settings: Settings) -> Timing:
+        call = whole(peers)(ready, settings) if peers else None
+
+        def timing(expected: Arrays) -> list[Row]:
+            flops = totals(ready.graph).flops
+            problem = Problem(ready.case.name, ready.feeds, expected, flops, against_peak=True)
+            alone = compare(problem, kernels("ours", ready.file, settings, "conv"), [], settings)
+            return alone + (call(expected) if call else [])
+
+        return timing
+
+    return build
+
+
+def engines(peers: Sequence[str], ready: Prepared) -> list[Contender]:
+    """Engines on the file of a case."""
+    return [Contender(name, PEERS[name], ready.file) for name in peers]
