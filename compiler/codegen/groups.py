@@ -17,10 +17,10 @@ from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
-Family = Literal["conv", "depthwise", "gemm", "recurrent", "generic", "view"]
+Family = Literal["conv", "depthwise", "transposed", "gemm", "recurrent", "generic", "view"]
 """What a group is; which algorithm runs it is chosen later among the strategies of its family."""
 
-CONVOLUTIONS = ("conv", "depthwise")
+CONVOLUTIONS = ("conv", "depthwise", "transposed")
 """Families that read and write blocked activations with a halo."""
 
 MAX_SEGMENTS = 16
@@ -213,7 +213,7 @@ def _only_joins(fusion: _Fusion, site: Site) -> bool:
 def _reads_segments(fusion: _Fusion, site: Site, value: Value) -> bool:
     """Whether a reader takes `value` as the input of a dense convolution, and nowhere else."""
     places = [i for i, v in site.operands.present() if v.ref == value.ref]
-    return places == [0] and _family(site) == "conv"
+    return places == [0] and _family(site) in ("conv", "transposed")
 
 
 def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
@@ -247,6 +247,8 @@ def _family(site: Site) -> Family:
     name = site.node.op.name
     if name == "Conv" and _float_activation(site) and _packed_constant(site, 1, 2):
         return _conv_family(site)
+    if name == "ConvTranspose" and _float_activation(site) and _packed_constant(site, 1, 2):
+        return _transposed_family(site)
     if name in ("Gemm", "MatMul") and _float_activation(site) and _gemm_fits(site):
         return "gemm"
     return _fallback_family(site)
@@ -259,6 +261,15 @@ def _conv_family(site: Site) -> Family:
     if group == 1:
         return "conv"
     return "depthwise" if group == x.shape[1] == weight.shape[0] else "generic"
+
+
+def _transposed_family(site: Site) -> Family:
+    """Every output cell needs a tap, and taps that lie whole strides apart to be neighbours."""
+    x, kernel, strides = site.operands[0], site.ints("kernel_shape"), site.ints("strides")
+    if x.rank not in (3, 4) or min(x.shape) == 0 or site.int("group") != 1 or min(site.ints("pads")) < 0:
+        return "generic"
+    spread = zip(kernel, strides, site.ints("dilations"), strict=True)
+    return "transposed" if all(k >= s and 1 in (s, d) for k, s, d in spread) else "generic"
 
 
 def _gemm_fits(site: Site) -> bool:

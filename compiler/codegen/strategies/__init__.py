@@ -11,6 +11,7 @@ from compiler.codegen.strategies.generic import Generic
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
+from compiler.codegen.strategies.transposed import Transposed
 from compiler.codegen.strategies.winograd import Winograd2x2, Winograd4x2, Winograd4x4
 
 STRATEGIES: dict[str, Strategy] = {
@@ -23,6 +24,7 @@ STRATEGIES: dict[str, Strategy] = {
         BlockSparse(),
         RegularBlock(),
         Depthwise(),
+        Transposed(),
         Gemm(),
         Recurrent(),
         Generic(),

@@ -116,10 +116,15 @@ def padding_borders(group: Group) -> dict[ValueRef, Border]:
     site = group.anchor
     pads, axes = site.ints("pads"), site.operands[0].rank - 2
     border = Border(tuple(pads[:axes]), tuple(pads[axes:]))
-    found = {v.ref: border for v in group.segments}
-    if group.residual is not None:
-        found.setdefault(group.residual.ref, Border((0,) * axes, (0,) * axes))
-    return found
+    return residual_border(group) | {v.ref: border for v in group.segments}
+
+
+def residual_border(group: Group) -> dict[ValueRef, Border]:
+    """A residual operand is read blocked, without a border."""
+    if group.residual is None:
+        return {}
+    axes = group.residual.rank - 2
+    return {group.residual.ref: Border((0,) * axes, (0,) * axes)}
 
 
 def weight4(site: Site) -> np.ndarray:

@@ -43,7 +43,12 @@ class DirectConv(Strategy):
     families = ("conv",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
-        found = [_candidate(group, situation, tile) for tile in _tiles(group, situation)]
+        known, block = facts(group.anchor), output_block(group.anchor, situation)
+        extent = rows_and_columns(group, known, situation)
+        found = [
+            Candidate(Choice(self.name, tile), seconds(known, extent, block, situation, tile))
+            for tile in register_tiles(extent, -(-known.outputs // block), situation.target)
+        ]
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
@@ -82,7 +87,7 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
         dilation=known.dilation,
         pad=known.pad,
         epilogue=after,
-        tile=(columns, _divisor(y.height, rows), _divisor(y.blocks, vectors)),
+        tile=(columns, divisor(y.height, rows), divisor(y.blocks, vectors)),
         weights_outer=4 * site.operands[1].size > SMALL_WEIGHTS,
         prefetch=4 * y.lanes * y.height * y.width >= LARGE_OUTPUT,
         lane_unroll=lane_unroll(builder.target, x),
@@ -117,15 +122,13 @@ def fits_registers(target: Target, positions: int, vectors: int) -> bool:
     return positions * vectors + vectors + (vectors > 1) <= room - 1
 
 
-def _tiles(group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
-    known = facts(group.anchor)
-    block = output_block(group.anchor, situation)
-    blocks = -(-known.outputs // block)
-    height, width = rows_and_columns(group, known, situation)
+def register_tiles(extent: tuple[int, int], blocks: int, target: Target) -> Iterable[tuple[int, int, int]]:
+    """(columns, rows, vectors) of the register tiles of an image with so many blocks of output channels."""
+    height, width = extent
     for vectors in (1, *tile_vectors(blocks)):
-        for columns in range(1, min(width, situation.target.vector_registers) + 1):
+        for columns in range(1, min(width, target.vector_registers) + 1):
             for rows in (r for r in (1, 2, 3, 4, 7, 8, 14) if height % r == 0 and (r == 1 or columns == width)):
-                if fits_registers(situation.target, columns * rows, vectors):
+                if fits_registers(target, columns * rows, vectors):
                     yield columns, rows, vectors
 
 
@@ -137,12 +140,14 @@ def rows_and_columns(group: Group, known: ConvFacts, situation: Situation) -> tu
     return known.extent
 
 
-def _candidate(group: Group, situation: Situation, tile: tuple[int, int, int]) -> Candidate:
-    """Every panel of weights meets the image once: the first tile waits for it, the others find it in a cache."""
-    known, machine = facts(group.anchor), situation.target.machine
-    columns, rows, vectors = tile
-    height, width = rows_and_columns(group, known, situation)
-    block = output_block(group.anchor, situation)
+def seconds(
+    known: ConvFacts, extent: tuple[int, int], block: int, situation: Situation, tile: tuple[int, ...]
+) -> float:
+    """Predicted time of an image of `extent` (as the kernel sees it), its channels in blocks of `block`.
+
+    Every panel of weights meets the image once: the first tile waits for it, the others find it in a cache.
+    """
+    machine, (columns, rows, vectors), (height, width) = situation.target.machine, tile, extent
     panels, rate = -(-known.outputs // block) // vectors, machine.rate(block)
     steps = height // rows
     cycles, tiles = 0.0, 0
@@ -159,10 +164,9 @@ def _candidate(group: Group, situation: Situation, tile: tuple[int, int, int]) -
     tile_seconds = cycles / tiles / machine.clock
     first = max(tile_seconds, weight_seconds(panel, situation))
     again = tile_seconds if near else max(tile_seconds, panel / machine.cache_bandwidth)
-    seconds = known.batch * panels * (first + (tiles - 1) * again)
-    return Candidate(Choice(DirectConv.name, tile), seconds)
+    return known.batch * panels * (first + (tiles - 1) * again)
 
 
-def _divisor(extent: int, wanted: int) -> int:
+def divisor(extent: int, wanted: int) -> int:
     """The largest divisor of `extent` that is at most `wanted`."""
     return next(d for d in range(min(extent, wanted), 0, -1) if extent % d == 0)

@@ -28,6 +28,14 @@ class KernelBuilder:
         """The loop over the units of this call: `with made.each_part() as part:`."""
         return T.serial(self.begin, self.end)
 
+    def portion(self, first: int, count: int, **pointers: Any) -> KernelBuilder:
+        """A view of the same function in which its units from `first` on are units 0 to `count`, for templates that
+        consist of several loops; `pointers` are known there by these names as well."""
+        part = KernelBuilder()
+        part.pointers = {**self.pointers, **pointers}
+        part.begin, part.end = T.max(self.begin - first, 0), T.min(self.end - first, count)
+        return part
+
 
 @contextmanager
 def kernel(

@@ -81,14 +81,14 @@ def pack_dense(weight: np.ndarray, block: int, vectors: int) -> np.ndarray:
 def conv_kernel(shape: ConvShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
     with kernel(shape.parameters, divided=True) as made:
-        _Conv(shape, made).emit()
+        ConvLoops(shape, made).emit()
     return made.func
 
 
-class _Conv:
-    """Emission state of one convolution kernel."""
+class ConvLoops:
+    """Emission of one convolution; `out` takes its results (default: they are stored as the shape says)."""
 
-    def __init__(self, shape: ConvShape, made: KernelBuilder) -> None:
+    def __init__(self, shape: ConvShape, made: KernelBuilder, out: Output | None = None) -> None:
         self.s, self.made = shape, made
         self.columns, self.rows, self.vectors = shape.tile
         self.v = shape.y.block
@@ -97,7 +97,7 @@ class _Conv:
             for n, x in zip(segment_names(shape.x), shape.x, strict=True)
         ]
         self.W = view(made.pointers["w"], (shape.panels, shape.channels, *shape.kernel, self.v * self.vectors))
-        self.out = Output(made, shape.y, shape.batch, shape.epilogue)
+        self.out = out or Output(made, shape.y, shape.batch, shape.epilogue)
         self.acc = Registers(self.columns * self.rows * self.vectors, self.v)
         if shape.lane_unroll > 1:
             self.inputs = Registers(self.columns * self.rows, shape.lane_unroll)
