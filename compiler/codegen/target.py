@@ -170,13 +170,15 @@ def _aarch64(name: str, mcpu: str, features: tuple[Feature, ...], machine: Machi
     )
 
 
+# For this core LLVM would write a multiply-add as two instructions with a register in between; the last two
+# attributes make it one.
 _ARMV7_NEON = Target(
     name="armv7-neon",
     preset="armv7-neon",
     arch="armv7",
     mtriple="armv7a-linux-gnueabihf",
     mcpu="cortex-a7",
-    mattr=("+neon", "+vfp4"),
+    mattr=("+neon", "+vfp4", "-slowfpvfmx", "-vmlx-hazards"),
     float_abi="hard",
     lanes=4,
     vector_registers=16,

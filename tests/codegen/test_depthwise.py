@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compiler.codegen.bundle import write_bundle
+from compiler.codegen.emulate import run_selftest
+from compiler.codegen.generate import generate
+from compiler.codegen.link import find_toolchain
+from compiler.codegen.target import find_target
 from compiler.codegen.templates.depthwise import tile_products
+from compiler.compile import golden_of
+from compiler.ir.graph import Graph
 from tests.codegen.test_generate import check
 from tests.graphs import Builder
 
@@ -43,3 +50,43 @@ def test_every_product_of_a_tile_is_there_once() -> None:
     assert len(products) == len({p for _, p in products}) == 2 * 3 * 3 * 2
     assert all(cell == (2 * h + 2 * kh, 2 * u + kw) for cell, (h, u, kh, kw) in products)
     assert list(tile) == sorted(tile)
+
+
+def mobile() -> Graph:
+    """An inverted residual, a strided one with a 5x5 window, and transposed convolutions on the way back."""
+    b = Builder()
+    h = x = b.apply("Relu", b.conv(b.input("x", 1, 3, 14, 14), 12, 3, pads=(1, 1, 1, 1), strides=(2, 2)))
+    h = b.apply("Relu", b.conv(h, 40, 1))
+    h = b.apply("Relu", b.conv(h, 40, 3, group=40, pads=(1, 1, 1, 1)))
+    h = b.apply("Add", b.conv(h, 12, 1), x)
+    h = b.apply("HardSwish", b.conv(h, 12, 5, group=12, pads=(2, 2, 2, 2), strides=(2, 2)))
+    h = b.apply("Relu", b.apply("ConvTranspose", h, b.weight(12, 7, 2, 2), b.weight(7), strides=(2, 2)))
+    b.task("t", b.apply("ConvTranspose", h, b.weight(7, 1, 3, 3), strides=(2, 2), pads=(1, 1, 0, 0)))
+    return b.done()
+
+
+@pytest.mark.cross
+@pytest.mark.parametrize("name", ["aarch64-cortex-a53", "aarch64-cortex-a76", "armv7-neon"])
+def test_under_emulation(name: str, tmp_path: Path) -> None:
+    target, graph = find_target(name), mobile()
+    if find_toolchain(target) is None:
+        pytest.skip(f"no C compiler for {name}")
+    library = generate(graph, target)
+    assert {k.template for k in library.kernels} >= {"conv", "depthwise", "transposed"}
+    golden = golden_of(graph, None, 0)
+    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
+    result = run_selftest(bundle, target)
+    if "cannot run or emulate" in result.reason:
+        pytest.skip(result.reason)
+    assert (result.status, result.reason) == ("passed", "")
+
+
+def test_armv7_fuses_multiply_and_add() -> None:
+    """VFMA.F32 on quadwords is 1111 0010 0D00 nnnn dddd 1100 N1M1 mmmm, VMUL.F32 1111 0011 0D00 .... .... 1101 ...."""
+    b = Builder()
+    b.task("t", b.conv(b.input("x", 1, 8, 9, 9), 8, 3, group=8))
+    library = generate(b.done(), find_target("armv7-neon"))
+    words = np.frombuffer(library.object_code[: len(library.object_code) // 4 * 4], "<u4")
+    fused, product = (int(((words & 0xFFB00F50) == code).sum()) for code in (0xF2000C50, 0xF3000D50))
+    assert fused >= 9
+    assert product == 0
