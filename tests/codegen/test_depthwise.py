@@ -82,7 +82,7 @@ def test_under_emulation(name: str, tmp_path: Path) -> None:
 
 
 def test_armv7_fuses_multiply_and_add() -> None:
-    """VFMA.F32 on quadwords is 1111 0010 0D00 nnnn dddd 1100 N1M1 mmmm, VMUL.F32 1111 0011 0D00 .... .... 1101 ...."""
+    """On quadwords VFMA.F32 is 1111 0010 0D00 nnnn dddd 1100 N1M1 mmmm; VMUL.F32 has another nibble 3 and 1101."""
     b = Builder()
     b.task("t", b.conv(b.input("x", 1, 8, 9, 9), 8, 3, group=8))
     library = generate(b.done(), find_target("armv7-neon"))
