@@ -235,17 +235,16 @@ def test_codes_read_back(sizes: tuple[int, ...], arch: str, vectors: int) -> Non
         1,
         (Plane(16, 4, 4, width), Plane(28, 4, 4, width)),
         Plane(24, 3, 4, width),
-        (2, 1),
+        2,
         one,
-        one,
-        (0, 0),
         regular_block.row_classes(rows, width * vectors),
         arch,
         width,
         tile=(1, 1, vectors),
     )
-    packed = regular_block.pack(weight, rows, shape)
+    packed = regular_block.pack(weight, rows, shape, (0, 0), one)
     back = np.zeros_like(weight)
+    assert np.array_equal(packed.index, first_inputs(shape))
     values, codes, lane_rows = packed.values, packed.codes, packed.rows
     for one_class in shape.classes:
         size, slots = one_class.size, shape.slots(one_class.size)
@@ -267,6 +266,18 @@ def test_codes_read_back(sizes: tuple[int, ...], arch: str, vectors: int) -> Non
     assert not len(values) and not len(codes) and not len(lane_rows)
 
 
+def first_inputs(shape: regular_block.RegularShape) -> list[int]:
+    """Offset of channel 0 of each step, one cell further down for the second tap."""
+    found = []
+    for one_class in shape.classes:
+        step = max(one_class.size, shape.width)
+        for x in shape.x:
+            for channel, tap in itertools.product(range(0, x.channels, step), (0, 1)):
+                cell = (channel // x.block, tap, 0, channel % x.block)
+                found.append(int(np.ravel_multi_index(cell, x.physical(1)[1:])))
+    return found
+
+
 def lanes_of(permutation: Permutation, form: str, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Lane numbers out of stored codes."""
     if form == "byte":
@@ -285,7 +296,7 @@ def place(shape: regular_block.RegularShape, size: int, slot: int, lane: int) ->
     for x in shape.x:
         steps = -(-x.channels // step)
         if slot < 2 * steps * runs:
-            kh, at = divmod(slot // runs, steps)
+            at, kh = divmod(slot // runs, 2)
             return first + at * step + lane, kh
         slot -= 2 * steps * runs
         first += x.channels

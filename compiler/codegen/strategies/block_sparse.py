@@ -21,6 +21,7 @@ from compiler.codegen.strategies.sparse import (
     bias_slot,
     image_tiles,
     output_axis,
+    overlapped,
     sparse_borders,
     sparse_facts,
     sparse_layer,
@@ -120,4 +121,6 @@ def _candidate(
         cycles += count * (stored * step + groups * (TILE_CYCLES + 2 * sums * unroll))
     cycles *= known.layer.batch
     bytes_ = stored * (4 * encoding.height + 4)
-    return Candidate(Choice(BlockSparse.name, tile), max(cycles / machine.clock, weight_seconds(bytes_, situation)))
+    return Candidate(
+        Choice(BlockSparse.name, tile), overlapped(cycles / machine.clock, weight_seconds(bytes_, situation))
+    )

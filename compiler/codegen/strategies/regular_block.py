@@ -20,6 +20,7 @@ from compiler.codegen.strategies.sparse import (
     SparseLayer,
     image_tiles,
     output_axis,
+    overlapped,
     sparse_borders,
     sparse_facts,
     sparse_layer,
@@ -34,14 +35,17 @@ from compiler.ir.encoding import RegularBlock as Runs
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
-PERMUTE_COST = {1: 0.6, 2: 1.15, 4: 3.0}
+PERMUTE_COST = {1: 0.36, 2: 1.0, 4: 3.0}
 """Time of a permutation from so many sources, in multiply-adds."""
 
-LOAD_COST = 0.25
-"""What loading an input vector adds, in loads: most of it hides behind the permutations."""
+STEP_CYCLES, VECTOR_CYCLES = 4.0, 1.5
+"""Start of a step, and weight and code of every vector and run."""
 
-MOST_HELD = 8
-"""Input vectors that stay in registers while all vectors and runs of a step use them."""
+LOAD_COST = 0.25
+"""What an input vector costs that is loaded for several vectors or runs: most of it hides behind permutations."""
+
+AHEAD_BYTES = 4096
+"""How far ahead weights from memory are asked for: a page, because the processor's own guess ends there."""
 
 SCATTER_CYCLES = 2.0
 """Time to store one lane on its own."""
@@ -81,11 +85,11 @@ class RegularBlock(Strategy):
         layer = sparse_layer(builder, group, choice.tile[0])
         sizes = encoding.row_sizes(layer.layer.outputs)
         shape = _shape(builder, group, layer, sizes, choice)
-        packed = regular_block.pack(layer.weight, sizes, shape)
+        packed = regular_block.pack(layer.weight, sizes, shape, layer.layer.pad, layer.layer.dilation)
         bias = np.zeros(len(packed.rows), np.float32)
         if layer.bias is not None:
             bias = np.where(packed.rows >= 0, layer.bias[packed.rows], bias)
-        arrays = [("values", packed.values), ("codes", packed.codes)]
+        arrays = [("values", packed.values), ("codes", packed.codes), ("index", packed.index)]
         arrays += [("rows", packed.rows)] if shape.scattered else []
         slots = [*layer.inputs, *tables(builder, layer, str(encoding), arrays)]
         slots += [builder.constant(layer.named[1], bias.astype(np.float32), "bias"), *layer.rest]
@@ -132,32 +136,35 @@ def _shape(
     width = math.gcd(builder.target.lanes, *blocks)
     known = layer.layer
     classes = regular_block.row_classes(sizes, width * vectors)
+    step_bytes = 5 * width * vectors * max(1, width // min(c.size for c in classes))
     bytes_ = sum(c.panels * known.taps // c.size for c in classes) * width * vectors * 5
+    streams = layer.y.height * layer.y.width == 1 and bytes_ > builder.target.machine.l2
     return regular_block.RegularShape(
         batch=layer.batch,
         x=layer.x,
         y=layer.y,
-        kernel=known.kernel,
+        taps=known.kernel[0] * known.kernel[1],
         stride=known.stride,
-        dilation=known.dilation,
-        pad=known.pad,
         classes=classes,
         arch=builder.target.arch,
         width=width,
         epilogue=layer.epilogue,
         tile=(columns, min(rows, layer.y.height), vectors),
         weights_outer=bytes_ > SMALL_WEIGHTS,
+        ahead=AHEAD_BYTES // step_bytes if streams else 0,
     )
 
 
 def _tiles(known: SparseFacts, encoding: Runs, width: int, target: Target) -> Iterable[tuple[int, int, int]]:
-    """Accumulators, one input, and code and weight of every vector of a panel stay in registers."""
+    """Accumulators, inputs that several vectors or runs use, a code and a weight stay in registers."""
     sources = max(1, max(encoding.sizes) // width)
-    for vectors in (1, 2, 4, 8):
+    runs = max(1, width // min(encoding.sizes))
+    for vectors in (1, 2, 4):
         if vectors > 1 and vectors * width > known.output_lanes:
             break
-        room = target.vector_registers - vectors - sources - 2
-        for columns, rows in image_tiles(known.extent, room // vectors):
+        held = sources if runs * vectors > 1 else 0
+        room = target.vector_registers - sources - 2
+        for columns, rows in image_tiles(known.extent, room // (vectors + held)):
             yield columns, rows, vectors
 
 
@@ -169,7 +176,7 @@ def _candidate(
     cycles = sum(_cycles(known, one, width, tile, situation, len(classes) > 1) for one in classes)
     bytes_ = sum(one.panels * tile[2] * width * known.layer.taps // one.size for one in classes) * 4.5
     machine = situation.target.machine
-    seconds = max(cycles * known.layer.batch / machine.clock, weight_seconds(int(bytes_), situation))
+    seconds = overlapped(cycles * known.layer.batch / machine.clock, weight_seconds(int(bytes_), situation))
     return Candidate(Choice(RegularBlock.name, tile), seconds)
 
 
@@ -189,10 +196,10 @@ def _cycles(
     total = 0.0
     for positions, count in tile_counts(known.extent, columns, rows):
         sums = positions * vectors
-        held = positions * sources <= MOST_HELD
-        loads = positions * sources * (1 if held else runs * vectors)
+        loads = positions * sources if runs * vectors > 1 else 0
         work = sums * (1 + PERMUTE_COST[sources]) / machine.fma_per_cycle
-        step = runs * (max(work, machine.fma_latency) + vectors + 1) + LOAD_COST * loads / machine.loads_per_cycle
+        step = runs * (max(work, machine.fma_latency) + VECTOR_CYCLES * vectors) + STEP_CYCLES
+        step += LOAD_COST * loads / machine.loads_per_cycle
         store = sums * width * SCATTER_CYCLES if scattered else 2 * sums
         total += count * one.panels * (steps * step + TILE_CYCLES + store)
     return total

@@ -112,6 +112,11 @@ def tile_counts(extent: tuple[int, int], columns: int, rows: int) -> list[tuple[
     return [(a * b, m * n) for _, a, m in chunks(extent[0], rows) for _, b, n in chunks(extent[1], columns)]
 
 
+def overlapped(compute: float, read: float) -> float:
+    """Seconds of arithmetic and of reading weights side by side: mostly, the longer of the two."""
+    return max(compute, read) + 0.1 * min(compute, read)
+
+
 # ---------------------------------------------------------------------- building
 @dataclass(frozen=True, eq=False)
 class SparseLayer:

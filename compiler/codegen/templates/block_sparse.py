@@ -22,7 +22,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Epilogue, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import segment_names
-from compiler.codegen.templates.sparse_tiles import Store, Tile, Tiling, group_lanes, tiles
+from compiler.codegen.templates.sparse_tiles import Store, Tile, Tiling, group_lanes, tap_offsets, tiles
 
 MOST_TAPS = 1 << 26
 """Declared length of a list; the real one is data."""
@@ -98,7 +98,7 @@ def pack(
     first = np.concatenate([[0], last.ravel()[:-1]]).astype(np.int32).reshape(last.shape)
     return PackedBlocks(
         np.ascontiguousarray(np.concatenate(values), np.float32),
-        np.concatenate(index).astype(np.int32),
+        np.concatenate(index),
         first,
         last,
     )
@@ -111,11 +111,7 @@ def _taps(
     c, kh, kw = np.nonzero((weight != 0).any(axis=0))
     order = np.lexsort((c % plane.block, kw, kh, c // plane.block))
     c, kh, kw = c[order], kh[order], kw[order]
-    _, _, rows, columns, block = plane.physical(1)
-    row = kh * dilation[0] + plane.before[0] - pad[0]
-    column = kw * dilation[1] + plane.before[1] - pad[1]
-    offsets = ((c // block * rows + row) * columns + column) * block + c % block
-    return weight[:, c, kh, kw].T, offsets
+    return weight[:, c, kh, kw].T, tap_offsets(plane, c, kh, kw, pad, dilation)
 
 
 def block_sparse_kernel(shape: BlockSparseShape) -> Any:

@@ -1,18 +1,22 @@
 """Convolution and matrix product with one weight in each run of b consecutive inputs of a row (BMWM, DARB).
 
-Ren et al., AAAI 2020 (arXiv 1911.08020) define the pattern. Lanes are output rows. A *step* takes the inputs of one
-register, or of one run where that is longer; it loads them once, permutes them by the codes of the rows, so that
-each lane has its survivor's input, and multiplies with the weights: once per run in a register.
+Ren et al., AAAI 2020 (arXiv 1911.08020) define the pattern. Lanes are output rows. A *step* takes, at one tap, the
+inputs of one register, or of one run where that is longer; it loads them once, permutes them by the codes of the
+rows, so that each lane has its survivor's input, and multiplies with the weights: once per run in a register. Where
+the inputs of a step lie is read from a list that all rows share: one loop over all steps, and kernel size, dilation
+and padding are data.
 
 Rows of one b form a *class*. Where classes differ (DARB), rows are sorted by class, each class filled up to whole
 panels with rows that do not exist, and lanes are stored one by one at the channels a table names.
 
-Layouts, class after class: w float32 [panels][taps][steps][runs][vectors][lanes]; codes uint8 of the same order, as
-the permutation stores them; rows int32 [panels][vectors][lanes] (only with several classes), -1 for none.
+Layouts, class after class: w float32 [panels][steps][runs][vectors][lanes]; codes uint8 of the same order, as the
+permutation stores them; index int32 [steps], an offset into the segment, segment by segment, taps innermost; rows
+int32 [panels][vectors][lanes] (only with several classes), -1 for none.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +25,13 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Plane
-from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
+from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, prefetch, splat, vector, view
 from compiler.codegen.templates.conv import segment_names
 from compiler.codegen.templates.permute import Permutation
-from compiler.codegen.templates.sparse_tiles import Store, Tile, Tiling, group_lanes, tiles
+from compiler.codegen.templates.sparse_tiles import Store, Tile, Tiling, group_lanes, tap_offsets, tiles
+
+LINE = 64
+"""Bytes of a cache line."""
 
 MOST_CLASSES = 6
 """Classes a kernel has code for."""
@@ -46,10 +53,9 @@ class RegularShape:
     x: tuple[Plane, ...]
     """Segments of the input; their channels follow each other. Each but the last holds whole steps."""
     y: Plane
-    kernel: tuple[int, int]
+    taps: int
+    """Cells of the kernel."""
     stride: tuple[int, int]
-    dilation: tuple[int, int]
-    pad: tuple[int, int]
     classes: tuple[RowClass, ...]
     arch: str
     width: int
@@ -58,11 +64,13 @@ class RegularShape:
     tile: tuple[int, int, int] = (1, 1, 1)
     """Output columns and rows in registers; vectors of a panel."""
     weights_outer: bool = True
+    ahead: int = 0
+    """Steps ahead of their use that weights and codes are asked for from memory; 0: not at all."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
         rows = ("rows",) if self.scattered else ()
-        return (*segment_names(self.x), "w", "codes", *rows, "b", *self.epilogue.parameters, "y")
+        return (*segment_names(self.x), "w", "codes", "index", *rows, "b", *self.epilogue.parameters, "y")
 
     @property
     def scattered(self) -> bool:
@@ -93,15 +101,13 @@ class RegularShape:
         """Runs in one step."""
         return max(1, self.width // size)
 
-    def slots(self, size: int) -> int:
-        """Weight vectors of a row vector: taps, steps and runs of all segments."""
-        steps = sum(-(-x.channels // max(size, self.width)) for x in self.x)
-        return self.kernel[0] * self.kernel[1] * steps * self.runs(size)
+    def steps(self, size: int) -> int:
+        """Steps of all segments."""
+        return self.taps * sum(-(-x.channels // max(size, self.width)) for x in self.x)
 
-    def at(self, segment: int, axis: int, position: Any, tap: Any) -> Any:
-        """Physical input coordinate of a tap for an output coordinate."""
-        origin = self.x[segment].before[axis] - self.pad[axis]
-        return position * self.stride[axis] + tap * self.dilation[axis] + origin
+    def slots(self, size: int) -> int:
+        """Weights of a row."""
+        return self.steps(size) * self.runs(size)
 
 
 # ---------------------------------------------------------------------- packing
@@ -113,17 +119,21 @@ def row_classes(sizes: np.ndarray, height: int) -> tuple[RowClass, ...]:
 
 @dataclass(frozen=True, eq=False)
 class PackedRuns:
-    """Weights and codes in the layouts above; `rows` int32 [panels * vectors * lanes] gives every lane's row, -1
-    for none."""
+    """Weights, codes and list in the layouts above; `rows` int32 [panels * vectors * lanes] gives every lane's row,
+    -1 for none."""
 
     values: np.ndarray
     codes: np.ndarray
+    index: np.ndarray
     rows: np.ndarray
 
 
-def pack(weight: np.ndarray, sizes: np.ndarray, shape: RegularShape) -> PackedRuns:
+def pack(
+    weight: np.ndarray, sizes: np.ndarray, shape: RegularShape, pad: tuple[int, int], dilation: tuple[int, int]
+) -> PackedRuns:
     """Weights [O, I, K, L], row i with one survivor in each run of sizes[i] inputs, for a kernel of `shape`."""
-    values, codes, order = [], [], []
+    assert weight.shape[2] * weight.shape[3] == shape.taps
+    values, codes, index, order = [], [], [], []
     for one in shape.classes:
         height = shape.vectors * shape.width
         members = np.flatnonzero(sizes == one.size)
@@ -137,8 +147,19 @@ def pack(weight: np.ndarray, sizes: np.ndarray, shape: RegularShape) -> PackedRu
         stored = permutation.pack(permutation.form(shape.vectors), code.reshape(panels).transpose(0, 3, 1, 2))
         values.append(value.reshape(panels).transpose(0, 3, 1, 2).ravel())
         codes.append(stored.ravel())
+        index += [_offsets(x, max(one.size, shape.width), weight.shape[2:], pad, dilation) for x in shape.x]
         order.append(rows)
-    return PackedRuns(np.concatenate(values), np.concatenate(codes), np.concatenate(order))
+    return PackedRuns(*(np.concatenate(parts) for parts in (values, codes, index, order)))
+
+
+def _offsets(
+    x: Plane, step: int, kernel: tuple[int, ...], pad: tuple[int, int], dilation: tuple[int, int]
+) -> np.ndarray:
+    """Offsets of the first inputs of every step in a segment, taps innermost: int32 [steps]."""
+    channel, kh, kw = np.meshgrid(
+        np.arange(0, x.channels, step), np.arange(kernel[0]), np.arange(kernel[1]), indexing="ij"
+    )
+    return tap_offsets(x, channel.ravel(), kh.ravel(), kw.ravel(), pad, dilation)
 
 
 def _survivors(weight: np.ndarray, size: int, shape: RegularShape) -> tuple[np.ndarray, np.ndarray]:
@@ -149,12 +170,13 @@ def _survivors(weight: np.ndarray, size: int, shape: RegularShape) -> tuple[np.n
         part = weight[:, first : first + x.channels]
         first += x.channels
         part = np.pad(part, [(0, 0), (0, -x.channels % step), (0, 0), (0, 0)])
-        runs = part.transpose(0, 2, 3, 1).reshape(len(part), -1, step // size, size)
+        steps, taps = part.shape[1] // step, part.shape[2] * part.shape[3]
+        runs = part.reshape(len(part), steps, step // size, size, taps).transpose(0, 1, 4, 2, 3)
         place = np.abs(runs).argmax(axis=-1)
         starts = np.arange(step // size) * size
-        first_input = (np.arange(runs.shape[1]) % (part.shape[1] // step))[:, None] * step + starts
-        exists = first_input < x.channels  # a last step may lack runs: these name a lane that exists
+        exists = np.arange(steps)[:, None, None] * step + starts < x.channels
         values.append(np.take_along_axis(runs, place[..., None], axis=-1).reshape(len(part), -1))
+        # a last step may lack runs: these name a lane that exists
         lanes.append(np.where(exists, place + starts, 0).reshape(len(part), -1))
     return np.concatenate(values, axis=1), np.concatenate(lanes, axis=1).astype(np.uint8)
 
@@ -162,7 +184,8 @@ def _survivors(weight: np.ndarray, size: int, shape: RegularShape) -> tuple[np.n
 # ---------------------------------------------------------------------- kernel
 def regular_block_kernel(shape: RegularShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
-    with kernel(shape.parameters, {"codes": "uint8", "rows": "int32"}, divided=True) as made:
+    dtypes = {"codes": "uint8", "index": "int32", "rows": "int32"}
+    with kernel(shape.parameters, dtypes, divided=True) as made:
         _RegularBlock(shape, made).emit()
     return made.func
 
@@ -173,7 +196,11 @@ class _RegularBlock:
     def __init__(self, shape: RegularShape, made: KernelBuilder) -> None:
         self.s, self.made = shape, made
         pointers, names = made.pointers, segment_names(shape.x)
-        self.X = [view(pointers[name], x.physical(shape.batch)) for name, x in zip(names, shape.x, strict=True)]
+        self.X = [
+            view(pointers[name], (math.prod(x.physical(shape.batch)),))
+            for name, x in zip(names, shape.x, strict=True)
+        ]
+        self.index = view(pointers["index"], (sum(shape.steps(c.size) for c in shape.classes),), "int32")
         height = shape.vectors * shape.width
         slots = [(c, c.panels * shape.slots(c.size)) for c in shape.classes]
         self.W = view(pointers["w"], (sum(n for _, n in slots) * height,))
@@ -193,10 +220,10 @@ class _RegularBlock:
     def emit(self) -> None:
         """Every tile by the code of its class."""
         for tile in tiles(self.made, self.s.tiling):
-            first = weights = codes = 0
+            first = weights = codes = steps = 0
             for one in self.s.classes:
                 slots = self.s.slots(one.size)
-                start = (tile.group - first, weights, codes)
+                start = (tile.group - first, weights, codes, steps)
                 if self.s.scattered:
                     with T.If(tirx.all(tile.group >= first, tile.group < first + one.panels)), T.Then():
                         self._tile(tile, one.size, start)
@@ -205,44 +232,53 @@ class _RegularBlock:
                 first += one.panels
                 weights += one.panels * slots * self.s.vectors * self.s.width
                 codes += one.panels * slots * self._code_bytes(one.size)
+                steps += self.s.steps(one.size)
 
-    def _tile(self, tile: Tile, size: int, start: tuple[Any, int, int]) -> None:
-        """Bias, taps, epilogue; `start`: the panel within its class, where the weights and codes of that begin."""
+    def _tile(self, tile: Tile, size: int, start: tuple[Any, int, int, int]) -> None:
+        """Bias, steps, epilogue; `start`: the panel within its class, where that's weights, codes, list begin."""
         v, vectors, slots = self.s.width, self.s.vectors, self.s.slots(size)
         for cell in range(len(tile.cells)):
             for o in range(vectors):
                 self.acc.put(cell * vectors + o, self.B[vector((tile.group * vectors + o) * v, v)])
-        panel, weights, codes = start
+        panel, weights, codes, first = start
         base = (weights + panel * (slots * vectors * v), codes + panel * (slots * self._code_bytes(size)))
-        done, step = 0, max(size, v)
+        step = max(size, v)
         for segment, x in enumerate(self.s.x):
             full, rest = divmod(x.channels, step)
-            steps = full + bool(rest)
-            with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw:
-                slot = done + (kh * self.s.kernel[1] + kw) * steps
-                if full:
-                    with T.serial(full) as i:
-                        self._step(tile, size, base, (segment, i, (kh, kw)), slot + i, step // v)
-                if rest:
-                    self._step(tile, size, base, (segment, full, (kh, kw)), slot + full, -(-rest // v))
-            done += self.s.kernel[0] * self.s.kernel[1] * steps
+            for steps, present in ((full, step // v), (bool(rest), -(-rest // v))):
+                if steps:
+                    with T.serial(steps * self.s.taps) as i:
+                        self._step(tile, size, (segment, first + i), base, first - start[3] + i, present)
+                first += steps * self.s.taps
         self._finish(tile)
 
-    def _step(self, tile: Tile, size: int, base: tuple[Any, Any], place: Any, slot: Any, present: int) -> None:
-        """The runs of one step; `present` of its source vectors exist."""
+    def _step(
+        self, tile: Tile, size: int, place: tuple[int, Any], base: tuple[Any, Any], number: Any, present: int
+    ) -> None:
+        """The runs of one step, `number` within its class; `present` of its source vectors exist."""
         v, vectors, runs = self.s.width, self.s.vectors, self.s.runs(size)
         permutation = self.s.permutation(size)
-        bytes_ = self._code_bytes(size)
+        if self.s.ahead:
+            self._ask(size, base, number + self.s.ahead)
         for run in range(runs):
-            number = slot * runs + run
+            slot = number * runs + run
             for o in range(vectors):
-                code = self._code(permutation, base[1] + number * bytes_, o)
-                weight = self.W[vector(base[0] + (number * vectors + o) * v, v)]
+                code = self._code(permutation, base[1] + slot * self._code_bytes(size), o)
+                weight = self.W[vector(base[0] + (slot * vectors + o) * v, v)]
                 for cell, (h, u) in enumerate(tile.cells):
-                    sources = [self._source(tile, place, permutation.sources, s, h, u) for s in range(present)]
+                    sources = [self._source(tile, place, s, h, u) for s in range(present)]
                     sources += [splat(0.0, v)] * (permutation.sources - present)
                     k = cell * vectors + o
                     self.acc.put(k, self.acc.get(k) + permutation(sources, code) * weight)
+
+    def _ask(self, size: int, base: tuple[Any, Any], number: Any) -> None:
+        """Ask for the weights and codes of a step, which may lie beyond the last."""
+        runs, bytes_ = self.s.runs(size), self._code_bytes(size)
+        elements = runs * self.s.vectors * self.s.width
+        for line in range(0, elements, LINE // 4):
+            prefetch(self.W, [base[0] + number * elements + line])
+        for line in range(0, runs * bytes_, LINE):
+            prefetch(self.codes, [base[1] + number * (runs * bytes_) + line])
 
     def _code(self, permutation: Permutation, at: Any, o: int) -> Any:
         form = permutation.form(self.s.vectors)
@@ -250,18 +286,15 @@ class _RegularBlock:
         stored = self.codes[vector(at + (o // 2 if form == "nibble" else o) * lanes, lanes)]
         return permutation.codes(form, stored, o)
 
-    def _source(self, tile: Tile, place: Any, sources: int, source: int, h: int, u: int) -> Any:
+    def _source(self, tile: Tile, place: tuple[int, Any], source: int, h: int, u: int) -> Any:
         """One vector of input channels of a step."""
-        segment, step, tap = place
-        x, v = self.s.x[segment], self.s.width
-        row = self.s.at(segment, 0, tile.row + h, tap[0])
-        column = self.s.at(segment, 1, tile.column + u, tap[1])
-        number = step * sources + source
-        per = x.block // v
-        block, lane = (number, 0) if per == 1 else (tirx.floordiv(number, per), tirx.floormod(number, per) * v)
-        if x.blocks == 1:
-            block, lane = 0, number * v
-        return self.X[segment][tile.n, block, row, column, vector(lane, v)]
+        segment, entry = place
+        x, channel = self.s.x[segment], source * self.s.width
+        _, blocks, rows, columns, block = x.physical(1)
+        down, across = self.s.stride[0] * columns * block, self.s.stride[1] * block
+        corner = tile.n * (blocks * rows * columns * block) + tile.row * down + tile.column * across
+        cell = channel // block * (rows * columns * block) + channel % block + h * down + u * across
+        return self.X[segment][vector(self.index[entry] + corner + cell, self.s.width)]
 
     def _finish(self, tile: Tile) -> None:
         vectors, v = self.s.vectors, self.s.width

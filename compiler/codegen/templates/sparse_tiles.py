@@ -11,11 +11,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, chunks
+
+
+def tap_offsets(
+    plane: Plane,
+    channel: np.ndarray,
+    kh: np.ndarray,
+    kw: np.ndarray,
+    pad: tuple[int, int],
+    dilation: tuple[int, int],
+) -> np.ndarray:
+    """Where taps read in the buffer of `plane`, in elements, seen from the first output cell: int32."""
+    _, _, rows, columns, block = plane.physical(1)
+    row = kh * dilation[0] + plane.before[0] - pad[0]
+    column = kw * dilation[1] + plane.before[1] - pad[1]
+    offsets = ((channel // block * rows + row) * columns + column) * block + channel % block
+    return np.asarray(offsets, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
