@@ -147,6 +147,16 @@ def test_winograd_indices_of_a_large_plane_fit_their_type(algorithm: str) -> Non
     assert algorithm in {k.template for k in library.kernels}
 
 
+@pytest.mark.parametrize(("target", "vector"), [("x86-64-v4", 64), ("x86-64-v3", 32)])
+def test_frames_are_aligned_to_the_vectors_they_hold(target: str, vector: int) -> None:
+    """`and rsp, -vector`: registers that a transform spills must not straddle cache lines."""
+    b = Builder()
+    b.task("t", b.conv(b.input("x", 1, 64, 8, 8), 64, 3, pads=(1, 1, 1, 1)))
+    graph = b.done()
+    library = generate(graph, find_target(target), sources=preferring(graph, target, "winograd4x4"))
+    assert bytes((0x48, 0x83, 0xE4, 256 - vector)) in library.object_code
+
+
 def test_winograd_weights_are_those_of_the_paper() -> None:
     """G g G^T of a kernel with one tap is that tap's outer product."""
     weight = np.zeros((1, 1, 3, 3), np.float32)
