@@ -10,26 +10,36 @@ from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, plain_slot
 from compiler.codegen.layouts import fewest_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
-from compiler.codegen.strategies.convolution import activation_of
+from compiler.codegen.strategies.convolution import activation_of, weight_seconds
+from compiler.codegen.target import Target
 from compiler.codegen.templates import gemm
 from compiler.codegen.templates.blocked import pack_bias
+from compiler.codegen.templates.product import balanced
 from compiler.ir.graph import Site, Value
+
+MOST_CANDIDATES = 6
+TILE_CYCLES = 16
+"""Start and end of a register tile besides its sums: loop control and addresses."""
 
 
 class Gemm(Strategy):
-    """Tile: rows, column vectors and reduction steps in registers."""
+    """Tile: rows, column vectors and independent sums per vector in registers."""
 
     name = "gemm"
+    version = 2
     families = ("gemm",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         site = group.anchor
         inner, columns = matrix_extent(site)
         rows, block = site.operands[0].size // inner, column_block(columns, situation.target.lanes)
-        budget = situation.target.vector_registers - (4 if situation.target.lanes > 4 else 8)
-        tile = gemm.choose_tile(rows, inner, columns, block, budget)
-        seconds = 2.0 * rows * inner * columns / situation.target.machine.peak_flops
-        return [Candidate(Choice(self.name, tile), seconds)]
+        weights = weight_seconds(4 * inner * -(-columns // block) * block, situation)
+        found = []
+        for tile in register_tiles(rows, -(-columns // block), situation.target):
+            seconds = tile_seconds(rows, inner, columns, block, tile, situation.target)
+            # the part that overlaps still tells tiles apart where the weights are slower
+            found.append(Candidate(Choice(self.name, tile), max(seconds, weights) + 0.1 * min(seconds, weights)))
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         site, y = group.anchor, group.outputs[0]
@@ -38,7 +48,7 @@ class Gemm(Strategy):
         bias = bias if group.bias is None else group.bias.constant.reshape(-1)
         inner, columns = matrix.shape
         block = column_block(columns, builder.target.lanes)
-        rows, vectors, steps = choice.tile
+        rows, vectors, chains = choice.tile
         shape = gemm.GemmShape(
             a.size // inner,
             inner,
@@ -46,7 +56,8 @@ class Gemm(Strategy):
             block,
             group.residual is not None,
             activation_of(group),
-            (rows, vectors, steps),
+            (rows, vectors, chains),
+            input_lanes(builder.target),
         )
         slots = [
             plain_slot(a),
@@ -56,7 +67,49 @@ class Gemm(Strategy):
             ),
         ]
         slots += [plain_slot(group.residual)] if group.residual is not None else []
-        return Built(("gemm", shape), gemm.gemm_kernel(shape), (*slots, plain_slot(y)), self.name)
+        func = gemm.gemm_kernel(shape)
+        return Built(("gemm", shape), func, (*slots, plain_slot(y)), self.name, shape.parts)
+
+
+def input_lanes(target: Target) -> int:
+    """Elements of a row that are read as one vector and multiplied by element (ARM has the instruction), else 1."""
+    return 1 if target.arch == "x86_64" else 4
+
+
+def register_tiles(rows: int, vectors: int, target: Target) -> Iterable[tuple[int, int, int]]:
+    """(rows, column vectors, chains) that stay in registers: spills in the inner loop cost more than they save."""
+    room = target.vector_registers - 1
+    for wide in (v for v in (1, 2, 3, 4, 6, 8) if v <= vectors):
+        for high in range(1, min(rows, room) + 1):
+            for chains in (1, 2, 4, 8):
+                sums = high * wide * chains
+                if target.arch == "x86_64":
+                    others = 1 + (wide if high > 1 else 1)
+                else:  # a vector of inputs per row and group, and the weights in flight
+                    others = high * max(2, chains // input_lanes(target)) + min(wide, 2)
+                if sums + others <= room:
+                    yield high, wide, chains
+
+
+def tile_seconds(
+    rows: int, inner: int, columns: int, block: int, tile: tuple[int, int, int], target: Target
+) -> float:
+    """Time of all register tiles by the largest of multiply-adds, loads, and latency of the sums."""
+    machine, (most, wide, chains) = target.machine, tile
+    tiles, base, longer = balanced(rows, most)
+    full, rest = divmod(-(-columns // block), wide)
+    cycles = 0.0
+    for high, repeat in ((base + 1, longer), (base, tiles - longer)):
+        for vectors, panels in ((wide, full), (rest, 1 if rest else 0)):
+            loads = high / input_lanes(target) + vectors
+            step = max(
+                high * vectors / machine.fma_per_cycle,
+                loads / machine.loads_per_cycle,
+                machine.fma_latency / chains,
+            )
+            ends = TILE_CYCLES + high * vectors * (chains + 2)
+            cycles += repeat * panels * (inner * step + ends)
+    return cycles / machine.clock
 
 
 def column_block(columns: int, lanes: int) -> int:

@@ -96,6 +96,10 @@ class Registers:
         """One lane of accumulator k."""
         return self._buffers[k][lane]
 
+    def part(self, k: int, start: int, width: int) -> Any:
+        """`width` lanes of accumulator k from `start`."""
+        return self._buffers[k][vector(start, width)]
+
     def put(self, k: int, value: Any) -> None:
         """Assign accumulator k."""
         T.buffer_store(self._buffers[k], value, [self._at])

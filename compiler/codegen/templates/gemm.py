@@ -1,11 +1,13 @@
 """Matrix product with constant weights: activations [M][K] times packed weights [N / (v * ocb)][K][v * ocb].
 
-One row (batch-1 fully connected layer) unrolls the reduction so that enough independent accumulators hide the
-latency of a multiply-add; several rows are held in registers together.
+Panels of columns are outermost, so that a panel of weights stays in cache while the rows pass. One row (a fully
+connected layer at batch 1) runs at the speed at which weights arrive. The last panel stores only the lanes that
+exist, in powers of two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,8 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.activation import Activation
-from compiler.codegen.templates.common import Registers, chunks, kernel, splat, vector, view
+from compiler.codegen.templates.common import KernelBuilder, kernel, vector, view
+from compiler.codegen.templates.product import ProductTile, balanced, pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class GemmShape:
     residual: bool = False
     activation: Activation = field(default_factory=Activation)
     tile: tuple[int, int, int] = (1, 1, 1)
-    """Rows, column vectors, and steps of the reduction held in registers."""
+    """Most rows, column vectors, and independent sums per vector held in registers."""
+    input_lanes: int = 1
+    """Elements of a row read as one vector and multiplied by element (ARM); 1: broadcast loads (x86)."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -38,16 +43,14 @@ class GemmShape:
         """Columns one panel of packed weights covers."""
         return self.block * self.tile[1]
 
+    @property
+    def panels(self) -> int:
+        return -(-self.columns // self.lanes)
 
-def choose_tile(rows: int, inner: int, columns: int, block: int, budget: int) -> tuple[int, int, int]:
-    """(rows, vectors, reduction steps) within `budget` accumulators."""
-    vectors = -(-columns // block)
-    if rows == 1:
-        wide = next(q for q in (8, 4, 2, 1) if q <= vectors and q <= max(1, budget // 2))
-        steps = next(q for q in (8, 4, 2, 1) if q * wide <= max(8, wide) and inner % q == 0 and q * wide <= budget)
-        return 1, wide, steps
-    wide = 2 if vectors >= 2 and budget >= 4 else 1
-    return min(rows, max(1, budget // wide)), wide, 1
+    @property
+    def parts(self) -> int:
+        """Independent units: row tiles of a panel."""
+        return self.panels * balanced(self.rows, self.tile[0])[0]
 
 
 def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
@@ -59,70 +62,76 @@ def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
 
 
 def gemm_kernel(shape: GemmShape) -> Any:
-    """The PrimFunc for `shape`; parameters as `shape.parameters`."""
-    with kernel(shape.parameters) as made:
-        _Gemm(shape, made.pointers).emit()
+    """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
+    with kernel(shape.parameters, divided=True) as made:
+        _Gemm(shape, made).emit()
     return made.func
 
 
 class _Gemm:
     """Emission state of one matrix product."""
 
-    def __init__(self, shape: GemmShape, pointers: dict[str, Any]) -> None:
-        self.s = shape
-        panels = -(-shape.columns // shape.lanes)
+    def __init__(self, shape: GemmShape, made: KernelBuilder) -> None:
+        self.s, self.made = shape, made
+        pointers = made.pointers
         self.X = view(pointers["x"], (shape.rows, shape.inner))
-        self.W = view(pointers["w"], (panels, shape.inner, shape.lanes))
-        self.B = view(pointers["b"], (panels * shape.lanes,))
+        self.W = view(pointers["w"], (shape.panels, shape.inner, shape.lanes))
+        self.B = view(pointers["b"], (shape.panels * shape.lanes,))
         self.R = view(pointers["r"], (shape.rows, shape.columns)) if shape.residual else None
         self.Y = view(pointers["y"], (shape.rows, shape.columns))
-        rows, vectors, steps = shape.tile
-        self.acc = Registers(rows * vectors * steps, shape.block)
+        self.tiles, self.base, self.longer = balanced(shape.rows, shape.tile[0])
+        most = self.base + bool(self.longer)
+        self.tile = ProductTile(most, shape.tile[1], shape.block, shape.tile[2], shape.input_lanes)
 
     def emit(self) -> None:
-        """Panels of columns outermost: a panel of weights stays in cache over all rows."""
-        full, rest = divmod(self.s.columns, self.s.lanes)
-        if full:
-            with T.serial(full) as panel:
-                self._panel(panel, self.s.lanes)
-        if rest:
-            self._panel(full, rest)
+        """Units in order of panels, then row tiles."""
+        rest = self.s.columns % self.s.lanes
+        with self.made.each_part() as part:
+            panel, tile = (part, 0) if self.tiles == 1 else (part // self.tiles, part % self.tiles)
+            last = self.s.panels == 1 or panel == self.s.panels - 1
+            for columns in _either(last, rest, self.s.lanes):
+                self._rows(panel, columns, tile)
 
-    def _panel(self, panel: Any, columns: int) -> None:
-        for top, count, repeat in chunks(self.s.rows, self.s.tile[0]):
-            with T.serial(repeat) as i:
-                self._tile(panel, columns, i * count + top, count)
+    def _rows(self, panel: Any, columns: int, tile: Any) -> None:
+        """The tile's rows; the first `longer` tiles have one more."""
+        if not self.longer:
+            self._tile(panel, columns, tile * self.base, self.base)
+            return
+        for rows in _either(tile < self.longer, self.base + 1, self.base):
+            top = tile * self.base + (tile if rows > self.base else self.longer)
+            self._tile(panel, columns, top, rows)
 
     def _tile(self, panel: Any, columns: int, top: Any, rows: int) -> None:
-        v, (_, wide, steps) = self.s.block, self.s.tile
-        vectors = -(-columns // v)
-        cells = [
-            (m, o, q, (m * wide + o) * steps + q) for m in range(rows) for o in range(vectors) for q in range(steps)
-        ]
-        for _, o, q, k in cells:
-            first = self.B[vector(panel * self.s.lanes + o * v, v)] if q == 0 else splat(0.0, v)
-            self.acc.put(k, first)
-        with T.serial(self.s.inner // steps) as i:
-            for m, o, q, k in cells:
-                at = i * steps + q
-                product = splat(self.X[top + m, at], v) * self.W[panel, at, vector(o * v, v)]
-                self.acc.put(k, self.acc.get(k) + product)
+        s, v = self.s, self.s.block
+        self.tile.multiply(
+            (rows, -(-columns // v)),
+            s.inner,
+            lambda m, o: self.B[vector(panel * s.lanes + o * v, v)],
+            lambda m, k, count: self.X[top + m, vector(k, count)],
+            lambda k, o: self.W[panel, k, vector(o * v, v)],
+        )
         for m in range(rows):
-            for o in range(vectors):
-                self._finish(panel, top + m, o, (m * wide + o) * steps, min(v, columns - o * v))
+            for o in range(-(-columns // v)):
+                self._store(top + m, panel * s.lanes + o * v, self.tile.place(m, o), min(v, columns - o * v))
 
-    def _finish(self, panel: Any, row: Any, o: int, k: int, valid: int) -> None:
-        """Add the partial sums, then store a whole vector or the valid lanes of the last one."""
-        v, steps = self.s.block, self.s.tile[2]
-        for q in range(1, steps):
-            self.acc.put(k, self.acc.get(k) + self.acc.get(k + q))
-        column = panel * self.s.lanes + o * v
-        if valid == v:
-            self._store(row, vector(column, v), self.acc.get(k), v)
-            return
-        for lane in range(valid):
-            self._store(row, column + lane, self.acc.lane(k, lane), 1)
+    def _store(self, row: Any, column: Any, k: int, valid: int) -> None:
+        """The valid lanes of a sum, finished."""
+        for start, width in pieces(valid, self.s.block):
+            at = vector(column + start, width)
+            other = None if self.R is None else self.R[row, at]
+            value = self.s.activation.apply(self.tile.sums.part(k, start, width), width, other)
+            T.buffer_store(self.Y, value, [row, at])
 
-    def _store(self, row: Any, at: Any, value: Any, width: int) -> None:
-        other = None if self.R is None else self.R[row, at]
-        T.buffer_store(self.Y, self.s.activation.apply(value, width, other), [row, at])
+
+def _either(condition: Any, yes: int, no: int) -> Iterator[int]:
+    """Emits what the loop body emits twice: for `yes` where the condition holds, else for `no`; 0 means never."""
+    if not yes or (isinstance(condition, bool) and not condition):
+        yield no
+    elif isinstance(condition, bool):
+        yield yes
+    else:
+        with T.If(condition):
+            with T.Then():
+                yield yes
+            with T.Else():
+                yield no
