@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,12 +158,39 @@ def test_frames_are_aligned_to_the_vectors_they_hold(target: str, vector: int) -
     assert bytes((0x48, 0x83, 0xE4, 256 - vector)) in library.object_code
 
 
+@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x2", "winograd4x4"])
+@pytest.mark.parametrize(
+    ("channels", "out", "size", "kernel", "strides", "pads"),
+    [
+        (32, 32, (8, 8), 3, (2, 2), (1, 1, 1, 1)),
+        (20, 40, (15, 13), 3, (2, 2), (1, 1, 1, 1)),
+        (18, 33, (12, 17), 3, (1, 2), (0, 1, 0, 1)),
+        (3, 32, (31, 30), 7, (2, 2), (3, 3, 3, 3)),
+        (8, 32, (11, 14), (5, 3), (2, 1), (2, 1, 2, 1)),
+        (6, 32, (14, 14), 4, (2, 2), (0, 0, 1, 1)),
+    ],
+    ids=str,
+)
+def test_winograd_with_strides_and_other_kernels(
+    channels: int, out: int, size: tuple, kernel: Any, strides: tuple, pads: tuple, algorithm: str, tmp_path: Path
+) -> None:
+    """Even and odd inputs meet their own taps; two inputs of a concatenation are read as one."""
+    b = Builder()
+    x = b.input("x", 1, channels, *size)
+    y = b.conv(x, out, kernel, strides=strides, pads=pads)
+    joined = b.apply("Concat", x, b.apply("Abs", x), axis=1)
+    b.task("t", b.apply("Relu", y))
+    b.task("u", b.conv(joined, out, kernel, strides=strides, pads=pads))
+    assert algorithm in check(b.done(), tmp_path, algorithm=algorithm, rank=1)
+
+
 def test_winograd_weights_are_those_of_the_paper() -> None:
-    """G g G^T of a kernel with one tap is that tap's outer product."""
+    """G g G^T of a kernel with one tap is that tap's outer product; the sign of the first row is ours."""
     weight = np.zeros((1, 1, 3, 3), np.float32)
     weight[0, 0, 2, 0] = 4
-    transformed = winograd.pack(weight, (2, 2), 1).reshape(4, 4)
-    np.testing.assert_array_equal(transformed, 4 * np.outer([0, 0.5, 0.5, 1], [1, 0.5, 0.5, 0]))
+    axes = winograd.tile_axes((2, 2), (3, 3), (1, 1))
+    transformed = winograd.pack(weight, axes, 1).reshape(4, 4)
+    np.testing.assert_array_equal(transformed, 4 * np.outer([0, 0.5, 0.5, 1], [-1, 0.5, 0.5, 0]))
 
 
 @pytest.mark.parametrize("channels", [3, 16, 24])

@@ -58,7 +58,7 @@ class DirectConv(Strategy):
         site = group.anchor
         shape = conv_shape(builder, group, choice.tile)
         lanes = shape.y.block * shape.tile[2]
-        packed = conv.pack_dense(weight4(site), shape.y.block, shape.tile[2])
+        packed = conv.pack(weight4(site), shape.x, shape.y.block, shape.tile[2])
         weight, bias = site.operands[1], site.operands.optional(2)
         fixed = pack_bias(None if bias is None else bias.constant, shape.y.channels, lanes)
         slots = [value_slot(v) for v in group.segments]

@@ -1,7 +1,8 @@
-"""Winograd convolution: 3x3 at stride 1 with fewer multiplications, where the transforms are repaid."""
+"""Winograd convolution: fewer multiplications at stride 1 and 2, where the transforms are repaid."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, value_slot
 from compiler.codegen.layout import Border
-from compiler.codegen.layouts import tile_vectors
+from compiler.codegen.layouts import block_width, tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
@@ -24,37 +25,40 @@ from compiler.codegen.strategies.convolution import (
 from compiler.codegen.strategies.direct import conv_shape, fits_registers
 from compiler.codegen.templates import winograd
 from compiler.codegen.templates.blocked import pack_bias
-from compiler.ir.graph import Value
+from compiler.codegen.templates.winograd_axis import MOST_POINTS
+from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
 MOST_CANDIDATES = 8
+LEAST_TAPS = 144
+"""Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
 """Largest error of one layer, of the scale of its results: a network adds up the errors of its layers."""
 _GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
 
 
 class _Winograd(Strategy):
-    """F(m x n, 3 x 3). Tile: tiles transformed together, tiles and output vectors in registers."""
+    """Tiles of m x n outputs. Tile: tiles transformed together, tiles and output vectors in registers."""
 
     families = ("conv",)
-    version = 3
+    version = 4
     outputs: ClassVar[tuple[int, int]]
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         known = facts(group.anchor)
-        if not _applies(known, situation.target.lanes):
+        exact = all(axis.points <= MOST_POINTS for axis in self.axes(known))
+        if not exact or not _applies(known, situation.target.lanes):
             return []
         found = [self._candidate(group, known, situation, tile) for tile in self._tiles(known, group, situation)]
         best = sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
-        error = self.error(weight4(group.anchor)) if best and max(self.outputs) > 2 else 0.0
-        return best if error <= MOST_ERROR else []
+        return best if not best or self.error(group.anchor) <= MOST_ERROR else []
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         found = padding_borders(group)
         known = facts(group.anchor)
         for value in group.segments:
             border = found[value.ref]
-            read = tuple(winograd.cells_read(n, m) for n, m in zip(known.extent, self.outputs, strict=True))
+            read = tuple(axis.cells(n) for axis, n in zip(self.axes(known), known.extent, strict=True))
             held = (b + n for b, n in zip(border.before, value.shape[2:], strict=True))
             after = tuple(max(a, r - h) for a, r, h in zip(border.after, read, held, strict=True))
             found[value.ref] = Border(border.before, after)
@@ -66,7 +70,7 @@ class _Winograd(Strategy):
         shape = winograd.WinogradShape(conv_shape(builder, group), self.outputs, count, rows, vectors)
         weight, bias = site.operands[1], site.operands.optional(2)
         fixed = pack_bias(None if bias is None else bias.constant, shape.conv.y.channels, shape.lanes)
-        packed = winograd.pack(weight4(site), self.outputs, shape.lanes)
+        packed = winograd.pack(weight4(site), shape.axes, shape.lanes)
         slots = [value_slot(v) for v in group.segments]
         slots += [
             builder.constant(weight, packed, f"{self.name}-{shape.lanes}"),
@@ -80,22 +84,25 @@ class _Winograd(Strategy):
             shape.parts,
         )
 
-    def error(self, weight: np.ndarray, tiles: int = 6) -> float:
+    def error(self, site: Site, tiles: int = 4) -> float:
         """Error of one output of the algorithm in float32 on random inputs, relative to the largest result."""
-        m = self.outputs
+        known, axes = facts(site), self.axes(facts(site))
         rng = np.random.default_rng(0)
-        channels = rng.permutation(weight.shape[0])[:32]
-        some = weight[np.sort(channels)]
-        x = rng.normal(size=(tiles, weight.shape[1], m[0] + 2, m[1] + 2)).astype(np.float32)
-        moved = winograd.pack(some, m, 1)[..., 0]
-        got = winograd.reference(x, moved, m)
+        weight = weight4(site)
+        some = weight[np.sort(rng.permutation(weight.shape[0])[:32])]
+        cells = tuple(axis.cells(axis.outputs) for axis in axes)
+        x = rng.normal(size=(tiles, weight.shape[1], *cells)).astype(np.float32)
+        got = winograd.reference(x, some, axes)
         exact = np.zeros_like(got, np.float64)
-        for i in range(m[0]):
-            for j in range(m[1]):
-                exact[:, :, i, j] = np.tensordot(
-                    x[:, :, i : i + 3, j : j + 3].astype(np.float64), some, ([1, 2, 3],) * 2
-                )
+        for i, j in itertools.product(*map(range, self.outputs)):
+            top, left = i * known.stride[0], j * known.stride[1]
+            window = x[:, :, top : top + known.kernel[0], left : left + known.kernel[1]].astype(np.float64)
+            exact[:, :, i, j] = np.tensordot(window, some, ([1, 2, 3],) * 2)
         return float(np.abs(got - exact).max() / max(np.abs(exact).max(), 1e-30))
+
+    def axes(self, known: ConvFacts) -> winograd.Axes:
+        """The arithmetic of a convolution's tiles."""
+        return winograd.tile_axes(self.outputs, known.kernel, known.stride)
 
     def _tiles(self, known: ConvFacts, group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
@@ -114,7 +121,9 @@ class _Winograd(Strategy):
         machine, (size, rows, vectors) = situation.target.machine, tile
         block = output_block(group.anchor, situation)
         blocks, rate = -(-known.outputs // block), machine.rate(block)
-        points = (self.outputs[0] + 2) * (self.outputs[1] + 2)
+        axes = self.axes(known)
+        points, products = axes[0].points * axes[1].points, winograd.products_per_tile(axes)
+        phases = len(winograd.phase_pairs(axes))
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
         groups = -(-count // size)
         units = -(-count // rows)
@@ -123,41 +132,43 @@ class _Winograd(Strategy):
             (rows * 0.5 + vectors / rate) / machine.loads_per_cycle,
             machine.fma_latency / 2,
         )
-        unit = points * (blocks // vectors) * (known.inputs * step + 12 + rows * vectors) / machine.clock
-        packed = 4 * points * known.inputs * blocks * block
-        scratch = 4 * points * size * (known.inputs + blocks * block)
+        sums = products * known.inputs * step + points * (12 + rows * vectors)
+        unit = (blocks // vectors) * sums / machine.clock
+        packed = 4 * products * known.inputs * blocks * block
+        scratch = 4 * points * size * (phases * known.inputs + blocks * block)
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
         cached = packed + scratch <= machine.l2
         first = max(unit, weight_seconds(packed, situation))
         again = unit if cached else max(unit, packed / machine.cache_bandwidth)
-        products = first + (groups - 1) * again + (units - groups) * unit
-        moved = count * points * (known.inputs / situation.target.lanes + blocks)
+        product_seconds = first + (groups - 1) * again + (units - groups) * unit
+        read = products * -(-known.inputs // block_width(known.inputs, machine))
+        moved = count * (read + points * blocks)
         transforms = moved * (3.0 if scratch <= machine.l2 else 5.0) / machine.clock
-        return Candidate(Choice(self.name, tile), products + transforms)
+        return Candidate(Choice(self.name, tile), product_seconds + transforms)
 
 
 class Winograd2x2(_Winograd):
-    """F(2x2, 3x3): 2.25 times fewer multiplications, 1.8 times the weight bytes."""
+    """Tiles of 2x2: for 3x3 at stride 1 2.25 times fewer multiplications, 1.8 times the weight bytes."""
 
     name = "winograd2x2"
     outputs = (2, 2)
 
 
 class Winograd4x2(_Winograd):
-    """F(4x2, 3x3): 3 times fewer multiplications, 2.7 times the weight bytes; wastes less than 4x4 at 7 x 7."""
+    """Tiles of 4x2: 3 times fewer multiplications, 2.7 times the weight bytes; wastes less than 4x4 at 7 x 7."""
 
     name = "winograd4x2"
     outputs = (4, 2)
 
 
 class Winograd4x4(_Winograd):
-    """F(4x4, 3x3): 4 times fewer multiplications, another digit of rounding error, 4 times the weight bytes."""
+    """Tiles of 4x4: 4 times fewer multiplications, another digit of rounding error, 4 times the weight bytes."""
 
     name = "winograd4x4"
     outputs = (4, 4)
 
 
 def _applies(known: ConvFacts, lanes: int) -> bool:
-    """3x3, stride and dilation 1, and enough channels and outputs to repay the transforms."""
-    plain = known.kernel == (3, 3) and set(known.stride + known.dilation) == {1}
-    return plain and min(known.inputs, known.outputs) >= min(2 * lanes, 16) and min(known.extent) >= 3
+    """At least 3x3, stride 1 or 2, dilation 1, and enough channels and outputs to repay the transforms."""
+    plain = min(known.kernel) >= 3 and set(known.stride) <= {1, 2} and known.dilation == (1, 1)
+    return plain and known.taps >= LEAST_TAPS and known.outputs >= min(2 * lanes, 16) and min(known.extent) >= 3

@@ -1,12 +1,13 @@
 """Direct convolution on blocked activations.
 
-Layouts: activations [N][C / v][H + halo][W + halo][v]; weights [O / (v * ocb)][I][K][L][v * ocb]. Vectors run over
-output channels. The input may lie in several buffers (segments): their channels follow each other, so the
-concatenation that the graph asks for is never made.
+Activations lie as [N][C / v][H + halo][W + halo][v]; weights in the order of the loops, so that they stream.
+Vectors run over output channels. The input may lie in several buffers (segments): their channels follow each
+other, so the concatenation that the graph asks for is never made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,12 +71,26 @@ def segment_names(segments: tuple[Plane, ...]) -> tuple[str, ...]:
     return tuple(f"x{i}" for i in range(len(segments)))
 
 
-def pack_dense(weight: np.ndarray, block: int, vectors: int) -> np.ndarray:
-    """[O, I, K, L] to [O / (block * vectors)][I][K][L][block * vectors], zero rows added to fill the last block."""
+def pack(weight: np.ndarray, segments: Sequence[Plane], block: int, vectors: int) -> np.ndarray:
+    """[O, I, K, L] in the order the kernel reads it: [O / lanes], then per block of input channels [K][L][channel]
+    [lanes], with lanes = block * vectors; zero rows fill the last panel."""
     lanes = block * vectors
     padded = np.zeros((-(-weight.shape[0] // lanes) * lanes, *weight.shape[1:]), np.float32)
     padded[: weight.shape[0]] = weight
-    return np.ascontiguousarray(padded.reshape(-1, lanes, *weight.shape[1:]).transpose(0, 2, 3, 4, 1))
+    panels = padded.reshape(-1, lanes, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
+    pieces = [
+        panels[:, :, :, first : first + count].reshape(len(panels), -1) for first, count in input_blocks(segments)
+    ]
+    return np.concatenate(pieces, axis=1)
+
+
+def input_blocks(segments: Sequence[Plane]) -> Iterator[tuple[int, int]]:
+    """(first channel, channels) of every block of the input, segment after segment."""
+    start = 0
+    for plane in segments:
+        for at in range(0, plane.channels, plane.block):
+            yield start + at, min(plane.block, plane.channels - at)
+        start += plane.channels
 
 
 def conv_kernel(shape: ConvShape) -> Any:
@@ -83,6 +98,25 @@ def conv_kernel(shape: ConvShape) -> Any:
     with kernel(shape.parameters, divided=True) as made:
         ConvLoops(shape, made).emit()
     return made.func
+
+
+Cells = list[tuple[int, int, int, int]]
+"""(row, column, vector, accumulator) of every vector of a register tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the loops stand: segment, sample, panel, first output row and columns of the tile, block of input
+    channels (of `lanes` channels; the segment's first channel is `first`)."""
+
+    segment: int
+    n: Any
+    panel: Any
+    row: Any
+    columns: tuple[Any, int]
+    block: Any
+    first: int
+    lanes: int
 
 
 class ConvLoops:
@@ -96,7 +130,9 @@ class ConvLoops:
             view(made.pointers[n], x.physical(shape.batch))
             for n, x in zip(segment_names(shape.x), shape.x, strict=True)
         ]
-        self.W = view(made.pointers["w"], (shape.panels, shape.channels, *shape.kernel, self.v * self.vectors))
+        self.lanes = self.v * self.vectors
+        self.taps = shape.kernel[0] * shape.kernel[1]
+        self.W = view(made.pointers["w"], (shape.panels, shape.channels * self.taps * self.lanes))
         self.out = out or Output(made, shape.y, shape.batch, shape.epilogue)
         self.acc = Registers(self.columns * self.rows * self.vectors, self.v)
         if shape.lane_unroll > 1:
@@ -136,45 +172,48 @@ class ConvLoops:
             full, rest = divmod(x.channels, x.block)
             if full:
                 with T.serial(full) as block:
-                    self._block(segment, (n, panel, row, columns), cells, block, first, x.block)
+                    self._block(_Place(segment, n, panel, row, columns, block, first, x.block), cells)
             if rest:
-                at = tirx.IntImm("int32", full)
-                self._block(segment, (n, panel, row, columns), cells, at, first, rest)
+                last = tirx.IntImm("int32", full)
+                self._block(_Place(segment, n, panel, row, columns, last, first, rest), cells)
             first += x.channels
         for h, u, o, k in cells:
             self.out.store((n, panel * self.vectors + o, row + h, columns[0] + u), self.acc.get(k))
 
-    def _block(self, segment: int, at: Any, cells: Any, block: Any, first: int, lanes: int) -> None:
-        """The taps of one block of input channels; `first` is the weights' first channel of this segment."""
-        channel = first + block * self.s.x[segment].block
+    def _block(self, at: _Place, cells: Cells) -> None:
+        """The taps of one block of input channels."""
         unroll = self.s.lane_unroll
+        whole = at.lanes // unroll * unroll if unroll > 1 else 0
         with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw:
-            whole = lanes // unroll * unroll if unroll > 1 else 0
             if whole:
                 with T.serial(whole // unroll) as group:
-                    self._by_element(segment, at, cells, block, (kh, kw), group * unroll, channel)
-            if lanes - whole:
-                with T.serial(lanes - whole) as lane:
-                    self._broadcast(segment, at, cells, block, (kh, kw), lane + whole, channel)
+                    self._by_element(at, cells, (kh, kw), group * unroll)
+            if at.lanes - whole:
+                with T.serial(at.lanes - whole) as lane:
+                    self._broadcast(at, cells, (kh, kw), lane + whole)
 
-    def _broadcast(self, segment: int, at: Any, cells: Any, block: Any, tap: Any, lane: Any, channel: Any) -> None:
-        n, panel, row, columns = at
+    def _input(self, at: _Place, cell: tuple[int, int], tap: tuple[Any, Any], lanes: Any) -> Any:
+        row, column = (
+            self.s.at(at.segment, axis, start + i, k)
+            for axis, (start, i, k) in enumerate(zip((at.row, at.columns[0]), cell, tap, strict=True))
+        )
+        return self.X[at.segment][at.n, at.block, row, column, lanes]
+
+    def _weight(self, at: _Place, tap: tuple[Any, Any], lane: Any, o: int) -> Any:
+        block = at.first + at.block * self.s.x[at.segment].block
+        step = block * self.taps + (tap[0] * self.s.kernel[1] + tap[1]) * at.lanes + lane
+        return self.W[at.panel, vector(step * self.lanes + o * self.v, self.v)]
+
+    def _broadcast(self, at: _Place, cells: Cells, tap: tuple[Any, Any], lane: Any) -> None:
         for h, u, o, k in cells:
-            place = (self.s.at(segment, 0, row + h, tap[0]), self.s.at(segment, 1, columns[0] + u, tap[1]))
-            value = splat(self.X[segment][n, block, place[0], place[1], lane], self.v)
-            weight = self.W[panel, channel + lane, tap[0], tap[1], vector(o * self.v, self.v)]
-            self.acc.put(k, self.acc.get(k) + value * weight)
+            value = splat(self._input(at, (h, u), tap, lane), self.v)
+            self.acc.put(k, self.acc.get(k) + value * self._weight(at, tap, lane, o))
 
-    def _by_element(self, segment: int, at: Any, cells: Any, block: Any, tap: Any, lane: Any, channel: Any) -> None:
+    def _by_element(self, at: _Place, cells: Cells, tap: tuple[Any, Any], lane: Any) -> None:
         """One vector of input channels per position, multiplied element by element: no broadcast loads."""
-        n, panel, row, columns = at
-        positions = sorted({(h, u, k // self.vectors) for h, u, _, k in cells})
-        for h, u, p in positions:
-            place = (self.s.at(segment, 0, row + h, tap[0]), self.s.at(segment, 1, columns[0] + u, tap[1]))
-            lanes = vector(lane, self.s.lane_unroll)
-            self.inputs.put(p, self.X[segment][n, block, place[0], place[1], lanes])
+        for h, u, p in sorted({(h, u, k // self.vectors) for h, u, _, k in cells}):
+            self.inputs.put(p, self._input(at, (h, u), tap, vector(lane, self.s.lane_unroll)))
         for c in range(self.s.lane_unroll):
             for _, _, o, k in cells:
-                weight = self.W[panel, channel + lane + c, tap[0], tap[1], vector(o * self.v, self.v)]
                 value = splat(self.inputs.lane(k // self.vectors, c), self.v)
-                self.acc.put(k, self.acc.get(k) + value * weight)
+                self.acc.put(k, self.acc.get(k) + value * self._weight(at, tap, lane + c, o))

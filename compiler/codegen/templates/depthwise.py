@@ -16,7 +16,6 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, vector, view
-from compiler.codegen.templates.conv import pack_dense
 
 Pair = tuple[int, int]
 
@@ -64,7 +63,10 @@ def tile_products(
 
 def pack(weight: np.ndarray, block: int) -> np.ndarray:
     """[C, 1, K, L] to [C / block][K][L][block]."""
-    return np.ascontiguousarray(pack_dense(weight, block, 1)[:, 0])
+    channels = weight.shape[0]
+    padded = np.zeros((-(-channels // block) * block, *weight.shape[2:]), np.float32)
+    padded[:channels] = weight[:, 0]
+    return np.ascontiguousarray(padded.reshape(-1, block, *weight.shape[2:]).transpose(0, 2, 3, 1))
 
 
 def depthwise_kernel(shape: DepthwiseShape) -> Any:

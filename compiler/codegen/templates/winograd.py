@@ -1,18 +1,20 @@
-"""Winograd convolution F(m x n, 3 x 3) on blocked activations (Lavin and Gray, CVPR 2016, part 4), m and n 2 or 4.
+"""Winograd convolution on blocked activations: tiles of m x n outputs (Lavin and Gray, CVPR 2016, part 4),
+stride 1 or 2.
 
-m x n outputs of a 3x3 convolution cost (m + 2) (n + 2) multiplications per channel pair instead of 9 m n: 4 per
-output for 2 x 2, 3 for 4 x 2, 2.25 for 4 x 4. A group of tiles is transformed, multiplied as (m + 2) (n + 2) small
-matrix products, and transformed back; both intermediates live in scratch. Stride 1 and dilation 1 only. Weights are
-transformed in float64 when they are packed. The last tiles read past the image, where the input's buffer must hold
-zeros.
+Instead of 9 m n multiplications per channel pair, m x n outputs of a 3x3 convolution cost (m + 2) (n + 2): 4
+per output for 2 x 2, 3 for 4 x 2, 2.25 for 4 x 4. A group of tiles is transformed, multiplied as one small
+matrix product per point, and transformed back; both intermediates live in scratch. At stride 2 the phases of
+the input (`winograd_axis`) are further channels of these products. Weights are transformed in float64 when they
+are packed. The last tiles read past the image, where the input's buffer must hold zeros.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
@@ -21,19 +23,30 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Output
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import ConvShape, segment_names
+from compiler.codegen.templates.winograd_axis import Axis, Phase
 
-_WEIGHT = {
-    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
-    4: (
-        (1 / 4, 0, 0),
-        (-1 / 6, -1 / 6, -1 / 6),
-        (-1 / 6, 1 / 6, -1 / 6),
-        (1 / 24, 1 / 12, 1 / 6),
-        (1 / 24, -1 / 12, 1 / 6),
-        (0, 0, 1),
-    ),
-}
-"""G: transform of the weights by outputs per tile and axis, for the points 0, 1, -1, (2, -2,) infinity."""
+Axes = tuple[Axis, Axis]
+
+
+class PointRun(NamedTuple):
+    """A rectangle of points at which the same phases meet: their products read the same channels."""
+
+    rows: range
+    columns: range
+    phases: tuple[tuple[int, int], ...]
+
+
+def point_runs(axes: Axes) -> tuple[PointRun, ...]:
+    """All points, as rectangles; their weights follow each other in this order."""
+    return tuple(
+        PointRun(range(r, r + rn), range(c, c + cn), tuple(itertools.product(rp, cp)))
+        for (r, rn, rp), (c, cn, cp) in itertools.product(axes[0].runs, axes[1].runs)
+    )
+
+
+def phase_pairs(axes: Axes) -> tuple[tuple[int, int], ...]:
+    """Phases of rows and columns; the channels of each lie one after another in the transformed inputs."""
+    return tuple(itertools.product(range(len(axes[0].phases)), range(len(axes[1].phases))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,7 @@ class WinogradShape:
 
     conv: ConvShape
     outputs: tuple[int, int]
-    """Rows and columns of outputs of a tile; it reads two more inputs along each axis."""
+    """Rows and columns of outputs of a tile."""
     group: int
     """Tiles transformed together: a multiple of `rows`."""
     rows: int
@@ -50,9 +63,14 @@ class WinogradShape:
     """Tiles and output vectors held in registers during the products."""
 
     @property
+    def axes(self) -> Axes:
+        """The arithmetic along rows and columns."""
+        return tile_axes(self.outputs, self.conv.kernel, self.conv.stride)
+
+    @property
     def points(self) -> int:
-        """Products per tile and channel pair."""
-        return (self.outputs[0] + 2) * (self.outputs[1] + 2)
+        """Points a tile is evaluated at."""
+        return self.axes[0].points * self.axes[1].points
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -74,25 +92,45 @@ class WinogradShape:
         """Output channels of a panel of weights."""
         return self.conv.y.block * self.vectors
 
+    @property
+    def panels(self) -> int:
+        """Panels of output channels."""
+        return self.conv.y.blocks // self.vectors
+
+
+def tile_axes(outputs: Sequence[int], taps: Sequence[int], stride: Sequence[int]) -> Axes:
+    """The axes of a convolution's tiles."""
+    rows, columns = (Axis(m, k, s) for m, k, s in zip(outputs, taps, stride, strict=True))
+    return rows, columns
+
 
 def tile_counts(extent: Sequence[int], outputs: Sequence[int]) -> tuple[int, int]:
     """Tiles along rows and columns."""
     return -(-extent[0] // outputs[0]), -(-extent[1] // outputs[1])
 
 
-def cells_read(extent: int, outputs: int) -> int:
-    """Input cells along an axis that the tiles of `extent` outputs read."""
-    return -(-extent // outputs) * outputs + 2
+def products_per_tile(axes: Axes) -> int:
+    """Multiplications per tile and channel pair."""
+    return sum(len(r.rows) * len(r.columns) * len(r.phases) for r in point_runs(axes))
 
 
-def pack(weight: np.ndarray, outputs: tuple[int, int], lanes: int) -> np.ndarray:
-    """[O, I, 3, 3] to [(m + 2) (n + 2)][O / lanes][I][lanes], transformed; zero rows fill the last panel."""
-    rows, columns = (np.array(_WEIGHT[m]) for m in outputs)
+def pack(weight: np.ndarray, axes: Axes, lanes: int) -> np.ndarray:
+    """[O, I, K, L], transformed, in the order the kernel reads it: runs of points, and for each of their points
+    [O / lanes][phase][I][lanes]; zero rows fill the last panel. Flat float32."""
     padded = np.zeros((-(-weight.shape[0] // lanes) * lanes, *weight.shape[1:]))
     padded[: weight.shape[0]] = weight
-    flat = np.kron(rows, columns) @ padded.reshape(-1, 9).T
-    made = flat.reshape(len(flat), -1, lanes, weight.shape[1]).transpose(0, 1, 3, 2)
-    return np.ascontiguousarray(made, np.float32)
+    flat = padded.reshape(-1, weight.shape[2] * weight.shape[3]).T
+    moved = {
+        (a, b): (np.kron(axes[0].weights(axes[0].phases[a]), axes[1].weights(axes[1].phases[b])) @ flat).reshape(
+            axes[0].phases[a].points, axes[1].phases[b].points, -1, lanes, weight.shape[1]
+        )
+        for a, b in phase_pairs(axes)
+    }
+    pieces = []
+    for run in point_runs(axes):
+        some = [moved[p][run.rows.start : run.rows.stop, run.columns.start : run.columns.stop] for p in run.phases]
+        pieces.append(np.stack(some, axis=3).transpose(0, 1, 2, 3, 5, 4).astype(np.float32).ravel())
+    return np.concatenate(pieces)
 
 
 def winograd_kernel(shape: WinogradShape) -> Any:
@@ -102,50 +140,25 @@ def winograd_kernel(shape: WinogradShape) -> Any:
     return made.func
 
 
-def _input_transform(outputs: int, d: Sequence[Any], const: Any) -> list[Any]:
-    """B^T d: what a row or column of inputs becomes; common terms are written once for LLVM to see."""
-    if outputs == 2:
-        return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-    two, four, five = (const(c) for c in (2, 4, 5))
-    even, odd = d[4] - four * d[2], d[3] - four * d[1]
-    outer, cross = d[4] - d[2], two * (d[3] - d[1])
-    first, last = four * d[0] - five * d[2] + d[4], four * d[1] - five * d[3] + d[5]
-    return [first, even + odd, even - odd, outer + cross, outer - cross, last]
-
-
-def _output_transform(outputs: int, m: Sequence[Any], const: Any) -> list[Any]:
-    """A^T m: outputs from the products along a row or column."""
-    if outputs == 2:
-        return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
-    two, four, eight = (const(c) for c in (2, 4, 8))
-    near, far = m[1] + m[2], m[3] + m[4]
-    near_odd, far_odd = m[1] - m[2], m[3] - m[4]
-    return [
-        m[0] + near + far,
-        near_odd + two * far_odd,
-        near + four * far,
-        near_odd + eight * far_odd + m[5],
-    ]
-
-
 class _Winograd:
     """Emission state of one kernel."""
 
     def __init__(self, shape: WinogradShape, made: KernelBuilder) -> None:
-        self.s, self.c, self.made = shape, shape.conv, made
+        self.s, self.c, self.made, self.axes = shape, shape.conv, made, shape.axes
         x, y = self.c.x, self.c.y
-        self.reads = (shape.outputs[0] + 2, shape.outputs[1] + 2)
+        self.across = self.axes[1].points
         self.X = [
             view(made.pointers[n], p.physical(self.c.batch)) for n, p in zip(segment_names(x), x, strict=True)
         ]
-        self.W = view(made.pointers["w"], (shape.points, y.blocks // shape.vectors, self.c.channels, shape.lanes))
+        self.size = products_per_tile(self.axes) * self.c.channels * shape.lanes * shape.panels
+        self.W = view(made.pointers["w"], (self.size,))
         self.out = Output(made, y, self.c.batch, self.c.epilogue)
         self.depth = sum(p.lanes for p in x)
-        self.inputs = T.alloc_buffer((shape.points, shape.group, self.depth), "float32")
+        phases = len(phase_pairs(self.axes))
+        self.inputs = T.alloc_buffer((shape.points, shape.group, phases * self.depth), "float32")
         self.products = T.alloc_buffer((shape.points, shape.group, y.lanes), "float32")
-        blocks = sorted({p.block for p in x})
-        self.input_tile = {b: Registers(shape.points, b) for b in blocks}
-        self.output_tile = Registers(shape.outputs[0] * self.reads[1], y.block)
+        self.input_tile = {b: Registers(shape.points, b) for b in sorted({p.block for p in x})}
+        self.output_tile = Registers(shape.outputs[0] * self.across, y.block)
         self.acc = Registers(shape.rows * shape.vectors, y.block)
 
     def emit(self) -> None:
@@ -159,8 +172,10 @@ class _Winograd:
             base = first + g * s.group
             with self._each_tile(base, limit) as at:
                 self._transform_inputs(*at)
-            with T.serial(s.points) as point, T.serial(self.c.y.blocks // s.vectors) as panel:
-                self._multiply_group(point, panel, limit - base)
+            start = 0
+            for run in point_runs(self.axes):
+                self._multiply_run(run, start, limit - base)
+                start += len(run.rows) * len(run.columns) * self._panel_size(run) * s.panels
             with self._each_tile(base, limit) as at:
                 self._transform_output(*at)
 
@@ -174,71 +189,101 @@ class _Winograd:
             n, tile = tirx.truncdiv(base + t, down * across), tirx.truncmod(base + t, down * across)
             yield t, n, tirx.truncdiv(tile, across) * m[0], tirx.truncmod(tile, across) * m[1]
 
+    # ------------------------------------------------------------------ inputs
     def _transform_inputs(self, t: Any, n: Any, row: Any, column: Any) -> None:
-        first = 0
-        for segment, x in enumerate(self.c.x):
-            with T.serial(x.blocks) as block:
-                self._transform_block(segment, (t, n, row, column), block, first)
-            first += x.lanes
+        for index, (a, b) in enumerate(phase_pairs(self.axes)):
+            phases = (self.axes[0].phases[a], self.axes[1].phases[b])
+            first = index * self.depth
+            for segment, x in enumerate(self.c.x):
+                with T.serial(x.blocks) as block:
+                    self._transform_block(segment, phases, (t, n, row, column), block, first)
+                first += x.lanes
 
-    def _transform_block(self, segment: int, at: Any, block: Any, first: int) -> None:
-        """Columns, then rows of one block of channels."""
+    def _transform_block(self, segment: int, phases: tuple[Phase, Phase], at: Any, block: Any, first: int) -> None:
+        """Columns, then rows of one phase of one block of channels."""
         t, n, row, column = at
-        x, m, (down, across) = self.c.x[segment], self.s.outputs, self.reads
+        x, (down, across) = self.c.x[segment], phases
         lanes, tile = vector(0, x.block), self.input_tile[x.block]
-        top, left = self.c.at(segment, 0, row, 0), self.c.at(segment, 1, column, 0)
+        top = self.c.at(segment, 0, row, down.offset)
+        left = self.c.at(segment, 1, column, across.offset)
+        step = self.c.stride
 
         def const(value: float) -> Any:
             return splat(value, x.block)
 
-        for j in range(across):
-            cells = [self.X[segment][n, block, top + q, left + j, lanes] for q in range(down)]
-            for i, value in enumerate(_input_transform(m[0], cells, const)):
-                tile.put(i * across + j, value)
-        for i in range(down):
-            cells = [tile.get(i * across + q) for q in range(across)]
-            for j, value in enumerate(_input_transform(m[1], cells, const)):
-                place = [i * across + j, t, vector(first + block * x.block, x.block)]
+        for j in range(across.reads):
+            cells = [
+                self.X[segment][n, block, top + q * step[0], left + j * step[1], lanes] for q in range(down.reads)
+            ]
+            for i, value in enumerate(self.axes[0].transform(down, cells, const)):
+                tile.put(i * self.across + j, value)
+        for i in range(down.points):
+            cells = [tile.get(i * self.across + q) for q in range(across.reads)]
+            for j, value in enumerate(self.axes[1].transform(across, cells, const)):
+                place = [i * self.across + j, t, vector(first + block * x.block, x.block)]
                 T.buffer_store(self.inputs, value, place)
 
-    def _multiply_group(self, point: Any, panel: Any, tiles: Any) -> None:
-        """The tiles of a group (at most `tiles` exist), `rows` at a time."""
-        with T.serial(self.s.group // self.s.rows) as i, T.If(i * self.s.rows < tiles), T.Then():
-            self._multiply(point, panel, i * self.s.rows)
+    # ------------------------------------------------------------------ products
+    def _panel_size(self, run: PointRun) -> int:
+        """Weights of one panel at one point."""
+        return len(run.phases) * self.c.channels * self.s.lanes
 
-    def _multiply(self, point: Any, panel: Any, first: Any) -> None:
+    def _multiply_run(self, run: PointRun, start: int, tiles: Any) -> None:
+        """The products at some points; their weights begin at `start`. At most `tiles` tiles of the group exist."""
+        size, rows = self._panel_size(run), self.s.rows
+        with T.serial(len(run.rows)) as i, T.serial(len(run.columns)) as j, T.serial(self.s.panels) as panel:
+            point = (i + run.rows.start) * self.across + (j + run.columns.start)
+            weights = ((i * len(run.columns) + j) * self.s.panels + panel) * size + start
+            with T.serial(self.s.group // rows) as u, T.If(u * rows < tiles), T.Then():
+                self._multiply(run, point, panel, weights, u * rows)
+
+    def _multiply(self, run: PointRun, point: Any, panel: Any, weights: Any, first: Any) -> None:
         """`rows` tiles by one panel of weights; lanes that fill up a block have no weights and are skipped."""
         v = self.c.y.block
         cells = [(u, o, u * self.s.vectors + o) for u in range(self.s.rows) for o in range(self.s.vectors)]
         for _, _, k in cells:
             self.acc.put(k, splat(0.0, v))
-        lane = channel = 0
-        for x in self.c.x:
-            with T.serial(x.channels) as c:
+        for lane, channels in self._channel_runs(run):
+            with T.serial(channels) as c:
                 for u, o, k in cells:
-                    weight = self.W[point, panel, c + channel, vector(o * v, v)]
+                    weight = self.W[vector(weights + c * self.s.lanes + o * v, v)]
                     value = splat(self.inputs[point, first + u, c + lane], v)
                     self.acc.put(k, self.acc.get(k) + value * weight)
-            lane, channel = lane + x.lanes, channel + x.channels
+            weights = weights + channels * self.s.lanes
         for u, o, k in cells:
             place = [point, first + u, vector(panel * self.s.lanes + o * v, v)]
             T.buffer_store(self.products, self.acc.get(k), place)
 
+    def _channel_runs(self, run: PointRun) -> list[tuple[int, int]]:
+        """(first lane, channels) of stretches of the transformed inputs without lanes that only fill up."""
+        pairs = phase_pairs(self.axes)
+        found: list[tuple[int, int]] = []
+        for phase in run.phases:
+            lane = pairs.index(phase) * self.depth
+            for x in self.c.x:
+                if found and sum(found[-1]) == lane:
+                    found[-1] = (found[-1][0], found[-1][1] + x.channels)
+                else:
+                    found.append((lane, x.channels))
+                lane += x.lanes
+        return found
+
+    # ------------------------------------------------------------------ outputs
     def _transform_output(self, t: Any, n: Any, row: Any, column: Any) -> None:
-        y, m, (down, across) = self.c.y, self.s.outputs, self.reads
+        y, m = self.c.y, self.s.outputs
 
         def const(value: float) -> Any:
             return splat(value, y.block)
 
         with T.serial(y.blocks) as block:
             at = vector(block * y.block, y.block)
-            for j in range(across):
-                cells = [self.products[q * across + j, t, at] for q in range(down)]
-                for i, value in enumerate(_output_transform(m[0], cells, const)):
-                    self.output_tile.put(i * across + j, value)
+            for j in range(self.across):
+                cells = [self.products[q * self.across + j, t, at] for q in range(self.axes[0].points)]
+                for i, value in enumerate(self.axes[0].interpolate(cells, const)):
+                    self.output_tile.put(i * self.across + j, value)
             for i in range(m[0]):
-                cells = [self.output_tile.get(i * across + q) for q in range(across)]
-                for j, value in enumerate(_output_transform(m[1], cells, const)):
+                cells = [self.output_tile.get(i * self.across + q) for q in range(self.across)]
+                for j, value in enumerate(self.axes[1].interpolate(cells, const)):
                     self._guarded((n, block, row + i, column + j), (i, j), value + self.out.bias(block))
 
     def _guarded(self, place: Any, at: tuple[int, int], value: Any) -> None:
@@ -256,15 +301,22 @@ class _Winograd:
             self.out.store(place, value)
 
 
-def reference(x: np.ndarray, weights: np.ndarray, outputs: tuple[int, int]) -> np.ndarray:
-    """The algorithm in numpy float32: x [T, C, m + 2, n + 2] and weights [points, O, C] give [T, O, m, n]."""
-    into, back = [], []
-    for m in outputs:
-        identity = list(np.eye(m + 2, dtype=np.float32))
-        into.append(np.stack(_input_transform(m, identity, np.float32)))
-        back.append(np.stack(_output_transform(m, identity, np.float32)))
-    moved = np.einsum("ai,tcij,bj->abtc", into[0], x, into[1], optimize=True).astype(np.float32)
-    products = np.matmul(moved.reshape(-1, *moved.shape[2:]), weights.transpose(0, 2, 1))
-    tiles = products.reshape(*moved.shape[:2], *products.shape[1:])
-    made: np.ndarray = np.einsum("ia,abto,jb->toij", back[0], tiles, back[1], optimize=True).astype(np.float32)
+def reference(x: np.ndarray, weight: np.ndarray, axes: Axes) -> np.ndarray:
+    """One tile of the algorithm in numpy float32: x [T, C, rows read, columns read] and weights [O, C, K, L] give
+    [T, O, m, n]."""
+    total = np.zeros((axes[0].points, axes[1].points, x.shape[0], weight.shape[0]), np.float32)
+    for a, b in phase_pairs(axes):
+        pair = (axes[0].phases[a], axes[1].phases[b])
+        into, moved = [], weight.astype(np.float64)
+        for axis, phase in zip(axes, pair, strict=True):
+            into.append(np.stack(axis.transform(phase, list(np.eye(phase.reads, dtype=np.float32)), np.float32)))
+        moved = np.einsum("ai,ocij,bj->abco", axes[0].weights(pair[0]), moved, axes[1].weights(pair[1]))
+        rows, columns = (
+            slice(p.offset, p.offset + s.stride * (p.reads - 1) + 1, s.stride)
+            for s, p in zip(axes, pair, strict=True)
+        )
+        inputs = np.einsum("ai,tcij,bj->abtc", into[0], x[:, :, rows, columns], into[1]).astype(np.float32)
+        total[: len(moved), : moved.shape[1]] += np.matmul(inputs, moved.astype(np.float32))
+    back = [np.stack(axis.interpolate(list(np.eye(axis.points, dtype=np.float32)), np.float32)) for axis in axes]
+    made: np.ndarray = np.einsum("ia,abto,jb->toij", back[0], total, back[1]).astype(np.float32)
     return made
