@@ -28,6 +28,7 @@ from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.winograd_axis import MOST_POINTS
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
+from compiler.machine import Machine
 
 MOST_CANDIDATES = 8
 LEAST_TAPS = 144
@@ -132,6 +133,7 @@ class _Winograd(Strategy):
             (rows * 0.5 + vectors / rate) / machine.loads_per_cycle,
             machine.fma_latency / 2,
         )
+        step *= _cache_factor(machine, 4 * phases * known.inputs, size, block * vectors)
         sums = products * known.inputs * step + points * (12 + rows * vectors)
         unit = (blocks // vectors) * sums / machine.clock
         packed = 4 * products * known.inputs * blocks * block
@@ -166,6 +168,14 @@ class Winograd4x4(_Winograd):
 
     name = "winograd4x4"
     outputs = (4, 4)
+
+
+def _cache_factor(machine: Machine, row: int, tiles: int, lanes: int) -> float:
+    """Measured slow-down of the products where what one point reads (a row of bytes per tile, a panel of weights)
+    leaves the first-level cache; rows that do not fit alone are more streams than the prefetcher follows."""
+    if tiles * row > machine.l1:
+        return 1.6
+    return 1.1 if (tiles + lanes) * row > machine.l1 else 1.0
 
 
 def _applies(known: ConvFacts, lanes: int) -> bool:

@@ -27,6 +27,9 @@ from compiler.codegen.templates.winograd_axis import Axis, Phase
 
 Axes = tuple[Axis, Axis]
 
+LINE = 16
+"""Floats in a cache line."""
+
 
 class PointRun(NamedTuple):
     """A rectangle of points at which the same phases meet: their products read the same channels."""
@@ -140,6 +143,12 @@ def winograd_kernel(shape: WinogradShape) -> Any:
     return made.func
 
 
+def _pitch(lanes: int) -> int:
+    """Floats from one tile to the next: an odd number of cache lines, so that tiles do not share a few sets."""
+    lines = -(-lanes // LINE)
+    return (lines + (lines % 2 == 0)) * LINE
+
+
 class _Winograd:
     """Emission state of one kernel."""
 
@@ -155,8 +164,8 @@ class _Winograd:
         self.out = Output(made, y, self.c.batch, self.c.epilogue)
         self.depth = sum(p.lanes for p in x)
         phases = len(phase_pairs(self.axes))
-        self.inputs = T.alloc_buffer((shape.points, shape.group, phases * self.depth), "float32")
-        self.products = T.alloc_buffer((shape.points, shape.group, y.lanes), "float32")
+        self.inputs = T.alloc_buffer((shape.points, shape.group, _pitch(phases * self.depth)), "float32")
+        self.products = T.alloc_buffer((shape.points, shape.group, _pitch(y.lanes)), "float32")
         self.input_tile = {b: Registers(shape.points, b) for b in sorted({p.block for p in x})}
         self.output_tile = Registers(shape.outputs[0] * self.across, y.block)
         self.acc = Registers(shape.rows * shape.vectors, y.block)
