@@ -94,7 +94,7 @@ class Transposed(Strategy):
         slots = [value_slot(v) for v in group.segments]
         for phase in phases:
             taps = transposed.pack(weight4(site), phase.rows, phase.columns, stride)
-            packed = conv.pack_dense(taps, y.block, vectors)
+            packed = conv.pack(taps, x, y.block, vectors)
             at = "x".join(map(str, phase.start))
             slots.append(builder.constant(weight, packed, f"transposed{y.block * vectors}@{at}"))
         fixed = pack_bias(None if bias is None else bias.constant, y.channels, y.block * vectors)
