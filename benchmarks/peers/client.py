@@ -19,6 +19,8 @@ import numpy as np
 from benchmarks.peers.engine import read_arrays, write_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
+_CALM = {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+"""numpy's own threads, which no engine computes with, spin for a while after they were made."""
 TAIL = 12
 """Lines of a worker's standard error that an error message quotes."""
 
@@ -55,7 +57,7 @@ class Worker:
         self.version = self.note = ""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self._work = tempfile.TemporaryDirectory(prefix="taskgraft-peer-")
-        environment = {**os.environ, **launch.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **_CALM, **launch.environment, "PYTHONPATH": str(ROOT)}
         command = [str(launch.python), "-m", "benchmarks.peers.worker", launch.module]
         self._process = subprocess.Popen(
             command,
