@@ -6,10 +6,14 @@ import importlib
 import sys
 
 STUDIES = {
+    "compile-time": "benchmarks.compile_time",
     "dense": "benchmarks.dense",
+    "multitask": "benchmarks.multitask",
+    "overhead": "benchmarks.overhead",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
     "sparse": "benchmarks.sparse",
+    "threads": "benchmarks.threads",
     "setup-peers": "benchmarks.setup_peers",
 }
 """Name on the command line -> module with `main(arguments) -> exit status`."""

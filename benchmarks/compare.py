@@ -109,9 +109,9 @@ def kernels(label: str, file: Path, settings: Settings, algorithm: str = "") -> 
     return Contender(label, KERNELS, file, {"target": settings.target, "algorithm": algorithm})
 
 
-def bundle(folder: Path, tasks: Sequence[str] = (), label: str = "ours") -> Contender:
-    """Our contender: a bundle, with a subset of its tasks (default: all)."""
-    return Contender(label, OURS, folder, {"tasks": list(tasks)})
+def bundle(folder: Path, label: str = "ours", **options: Any) -> Contender:
+    """Our contender: a bundle; the options are those of its engine."""
+    return Contender(label, OURS, folder, options)
 
 
 # ---------------------------------------------------------------------- outputs

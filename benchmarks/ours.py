@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +19,19 @@ import numpy as np
 
 from benchmarks.peers.client import ROOT
 from compiler import build, find_target, parse_pass
+from compiler.codegen import search
+from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, candidates, situation
+from compiler.codegen.tuning import TuningDatabase
+from compiler.compile import golden_of, write_library
 from compiler.ir.graph import Graph
-from compiler.pipeline import DEFAULT as PASSES
+from compiler.pipeline import DEFAULT
+
+PASSES = DEFAULT
+"""What a release runs where its file says nothing else; all exact."""
+WEIGHTS = "weights.bin"
+"""The weight pool in a bundle."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Compiled:
     folder: Path
     seconds: float
     library_bytes: int
+    pool_bytes: int
 
 
 @cache
@@ -62,6 +72,31 @@ def forced(graph: Graph, target: str, algorithm: str) -> Sources:
     return Sources(recorded)
 
 
+def built(
+    graph: Graph,
+    folder: Path,
+    *,
+    passes: Sequence[str] = PASSES,
+    target: str = "host",
+    feeds: Mapping[str, np.ndarray] | None = None,
+    tune: float = 0.0,
+) -> Compiled:
+    """The bundle of `graph` after `passes`, made in `folder`; with `tune`, after measuring candidates for about so
+    many seconds, from an empty database. Raises what passes and build raise."""
+    start = time.perf_counter()
+    passed = through(graph, passes)
+    samples = None if feeds is None else [feeds]
+    if tune:
+        goal = find_target(target)
+        sources = Sources(measured=search.tune(passed, goal, TuningDatabase(), seconds=tune))
+        library = generate(passed, goal, name="net", sources=sources)
+        bundle = write_library(library, goal, folder, golden_of(passed, samples, 0), passed)
+    else:
+        bundle = build(passed, target, folder, name="net", feeds=samples, selftest=False, force=True)
+    sizes = [p.stat().st_size for p in (bundle.library, bundle.path / WEIGHTS)]
+    return Compiled(bundle.path, time.perf_counter() - start, *sizes)
+
+
 def compiled(
     graph: Graph,
     identity: str,
@@ -70,27 +105,19 @@ def compiled(
     passes: Sequence[str] = PASSES,
     target: str = "host",
     feeds: Mapping[str, np.ndarray] | None = None,
+    tune: float = 0.0,
 ) -> Compiled:
-    """The bundle of `graph` after `passes`, from the folder `kept` if it was built before.
+    """What `built` makes, from the folder `kept` if it was built before.
 
-    `identity` names the graph's bytes (a digest of its source). Raises what passes and build raise.
+    `identity` names the graph's bytes (a digest of its source). Raises what `built` raises.
     """
-    key = hashlib.sha256(json.dumps([sources_digest(), identity, list(passes), target]).encode()).hexdigest()[:24]
-    folder, record = kept / f"bundle-{key}", kept / f"bundle-{key}.json"
+    parts = [sources_digest(), identity, list(passes), target, tune]
+    folder = kept / f"bundle-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
+    record = folder.with_suffix(".json")
     if not record.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        start = time.perf_counter()
-        bundle = build(
-            through(graph, passes),
-            target,
-            folder,
-            name="net",
-            feeds=None if feeds is None else [feeds],
-            selftest=False,
-            force=True,
-        )
-        seconds = time.perf_counter() - start
-        facts = {"target": bundle.target, "seconds": seconds, "bytes": bundle.library.stat().st_size}
+        made = built(graph, folder, passes=passes, target=target, feeds=feeds, tune=tune)
+        facts = {**asdict(made), "folder": made.folder.name}
         record.write_text(json.dumps(facts))
     facts = json.loads(record.read_text())
-    return Compiled(folder / facts["target"], facts["seconds"], facts["bytes"])
+    return Compiled(**{**facts, "folder": folder / facts["folder"]})

@@ -62,7 +62,7 @@ class _Lane:
         """Calls and batch for a round of the wanted length, from a first call that also warms up."""
         self.worker.run(1, 1, self.flush)
         start = time.perf_counter()
-        one = statistics.median(self.worker.run(PACING, 1, self.flush).wall)
+        one = statistics.median(self.worker.run(PACING, 1, self.flush).wall) * self.worker.inner
         if self.flush:  # rewriting the buffer takes most of the time
             one = (time.perf_counter() - start) / PACING
         elif one < SHORT:

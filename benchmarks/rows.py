@@ -40,6 +40,9 @@ class Row:
     """Ours, by the multiply-adds of the plain algorithm."""
     peak: float | None = None
     """`gflops` over the core's measured peak; above 1 where an algorithm needs fewer multiplications."""
+    library_bytes: int | None = None
+    pool_bytes: int | None = None
+    """Of our bundle: the shared library, and the weights in it."""
     version: str | None = None
     """Of the peer."""
     note: str | None = None
@@ -80,7 +83,7 @@ def to_json(rows: Sequence[Row]) -> str:
     return "[\n" + ",\n".join(json.dumps(r.record()) for r in rows) + "\n]"
 
 
-_HEADS = (("ours ms", 10), ("peer ms", 10), ("ratio", 7), ("cold", 7), ("error", 9), ("GFLOP/s", 9), ("peak", 6))
+_HEADS = (("ours ms", 10), ("peer ms", 10), ("ratio", 8), ("cold", 7), ("error", 9), ("GFLOP/s", 9), ("peak", 6))
 COLUMNS = f"{'case':34}{'peer':14}" + "".join(f"{name:>{width}}" for name, width in _HEADS)
 
 
@@ -89,7 +92,7 @@ def line(row: Row) -> str:
     if row.ratio is None:
         return f"{row.case:34}{row.peer:14}  {row.error}"
     remarks = [r for r in ("wall clock" if row.clock == "wall" else "", row.note, row.error) if r]
-    numbers = f"{_number(row.ours_ms, 10)}{_number(row.peer_ms, 10)}{row.ratio:7.2f}"
+    numbers = f"{_number(row.ours_ms, 10)}{_number(row.peer_ms, 10)}{_number(row.ratio, 8)}"
     cold = f"{row.cold_ratio:7.2f}" if row.cold_ratio else " " * 7
     worst = max((d for d in (row.difference, row.peer_difference) if d is not None), default=None)
     error = " " * 9 if worst is None else f"{worst:9.0e}"

@@ -62,6 +62,8 @@ def _installed(requirement: str) -> bool:
 
 
 OURS = Peer("bundle")
+BUILD = Peer("build", patience=1200.0)
+C_CALLS = Peer("c-calls")
 KERNELS = Peer("kernels")
 PEAK = Peer("peak")
 IREE = "3.13.0"

@@ -55,6 +55,7 @@ class Worker:
         """Start the process. `patience`: seconds to wait for an answer before the worker is killed."""
         self.name, self.patience = launch.name, patience
         self.version = self.note = ""
+        self.inner = 1
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self._work = tempfile.TemporaryDirectory(prefix="taskgraft-peer-")
         environment = {**os.environ, **_CALM, **launch.environment, "PYTHONPATH": str(ROOT)}
@@ -95,7 +96,7 @@ class Worker:
         write_arrays(str(path), feeds)
         request = {"model": str(model), "feeds": str(path), "options": dict(options), "cpus": list(cpus)}
         reply = self._ask("load", **request)
-        self.version, self.note = reply["version"], reply["note"]
+        self.version, self.note, self.inner = reply["version"], reply["note"], reply["inner"]
 
     def outputs(self) -> dict[str, np.ndarray]:
         """One call; its outputs by their names in the ONNX file."""

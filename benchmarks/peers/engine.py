@@ -23,6 +23,8 @@ class Engine(NamedTuple):
     """The outputs of the last call, by the names in the ONNX file."""
     note: str = ""
     """What a reader of the result should know, e.g. that the engine copies its inputs."""
+    inner: int = 1
+    """How often one call computes the model."""
     seconds: Callable[[], float] | None = None
     """The engine's own clock: seconds of the last call that count. None: the whole call counts."""
     keep: object = None

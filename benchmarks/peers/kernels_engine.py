@@ -43,4 +43,4 @@ def load(model: str, feeds: Arrays, options: dict[str, Any]) -> Engine:
         return {name: np.array(array) for name, array in timed.outputs.items()}
 
     note = ", ".join(dict.fromkeys(choice_text(timed.steps[i]) for i in decided))
-    return Engine(compiler.__version__, call, outputs, note, seconds)
+    return Engine(compiler.__version__, call, outputs, note, seconds=seconds)

@@ -3,7 +3,7 @@
 One JSON object per line in each direction. Every request has "do":
 
     {"do": "load", "model": PATH, "feeds": NPZ, "options": {...}, "cpus": [1]}
-                                        -> {"version": "1.2", "note": ""}
+                                        -> {"version": "1.2", "note": "", "inner": 1}
     {"do": "outputs", "to": NPZ}        one call; its outputs, by the names of the ONNX file, go to the file
     {"do": "run", "calls": n, "batch": k, "flush": bytes}
                                         -> {"cpu": [s, ...], "wall": [s, ...], "share": 0.99}
@@ -27,7 +27,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from functools import partial
 from typing import IO, Any
 
@@ -63,7 +62,7 @@ class Conversation:
         os.sched_setaffinity(0, request["cpus"])
         engine = importlib.import_module(self._module)
         self._engine = engine.load(request["model"], read_arrays(request["feeds"]), request["options"])
-        return {"version": self._engine.version, "note": self._engine.note}
+        return {"version": self._engine.version, "note": self._engine.note, "inner": self._engine.inner}
 
     def _run(self, engine: Engine, request: Message) -> Message:
         flush = request["flush"]
@@ -74,7 +73,7 @@ class Conversation:
 
 def timed(engine: Engine, calls: int, batch: int, buffer: np.ndarray) -> Message:
     """Seconds per call of `calls` batches; the buffer is rewritten before each unless it is empty."""
-    measure = partial(_outside, engine.call) if engine.seconds is None else partial(_inside, engine)
+    measure = partial(_outside, engine) if engine.seconds is None else partial(_inside, engine)
     found: list[tuple[float, float]] = []
     gc.disable()
     thread, process = time.thread_time_ns(), time.process_time_ns()
@@ -88,13 +87,14 @@ def timed(engine: Engine, calls: int, batch: int, buffer: np.ndarray) -> Message
     return {"cpu": cpu, "wall": wall, "share": min(1.0, thread / max(1, process))}
 
 
-def _outside(call: Callable[[], object], batch: int) -> tuple[float, float]:
+def _outside(engine: Engine, batch: int) -> tuple[float, float]:
     """CPU and wall seconds per call of a batch."""
+    call, count = engine.call, batch * engine.inner
     wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
     for _ in range(batch):
         call()
     cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
-    return cpu / batch * 1e-9, wall / batch * 1e-9
+    return cpu / count * 1e-9, wall / count * 1e-9
 
 
 def _inside(engine: Engine, batch: int) -> tuple[float, float]:

@@ -39,4 +39,5 @@ def load(model, feeds, options):
         thread.join()
 
     own = (lambda: options["own"]) if "own" in options else None
-    return Engine("9.9", elsewhere if does == "threads" else compute, lambda: results, "a note", own)
+    call = elsewhere if does == "threads" else compute
+    return Engine("9.9", call, lambda: results, "a note", inner=options.get("inner", 1), seconds=own)

@@ -40,6 +40,11 @@ def test_times_are_per_call_and_without_the_flushing():
         assert samples.share <= 1
 
 
+def test_a_call_may_compute_often():
+    with loaded("double", spin=0.004, inner=4) as worker:
+        assert 0.001 <= min(worker.run(calls=2).cpu) < 0.003
+
+
 def test_an_engine_may_bring_its_own_clock():
     with loaded("double", own=0.25) as worker:
         samples = worker.run(calls=2, batch=3)

@@ -15,8 +15,8 @@ EFFORT = Effort(5, 0.2)
 class Scripted:
     """Answers with given seconds per call, and writes down what it was asked."""
 
-    def __init__(self, name, seconds, log, share=1.0):
-        self.name, self.share, self.log = name, share, log
+    def __init__(self, name, seconds, log, share=1.0, inner=1):
+        self.name, self.share, self.log, self.inner = name, share, log, inner
         self.seconds = cycle(seconds if isinstance(seconds, list) else [seconds])
 
     def run(self, calls, batch=1, flush=0):
@@ -40,6 +40,12 @@ def test_short_calls_are_batched_and_rounds_are_long_enough(seconds, calls, batc
     race([Scripted("a", seconds, log)], EFFORT)
     assert log[-1] == ("a", calls, batch, 0)
     assert calls * batch * seconds >= EFFORT.seconds * (1 - 1e-9)
+
+
+def test_a_call_that_computes_often_is_long():
+    log = []
+    race([Scripted("a", 1e-8, log, inner=1_000_000)], EFFORT)
+    assert log[-1] == ("a", 20, 1, 0)
 
 
 def test_batches_have_bounds():

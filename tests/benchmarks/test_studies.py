@@ -1,0 +1,80 @@
+"""Threads, subsets, overhead and compile time: names, contenders, and one quick run where it is cheap."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import __main__, compile_time, multitask, overhead, threads
+from benchmarks.families import families, subsets, synthetic
+from benchmarks.peers import PEERS
+from benchmarks.peers.client import PeerError
+from benchmarks.rows import Row
+from compiler import load, union
+from tests.benchmarks.fakes import settings
+from tests.small_models import network
+
+
+def test_the_studies_others_rely_on():
+    assert {"dense", "sparse", "multitask", "overhead", "threads", "compile-time"} <= set(__main__.STUDIES)
+    assert "resnet18-2-threads" in threads.cases(2)
+    assert threads.ALONE == "ours-1-thread"
+
+
+def test_a_call_from_c_and_from_python(tmp_path, capsys):
+    asked = ["--quick", "--peers", "onnxruntime", "--json", "--kept", str(tmp_path)]
+    assert overhead.main(asked) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["case"] for r in rows] == ["call-from-c", "call-from-python"]
+    for row in rows:
+        assert row["ours_ms"] > 0 and row["peer_ms"] > 0 and row["difference"] == 0 and "cold_ratio" not in row
+
+
+def test_too_many_cores_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="1024 cores wanted"):
+        threads.main(["--threads", "1024", "--kept", str(tmp_path)])
+
+
+def test_families_are_the_synthetic_one_and_those_of_the_repository():
+    assert list(families()) == ["trunk-and-heads", "fashion", "shared-backbone", "spoken"]
+
+
+def test_the_synthetic_family_shares_its_trunk():
+    graph = synthetic()
+    convolutions = [n for n in graph.nodes() if n.op.name == "Conv"]
+    assert len(graph.tasks) == 3 and len(convolutions) == 6 + 3 * 2
+    assert [len(s) for s in subsets(graph)] == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_rows_of_a_family_cover_every_subset_and_the_full_one_has_sizes(tmp_path, monkeypatch):
+    graph = union({n: load(network("x", i + 2), task=n) for i, n in enumerate("ab")}, input="x", name="pair")
+    timed = []
+
+    def measured(case, peers, settings, build, *, time=True):
+        timed.append(case.model())
+        return [Row(case.name, p, 1.0, 1.0, 1.0) for p in peers]
+
+    monkeypatch.setattr(multitask, "measure", measured)
+    rows = list(multitask.rows_of("pair", graph, ["ours-alone"], settings(tmp_path), time=True))
+    assert [r.case for r in rows] == ["pair:a", "pair:b", "pair:a+b"]
+    assert [len(m.graph.output) for m in timed] == [1, 1, 2]
+    assert rows[0].library_bytes is None and rows[2].library_bytes > rows[2].pool_bytes > 0
+
+
+def test_compile_time_rows(tmp_path, monkeypatch):
+    def loading(contender, ready, settings):
+        if contender.label == "iree":
+            raise PeerError("not installed")
+        return {"ours": 2.0, "tvm-stock": 8.0}[contender.label], '{"library_bytes": 20, "pool_bytes": 15}'
+
+    monkeypatch.setattr(compile_time, "_loading", loading)
+
+    class Ready:
+        file = tmp_path
+
+    missing, stock = compile_time.rows_of("resnet18-compile", Ready, settings(tmp_path), 1.0)
+    assert (missing.peer, missing.error, missing.ratio, missing.ours_ms) == ("iree", "not installed", None, 2000.0)
+    assert (stock.ours_ms, stock.peer_ms, stock.ratio) == (2000.0, 8000.0, 4.0)
+    assert stock.record()["library_bytes"] == 20
+    assert set(compile_time.COMPILERS) <= set(PEERS)
