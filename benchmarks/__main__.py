@@ -10,6 +10,7 @@ STUDIES = {
     "dense": "benchmarks.dense",
     "multitask": "benchmarks.multitask",
     "overhead": "benchmarks.overhead",
+    "page": "benchmarks.page",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
     "sparse": "benchmarks.sparse",

@@ -21,7 +21,8 @@ from benchmarks.host import machine_lock
 from benchmarks.ours import compiled
 from benchmarks.peers import BUILD, PEERS
 from benchmarks.peers.client import PeerError
-from benchmarks.rows import OUR_FAULT, Row, report
+from benchmarks.results import report
+from benchmarks.rows import OUR_FAULT, Row
 from benchmarks.settings import Settings, chosen, parser, say
 
 TUNED = "ours-tuned"
@@ -84,4 +85,6 @@ def main(arguments: list[str]) -> int:
     settings = Settings.of(given)
     ready = prepare(generated()[NETWORK], settings.kept)
     names = chosen(given.only, [f"{NETWORK}{kind}" for kind in ("-compile", "-compile-tuned", "-untuned")])
-    return report((r for name in names for r in rows_of(name, ready, settings, given.seconds)), given.json)
+    return report(
+        (r for name in names for r in rows_of(name, ready, settings, given.seconds)), "compile-time", given
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from benchmarks.cases import Case, generated, layers, models_folder, real
 from benchmarks.peers import PEAK, PEERS
-from benchmarks.rows import report
+from benchmarks.results import report
 from benchmarks.running import direct_kernel, measure, whole
 from benchmarks.settings import Settings, chosen, parser, say
 
@@ -37,4 +37,5 @@ def main(arguments: list[str]) -> int:
     labels = [PEAK.name, *peers] if given.layers else peers
     names = chosen(given.only, known)
     rows = (row for n in names for row in measure(known[n], labels, settings, build, time=not given.prepare))
-    return report(rows, given.json)
+    study = "dense-layers" if given.layers else "dense" if given.target == "host" else f"dense-{given.target}"
+    return report(rows, study, given)

@@ -16,7 +16,8 @@ from benchmarks.compare import Arrays, Contender, Problem, bundle, compare
 from benchmarks.families import families, subsets
 from benchmarks.ours import Compiled, compiled
 from benchmarks.peers import PEERS
-from benchmarks.rows import Row, report
+from benchmarks.results import report
+from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
 from benchmarks.settings import Settings, chosen, parser, say
 from compiler import ExtractTasks, Graph, to_onnx
@@ -64,7 +65,9 @@ def main(arguments: list[str]) -> int:
     settings = Settings.of(given)
     peers = chosen(given.peers, [ALONE, *PEERS], "peer")
     known = families()
-    return report(_all(known, chosen(given.only, known, "family"), peers, settings, not given.prepare), given.json)
+    return report(
+        _all(known, chosen(given.only, known, "family"), peers, settings, not given.prepare), "multitask", given
+    )
 
 
 def _all(

@@ -16,7 +16,8 @@ from benchmarks.compare import Arrays, Contender, Problem, bundle, compare
 from benchmarks.networks import Net
 from benchmarks.ours import compiled
 from benchmarks.peers import C_CALLS, PEERS
-from benchmarks.rows import Row, report
+from benchmarks.results import report
+from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
 from benchmarks.settings import Settings, chosen, parser
 
@@ -58,4 +59,4 @@ def main(arguments: list[str]) -> int:
             Case(name, tiny, recipe_digest()), peers, settings, calls(name, peers), time=not given.prepare
         )
     )
-    return report(rows, given.json)
+    return report(rows, "overhead", given)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from benchmarks.rounds import Duel
-from benchmarks.settings import say
 
 PLAIN = ("case", "peer", "ours_ms", "peer_ms", "ratio")
 """Keys that every row has; None where `error` says why nothing was measured. Other keys are left out if empty."""
@@ -84,13 +83,13 @@ def to_json(rows: Sequence[Row]) -> str:
 
 
 _HEADS = (("ours ms", 10), ("peer ms", 10), ("ratio", 8), ("cold", 7), ("error", 9), ("GFLOP/s", 9), ("peak", 6))
-COLUMNS = f"{'case':34}{'peer':14}" + "".join(f"{name:>{width}}" for name, width in _HEADS)
+COLUMNS = f"{'case':36}{'peer':14}" + "".join(f"{name:>{width}}" for name, width in _HEADS)
 
 
 def line(row: Row) -> str:
     """A row for a terminal."""
     if row.ratio is None:
-        return f"{row.case:34}{row.peer:14}  {row.error}"
+        return f"{row.case:36}{row.peer:14}  {row.error}"
     remarks = [r for r in ("wall clock" if row.clock == "wall" else "", row.note, row.error) if r]
     numbers = f"{_number(row.ours_ms, 10)}{_number(row.peer_ms, 10)}{_number(row.ratio, 8)}"
     cold = f"{row.cold_ratio:7.2f}" if row.cold_ratio else " " * 7
@@ -98,7 +97,7 @@ def line(row: Row) -> str:
     error = " " * 9 if worst is None else f"{worst:9.0e}"
     speed = " " * 9 if row.gflops is None else f"{row.gflops:9.1f}"
     peak = " " * 6 if row.peak is None else f"{row.peak:6.0%}"
-    return f"{row.case:34}{row.peer:14}{numbers}{cold}{error}{speed}{peak}  {'; '.join(remarks)}".rstrip()
+    return f"{row.case:36}{row.peer:14}{numbers}{cold}{error}{speed}{peak}  {'; '.join(remarks)}".rstrip()
 
 
 def _number(value: float | None, width: int) -> str:
@@ -106,21 +105,6 @@ def _number(value: float | None, width: int) -> str:
     assert value is not None
     digits = max(0, 3 - math.floor(math.log10(value))) if value > 0 else 3
     return f"{value:{width}.{min(digits, 6)}f}"
-
-
-def report(rows: Iterable[Row], as_json: bool) -> int:
-    """Print rows as they come, or as JSON at the end; the exit status: 1 if our side failed anywhere."""
-    done: list[Row] = []
-    if not as_json:
-        print(COLUMNS)
-    for row in rows:
-        done.append(row)
-        if not as_json:
-            print(line(row), flush=True)
-        elif row.error:
-            say(f"{row.case} against {row.peer}: {row.error}")
-    print(to_json(done) if as_json else means(done))
-    return int(any(r.our_fault for r in done))
 
 
 def means(rows: Sequence[Row]) -> str:

@@ -66,6 +66,7 @@ def parser(
     made.add_argument("--core", type=int, help="processor to time on (default: the last usable one)")
     made.add_argument("--hot", action="store_true", help="leave out the runs with flushed caches")
     made.add_argument("--lock", type=Path, metavar="FILE", help="hold this lock while timing: runs take turns")
+    made.add_argument("--save", type=Path, metavar="FOLDER", help="add the rows to the study's file in this folder")
     made.add_argument("--prepare", action="store_true", help="only write models and bundles")
     made.add_argument("--kept", type=Path, default=Path(os.environ.get(KEPT, ROOT / ".bench")), metavar="FOLDER",
                       help=f"models and bundles (default: {KEPT}, or .bench)")  # fmt: skip

@@ -16,7 +16,8 @@ from benchmarks.cases import Prepared
 from benchmarks.compare import Arrays, Contender, Problem, bundle, compare, kernels
 from benchmarks.ours import compiled
 from benchmarks.peers import PEERS
-from benchmarks.rows import Row, report
+from benchmarks.results import report
+from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
 from benchmarks.settings import Settings, chosen, parser
 from benchmarks.sparse_cases import SparseCase, cases, dense_twin
@@ -92,4 +93,4 @@ def main(arguments: list[str]) -> int:
     rows: Iterable[Row] = (
         row for name in names for row in rows_of(known[name], peers, settings, time=not given.prepare)
     )
-    return report(rows, given.json)
+    return report(rows, "sparse", given)

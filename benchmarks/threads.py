@@ -12,7 +12,8 @@ from benchmarks.cases import Case, Prepared, generated
 from benchmarks.compare import Arrays, Contender, Problem, bundle, compare
 from benchmarks.ours import compiled
 from benchmarks.peers import PEERS
-from benchmarks.rows import Row, report
+from benchmarks.results import report
+from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
 from benchmarks.settings import Settings, chosen, parser
 
@@ -60,4 +61,4 @@ def main(arguments: list[str]) -> int:
         for name in chosen(given.only, known)
         for row in measure(known[name], peers, settings, shared(name, peers), time=not given.prepare)
     )
-    return report(rows, given.json)
+    return report(rows, "threads", given)

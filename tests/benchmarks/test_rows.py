@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.rounds import Duel
-from benchmarks.rows import COLUMNS, OUR_FAULT, PLAIN, Row, line, means, report, times, to_json
+from benchmarks.rows import COLUMNS, PLAIN, Row, line, means, times, to_json
 
 MEASURED = Row("lenet", "onnxruntime", **times(Duel(0.0125e-3, 0.025e-3, "cpu"), Duel(0.1e-3, 0.3e-3, "cpu")))
 MISSING = Row("lenet", "iree", error="not installed")
@@ -29,19 +29,6 @@ def test_json_is_a_list_of_rows():
     rows = json.loads(to_json([MEASURED, MISSING]))
     assert [r["peer"] for r in rows] == ["onnxruntime", "iree"]
     assert json.loads(to_json([])) == []
-
-
-def test_json_output_is_nothing_but_json_and_reasons_are_still_said(capsys):
-    assert report([MEASURED, MISSING], as_json=True) == 0
-    captured = capsys.readouterr()
-    assert len(json.loads(captured.out)) == 2
-    assert "lenet against iree: not installed" in captured.err
-
-
-def test_the_status_is_about_our_side(capsys):
-    assert report([Row("lenet", "iree", error=OUR_FAULT + "wrong")], as_json=False) == 1
-    assert report([MISSING], as_json=False) == 0
-    assert "not installed" in capsys.readouterr().out
 
 
 def test_a_line_shows_the_ratios_and_what_a_reader_should_know():

@@ -1,0 +1,151 @@
+"""Results on disk and on a page: one JSON file per study, tables of ratios rendered from it.
+
+A file holds the machine, versions and rows of a study; every row says from which sources of the compiler it came,
+so that a table cannot pass for one build where it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.host import facts
+from benchmarks.ours import sources_digest
+from benchmarks.rows import COLUMNS, Row, line, means, to_json
+from benchmarks.settings import say
+
+Record = Mapping[str, Any]
+BUILD = "build"
+"""Key of a row: the start of the digest of the compiler's sources."""
+_DIGITS = 8
+_NONE = "–"
+TITLES = {
+    "dense": "Dense networks",
+    "dense-layers": "Direct convolutions",
+    "dense-x86-64-v3": "Dense networks, bundles for AVX2",
+    "sparse": "Sparse layers and networks",
+    "multitask": "Subsets of one library",
+    "threads": "Threads",
+    "overhead": "Overhead of a call",
+    "compile-time": "Compilation",
+}
+"""Study -> heading, in the order of the page."""
+
+
+def report(rows: Iterable[Row], study: str, options: argparse.Namespace) -> int:
+    """Print rows as they come, or as JSON at the end, and save each.
+
+    Returns the exit status: 1 if our side failed anywhere.
+    """
+    done: list[Row] = []
+    if not options.json:
+        print(COLUMNS)
+    for row in rows:
+        done.append(row)
+        if not options.json:
+            print(line(row), flush=True)
+        elif row.error:
+            say(f"{row.case} against {row.peer}: {row.error}")
+        if options.save:
+            save(options.save, study, [row])
+    print(to_json(done) if options.json else means(done))
+    return int(any(r.our_fault for r in done))
+
+
+def save(folder: Path, study: str, rows: Sequence[Row]) -> Path:
+    """Add rows to the study's file; rows of the same case and peer are replaced.
+
+    What was measured on another machine or with other versions does not stay: one file, one machine.
+    """
+    path, machine, build = folder / f"{study}.json", facts(), sources_digest()[:_DIGITS]
+    new = [{**row.record(), BUILD: build} for row in rows]
+    old: list[Record] = []
+    if path.exists() and (held := json.loads(path.read_text()))["machine"] == machine:
+        old = held["rows"]
+    names = {(r["case"], r["peer"]) for r in new}
+    kept = [r for r in old if (r["case"], r["peer"]) not in names]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(r, ensure_ascii=True) for r in [*kept, *new])
+    head = json.dumps(machine, indent=1, sort_keys=True)
+    path.write_text(f'{{"machine": {head},\n"rows": [\n{lines}\n]}}\n')
+    return path
+
+
+def render(folder: Path) -> str:
+    """All studies in a folder as Markdown."""
+    parts = []
+    for study, title in TITLES.items():
+        path = folder / f"{study}.json"
+        if path.exists():
+            held = json.loads(path.read_text())
+            parts += [f"### {title}", _machine(study, held), _table(held["rows"])]
+    return "\n\n".join(parts)
+
+
+def _machine(study: str, held: Record) -> str:
+    """Command, processor and versions."""
+    machine, rows = held["machine"], held["rows"]
+    name, _, rest = study.partition("-") if study.startswith("dense-") else (study, "", "")
+    option = {"": "", "layers": " --layers"}.get(rest, f" --target {rest}")
+    caches = ", ".join(f"{k} {v >> 10} KiB" for k, v in machine["caches"].items())
+    versions = {**machine["versions"], **{r["peer"]: r["version"] for r in rows if r.get("version")}}
+    builds = ", ".join(sorted({r[BUILD] for r in rows}))
+    return (
+        f"`python -m benchmarks {name}{option}` on {machine['cpu']}, {machine['isa']}; {caches}. "
+        f"{', '.join(f'{k} {v}' for k, v in versions.items())}. Sources of the compiler: {builds}."
+    )
+
+
+def _table(rows: Sequence[Record]) -> str:
+    """A line per case, a column per peer; what was not measured is explained below."""
+    peers = list(dict.fromkeys(r["peer"] for r in rows))
+    rated = any(r.get("gflops") for r in rows)
+    sized = any(r.get("library_bytes") for r in rows)
+    heads = ["case", "ours ms", *["GFLOP/s"] * rated, *["library / weights KB"] * sized, *peers]
+    lines = [_line(heads), _line(["---", *["--:"] * (len(heads) - 1)])]
+    for case in dict.fromkeys(r["case"] for r in rows):
+        own = {r["peer"]: r for r in rows if r["case"] == case}
+        any_row = next((r for r in own.values() if r["ours_ms"] is not None), {})
+        cells = [case, _digits(any_row.get("ours_ms"))]
+        cells += [_digits(any_row.get("gflops"))] * rated
+        cells += [_sizes(own.values())] * sized
+        lines.append(_line([*cells, *(_ratio(own.get(p)) for p in peers)]))
+    return "\n".join([*lines, *_remarks(rows)])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _digits(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _sizes(rows: Iterable[Record]) -> str:
+    for row in rows:
+        if row.get("library_bytes"):
+            return f"{row['library_bytes'] / 1000:.0f} / {row['pool_bytes'] / 1000:.0f}"
+    return ""
+
+
+def _ratio(row: Record | None) -> str:
+    """Hot ratio, and the cold one in brackets where it was measured."""
+    if row is None or row["ratio"] is None:
+        return _NONE
+    cold = f" ({row['cold_ratio']:.2f})" if row.get("cold_ratio") else ""
+    wall = " w" if row.get("clock") == "wall" else ""
+    return f"{row['ratio']:.2f}{cold}{wall}"
+
+
+def _remarks(rows: Sequence[Record]) -> list[str]:
+    """Reasons, each once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("error"):
+            found.setdefault(f"{row['peer']}: {row['error'][:160]}", []).append(row["case"])
+    if not found:
+        return []
+    return ["", "Not measured:", "", *(f"- {', '.join(cases)}: {reason}" for reason, cases in found.items())]
