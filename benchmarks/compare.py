@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.host import flush_bytes, machine_lock
+from benchmarks.outputs import Arrays, Expected
 from benchmarks.peers import KERNELS, OURS, PEAK, PEERS, Peer
 from benchmarks.peers.client import PeerError, Worker
 from benchmarks.peers.peak_engine import FLOPS as PEAK_FLOPS
@@ -18,14 +17,9 @@ from benchmarks.rounds import Timing, duel, race
 from benchmarks.rows import OUR_FAULT, Row, times
 from benchmarks.settings import Settings, say
 from compiler import find_target
-from compiler.check import relative
 
-LIMIT = 1e-4
-"""Largest error over largest magnitude against onnxruntime."""
 SLOWEST = 5.0
 """Peers that take more seconds than this for a call are not timed."""
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Problem:
 
     case: str
     feeds: Arrays
-    expected: Arrays
+    expected: Expected
     flops: int | None = None
     wall: bool = False
     """Compare by wall clock, whatever the threads."""
@@ -98,10 +92,14 @@ def started(contender: Contender, feeds: Arrays, settings: Settings) -> Worker:
     return worker
 
 
-def reference(file: Path, feeds: Arrays, settings: Settings) -> dict[str, np.ndarray]:
-    """What onnxruntime computes from an ONNX file. PeerError with the reason."""
-    with started(Contender("onnxruntime", PEERS["onnxruntime"], file), feeds, settings) as worker:
-        return worker.outputs()
+def reference(file: Path, feeds: Arrays, settings: Settings) -> Expected:
+    """What onnxruntime computes from an ONNX file, optimised and not. PeerError with the reason."""
+    found = []
+    for optimise in (True, False):
+        judge = Contender("onnxruntime", PEERS["onnxruntime"], file, {"optimise": optimise})
+        with started(judge, feeds, settings) as worker:
+            found.append(worker.outputs())
+    return Expected.of(*found)
 
 
 def kernels(label: str, file: Path, settings: Settings, algorithm: str = "") -> Contender:
@@ -114,37 +112,12 @@ def bundle(folder: Path, label: str = "ours", **options: Any) -> Contender:
     return Contender(label, OURS, folder, options)
 
 
-# ---------------------------------------------------------------------- outputs
 def _admit(worker: Worker, contender: Contender, problem: Problem, found: _Field) -> None:
-    found.differences[contender.label] = checked(worker.outputs(), problem.expected)
+    found.differences[contender.label] = problem.expected.check(worker.outputs())
     (once,) = worker.run(1).wall
     if once > SLOWEST and contender.peer.requirements:
         raise PeerError(f"one call takes {once:.1f} s; more than {SLOWEST:g} s is not timed")
     found.workers[contender.label] = worker
-
-
-def checked(found: Arrays, expected: Arrays) -> float:
-    """The worst error of the outputs; PeerError where it is beyond LIMIT or an output is missing."""
-    missing = sorted(set(expected) - set(found))
-    if missing:
-        raise PeerError(f"no output {', '.join(missing)}; there are {', '.join(found)}")
-    errors = {name: error_of(found[name], array) for name, array in expected.items()}
-    worst = max(errors, key=lambda name: errors[name])
-    if not errors[worst] <= LIMIT:
-        raise PeerError(
-            f"output '{worst}' is {errors[worst]:.1e} of its scale off onnxruntime's; {LIMIT:g} is allowed"
-        )
-    return errors[worst]
-
-
-def error_of(found: np.ndarray, expected: np.ndarray) -> float:
-    """Relative error of a float output, share of elements that differ of any other; inf for another size."""
-    if found.size != expected.size:
-        return float("inf")
-    shaped = found.reshape(expected.shape)
-    if expected.dtype.kind == "f":
-        return relative(shaped, expected)
-    return float(np.mean(shaped != expected)) if expected.size else 0.0
 
 
 # ---------------------------------------------------------------------- times

@@ -12,9 +12,10 @@ from dataclasses import replace
 from functools import partial
 
 from benchmarks.cases import Case, Prepared
-from benchmarks.compare import Arrays, Contender, Problem, bundle, compare
+from benchmarks.compare import Contender, Problem, bundle, compare
 from benchmarks.families import families, subsets
 from benchmarks.ours import Compiled, compiled
+from benchmarks.outputs import Expected
 from benchmarks.peers import PEERS
 from benchmarks.results import report
 from benchmarks.rows import Row
@@ -47,7 +48,7 @@ def _subset(tasks: Sequence[str], part: Graph, full: Compiled, peers: Sequence[s
     def build(ready: Prepared, settings: Settings) -> Timing:
         alone = compiled(part, ready.case.recipe, settings.kept, passes=(), target=settings.target)
 
-        def timing(expected: Arrays) -> list[Row]:
+        def timing(expected: Expected) -> list[Row]:
             by_name: dict[str, Contender] = {ALONE: bundle(alone.folder, ALONE, qualified=True)}
             by_name |= {c.label: c for c in engines([p for p in peers if p != ALONE], ready)}
             ours = bundle(full.folder, tasks=list(tasks), qualified=True)

@@ -12,9 +12,10 @@ from dataclasses import replace
 import onnx
 
 from benchmarks.cases import Case, Prepared, recipe_digest
-from benchmarks.compare import Arrays, Contender, Problem, bundle, compare
+from benchmarks.compare import Contender, Problem, bundle, compare
 from benchmarks.networks import Net
 from benchmarks.ours import compiled
+from benchmarks.outputs import Expected
 from benchmarks.peers import C_CALLS, PEERS
 from benchmarks.results import report
 from benchmarks.rows import Row
@@ -38,7 +39,7 @@ def calls(name: str, peers: Sequence[str]) -> Building:
         made = compiled(ready.graph, ready.case.identity, settings.kept, target=settings.target, feeds=ready.feeds)
         ours = bundle(made.folder) if name == FROM_PYTHON else Contender("ours", C_CALLS, made.folder)
 
-        def timing(expected: Arrays) -> list[Row]:
+        def timing(expected: Expected) -> list[Row]:
             problem = Problem(name, ready.feeds, expected)
             return compare(problem, ours, engines(peers, ready), settings)
 

@@ -6,15 +6,16 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from benchmarks.cases import Case, Prepared, prepare
-from benchmarks.compare import Arrays, Contender, Problem, bundle, compare, kernels, reference
+from benchmarks.compare import Contender, Problem, bundle, compare, kernels, reference
 from benchmarks.ours import compiled
+from benchmarks.outputs import Expected
 from benchmarks.peers import PEERS
 from benchmarks.rows import OUR_FAULT, Row
 from benchmarks.settings import Settings, say
 from compiler.cost.count import totals
 from compiler.errors import UnsupportedModelError
 
-Timing = Callable[[Arrays], list[Row]]
+Timing = Callable[[Expected], list[Row]]
 """Times what was built, given what onnxruntime computes."""
 Building = Callable[[Prepared, Settings], Timing]
 """Builds what is needed beside the file and returns what times it."""
@@ -51,7 +52,7 @@ def whole(peers: Sequence[str]) -> Building:
             ready.graph, ready.case.identity, settings.kept, target=settings.target, feeds=ready.feeds
         ).folder
 
-        def timing(expected: Arrays) -> list[Row]:
+        def timing(expected: Expected) -> list[Row]:
             problem = Problem(ready.case.name, ready.feeds, expected, totals(ready.graph).flops)
             return compare(problem, bundle(folder), engines(peers, ready), settings)
 
@@ -66,7 +67,7 @@ def direct_kernel(peers: Sequence[str]) -> Building:
     def build(ready: Prepared, settings: Settings) -> Timing:
         call = whole(peers)(ready, settings) if peers else None
 
-        def timing(expected: Arrays) -> list[Row]:
+        def timing(expected: Expected) -> list[Row]:
             flops = totals(ready.graph).flops
             problem = Problem(ready.case.name, ready.feeds, expected, flops, against_peak=True)
             alone = compare(problem, kernels("ours", ready.file, settings, "conv"), [], settings)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from benchmarks.cases import Prepared
-from benchmarks.compare import Arrays, Contender, Problem, bundle, compare, kernels
+from benchmarks.compare import Contender, Problem, bundle, compare, kernels
 from benchmarks.ours import compiled
+from benchmarks.outputs import Expected
 from benchmarks.peers import PEERS
 from benchmarks.results import report
 from benchmarks.rows import Row
@@ -37,7 +38,7 @@ def against(case: SparseCase, peers: Sequence[str]) -> Building:
         others = engines([p for p in peers if p not in OWN], ready)
         own = [] if alone or "ours-dense" not in peers else [_dense(ready, settings)]
 
-        def timing(expected: Arrays) -> list[Row]:
+        def timing(expected: Expected) -> list[Row]:
             problem = Problem(case.case.name, ready.feeds, expected)
             rows = compare(problem, ours, [*others, *own], settings) if [*others, *own] else []
             if alone and set(OWN) & set(peers):

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.cases import Case, Prepared, generated
-from benchmarks.compare import Arrays, Contender, Problem, bundle, compare
+from benchmarks.compare import Contender, Problem, bundle, compare
 from benchmarks.ours import compiled
+from benchmarks.outputs import Expected
 from benchmarks.peers import PEERS
 from benchmarks.results import report
 from benchmarks.rows import Row
@@ -37,7 +38,7 @@ def shared(name: str, peers: Sequence[str]) -> Building:
         ours = bundle(made.folder)
         alone = replace(ours, label=ALONE, options={**ours.options, "threads": 1})
 
-        def timing(expected: Arrays) -> list[Row]:
+        def timing(expected: Expected) -> list[Row]:
             by_name: dict[str, Contender] = {ALONE: alone}
             by_name |= {c.label: c for c in engines([p for p in peers if p != ALONE], ready)}
             problem = Problem(name, ready.feeds, expected, wall=True)

@@ -15,7 +15,10 @@ def load(model: str, feeds: Arrays, options: dict[str, Any]) -> Engine:
     """A session on the file `model` with `threads` threads inside an operator and one across them."""
     onnxruntime.disable_telemetry_events()
     settings = onnxruntime.SessionOptions()
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    settings.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if options.get("optimise", True) else levels.ORT_DISABLE_ALL
+    )
     settings.intra_op_num_threads, settings.inter_op_num_threads = options["threads"], 1
     settings.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])

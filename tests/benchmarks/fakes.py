@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.compare import Contender
 from benchmarks.host import timed_cores
+from benchmarks.outputs import Expected
 from benchmarks.peers import Peer
 from benchmarks.peers.client import Launch
 from benchmarks.rounds import Effort
@@ -17,7 +18,7 @@ from benchmarks.settings import Settings
 MODULE = "tests.benchmarks.fake_engine"
 LAUNCH = Launch("fake", Path(sys.executable), MODULE)
 FEEDS = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
-EXPECTED = {"y": 2 * FEEDS["x"]}
+EXPECTED = Expected.of({"y": 2 * FEEDS["x"]}, {"y": 2 * FEEDS["x"]})
 
 
 class FakePeer(Peer):

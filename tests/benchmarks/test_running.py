@@ -8,6 +8,7 @@ import onnx
 from benchmarks.cases import Case
 from benchmarks.compare import Problem, compare, kernels
 from benchmarks.networks import Net
+from benchmarks.outputs import Expected
 from benchmarks.rows import Row
 from benchmarks.running import measure
 from compiler.errors import UnsupportedModelError
@@ -30,7 +31,7 @@ def test_rows_are_those_of_the_timing(tmp_path):
 
     def build(ready, settings):
         seen.append(ready.graph.inputs[0].shape)
-        return lambda expected: [Row("tiny", name) for name in expected]
+        return lambda expected: [Row("tiny", name) for name in expected.outputs]
 
     rows = measure(case(), ["p"], settings(tmp_path), build)
     assert seen == [(1, 16, 6, 6)] and len(rows) == 1
@@ -62,7 +63,8 @@ def test_our_kernels_alone_against_the_peak(tmp_path):
     graph = load(file)
     feeds = random_feeds(graph, np.random.default_rng(0))
     (task,) = graph.tasks.values()
-    expected = dict(zip(task.labels, evaluate(graph, feeds).values(), strict=True))
+    outputs = dict(zip(task.labels, evaluate(graph, feeds).values(), strict=True))
+    expected = Expected.of(outputs, outputs)
     problem = Problem("tiny", feeds, expected, 1_000_000, against_peak=True)
     (row,) = compare(problem, kernels("ours", file, settings(tmp_path), "conv"), [], settings(tmp_path))
     assert row.error is None and row.peer == "peak"
