@@ -17,7 +17,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.passes import find
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import Note, Pass, Refusal, Resources
 from compiler.passes.spec import changed, convert, split
 
 ROUNDING = 1e-5
@@ -54,6 +54,7 @@ class PassRecord:
     after: Facts
     refusals: tuple[Refusal, ...]
     drift: Mapping[str, float] | None = None
+    notes: tuple[Note, ...] = ()
 
     def record(self) -> dict[str, object]:
         """JSON-ready, for the manifest."""
@@ -63,6 +64,7 @@ class PassRecord:
             "before": _fact_record(self.before),
             "after": _fact_record(self.after),
             "refusals": [{"where": r.where, "reason": r.reason} for r in self.refusals],
+            "notes": [{"where": n.where, "reason": n.reason} for n in self.notes],
             "drift": None if self.drift is None else dict(self.drift),
         }
 
@@ -133,7 +135,9 @@ class Pipeline:
                 f"{pass_}: task '{worst}' differs by {drift[worst]:.1e} of scale (limit {ROUNDING:.0e})"
             )
         after = Facts.of(outcome.graph)
-        return outcome.graph, PassRecord(pass_.name, str(pass_), pass_.exact, known, after, outcome.refusals, drift)
+        return outcome.graph, PassRecord(
+            pass_.name, str(pass_), pass_.exact, known, after, outcome.refusals, drift, outcome.notes
+        )
 
 
 def measured_drift(before: Graph, after: Graph, seed: int) -> dict[str, float]:

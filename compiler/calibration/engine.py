@@ -39,19 +39,13 @@ class Engine:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
             raise UnsupportedModelError(f"onnxruntime cannot open the model: {error}") from error
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
     @classmethod
     def of(cls, graph: Graph) -> Engine:
         """A graph, through its ONNX form."""
         return cls(to_onnx(graph))
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return tuple(i.name for i in self._session.get_inputs())
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every output by name."""

@@ -292,6 +292,12 @@ class Graph:
         twin._inputs, twin._tasks, twin._order = self._inputs, dict(self._tasks), self._order
         return twin
 
+    def assign(self, other: Graph) -> None:
+        """Become a copy of `other`: its vertices, inputs and tasks; the name stays."""
+        self._writable()
+        twin = other.copy()
+        self._g, self._inputs, self._tasks, self._order = twin._g, twin._inputs, twin._tasks, twin._order
+
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Add a graph input."""
         value = self.add_value(name, type_)

@@ -17,6 +17,7 @@ REGISTRY = MappingProxyType(
         "fold-batch-norm": "compiler.passes.fold_batch_norm:FoldBatchNorm",
         "remove-dead-code": "compiler.passes.dead:RemoveDeadCode",
         "deduplicate": "compiler.passes.dedupe:Deduplicate",
+        "merge": "compiler.passes.merge.merging:Merge",
         "dead-channels": "compiler.passes.dead_channels:DeadChannels",
         "prune-channels": "compiler.passes.prune.channels:PruneChannels",
         "sparsify": "compiler.passes.sparsify.magnitude:Sparsify",

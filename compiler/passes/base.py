@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -39,6 +40,11 @@ class Refusal:
         return f"{self.where}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class Note(Refusal):
+    """Something a pass did that is worth telling, in the same form."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a spec string cannot carry, passed by hand.
@@ -46,14 +52,15 @@ class Resources:
     `calibration`: unlabelled inputs, either input name -> array of shape [samples, *input shape without its
     leading batch axis], or a factory of feeds. `machine`: facts about the target, for passes that round to vector
     widths. `workload`: expected share of calls per task subset (empty: all tasks together). `exclude`: patterns
-    (fnmatch) of value and node names that no pass may shrink.
-    """
+    (fnmatch) of value and node names that no pass may shrink. `cache`: a folder where statistics of calibration
+    data are kept under the digest of network and data (None: nowhere)."""
 
     calibration: Mapping[str, np.ndarray] | Calibration | None = None
     machine: Any = None
     seed: int = 0
     workload: Mapping[TaskSet, float] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
+    cache: Path | None = None
 
     def rng(self, pass_: Pass) -> np.random.Generator:
         """A generator that depends on the seed and the pass only, so other passes do not change its numbers."""
@@ -94,10 +101,11 @@ def _fitted(feed: Batch, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The rewritten graph (frozen) and what was left alone."""
+    """The rewritten graph (frozen), what was left alone, and what the pass has to tell besides."""
 
     graph: Graph
     refusals: tuple[Refusal, ...]
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Pass(abc.ABC):
 
     @abc.abstractmethod
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
-        """Edit `graph`, a private mutable copy; yield or return what was left alone and why."""
+        """Edit `graph`, a private mutable copy; yield or return what was left alone and why, and notes."""
 
     def ensures(self, before: Graph, after: Graph) -> None:
         """Raise VerifyError where the result does not have what the pass promises."""
@@ -128,10 +136,11 @@ class Pass(abc.ABC):
         use = Resources() if use is None else use
         self.requires(graph, use)
         after = graph.copy()
-        refusals = tuple(self.rewrite(after, use))
+        told = tuple(self.rewrite(after, use))
         verify(after, stage=self.name)
         self.ensures(graph, after)
-        return Outcome(after.freeze(), refusals)
+        notes = tuple(t for t in told if isinstance(t, Note))
+        return Outcome(after.freeze(), tuple(t for t in told if not isinstance(t, Note)), notes)
 
     def __str__(self) -> str:
         """The spec string, `name{option=value}`; `compiler.pipeline.parse` reads it back."""

@@ -266,7 +266,7 @@ class Readers:
             away = gone.get(reader.channel, np.zeros(0, np.int64)), gone.get(reader.output, np.zeros(0, np.int64))
             key = number, away[0].tobytes(), away[1].tobytes()
             if key not in self._known:
-                self._known[key] = _after_refit(reader, moments, *away) if refit else _alone(reader, moments)
+                self._known[key] = after_refit(reader, moments, *away) if refit else _alone(reader, moments)
             found[reader.channel] = found.get(reader.channel, 0) + self._known[key]
         return found
 
@@ -286,8 +286,10 @@ def _alone(reader: Reader, moments: np.ndarray) -> np.ndarray:
     return np.asarray(energy.sum(axis=2).reshape(-1, reader.taps).sum(axis=1) / _power(matrix, moments))
 
 
-def _after_refit(reader: Reader, moments: np.ndarray, columns: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Worth of each channel among those that stay; zero for those in `columns`, which are gone already."""
+def after_refit(reader: Reader, moments: np.ndarray, columns: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Worth of each channel to a reader among those that stay, as a share of its output power; zero for those in
+    `columns`, which are gone already. `moments`: of its patches, [groups, p, p]; `outputs`: results that are
+    gone."""
     matrix, k = reader.matrix(reader.weight.constant), reader.taps
     power = _power(matrix, moments)
     if len(matrix) > 1:  # groups keep equal slots: their static worth is used

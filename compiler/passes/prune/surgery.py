@@ -28,14 +28,15 @@ Removal = Mapping[Axis, np.ndarray]
 
 
 # ---------------------------------------------------------------------- shared constants
-def split_shared(graph: Graph) -> dict[ValueRef, ValueRef]:
+def split_shared(graph: Graph, *, matrices: bool = False) -> dict[ValueRef, ValueRef]:
     """Give every reader of a shared vector or scalar parameter a copy (of no memory): new name -> old name.
 
-    Readers may keep different entries of it. Matrices and kernels stay shared: sharing them is meant.
-    """
+    Readers may keep different entries of it. Matrices and kernels stay shared, because sharing them is meant,
+    unless `matrices` says otherwise."""
     origin: dict[ValueRef, ValueRef] = {}
     for value in graph.parameters():
-        if value.data is None or sum(n > 1 for n in value.shape) > 1 or graph.is_output(value.ref):
+        matrix = sum(n > 1 for n in value.shape) > 1
+        if value.data is None or (matrix and not matrices) or graph.is_output(value.ref):
             continue
         for node, index in graph.uses(value.ref)[1:]:
             copy = graph.add_value(graph.fresh(value.ref.name), value.type, value.data)

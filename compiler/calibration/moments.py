@@ -1,0 +1,172 @@
+"""Streamed second moments of rows of data: Gram matrices, cross moments, means, variances; float64.
+
+Statistics of a network depend on its contents and on the data only, so they can be kept in a folder under the
+digest of both (`Cache`). Adding the same rows in the same order gives the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+RIDGE = 1e-4
+"""Ridge as a share of the mean eigenvalue of the Gram matrix."""
+
+TINY = 1e-12
+
+
+def ridge(moments: np.ndarray) -> np.ndarray:
+    """lambda * I for Gram matrices [groups, p, p]; never zero."""
+    p = moments.shape[-1]
+    scale = RIDGE * np.trace(moments, axis1=1, axis2=2) / p
+    return np.asarray(np.maximum(scale, TINY)[:, None, None] * np.eye(p))
+
+
+class Moments:
+    """Sums over rows of inputs x [groups, rows, p] and targets y [groups, rows, outputs]: counts, means, second and
+    cross moments per group. Before the first row everything is a scalar zero."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        nothing: np.ndarray = np.zeros(())
+        self.x = self.y = self.xx = self.xy = self.yy = nothing
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Add rows of inputs [groups, rows, p] and targets [groups, rows, outputs]."""
+        self.rows += x.shape[1]
+        self.x = self.x + x.sum(axis=1)
+        self.y = self.y + y.sum(axis=1)
+        self.xx = self.xx + np.swapaxes(x, 1, 2) @ x
+        self.xy = self.xy + np.swapaxes(x, 1, 2) @ y
+        self.yy = self.yy + np.swapaxes(y, 1, 2) @ y
+
+    def select(self, inputs: np.ndarray, outputs: np.ndarray) -> Moments:
+        """The moments of some inputs and some outputs."""
+        part = Moments()
+        part.rows = self.rows
+        part.x, part.y = self.x[:, inputs], self.y[:, outputs]
+        part.yy = self.yy[:, outputs[:, None], outputs]
+        part.xx = self.xx[:, inputs[:, None], inputs]
+        part.xy = self.xy[:, inputs[:, None], outputs]
+        return part
+
+    def mixed(self, weights: np.ndarray) -> Moments:
+        """The moments with the targets y @ weights, weights [outputs, new outputs]."""
+        part = Moments()
+        part.rows, part.x, part.xx = self.rows, self.x, self.xx
+        part.y, part.xy, part.yy = self.y @ weights, self.xy @ weights, weights.T @ self.yy @ weights
+        return part
+
+    def central(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Covariances of inputs [groups, p, p], of inputs with targets [groups, p, outputs], variances of
+        targets."""
+        x, y = self.x / self.rows, self.y / self.rows
+        g = self.xx / self.rows - x[:, :, None] * x[:, None, :]
+        c = self.xy / self.rows - x[:, :, None] * y[:, None, :]
+        power = np.diagonal(self.yy, axis1=1, axis2=2) / self.rows
+        return g, c, np.maximum(power - y * y, 0)
+
+    def solve(self, old: np.ndarray, central: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Least squares with a ridge towards the weights `old` [groups, p, outputs].
+
+            W = old + (G + lambda I)^-1 (C - G old),   lambda = 1e-4 tr(G) / p
+
+        Returns (weights, offsets [groups, outputs]). `central`: an unpenalised constant is fitted with them; else
+        offsets are zero.
+        """
+        x, y = self.x / self.rows, self.y / self.rows
+        if central:
+            g, c, _ = self.central()
+        else:
+            g, c = self.xx / self.rows, self.xy / self.rows
+        new = old + np.linalg.solve(g + ridge(g), c - g @ old)
+        offset = y - np.einsum("gp,gpo->go", x, new) if central else np.zeros_like(y)
+        return new, offset
+
+    def error(self, weights: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        """Mean squared error [groups, outputs] of x @ weights + offset, exact up to rounding of the sums."""
+        x, y = self.x / self.rows, self.y / self.rows
+        g, c, power = self.central()
+        bias = y - np.einsum("gp,gpo->go", x, weights) - offset
+        spread = power - 2 * np.sum(weights * c, axis=1) + np.sum(weights * (g @ weights), axis=1)
+        return np.asarray(np.maximum(spread, 0) + bias**2)
+
+    def best_offset(self, weights: np.ndarray) -> np.ndarray:
+        """The constant [groups, outputs] that makes the means of x @ weights and of the targets equal."""
+        return np.asarray(self.y / self.rows - np.einsum("gp,gpo->go", self.x / self.rows, weights))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything as arrays by name."""
+        names = ("x", "y", "xx", "xy", "yy")
+        return {"rows": np.asarray(self.rows), **{n: getattr(self, n) for n in names}}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Moments:
+        """The inverse of `arrays`."""
+        made = cls()
+        made.rows = int(arrays["rows"])
+        for name in ("x", "y", "xx", "xy", "yy"):
+            setattr(made, name, np.asarray(arrays[name]))
+        return made
+
+
+def correlation(covariance: np.ndarray) -> np.ndarray:
+    """Correlations of a covariance matrix [n, n]; zero where a variance is."""
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0))
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.asarray(np.clip(covariance * inverse[:, None] * inverse, -1, 1))
+
+
+# ---------------------------------------------------------------------- kept on disk
+def content_key(*parts: str | bytes | np.ndarray) -> str:
+    """SHA-256 (hex) over texts, bytes and arrays (element type, shape, bytes), in order."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype.str}{part.shape};".encode())
+            state.update(np.ascontiguousarray(part).data)
+        else:
+            state.update(part.encode() if isinstance(part, str) else part)
+        state.update(b"|")
+    return state.hexdigest()
+
+
+def data_key(feeds: Iterable[Mapping[str, np.ndarray]]) -> str:
+    """The digest of feeds: names, types, shapes and bytes, in order."""
+    return content_key(*(p for feed in feeds for name in sorted(feed) for p in (name, feed[name])))
+
+
+class Cache:
+    """Arrays by key in a folder, written aside and renamed. Without a folder nothing is kept.
+
+    A file that cannot be read counts as absent and is written anew.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays under `key`, or None."""
+        if self._folder is None:
+            return None
+        try:
+            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def store(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays under `key`."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        aside = self._folder / f".{key}.{os.getpid()}.npz"
+        try:
+            np.savez(aside, **dict(arrays))  # type: ignore[arg-type]
+            aside.replace(self._folder / f"{key}.npz")
+        finally:
+            aside.unlink(missing_ok=True)

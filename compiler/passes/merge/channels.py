@@ -1,0 +1,230 @@
+"""Which channels of a network can be computed per label, and what every node does with them.
+
+A channel is an atom of the ties' closure: entries of several axes that exist together, such as a filter, its
+bias, the channel of the map and of every activation behind it. Channels of one layer, or of one residual stream,
+form a group. A node either makes channels from others by constant weights (LAYER), works on each channel alone
+(EACH), or passes channels on (ROUTE). Everything else reads its operands whole (WHOLE): groups it touches keep
+one owner."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.graph import Graph, NodeRef, Site, Value
+from compiler.ir.ties import Atom, Closure
+from compiler.ir.types import Axis
+
+
+class Role(enum.Enum):
+    """What a node does with channels."""
+
+    LAYER = "layer"
+    EACH = "each"
+    ROUTE = "route"
+    WHOLE = "whole"
+
+
+ROUTING = ("Concat", "Split", "Slice", "Gather")
+"""Operators that move whole channels along their own axis; their other uses are EACH or WHOLE."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channels:
+    """A group: channels that span the same axes, in the order of their first entry. `split`: they may be labelled
+    one by one; else `reason` says why all of them keep one label."""
+
+    index: int
+    atoms: tuple[Atom, ...]
+    split: bool
+    reason: str = ""
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return len(self.atoms)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """All axes the channels have entries on."""
+        return tuple(self.atoms[0].entries)
+
+    def entries(self, axis: Axis) -> np.ndarray:
+        """Positions on `axis`, [channels, entries per channel]."""
+        return np.stack([atom.entries[axis] for atom in self.atoms])
+
+
+class ChannelMap:
+    """Groups of a graph, the role of every node, and what each value is made of.
+
+    `exclude(name)`: values and nodes whose channels stay as they are.
+    """
+
+    def __init__(self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False) -> None:
+        self.graph = graph
+        self.closure = Closure(graph, exclude=exclude)
+        self._groups = [Channels(i, g.atoms, True) for i, g in enumerate(self.closure.groups)]
+        self._on = self._groups_by_axis()
+        self.roles: dict[NodeRef, Role] = {s.node.ref: Role.WHOLE for s in graph.sites()}
+        self._settle()
+
+    @property
+    def groups(self) -> tuple[Channels, ...]:
+        """All groups."""
+        return tuple(self._groups)
+
+    def channel_dim(self, value: Value) -> int | None:
+        """The axis of a value that has channels which may be labelled one by one; None where it is read whole."""
+        dims = [d for d in range(value.rank) if self._on.get(value.axis(d))]
+        return dims[0] if dims and all(self._groups[g].split for g in self._on[value.axis(dims[0])]) else None
+
+    def parts(self, value: Value) -> tuple[int, ...]:
+        """The groups on a value's channel axis, in order of their first entry; none where it is read whole."""
+        dim = self.channel_dim(value)
+        return () if dim is None else tuple(self._on[value.axis(dim)])
+
+    def counts(self, axis: Axis) -> bool:
+        """Whether an axis, of a parameter too, has channels of some group."""
+        return axis in self._on
+
+    # ------------------------------------------------------------------ finding what can be split
+    def _groups_by_axis(self) -> dict[Axis, list[int]]:
+        found: dict[Axis, list[tuple[int, int]]] = {}
+        for group in self._groups:
+            for axis in group.axes:
+                first = min(int(a.entries[axis][0]) for a in group.atoms)
+                found.setdefault(axis, []).append((first, group.index))
+        return {axis: [g for _, g in sorted(pairs)] for axis, pairs in found.items()}
+
+    def _settle(self) -> None:
+        """Refuse groups until every one that is left is understood by every node that touches it."""
+        for found in self.groups:
+            reason = self._irregular(found)
+            if reason:
+                self._refuse(found.index, reason)
+        changed = True
+        while changed:
+            changed = self._partly_covered()
+            for site in self.graph.sites():
+                role, reason = self._role(site)
+                self.roles[site.node.ref] = role
+                if role is Role.WHOLE:
+                    for group in self._touched(site):
+                        changed |= self._refuse(group, reason)
+
+    def _refuse(self, index: int, reason: str) -> bool:
+        group = self._groups[index]
+        if group.split:
+            self._groups[index] = Channels(index, group.atoms, False, reason)
+        return group.split
+
+    def _irregular(self, group: Channels) -> str:
+        for axis in group.axes:
+            if len({len(a.entries[axis]) for a in group.atoms}) > 1:
+                return f"its channels have different numbers of entries on {axis}"
+        return ""
+
+    def _partly_covered(self) -> bool:
+        """Refuse groups on axes of values that hold other entries too, or on two axes of one value."""
+        changed = False
+        for value in self.graph.values():
+            dims = [d for d in range(value.rank) if self._on.get(value.axis(d))]
+            for dim in dims:
+                groups = self._on[value.axis(dim)]
+                held = sum(self._groups[g].entries(value.axis(dim)).size for g in groups if self._groups[g].split)
+                computed = value.data is None
+                reason = ""
+                if computed and len(dims) > 1:
+                    reason = f"'{value.ref}' has channels on two axes"
+                elif computed and held < value.shape[dim]:
+                    reason = f"'{value.ref}' also holds entries that must stay whole"
+                if reason:
+                    refused = [self._refuse(g, reason) for g in groups]
+                    changed |= any(refused)
+        return changed
+
+    def _touched(self, site: Site) -> list[int]:
+        values = (*(v for _, v in site.operands.present()), *site.results)
+        axes = [v.axis(d) for v in values for d in range(v.rank)]
+        return list(dict.fromkeys(g for axis in axes for g in self._on.get(axis, ()) if self._groups[g].split))
+
+    # ------------------------------------------------------------------ roles
+    def _role(self, site: Site) -> tuple[Role, str]:
+        """The role of a node, and for WHOLE why, as a phrase about the groups it touches."""
+        what = f"{site.node.op.name} '{site.node.ref}'"
+        if layer_axes(site) is not None:
+            reason = self._layer_problem(site)
+            return (Role.WHOLE, f"{what} {reason}") if reason else (Role.LAYER, "")
+        data = [v for _, v in site.operands.present() if v.data is None]
+        dims = [self.channel_dim(v) for v in (*data, *site.results)]
+        if all(d is None for d in dims):
+            return Role.WHOLE, ""
+        if any(d is None for d in dims):
+            return Role.WHOLE, f"{what} combines them with values that are read whole"
+        if self._is_route(site):
+            return Role.ROUTE, ""
+        groups = {self.parts(v) for v in (*data, *site.results)}
+        if len(groups) > 1 or len(site.results) != 1:
+            return Role.WHOLE, f"{what} mixes channels"
+        if any(len(self._tied_dims(v)) > 1 for _, v in site.operands.present() if v.data is not None):
+            return Role.WHOLE, f"{what} has a parameter with channels on two axes"
+        return Role.EACH, ""
+
+    def _layer_problem(self, site: Site) -> str:
+        inward, outward = layer_axes(site) or (None, None)
+        for value in (site.operands[0], site.results[0]):
+            dim = self.channel_dim(value)
+            if dim is not None and value.axis(dim) not in (inward, outward):
+                return "counts them as positions"
+        return ""
+
+    def _is_route(self, site: Site) -> bool:
+        """Whether whole channels are moved along their own axis, each group at most once per result."""
+        if site.node.op.name not in ROUTING or any(v.data is None for v in site.operands[1:]) != (
+            site.node.op.name == "Concat"
+        ):
+            return False
+        data = [v for _, v in site.operands.present() if v.data is None]
+        before = [g for v in data for g in self.parts(v)]
+        if len(set(before)) < len(before) or {self.channel_dim(v) for v in data} != {
+            self.channel_dim(site.results[0])
+        }:
+            return False
+        moved = all(set(self.parts(v)) <= set(before) for v in site.results)
+        return moved and any(self.parts(v) != self.parts(data[0]) for v in site.results)
+
+    def _tied_dims(self, value: Value) -> list[int]:
+        return [d for d in range(value.rank) if self.counts(value.axis(d))]
+
+
+def layer_axes(site: Site) -> tuple[Axis, Axis] | None:
+    """(axis of operand 0 that the weights contract, axis of the result along which they have outputs) of a layer:
+    Conv with one group, Gemm or MatMul with constant weights; None for every other node."""
+    name, attrs = site.node.op.name, site.attrs
+    if name not in ("Conv", "Gemm", "MatMul") or site.operands[0].data is not None:
+        return None
+    x, y = site.operands[0], site.results[0]
+    weights = [v for _, v in site.operands.present()[1:]]
+    if any(v.data is None or not v.dtype.is_float for v in weights):
+        return None
+    if name == "Conv":
+        return (x.axis(1), y.axis(1)) if site.int("group") == 1 else None
+    if site.operands[1].rank != 2 or x.rank < 2:
+        return None
+    if name == "Gemm":
+        plain = attrs["alpha"] == 1 and attrs["beta"] == 1 and not attrs["transA"]
+        bias = site.operands.optional(2)
+        if not plain or (bias is not None and bias.size != y.shape[-1]):
+            return None
+    return x.axis(-1), y.axis(-1)
+
+
+def weight_axes(site: Site) -> tuple[Axis, Axis]:
+    """(input axis, output axis) of a layer's weight."""
+    weight = site.operands[1]
+    if site.node.op.name == "Conv" or site.attrs.get("transB"):
+        return weight.axis(1), weight.axis(0)
+    return weight.axis(0), weight.axis(1)

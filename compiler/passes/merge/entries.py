@@ -1,0 +1,53 @@
+"""What merged nodes can read: values of the merged graph, with the channels that each of them holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.graph import Value
+from compiler.ir.types import ValueRef
+from compiler.passes.merge.labels import Slab, Unit, own, task_order
+from compiler.passes.merge.streams import Source, Streams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A value of the merged graph. `mask`: the tasks that may read it.
+
+    `slabs` are the channels along axis `dim`; slab j's channel r has entries `columns[j][r]` there. A value that is
+    read whole has no slabs, and `size` entries along whichever axis its reader contracts.
+    """
+
+    value: ValueRef
+    mask: int
+    slabs: tuple[Slab, ...] = ()
+    columns: tuple[np.ndarray, ...] = ()
+    original: bool = False
+    """Whether it is the original value itself, read as it always was."""
+
+
+def original_entry(streams: Streams, source: Source, value: Value) -> Entry:
+    """An untouched value of one network."""
+    dim = streams.channels.channel_dim(value)
+    if dim is None:
+        return Entry(value.ref, source.mask, original=True)
+    groups = streams.channels.parts(value)
+    slabs = tuple(private_slab(streams, g) for g in groups)
+    columns = tuple(streams.group(g).entries(value.axis(dim)) for g in groups)
+    return Entry(value.ref, source.mask, slabs, columns, original=True)
+
+
+def private_slab(streams: Streams, group: int) -> Slab:
+    """All channels of one group, for its own network."""
+    channels = tuple(own(Unit(group, i)) for i in range(streams.group(group).width))
+    return Slab(streams.of_group[group].index, (group,), channels)
+
+
+def ordered(lists: Sequence[Sequence[Entry]]) -> list[Entry]:
+    """The entries of several lists once each, larger task sets first."""
+    unique = {id(e): e for entries in lists for e in entries}
+    numbers = {key: i for i, key in enumerate(unique)}
+    return sorted(unique.values(), key=lambda e: (*task_order(e.mask), numbers[id(e)]))

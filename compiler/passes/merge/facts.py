@@ -1,0 +1,74 @@
+"""What a merge did, layer by layer: what is shared by which tasks, and why the rest is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler.passes.base import Note, Refusal
+from compiler.passes.merge.assemble import Assembly
+from compiler.passes.merge.channels import Role
+from compiler.passes.merge.labels import label_order
+from compiler.passes.merge.streams import Place, Streams
+
+
+def facts(streams: Streams, assembly: Assembly | None, losses: Mapping[str, float]) -> list[Refusal]:
+    """Notes for layers that are shared and for every task's loss, refusals for layers that are not."""
+    told: list[Refusal] = []
+    for place in streams.places:
+        if place.role is Role.LAYER and any(s.groups for s in place.sources):
+            told += _layer(streams, assembly, place)
+    if assembly is not None and assembly.labelling:
+        for task, loss in losses.items():
+            told.append(Note(f"task '{task}'", f"loses {loss:.2%} of its outputs' variance on held-out inputs"))
+    return told
+
+
+def _layer(streams: Streams, assembly: Assembly | None, place: Place) -> list[Refusal]:
+    where = f"{place.sources[0].site.node.op.name} '{place.sources[0].ref}'"
+    labelled = {} if assembly is None else assembly.labelling
+    written = {streams.of_group[g].index for s in place.sources for g in s.groups if g in streams.of_group}
+    told: list[Refusal] = []
+    for index in sorted(written & set(labelled)):
+        told.append(Note(where, _shares(streams, assembly, place, index)))
+    if not written & set(labelled):
+        told.append(Refusal(where, _why(streams, place)))
+    return told
+
+
+def _shares(streams: Streams, assembly: Assembly | None, place: Place, index: int) -> str:
+    """`12 channels for a and b, 4 for a`."""
+    assert assembly is not None
+    counts: dict[tuple[int, ...], int] = {}
+    for channel in assembly.labelling[index]:
+        counts[channel.groups] = counts.get(channel.groups, 0) + 1
+    parts = []
+    for groups in sorted(counts, key=lambda g: label_order(streams, g)):
+        tasks = streams.alignment.names(place.mask_of(groups))
+        if tasks:
+            parts.append(f"{counts[groups]} for {_list(tasks)}")
+    before = " + ".join(str(streams.group(g).width) for s in place.sources for g in s.groups)
+    lost = [(mask, r) for (p, mask), r in assembly.findings.residuals.items() if p == place.index and r > 1e-6]
+    words = [f"{_list(streams.alignment.names(m))} {r:.1%}" for m, r in sorted(lost, reverse=True)]
+    residual = f"; its results lose {', '.join(words)}" if words else ""
+    return f"channels {', '.join(parts)} (before {before}){residual}"
+
+
+def _why(streams: Streams, place: Place) -> str:
+    """Why nothing of a layer is shared."""
+    reasons = [streams.group(g).reason for s in place.sources for g in s.groups if not streams.group(g).split]
+    if reasons:
+        return f"not shared: {reasons[0]}"
+    if len(place.sources) > 1:
+        tasks = streams.alignment.names(sum(s.mask for s in place.sources))
+        return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed"
+    mine = place.sources[0]
+    apart = [a for a in streams.alignment.apart if a.node == mine.ref]
+    if len(streams.alignment.names(mine.mask)) == len(streams.alignment.tasks):
+        return "is common to all tasks already"
+    if not apart:
+        return "has corresponding layers that cannot stand for it: their maps or operands differ"
+    return f"only in {_list(streams.alignment.names(mine.mask))}: " + "; ".join(a.reason for a in apart)
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return " and ".join(names)

@@ -1,0 +1,262 @@
+"""merge: networks that were trained apart become one graph in which channels are shared by sets of tasks.
+
+See docs/merging.md for the method and its sources. The result is an ordinary graph, one node per label; which tasks
+share what is what `needed_by` says about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import ClassVar
+
+import numpy as np
+
+from compiler.cost.combine import cost_report
+from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.ir.graph import Graph
+from compiler.ir.reference import difference
+from compiler.passes.base import Note, Pass, Refusal, Resources
+from compiler.passes.dead import sweep
+from compiler.passes.dedupe import Deduplicate
+from compiler.passes.merge.assemble import Assembly, Decide
+from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.facts import facts
+from compiler.passes.merge.labels import Labelling, check, check_closure, separate
+from compiler.passes.merge.lattice import Lattice, Limits, Round, exceeds, task_losses
+from compiler.passes.merge.layer import PriorOf, as_is
+from compiler.passes.merge.match import align
+from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Zipit
+from compiler.passes.merge.relevance import Likeness, Prices, worth
+from compiler.passes.merge.solve import Freedom
+from compiler.passes.merge.stages import stages
+from compiler.passes.merge.streams import Place, Stream, Streams
+from compiler.passes.prune.surgery import ROUNDING, join_shared, split_shared
+
+POLICIES = ("lattice", "exact", "prefix", "mtz", "pam", "zipit")
+
+WIRING = 2
+"""Inputs on which the way channels are put together is checked."""
+
+FEW = 100
+"""Calibration inputs below which statistics are not worth having."""
+
+
+@dataclass(frozen=True)
+class Merge(Pass):
+    """Let networks trained apart share channels, each with any subset of the tasks.
+
+    `policy`: lattice (the cheapest labels in expectation, within the limits), exact (identical computations
+    only), prefix (one trunk), or the grouping of a published method: mtz, pam, zipit. `max_drift`: what a layer's
+    results may lose, `max_loss`: what a task's outputs may lose on held-out inputs, both as shares of their
+    variance; lattice and prefix keep them, the published methods do not know limits. `limits`: max_loss per task,
+    `task:0.01`. `caps`: most multiply-adds of a combination, `a/b:1500000`; PassError where they are not met.
+    `multiple`: shared widths are multiples of it. `depth`: stages from the input on that prefix, mtz, pam and
+    zipit share (0: as deep as the limits allow for prefix, all for the others). `share`: mtz, share of channels
+    that are paired. `alpha`, `beta`: zipit. `threshold`: pam, share of the labels' entropy that irrelevant
+    channels may tell. `fit`: fit weights by least squares; else they are placed and averaged, and only constants
+    are fitted. `samples`: how many calibration batches are used. `exclude`: patterns of names to leave alone."""
+
+    name: ClassVar[str] = "merge"
+    exact: ClassVar[bool] = False
+
+    policy: str = "lattice"
+    max_drift: float = 0.05
+    max_loss: float = 0.05
+    limits: tuple[str, ...] = ()
+    caps: tuple[str, ...] = ()
+    multiple: int = 1
+    depth: int = 0
+    share: float = 1.0
+    alpha: float = 0.3
+    beta: float = 0.125
+    threshold: float = 0.5
+    fit: bool = True
+    samples: int = 512
+    exclude: tuple[str, ...] = ()
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        problems = []
+        if self.policy not in POLICIES:
+            problems.append(f"policy is '{self.policy}'; it can be {', '.join(POLICIES)}")
+        for name in ("max_drift", "max_loss", "beta", "alpha", "threshold"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} cannot be negative")
+        if not 0 < self.share <= 1 or self.multiple < 1 or self.depth < 0 or self.samples < 1:
+            problems.append("share lies in (0, 1], multiple and samples start at 1, depth at 0")
+        if self.policy != "exact" and use.calibration is None:
+            problems.append(
+                f"policy {self.policy} needs calibration inputs; give [calibration] data, or take policy=exact"
+            )
+        for read in (lambda: self._losses(graph), lambda: self._caps(graph)):
+            try:
+                read()
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        told = list(Deduplicate().rewrite(graph, use))
+        if self.policy == "exact" or len(graph.tasks) < 2:
+            return told
+        origin = split_shared(graph, matrices=True)
+        told += self._merge(graph, use)
+        sweep(graph)
+        join_shared(graph, {c: o for c, o in origin.items() if c in graph and o in graph})
+        self._check_caps(graph)
+        return told
+
+    def ensures(self, before: Graph, after: Graph) -> None:
+        if list(before.tasks) != list(after.tasks):
+            raise VerifyError(f"after {self.name}: the tasks are {', '.join(after.tasks)}")
+        for task in before.tasks:
+            pairs = zip(before.tasks[task].outputs, after.tasks[task].outputs, strict=True)
+            if any(before.value(a).type != after.value(b).type for a, b in pairs):
+                raise VerifyError(f"after {self.name}: outputs of task '{task}' have another type")
+
+    # ------------------------------------------------------------------ one merge
+    def _merge(self, graph: Graph, use: Resources) -> list[Refusal]:
+        def excluded(name: str) -> bool:
+            return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
+
+        original = graph.copy().freeze()
+        streams = Streams(original, align(original), ChannelMap(original, excluded))
+        if not any(len(s.groups) > 1 for s in streams.streams):
+            return facts(streams, None, {})
+        feeds = [dict(b) for b in islice(use.batches(original), self.samples)]
+        if not feeds:
+            raise PassError(f"{self.name}: the calibration data holds no complete batch")
+        check_wiring(streams, Originals(original, streams, feeds[:WIRING]))
+        originals = Originals(original, streams, feeds, use.cache)
+        outcome = self._round(streams, originals, use)
+        check(streams, outcome.assembly.labelling)
+        check_closure(streams, outcome.assembly.graph, outcome.assembly.made)
+        if outcome.assembly.labelling:
+            graph.assign(outcome.assembly.graph)
+        told = facts(streams, outcome.assembly, outcome.losses)
+        if len(feeds) < FEW:
+            reason = f"{len(feeds)} calibration inputs are few; statistics want {FEW} or more"
+            told.append(Note(self.name, reason))
+        return told
+
+    def _round(self, streams: Streams, originals: Originals, use: Resources) -> Round:
+        def build(decide: Decide, prior_of: PriorOf = as_is) -> Assembly:
+            graph = streams.graph.copy()
+            freedom = Freedom.WEIGHTS if self.fit else Freedom.CONSTANTS
+            assembly = Assembly(graph, streams, originals, decide, freedom=freedom, prior_of=prior_of)
+            assembly.run()
+            return assembly
+
+        def finished(policy: Policy) -> Round:
+            assembly = build(policy, policy.prior)
+            return Round(assembly, assembly.findings, task_losses(streams, originals, assembly))
+
+        limits = Limits(self.max_drift, self._losses(streams.graph))
+        likeness, value = Likeness(streams, originals), worth(streams, originals)
+        if self.policy == "lattice":
+            prices = Prices(streams, self._workload(streams.graph, use))
+            return Lattice(streams, originals, prices, limits, self.multiple, likeness, value, build).run()
+        found = stages(streams)
+        depth = min(self.depth or len(found), len(found))
+        common = (streams, originals, likeness, value, found)
+        if self.policy == "prefix":
+            least = depth if self.depth else 0
+            return _deepest(lambda d: finished(Prefix(*common, d)), least, depth, limits)
+        policies: Mapping[str, Policy] = {
+            "mtz": Mtz(*common, depth, self.share),
+            "zipit": Zipit(*common, depth, self.alpha, self.beta),
+            "pam": Pam(*common, depth, self.threshold),
+        }
+        return finished(policies[self.policy])
+
+    # ------------------------------------------------------------------ options
+    def _losses(self, graph: Graph) -> dict[str, float]:
+        """Task -> what its outputs may lose; ValueError names what cannot be read."""
+        found = dict.fromkeys(graph.tasks, self.max_loss)
+        for text in self.limits:
+            task, colon, number = text.rpartition(":")
+            if not colon or task not in found:
+                raise ValueError(f"limits: '{text}' is not TASK:SHARE with one of {', '.join(graph.tasks)}")
+            found[task] = float(number)
+        return found
+
+    def _caps(self, graph: Graph) -> dict[frozenset[str], float]:
+        """Combination -> most multiply-adds; ValueError names what cannot be read."""
+        found = {}
+        for text in self.caps:
+            names, colon, number = text.rpartition(":")
+            tasks = frozenset(names.split("/"))
+            if not colon or not tasks <= set(graph.tasks):
+                raise ValueError(f"caps: '{text}' is not TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}")
+            found[tasks] = float(number)
+        return found
+
+    def _workload(self, graph: Graph, use: Resources) -> Mapping[frozenset[str], float]:
+        """The probabilities that labels are priced with: capped combinations count as much as all others
+        together."""
+        caps = self._caps(graph)
+        if not caps:
+            return use.workload
+        base = dict(use.workload) or _uniform(tuple(graph.tasks))
+        total = sum(base.values())
+        weights = {q: p / total / 2 for q, p in base.items()}
+        for tasks in caps:
+            weights[tasks] = weights.get(tasks, 0.0) + 0.5 / len(caps)
+        return weights
+
+    def _check_caps(self, graph: Graph) -> None:
+        caps = self._caps(graph)
+        over = []
+        for row in cost_report(graph).combinations if caps else ():
+            cap = caps.get(frozenset(row.tasks), np.inf)
+            if row.cost.macs > cap:
+                over.append(f"{'/'.join(row.tasks)} takes {row.cost.macs:,} multiply-adds, its cap is {cap:,.0f}")
+        if over:
+            raise PassError(
+                f"{self.name}: {'; '.join(over)}. Allow more loss (max_drift, max_loss), or prune behind the merge"
+            )
+
+
+def check_wiring(streams: Streams, originals: Originals) -> None:
+    """VerifyError unless giving every channel a label of its own leaves the networks as they are, to rounding.
+
+    Sizes can be right where the meaning is wrong, and a fit would hide it: so nothing is fitted here.
+    """
+
+    def decide(assembly: Assembly, place: Place, fresh: Sequence[Stream]) -> Labelling:
+        return {s.index: separate(streams, s) for s in fresh}
+
+    assembly = Assembly(streams.graph.copy(), streams, originals, decide, freedom=Freedom.NOTHING)
+    assembly.run()
+    for task in streams.graph.tasks:
+        pairs = zip(streams.graph.tasks[task].outputs, assembly.graph.tasks[task].outputs, strict=True)
+        for before, after in pairs:
+            worst = difference(assembly.outputs(after), originals.outputs[before])
+            if worst > ROUNDING:
+                raise VerifyError(
+                    f"merge: with every channel on its own, task '{task}' differs by {worst:.1e} of scale "
+                    f"(limit {ROUNDING:.0e}): channels were mixed up"
+                )
+
+
+def _uniform(tasks: tuple[str, ...]) -> dict[frozenset[str], float]:
+    subsets = (frozenset(t for i, t in enumerate(tasks) if m >> i & 1) for m in range(1, 1 << len(tasks)))
+    return dict.fromkeys(subsets, 1.0)
+
+
+def _deepest(build: Callable[[int], Round], least: int, most: int, limits: Limits) -> Round:
+    """The deepest of the depths least..most whose merge stays within the limits; `least` is taken in any case."""
+    best = build(least)
+    low, high = least, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        trial = build(middle)
+        if exceeds(trial, limits):
+            high = middle - 1
+        else:
+            best, low = trial, middle
+    return best

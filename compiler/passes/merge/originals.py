@@ -1,0 +1,93 @@
+"""What the original networks compute on the calibration inputs: the targets of every fit, measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compiler.calibration.moments import Moments
+from compiler.calibration.tape import Feed, Tape
+from compiler.ir.graph import Graph, NodeRef, Site
+from compiler.ir.types import ValueRef
+from compiler.passes.merge.channels import Role
+from compiler.passes.merge.rows import held_out, patch_rows, positions, value_rows
+from compiler.passes.merge.solve import measure
+from compiler.passes.merge.streams import Place, Source, Streams
+
+
+class Originals:
+    """Sampled results of layers, statistics of normalised inputs, features for matching, outputs of every task."""
+
+    def __init__(self, graph: Graph, streams: Streams, feeds: Sequence[Feed], cache: Path | None = None) -> None:
+        self._streams = streams
+        self.feeds = feeds
+        self.targets: dict[NodeRef, np.ndarray] = {}
+        """Layer or convolution per channel -> sampled results [rows, outputs]."""
+        self.spreads: dict[NodeRef, tuple[np.ndarray, np.ndarray]] = {}
+        """BatchNormalization -> mean and variance of its input per channel."""
+        self.own: dict[NodeRef, Moments] = {}
+        """Layer -> moments of what it reads with what it makes, over the samples that are fitted."""
+        self.features: dict[int, dict[int, np.ndarray]] = {}
+        """Place -> group -> [rows, channels] of its result, at places where groups can be compared."""
+        self.outputs: dict[ValueRef, np.ndarray] = {}
+        """Task output -> its value on all samples."""
+        self._walk(Tape(graph, feeds))
+
+    @property
+    def samples(self) -> int:
+        """How many inputs there are."""
+        return len(self.feeds)
+
+    def _walk(self, tape: Tape) -> None:
+        left = {v.ref: len(tape.graph.uses(v.ref)) for v in tape.graph.values()}
+        for place in self._streams.places:
+            tape.run([s.site.node for s in place.sources])
+            for source in place.sources:
+                self._measure(tape, place, source)
+            for source in place.sources:
+                for value in source.site.results:
+                    if tape.graph.is_output(value.ref):
+                        self.outputs[value.ref] = tape.read(value.ref)
+                for _, value in source.site.operands.present():
+                    left[value.ref] -= 1
+                    if not left[value.ref]:
+                        tape.drop(value.ref)
+
+    def _measure(self, tape: Tape, place: Place, source: Source) -> None:
+        site, result = source.site, source.site.results[0]
+        if place.role is Role.LAYER or is_depthwise(site, place.role):
+            axis = 1 if site.node.op.name == "Conv" else result.rank - 1
+            self.targets[source.ref] = value_rows(tape, result.ref, axis)
+            if place.role is Role.LAYER:
+                self.own[source.ref] = self._moments(tape, site, positions(result, axis))
+        if place.role is Role.EACH and site.node.op.name == "BatchNormalization":
+            x = np.moveaxis(tape.read(site.operands[0].ref), 1, -1)
+            x = x.reshape(-1, x.shape[-1]).astype(np.float64)
+            self.spreads[source.ref] = x.mean(axis=0), x.var(axis=0)
+        if place.role in (Role.EACH, Role.LAYER) and len(place.sources) > 1:
+            self._features(tape, place, source)
+
+    def _moments(self, tape: Tape, site: Site, count: int) -> Moments:
+        held = held_out(self.samples, count)
+        targets = self.targets[site.node.ref][None]
+        return measure(patch_rows(tape, site, [site.operands[0].ref]), targets, held).train
+
+    def _features(self, tape: Tape, place: Place, source: Source) -> None:
+        """Rows of a result whose channels have one entry each."""
+        result = source.site.results[0]
+        dim = self._streams.channels.channel_dim(result)
+        if dim is None:
+            return
+        rows: np.ndarray | None = None
+        for group in source.groups:
+            entries = self._streams.group(group).entries(result.axis(dim))
+            if entries.shape[1] == 1:
+                rows = value_rows(tape, result.ref, dim) if rows is None else rows
+                self.features.setdefault(place.index, {})[group] = rows[:, entries[:, 0]]
+
+
+def is_depthwise(site: Site, role: Role) -> bool:
+    """Whether a node that works on each channel alone is a convolution: its taps can be fitted per channel."""
+    return role is Role.EACH and site.node.op.name == "Conv" and site.operands[1].shape[0] == site.int("group")

@@ -1,0 +1,206 @@
+"""The published policies: which channels a stream shares, and by whom.
+
+Every one of them labels streams as they come; what they emit, and what is refused, is the same as for the lattice.
+`Prefix` shares whole stages from the input on. `Mtz` pairs channels by what sharing their incoming weights costs,
+`Zipit` by their activations, also within a network. `Pam` shares nothing in pairs: it only says which networks may
+read a channel.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.passes.merge.assemble import Assembly
+from compiler.passes.merge.entries import Entry
+from compiler.passes.merge.labels import Channel, Labelling, Slab, Unit, average, own, separate
+from compiler.passes.merge.layer import LayerFit
+from compiler.passes.merge.mtz import distances, regular, shared_weights
+from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.pairing import classes_by_assignment, greedy_pairs, zip_groups
+from compiler.passes.merge.pam import SAMPLES, irrelevant, label_entropy, own_labels, regroup
+from compiler.passes.merge.relevance import Likeness
+from compiler.passes.merge.stages import Stage, label, owners
+from compiler.passes.merge.streams import Place, Source, Stream, Streams
+
+
+@dataclass(frozen=True, eq=False)
+class Policy(abc.ABC):
+    """Labels streams of the first `depth` stages."""
+
+    streams: Streams
+    originals: Originals
+    likeness: Likeness
+    worth: Mapping[int, np.ndarray]
+    stages: Sequence[Stage]
+    depth: int
+
+    def __call__(self, assembly: Assembly, place: Place, streams: Sequence[Stream]) -> Labelling:
+        """Labels of streams that are about to be written."""
+        shared = {s.index for stage in self.stages[: self.depth] for s in stage}
+        chosen = [s for s in streams if s.index in shared and self.likeness.together(label(self.streams, s))]
+        return {s.index: self.channels(assembly, place, s) for s in chosen}
+
+    @abc.abstractmethod
+    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """The channels of one stream; `place` is the first layer that writes it."""
+
+    def prior(
+        self, fit: LayerFit, sources: Sequence[Source], slab: Slab, entries: Sequence[Entry], prior: np.ndarray
+    ) -> np.ndarray:
+        """Weights that a fit starts from, given those that the originals suggest."""
+        return prior
+
+    def rest(self, stream: Stream, taken: Sequence[Channel]) -> tuple[Channel, ...]:
+        """The channels `taken`, then every original channel that is in none of them, on its own."""
+        used = {m for c in taken for m in c.members}
+        return (*taken, *(c for c in separate(self.streams, stream) if c.owner not in used))
+
+    def owned(self, stream: Stream, members: Sequence[Unit], groups: Sequence[int]) -> Channel:
+        """A channel of the label `groups` that computes the member that is worth most to its readers."""
+        may = set(owners(self.streams, stream))
+        best = max((m for m in members if m.group in may), key=lambda m: (self.worth[m.group][m.channel], m))
+        others = [m for m in members if m != best]
+        slopes = (1.0, *(self._slope(best, m) for m in others))
+        return Channel(tuple(sorted(groups)), (best, *others), slopes, (1.0, *(0.0 for _ in others)))
+
+    def _slope(self, owner: Unit, member: Unit) -> float:
+        both = self.likeness.between(owner.group, member.group)
+        return 1.0 if both is None else float(both[1][owner.channel, member.channel])
+
+
+class Prefix(Policy):
+    """One label for everything in the first stages: like channels of all networks become the best of them."""
+
+    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """As many channels as the widest network that can stand for all has."""
+        groups = label(self.streams, stream)
+        base = max(owners(self.streams, stream), key=lambda g: (self.streams.group(g).width, -g))
+        narrower = [g for g in groups if self.streams.group(g).width <= self.streams.group(base).width]
+        classes = classes_by_assignment(self.streams, [base, *(g for g in narrower if g != base)], self.likeness)
+        return tuple(self.owned(stream, members, groups) for members in classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Mtz(Policy):
+    """Pairs of least distance share one channel; `share` of the narrower network's channels are paired."""
+
+    share: float = 1.0
+
+    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """Networks are zipped one after the other; a class counts with the sum of its members' moments."""
+        groups = label(self.streams, stream)
+        known = {g: self._problem(assembly, place, g) for g in groups}
+        moment, weights = known[groups[0]]
+        classes = [[Unit(groups[0], i)] for i in range(weights.shape[1])]
+        for group in groups[1:]:
+            other, columns = known[group]
+            count = round(self.share * min(len(classes), columns.shape[1]))
+            pairs = sorted(greedy_pairs(distances(moment, other, weights, columns), count))
+            classes = [[*classes[i], Unit(group, j)] for i, j in pairs]
+            at, to = [i for i, _ in pairs], [j for _, j in pairs]
+            weights = shared_weights([moment, other], [weights[:, at], columns[:, to]])
+            moment = moment + other
+        return self.rest(stream, [average(members, groups) for members in classes])
+
+    def _problem(self, assembly: Assembly, place: Place, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """(H [d, d], incoming weights [d, channels]) of one network over what is shared already, constant
+        included."""
+        (source,) = place.holding([group])
+        fit = assembly.fit(place)
+        entries = assembly.readable(place, label(self.streams, self.streams.of_group[group]))
+        own_columns = fit.own_columns(source, entries)
+        moment, weights = fit.incoming(source, own_columns[own_columns >= 0])
+        return regular(moment), weights[:, fit.outputs(source, group)]
+
+    def prior(
+        self, fit: LayerFit, sources: Sequence[Source], slab: Slab, entries: Sequence[Entry], prior: np.ndarray
+    ) -> np.ndarray:
+        """The published shared weights over the columns that every network of the slab has."""
+        if len(sources) < 2:
+            return prior
+        own_columns = [fit.own_columns(s, entries) for s in sources]
+        common = np.flatnonzero(np.all([c >= 0 for c in own_columns], axis=0))
+        if not common.size:
+            return prior
+        problems = [fit.incoming(s, c[common]) for s, c in zip(sources, own_columns, strict=True)]
+        members = [fit.members(s, slab) for s in sources]
+        if any((m < 0).any() for m in members):
+            return prior
+        moments = [regular(h) for h, _ in problems]
+        weights = [w[:, m] for (_, w), m in zip(problems, members, strict=True)]
+        found = np.zeros_like(prior)
+        found[common] = shared_weights(moments, weights)[:-1]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Zipit(Policy):
+    """Channels of all networks are merged in greedy order of correlation down to the width of the widest
+    network."""
+
+    alpha: float = 0.3
+    beta: float = 0.125
+
+    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """Groups of any composition, averaged, readable by all."""
+        groups = label(self.streams, stream)
+        units = [Unit(g, i) for g in groups for i in range(self.streams.group(g).width)]
+        target = max(self.streams.group(g).width for g in groups)
+        found = zip_groups(self.likeness.among(groups), [u.group for u in units], target, self.alpha, self.beta)
+        return tuple(average([units[i] for i in members], groups) for members in found)
+
+
+@dataclass(frozen=True, eq=False)
+class Pam(Policy):
+    """One shared group and one per network, by what channels tell about the networks' own decisions."""
+
+    threshold: float = 0.5
+
+    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """Channels irrelevant for all are gone, for all but one exclusive; nothing is averaged."""
+        groups = label(self.streams, stream)
+        units = [Unit(g, i) for g in groups for i in range(self.streams.group(g).width)]
+        features = self._features(groups)
+        names = self.streams.alignment.names(self.streams.mask_of(groups))
+        told = {n: self._irrelevant(features, t) for n, t in enumerate(names)}
+        exclusive, shared = regroup(told, len(units))
+        found = [average([units[i]], groups) for i in shared]
+        for number, task in enumerate(names):
+            bit = 1 << self.streams.alignment.tasks.index(task)
+            home = next(g for g in groups if self.streams.group_masks[g] & bit)
+            found += [
+                own(units[i]) if units[i].group == home else average([units[i]], [home]) for i in exclusive[number]
+            ]
+        return self._not_empty(stream, groups, found)
+
+    def _irrelevant(self, features: np.ndarray, task: str) -> list[int]:
+        labels = self._labels(task)
+        return irrelevant(features, labels, self.threshold * label_entropy(labels))
+
+    def _not_empty(self, stream: Stream, groups: Sequence[int], found: list[Channel]) -> tuple[Channel, ...]:
+        """Every network must see something: the most valuable channel is shared where a label would see nothing."""
+        if any(set(groups) <= set(c.groups) for c in found):
+            return tuple(found)
+        may = owners(self.streams, stream)
+        best = max(
+            (Unit(g, i) for g in may for i in range(self.streams.group(g).width)),
+            key=lambda u: (self.worth[u.group][u.channel], u),
+        )
+        return (average([best], groups), *(c for c in found if best not in c.members))
+
+    def _features(self, groups: Sequence[int]) -> np.ndarray:
+        """[samples, channels]: the largest activation over positions, standardised."""
+        rows = np.concatenate(self.likeness.together(groups), axis=1).astype(np.float64)
+        samples = self.originals.samples
+        peaks = rows.reshape(samples, -1, rows.shape[1]).max(axis=1)[:SAMPLES]
+        spread = peaks.std(axis=0)
+        return np.asarray((peaks - peaks.mean(axis=0)) / np.where(spread > 0, spread, 1))
+
+    def _labels(self, task: str) -> np.ndarray:
+        output = self.streams.graph.tasks[task].outputs[0]
+        values = self.originals.outputs[output].reshape(self.originals.samples, -1)
+        return own_labels(values)[:SAMPLES]

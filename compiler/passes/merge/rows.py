@@ -1,0 +1,109 @@
+"""Layers as rows of numbers: patches of what a layer reads and of what it makes, at sampled positions of all
+samples.
+
+A row is one output position of one sample. Column c * taps + t of a patch is tap t of input channel c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from compiler.calibration.tape import Tape
+from compiler.ir.graph import Site, Value
+from compiler.ir.types import ValueRef
+from compiler.passes.prune.fit import POSITIONS, ConvReader, MatrixReader, Reader
+
+CHUNK = 32
+"""Samples that are unfolded at a time."""
+
+HELD_OUT = 4
+"""One sample in this many is held out."""
+
+
+def reader(site: Site) -> Reader:
+    """A layer (or a convolution per channel) as a least-squares problem, whoever else reads its weights."""
+    kind = ConvReader if site.node.op.name == "Conv" else MatrixReader
+    return kind(site.node, site.operands[0], site.operands[1], site.results[0], site.operands.optional(2))
+
+
+def taps(site: Site) -> int:
+    """Columns of a patch per input channel."""
+    return reader(site).taps
+
+
+def matrix(site: Site) -> np.ndarray:
+    """The weight of a layer as [columns, outputs], float64."""
+    return np.asarray(reader(site).matrix(site.operands[1].constant)[0])
+
+
+def restored(site: Site, weights: np.ndarray) -> np.ndarray:
+    """[columns, outputs] as a weight of the layer's form, however many columns and outputs there are."""
+    weight = site.operands[1]
+    if site.node.op.name == "Conv":
+        return np.asarray(weights.T.reshape(weights.shape[1], -1, *weight.shape[2:]))
+    return np.ascontiguousarray(weights.T if site.attrs.get("transB") else weights)
+
+
+def bias(site: Site) -> np.ndarray | None:
+    """The bias of a layer, [outputs], float64; None where it has none."""
+    value = site.operands.optional(2)
+    return None if value is None else value.constant.astype(np.float64).reshape(-1)
+
+
+# ---------------------------------------------------------------------- sampled positions
+def positions(result: Value, channel: int) -> int:
+    """Output positions per sample of a value with channels on axis `channel`."""
+    return result.size // result.shape[channel]
+
+
+def chosen(count: int, sample: int) -> np.ndarray:
+    """The positions of one sample that are looked at: evenly spread, shifted from sample to sample."""
+    if count <= POSITIONS:
+        return np.arange(count)
+    return np.sort((np.arange(POSITIONS) * count // POSITIONS + sample * 7919) % count)
+
+
+def held_out(samples: int, count: int) -> np.ndarray:
+    """For every row of all samples whether it is held out, where each has `count` positions."""
+    rows = np.repeat(np.arange(samples), min(count, POSITIONS))
+    return np.asarray(rows % HELD_OUT == HELD_OUT - 1)
+
+
+def flat_rows(array: np.ndarray, channel: int, count: int, first: int) -> np.ndarray:
+    """[rows, channels] of stacked samples at their chosen positions; `first` is the number of the first sample."""
+    flat = np.moveaxis(array, channel, -1).reshape(-1, array.shape[channel])
+    samples = len(flat) // count
+    at = np.concatenate([chosen(count, first + i) + i * count for i in range(samples)])
+    return np.asarray(flat[at])
+
+
+def value_rows(tape: Tape, ref: ValueRef, channel: int) -> np.ndarray:
+    """[rows, channels] of a value over all samples."""
+    count = positions(tape.graph.value(ref), channel)
+    return np.concatenate([flat_rows(tape.read(ref, i, i + CHUNK), channel, count, i) for i in chunks(tape)])
+
+
+def chunks(tape: Tape) -> range:
+    """First samples of the runs that are unfolded together."""
+    return range(0, tape.samples, CHUNK)
+
+
+def patch_rows(tape: Tape, site: Site, read: Sequence[ValueRef]) -> Iterator[np.ndarray]:
+    """Chunk by chunk, [groups, rows, columns] of a node like `site` that reads the given values side by side.
+
+    `site` gives kernel, strides, padding and map size; channels come from the values.
+    """
+    name = site.node.op.name
+    channel = 1 if name == "Conv" else site.operands[0].rank - 1
+    y = site.results[0]
+    count = positions(y, 1 if name == "Conv" else y.rank - 1)
+    for first in chunks(tape):
+        x = np.concatenate([tape.read(r, first, first + CHUNK) for r in read], axis=channel)
+        samples = min(CHUNK, tape.samples - first)
+        at = np.concatenate([chosen(count, first + i) + i * count for i in range(samples)])
+        one = reader(site)
+        stacked = Value(y.ref, replace(y.type, shape=(samples * y.shape[0], *y.shape[1:])))
+        yield replace(one, y=stacked).patches(x, at)

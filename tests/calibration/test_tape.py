@@ -1,0 +1,54 @@
+"""Values of all samples, some nodes at a time, equal those of the reference on each sample."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.calibration.tape import Tape
+from compiler.ir.reference import difference, evaluate, random_feeds
+from tests.graphs import Builder
+
+
+def net():
+    b = Builder()
+    x = b.input("x", 1, 3, 6, 6)
+    h = b.apply("Relu", b.conv(x, 4, 3))
+    b.task("t", b.apply("Gemm", b.apply("Flatten", h), b.weight(64, 2), b.weight(2)))
+    return b.done()
+
+
+def test_values_equal_the_references():
+    graph = net()
+    feeds = [random_feeds(graph, np.random.default_rng(i)) for i in range(5)]
+    tape = Tape(graph, feeds)
+    nodes = graph.nodes()
+    tape.run(nodes[:2])
+    tape.run(nodes[2:])
+    (output,) = graph.tasks["t"].outputs
+    found = tape.read(output)
+    assert found.shape == (5, 2)
+    for row, feed in zip(found, feeds, strict=True):
+        assert difference(row[None], evaluate(graph, feed)[output.name]) < 1e-5
+    assert np.array_equal(tape.read(output, 1, 3), found[1:3])
+
+
+def test_nodes_that_were_changed_are_evaluated_as_they_are_now():
+    graph = net().copy()
+    feeds = [random_feeds(graph, np.random.default_rng(i)) for i in range(2)]
+    tape, (conv, *_) = Tape(graph, feeds), graph.nodes()
+    tape.run([conv])
+    (y,) = graph.results(conv)
+    before = tape.read(y.ref)
+    bias = graph.operands(conv)[2]
+    graph.update(bias.ref, data=bias.constant + 1)
+    tape.run([conv])
+    assert np.allclose(tape.read(y.ref), before + 1, atol=1e-5)
+
+
+def test_dropped_values_are_gone():
+    graph = net()
+    tape = Tape(graph, [random_feeds(graph, np.random.default_rng(0))])
+    (x,) = graph.inputs
+    assert x.ref in tape
+    tape.drop(x.ref)
+    assert x.ref not in tape

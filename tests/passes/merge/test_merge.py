@@ -1,0 +1,397 @@
+"""What a merge promises: copies cost one network, strangers lose nothing, every subset is a restriction."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.calibration.engine import Engine
+from compiler.cost.combine import cost_report
+from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
+from compiler.ir.reference import difference, evaluate
+from compiler.ir.text import digest
+from compiler.ir.verify import verify
+from compiler.passes.base import Resources
+from compiler.passes.dead import sweep
+from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.assemble import Assembly
+from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.labels import Channel, Unit, average, check, own, separate
+from compiler.passes.merge.match import align
+from compiler.passes.merge.merging import Merge
+from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.streams import Streams
+from compiler.passes.prune.channels import PruneChannels
+from compiler.pipeline import Pipeline, parse
+from tests.graphs import Builder
+from tests.passes.merge.families import FAMILIES, conv, head, joined, plain, renamed, residual
+
+SAMPLES = 48
+
+
+def data(graph: Graph, count: int = SAMPLES, seed: int = 3) -> Resources:
+    """Correlated inputs, as real ones are."""
+    (value,) = graph.inputs
+    rng = np.random.default_rng(seed)
+    rows = count * value.shape[0]
+    base = rng.standard_normal((rows, 6)) @ rng.standard_normal((6, int(np.prod(value.shape[1:]))))
+    noise = 0.3 * rng.standard_normal(base.shape)
+    return Resources(
+        calibration={value.ref.name: (base + noise).reshape(rows, *value.shape[1:]).astype(np.float32)}
+    )
+
+
+def feed(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    (value,) = graph.inputs
+    return {value.ref.name: np.random.default_rng(seed).standard_normal(value.shape).astype(np.float32)}
+
+
+def outputs(graph: Graph, feeds: dict[str, np.ndarray], tasks=None) -> dict[str, np.ndarray]:
+    found = evaluate(graph, feeds, tasks)
+    return {t: found[graph.tasks[t].outputs[0].name] for t in tasks or graph.tasks}
+
+
+def macs(graph: Graph) -> dict[frozenset[str], int]:
+    return {frozenset(r.tasks): r.cost.macs for r in cost_report(graph).combinations}
+
+
+def subsets(graph: Graph) -> list[tuple[str, ...]]:
+    names = tuple(graph.tasks)
+    return [c for n in range(1, len(names) + 1) for c in itertools.combinations(names, n)]
+
+
+def permuted(graph: Graph, task: str, seed: int) -> Graph:
+    """The same function with hidden channels in another order (residual streams in one order throughout)."""
+    streams = Streams(graph, align(graph), ChannelMap(graph))
+    twin = graph.copy()
+    rng = np.random.default_rng(seed)
+    data = {v.ref: v.constant for v in graph.parameters()}
+    for group in streams.channels.groups:
+        order = rng.permutation(group.width)
+        for axis in group.axes:
+            if axis.owner in data:
+                entries = group.entries(axis)
+                moved = np.array(data[axis.owner])
+                view, old = np.moveaxis(moved, axis.dim, 0), np.moveaxis(data[axis.owner], axis.dim, 0)
+                for to, source in enumerate(order):
+                    view[entries[to]] = old[entries[source]]
+                data[axis.owner] = moved
+    for ref, array in data.items():
+        twin.update(ref, data=array)
+    (name,) = graph.tasks
+    twin.set_task(task, graph.tasks[name].outputs, graph.tasks[name].labels)
+    if name != task:
+        twin.drop_task(name)
+    return twin.freeze()
+
+
+# ---------------------------------------------------------------------- copies and strangers
+@pytest.mark.parametrize("policy", ["exact", "lattice"])
+def test_a_copy_costs_nothing_and_changes_nothing(policy):
+    graph = joined(residual("a", 0), renamed(residual("b", 0), 7))
+    merged = Merge(policy=policy, max_loss=0, max_drift=0)(graph, data(graph))
+    alone = ExtractTasks(tasks=("a",))(graph)
+    assert macs(merged)[frozenset("ab")] == macs(alone)[frozenset("a")]
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert np.array_equal(outputs(merged, feeds)[task], expected)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_copy_with_permuted_channels_costs_one_network_and_two_heads(family):
+    first = FAMILIES[family]("a", 0)
+    graph = joined(first, permuted(first, "b", 5))
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(expected, outputs(graph, feeds)["a"]) < 1e-5, task  # it is the same function
+    merged = Merge(max_loss=0, max_drift=0)(graph, data(graph))
+    one, both = macs(ExtractTasks(tasks=("a",))(graph))[frozenset("a")], macs(merged)[frozenset("ab")]
+    heads = [s for s in merged.sites() if s.node.op.name in ("Gemm", "MatMul") and len(s.operands[0].shape) == 2]
+    head_macs = heads[-1].node.op.macs(heads[-1])
+    assert both == one + head_macs
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(merged, feeds)[task], expected) < 1e-4
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_strangers_share_nothing_at_zero_loss_and_change_nothing(family):
+    """The first layers read the same picture, and sharing them is free: nothing else is."""
+    graph = joined(FAMILIES[family]("a", 0), FAMILIES[family]("b", 1))
+    outcome = Merge(max_loss=0, max_drift=0).run(graph, data(graph))
+    assert macs(outcome.graph) == macs(graph)
+    assert digest(outcome.graph) == digest(Merge(policy="exact")(graph))
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert np.array_equal(outputs(outcome.graph, feeds)[task], expected)
+    assert any("would lose more than allowed" in r.reason for r in outcome.refusals)
+
+
+# ---------------------------------------------------------------------- what holds for every policy
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
+def test_every_subset_is_a_restriction_and_costs_what_its_file_costs(family, policy):
+    graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("abc")))
+    options = {"max_drift": 5.0, "max_loss": 9.0, "depth": 2 if policy == "prefix" else 0}
+    merged = Merge(policy=policy, **options)(graph, data(graph))
+    feeds, costs = feed(graph), macs(merged)
+    full = outputs(merged, feeds)
+    assert digest(merged) != digest(graph)
+    for tasks in subsets(graph):
+        part = ExtractTasks(tasks=tasks)(merged)
+        for task, found in outputs(part, feeds).items():
+            assert np.array_equal(found, full[task])
+            assert np.array_equal(outputs(merged, feeds, tasks)[task], full[task])
+        exported = load(to_onnx(part))
+        assert sum(s.node.op.macs(s) for s in exported.sites()) == costs[frozenset(tasks)]
+        if len(tasks) == 2:
+            assert costs[frozenset(tasks)] >= max(costs[frozenset([t])] for t in tasks)
+            assert costs[frozenset(tasks)] <= sum(costs[frozenset([t])] for t in tasks)
+    engine = Engine.of(merged).run(feeds)
+    for task, expected in full.items():
+        assert difference(engine[merged.tasks[task].outputs[0].name], expected) < 1e-4
+
+
+@pytest.mark.parametrize("policy", ["lattice", "mtz", "zipit"])
+def test_orders_do_not_matter_and_runs_repeat(policy):
+    nets = {t: plain(t, i) for i, t in enumerate("abc")}
+    use = data(joined(*nets.values()))
+    results = [
+        Merge(policy=policy, max_drift=0.4, max_loss=0.6)(joined(*(nets[t] for t in order)), use)
+        for order in ("abc", "abc", "cab")
+    ]
+    assert to_onnx(results[0]).SerializeToString() == to_onnx(results[1]).SerializeToString()
+    assert macs(results[0]) == macs(results[2])
+    feeds = feed(results[0])
+    expected, found = outputs(results[0], feeds), outputs(results[2], feeds)
+    assert all(np.array_equal(found[t], expected[t]) for t in expected)
+
+
+def test_no_combination_costs_more_than_the_separate_networks():
+    for family in ("plain", "residual", "concat"):
+        graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("abc")))
+        merged = Merge(max_drift=0.5, max_loss=0.9)(graph, data(graph))
+        before, after = macs(graph), macs(merged)
+        assert all(after[q] <= before[q] for q in before)
+        assert after[frozenset("abc")] < before[frozenset("abc")]
+
+
+# ---------------------------------------------------------------------- any labels at all
+def random_channels(streams: Streams, stream, rng: np.random.Generator) -> tuple[Channel, ...]:
+    """Channels of random labels: joined across networks, widened, or as they were; in random order."""
+    channels: list[Channel] = []
+    left = [Unit(g, i) for g in stream.groups for i in range(streams.group(g).width)]
+    rng.shuffle(left)  # type: ignore[arg-type]
+    units = [Unit(*map(int, u)) for u in left]
+    while units:
+        first = units.pop()
+        kind = rng.integers(3)
+        partner = next((u for u in units if u.group != first.group), None)
+        if kind == 0 and partner is not None:
+            units.remove(partner)
+            channels.append(average([first, partner]))
+        elif kind == 1:
+            channels.append(average([first], stream.groups))
+        else:
+            channels.append(own(first))
+    return (average([Unit(stream.groups[0], 0)], stream.groups), *_without(channels, Unit(stream.groups[0], 0)))
+
+
+def _without(channels: list[Channel], unit: Unit) -> list[Channel]:
+    return [c for c in channels if unit not in c.members]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(0, 10**6))
+def test_random_labels_keep_the_closure(family, seed):
+    """Whatever the labels: a node only reads what all of its tasks may read, so subsets are restrictions."""
+    graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("abc")))
+    streams = Streams(graph, align(graph), ChannelMap(graph))
+    use = data(graph, 8)
+    originals = Originals(graph, streams, list(use.batches(graph)))
+    rng = np.random.default_rng(seed)
+
+    def decide(assembly, place, found):
+        return {s.index: random_channels(streams, s, rng) for s in found}
+
+    work = graph.copy()
+    assembly = Assembly(work, streams, originals, decide)
+    assembly.run()
+    check(streams, assembly.labelling)
+    sweep(work)
+    verify(work)
+    needed = work.needed_by()
+    for node in work.nodes():
+        assert needed[node.ref] <= label_of(node.ref.name, needed[node.ref]), node.ref
+        for value in work.operands(node):
+            assert needed[value.ref] >= needed[node.ref]
+    feeds = feed(graph)
+    full, costs = outputs(work, feeds), macs(work)
+    for tasks in subsets(graph):
+        part = ExtractTasks(tasks=tasks)(work)
+        assert all(np.array_equal(outputs(part, feeds)[t], full[t]) for t in tasks)
+        assert sum(s.node.op.macs(s) for s in part.sites()) == costs[frozenset(tasks)]
+
+
+def label_of(name: str, needed: frozenset[str]) -> frozenset[str]:
+    """The tasks in a node's name, `conv[a+b]`; a node that kept its name may be needed by whoever it was."""
+    inside = name.rpartition("[")[2].partition("]")[0]
+    return frozenset(inside.split("+")) if "[" in name else needed
+
+
+def test_separate_labels_are_the_separate_networks_with_their_own_bits():
+    for family in FAMILIES:
+        graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("ab")))
+        streams = Streams(graph, align(graph), ChannelMap(graph))
+        originals = Originals(graph, streams, list(data(graph, 24).batches(graph)))
+        work = graph.copy()
+        Assembly(work, streams, originals, lambda a, p, f: {s.index: separate(streams, s) for s in f}).run()  # noqa: B023
+        sweep(work)
+        feeds = feed(graph)
+        assert all(difference(outputs(work, feeds)[t], y) < 1e-6 for t, y in outputs(graph, feeds).items())
+        assert macs(work) == macs(graph)
+        kept = {v.constant.tobytes() for v in graph.parameters()}
+        assert {v.constant.tobytes() for v in work.parameters()} == kept
+
+
+def test_labels_that_are_none_are_refused():
+    graph = joined(plain("a", 0), plain("b", 1))
+    streams = Streams(graph, align(graph), ChannelMap(graph))
+    stream = streams.streams[0]
+    a, b = stream.groups
+    for channels, message in (
+        ((average([Unit(a, 99)]),), "is no member"),
+        ((average([Unit(a, 0), Unit(b, 0)]), own(Unit(a, 0))), "is a member of two channels"),
+        ((Channel((b,), (Unit(a, 0),), (1.0,), (1.0,)),), "is no member of label"),
+        ((Channel((a,), (Unit(a, 0),), (1.0,), (0.5,)),), "the weights of"),
+    ):
+        with pytest.raises(VerifyError, match=message):
+            check(streams, {stream.index: channels})
+
+
+def test_a_stream_needs_an_owner_with_all_its_layers():
+    """The networks meet in their stems, but only one goes on adding to what the stem makes."""
+    graph = joined(residual("a", 0, blocks=1), plain("b", 1, (8,)))
+    streams = Streams(graph, align(graph), ChannelMap(graph))
+    stream = next(s for s in streams.streams if len(s.groups) == 2)
+    a, b = stream.groups
+    assert streams.mask_of([a]) == 1
+    check(streams, {stream.index: (Channel((a, b), (Unit(a, 0), Unit(b, 0)), (1.0, 1.0), (1.0, 0.0)),)})
+    with pytest.raises(VerifyError, match="lacks a layer that writes"):
+        check(streams, {stream.index: (Channel((a, b), (Unit(b, 0), Unit(a, 0)), (1.0, 1.0), (1.0, 0.0)),)})
+
+
+# ---------------------------------------------------------------------- options and refusals
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"policy": "best"}, "policy is 'best'; it can be lattice, exact"),
+        ({"max_drift": -1.0}, "max_drift cannot be negative"),
+        ({"share": 0.0}, "share lies in"),
+        ({"limits": ("z:0.1",)}, "limits: 'z:0.1' is not TASK:SHARE"),
+        ({"caps": ("a/z:10",)}, "caps: 'a/z:10' is not TASK/TASK:MACS"),
+    ],
+)
+def test_wrong_options(options, message):
+    graph = joined(plain("a", 0), plain("b", 1))
+    with pytest.raises(ConfigError, match=message):
+        Merge(**options)(graph, data(graph))
+
+
+def test_calibration_is_needed():
+    graph = joined(plain("a", 0), plain("b", 1))
+    with pytest.raises(ConfigError, match="policy lattice needs calibration inputs"):
+        Merge()(graph)
+    assert Merge(policy="exact")(graph).tasks.keys() == {"a", "b"}
+
+
+def test_options_as_text():
+    one = parse("merge{policy=mtz,share=0.5,limits=a:0.1+b:0.2,caps=a/b:100}")
+    assert one == Merge(policy="mtz", share=0.5, limits=("a:0.1", "b:0.2"), caps=("a/b:100",))
+    assert parse(str(one)) == one
+
+
+def test_a_cap_that_cannot_be_met():
+    graph = joined(plain("a", 0), plain("b", 1))
+    with pytest.raises(PassError, match=r"a/b takes 55,368 multiply-adds, its cap is 30,000\. Allow more loss"):
+        Merge(caps=("a/b:30000",), max_drift=0, max_loss=0)(graph, data(graph))
+
+
+def test_a_cap_that_is_met():
+    graph = joined(plain("a", 0), plain("b", 1))
+    merged = Merge(caps=("a/b:50000",), max_drift=0.5, max_loss=0.9)(graph, data(graph))
+    assert macs(merged)[frozenset("ab")] <= 50000
+
+
+def test_limits_of_one_task_hold_for_it_alone():
+    graph = joined(plain("a", 0), plain("b", 1))
+    outcome = Merge(max_drift=0.5, max_loss=0.9, limits=("a:0.3",)).run(graph, data(graph))
+    losses = {n.where: float(n.reason.split()[1].rstrip("%")) for n in outcome.notes if n.where.startswith("task")}
+    assert losses["task 'a'"] <= 30.0
+
+
+def test_widths_are_multiples():
+    graph = joined(plain("a", 0, (16, 16)), plain("b", 1, (16, 16)))
+    merged = Merge(max_drift=0.5, max_loss=0.9, multiple=4)(graph, data(graph))
+    widths = [s.results[0].shape[1] for s in merged.sites() if s.node.op.name == "Conv"]
+    assert any("[a+b]" in n.ref.name for n in merged.nodes()) and all(w % 4 == 0 for w in widths)
+
+
+def test_excluded_layers_stay():
+    graph = joined(plain("a", 0), plain("b", 1))
+    outcome = Merge(max_drift=0.5, max_loss=0.9, exclude=("a/conv*",)).run(graph, data(graph))
+    assert macs(outcome.graph) == macs(graph)
+
+
+def test_few_samples_are_told():
+    graph = joined(plain("a", 0), plain("b", 1))
+    outcome = Merge(max_drift=0.5, max_loss=0.9).run(graph, data(graph, 20))
+    assert any("20 calibration inputs are few" in n.reason for n in outcome.notes)
+
+
+def test_facts_per_layer():
+    graph = joined(plain("a", 0, (8, 12, 16)), plain("b", 1, (8, 12)))
+    outcome = Merge(max_drift=0.5, max_loss=0.9).run(graph, data(graph))
+    shared = [n.reason for n in outcome.notes if n.reason.startswith("channels")]
+    assert any("for a and b" in s and "(before 8 + 8)" in s for s in shared)
+    assert any("only in a: 'b' has no layer at this place" in r.reason for r in outcome.refusals)
+
+
+def test_merged_then_pruned_then_extracted():
+    graph = joined(plain("a", 0, (16, 16)), plain("b", 1, (16, 16)))
+    use = data(graph)
+    passes = (Merge(max_drift=0.5, max_loss=0.9), PruneChannels(flops=0.6, recover="least-squares"))
+    after, records = Pipeline(passes).run(graph, use)
+    assert macs(after)[frozenset("ab")] < 0.61 * macs(graph)[frozenset("ab")]
+    assert records[0].notes and records[0].record()["notes"]
+
+
+def test_a_shallower_network_shares_what_it_has():
+    """The deeper one's extra layer reads shared channels; nothing behind it corresponds."""
+    graph = joined(plain("a", 0, (16, 16, 16)), plain("b", 1, (16, 16)))
+    merged = Merge(policy="prefix", depth=1)(graph, data(graph))
+    names = [n.ref.name for n in merged.nodes() if "[" in n.ref.name]
+    assert names and all("[a+b]" in n for n in names)
+
+
+def test_another_activation_ends_the_sharing():
+    def net(task: str, seed: int, activation: str) -> Graph:
+        b = Builder(task, seed)
+        x = b.apply(activation, b.conv(b.input("x", 1, 3, 8, 8), 8, 3, pads=(1, 1, 1, 1)))
+        b.task(task, head(b, conv(b, x, 8), 2))
+        return b.done()
+
+    graph = joined(net("a", 0, "Relu"), net("b", 1, "Tanh"))
+    merged = Merge(max_drift=0.9, max_loss=5.0)(graph, data(graph))
+    names = [n.ref.name for n in merged.nodes() if "[a+b]" in n.ref.name]
+    assert all(n.startswith("conv[") for n in names)
+    assert {n.op.name for n in merged.nodes() if "relu[a" in n.ref.name or "tanh[b" in n.ref.name} <= {
+        "Relu",
+        "Tanh",
+    }
