@@ -17,14 +17,17 @@ from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
-Family = Literal["conv", "depthwise", "transposed", "gemm", "recurrent", "generic", "view"]
+Family = Literal["conv", "depthwise", "grouped", "transposed", "gemm", "recurrent", "generic", "view"]
 """What a group is; which algorithm runs it is chosen later among the strategies of its family."""
 
-CONVOLUTIONS = ("conv", "depthwise", "transposed")
+CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed")
 """Families that read and write blocked activations with a halo."""
 
 MAX_SEGMENTS = 16
 """Buffers one convolution reads its channels from: each is a pointer, and code of its own."""
+
+LEAST_GROUPED = 4
+"""Input channels of a group from which on reading whole blocks of them wastes less than the generic route."""
 
 MAX_CHAIN = 8
 """Nodes in one generic group: operators may read an operand several times, so expressions grow with the chain."""
@@ -260,7 +263,9 @@ def _conv_family(site: Site) -> Family:
         return "generic"
     if group == 1:
         return "conv"
-    return "depthwise" if group == x.shape[1] == weight.shape[0] else "generic"
+    if group == x.shape[1] == weight.shape[0]:
+        return "depthwise"
+    return "grouped" if weight.shape[1] >= LEAST_GROUPED else "generic"
 
 
 def _transposed_family(site: Site) -> Family:

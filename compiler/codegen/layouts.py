@@ -31,6 +31,21 @@ def block_width(channels: int, machine: Machine) -> int:
     return least if times[least] <= NARROW_GAIN * times[best] else best
 
 
+def channel_widths(groups: Sequence[Group], machine: Machine) -> dict[int, int]:
+    """Lanes per block by number of channels, where grouped convolutions want blocks that do not straddle groups.
+
+    By number of channels alone, so that values which are added have the same blocks.
+    """
+    found: dict[int, int] = {}
+    for site in (g.anchor for g in groups if g.family == "grouped"):
+        channels = site.results[0].shape[1]
+        part = channels // site.int("group")
+        width = block_width(part, machine)
+        if width in WIDTHS and 2 * width >= machine.lanes and part % width == 0:
+            found[channels] = min(width, found.get(channels, width))
+    return found
+
+
 def fewest_vectors(channels: int, lanes: int) -> int:
     """The narrowest vectors of at most `lanes` elements of which no more are needed than of any wider ones."""
     return min((w for w in WIDTHS if w <= lanes), key=lambda w: (-(-channels // w), w))
@@ -49,24 +64,23 @@ def assign_layouts(
     `borders` holds the values that templates read blocked, with the zero cells around them. Other groups keep what
     they read blocked as long as channels stay channels, so that no conversion stands inside a chain.
     """
-    readers = _readers(groups)
+    readers, widths = _readers(groups), channel_widths(groups, machine)
+
+    def blocked(value: Value) -> Blocked:
+        channels = value.shape[1]
+        border = borders.get(value.ref, Border((0,) * (value.rank - 2), (0,) * (value.rank - 2)))
+        return Blocked(widths.get(channels) or block_width(channels, machine), border.before, border.after)
+
     layouts: dict[ValueRef, Layout] = {}
     for value in graph.inputs:
         if value.ref in borders:
-            layouts[value.ref] = _blocked(value, machine, borders[value.ref])
+            layouts[value.ref] = blocked(value)
     for group in groups:
         for value in group.outputs:
-            if value.ref in borders:
-                layouts[value.ref] = _blocked(value, machine, borders[value.ref])
-            elif group.family in CONVOLUTIONS or _stays_blocked(group, value, layouts, readers):
-                layouts[value.ref] = _blocked(
-                    value, machine, Border((0,) * (value.rank - 2), (0,) * (value.rank - 2))
-                )
+            template = value.ref in borders or group.family in CONVOLUTIONS
+            if template or _stays_blocked(group, value, layouts, readers):
+                layouts[value.ref] = blocked(value)
     return layouts
-
-
-def _blocked(value: Value, machine: Machine, border: Border) -> Blocked:
-    return Blocked(block_width(value.shape[1], machine), border.before, border.after)
 
 
 def _readers(groups: Sequence[Group]) -> dict[ValueRef, list[Group]]:

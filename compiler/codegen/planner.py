@@ -12,6 +12,7 @@ from typing import Protocol
 
 from compiler.codegen.groups import CONVOLUTIONS, Group
 from compiler.codegen.layout import Border
+from compiler.codegen.layouts import channel_widths
 from compiler.codegen.strategies import STRATEGIES, strategies_for
 from compiler.codegen.strategies.base import Candidate, Choice, Situation
 from compiler.codegen.target import Target
@@ -73,7 +74,7 @@ def situation(graph: Graph, groups: Iterable[Group], target: Target) -> Situatio
     """The facts of the whole network that candidates depend on."""
     padded = {v.ref for g in groups if g.family in CONVOLUTIONS and any(g.anchor.ints("pads")) for v in g.segments}
     weights = sum(parameter_cost(v).weight_bytes for v in graph.parameters() if v.dtype.is_float)
-    return Situation(target, frozenset(padded), weights)
+    return Situation(target, frozenset(padded), weights, channel_widths(tuple(groups), target.machine))
 
 
 def candidates(group: Group, known: Situation) -> tuple[Candidate, ...]:

@@ -8,6 +8,7 @@ from compiler.codegen.strategies.block_sparse import BlockSparse
 from compiler.codegen.strategies.depthwise import Depthwise
 from compiler.codegen.strategies.direct import DirectConv
 from compiler.codegen.strategies.generic import Generic
+from compiler.codegen.strategies.grouped import GroupedConv
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
@@ -24,6 +25,7 @@ STRATEGIES: dict[str, Strategy] = {
         BlockSparse(),
         RegularBlock(),
         Depthwise(),
+        GroupedConv(),
         Transposed(),
         Gemm(),
         Recurrent(),

@@ -14,6 +14,7 @@ from typing import ClassVar
 from compiler.codegen.groups import Family, Group
 from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
+from compiler.codegen.layouts import block_width
 from compiler.codegen.target import Target
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Value
@@ -49,6 +50,12 @@ class Situation:
     """Activations that some convolution reads with padding, so that their buffers have halos."""
     weight_bytes: int
     """Bytes of all weights: what has to pass the caches between two calls."""
+    widths: Mapping[int, int] = field(default_factory=dict)
+    """Lanes per block by number of channels, where they are not those of `block_width`."""
+
+    def block(self, channels: int) -> int:
+        """Lanes per block of an activation with so many channels."""
+        return self.widths.get(channels) or block_width(channels, self.target.machine)
 
 
 class Strategy(abc.ABC):

@@ -10,7 +10,6 @@ from compiler.codegen.epilogues import number
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Slot, value_slot
 from compiler.codegen.layout import Blocked, Border
-from compiler.codegen.layouts import block_width
 from compiler.codegen.strategies.base import Situation
 from compiler.codegen.templates.activation import RESIDUAL, SUM, Activation, Number, Source, Step, Taken
 from compiler.codegen.templates.blocked import Epilogue, Plane
@@ -141,7 +140,7 @@ def epilogue_slots(group: Group) -> list[Slot]:
 
 def output_block(site: Site, situation: Situation) -> int:
     """Lanes per block of the result."""
-    return block_width(site.results[0].shape[1], situation.target.machine)
+    return situation.block(site.results[0].shape[1])
 
 
 def weight_seconds(bytes_: int, situation: Situation) -> float:

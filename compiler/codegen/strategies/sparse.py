@@ -14,7 +14,6 @@ import numpy as np
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Slot, plain_slot, value_slot
 from compiler.codegen.layout import Border
-from compiler.codegen.layouts import block_width
 from compiler.codegen.strategies.base import Situation
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
@@ -81,7 +80,7 @@ def sparse_facts(group: Group, situation: Situation) -> SparseFacts:
         layer = ConvFacts(1, inner, outputs, (1, rows), one, one, one, (0, 0))
         return SparseFacts(layer, encoding, (1, rows), ((inner, inner),), 0)
     layer = facts(site)
-    segments = tuple((v.shape[1], block_width(v.shape[1], situation.target.machine)) for v in group.segments)
+    segments = tuple((v.shape[1], situation.block(v.shape[1])) for v in group.segments)
     return SparseFacts(
         layer, encoding, rows_and_columns(group, layer, situation), segments, output_block(site, situation)
     )

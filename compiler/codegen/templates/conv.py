@@ -8,7 +8,7 @@ other, so the concatenation that the graph asks for is never made.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, splat, vector, view
+from compiler.codegen.templates.grouped import Grouping
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class ConvShape:
     """Whether the cells a tile will write are asked for before its sums: worth it where they left the caches."""
     lane_unroll: int = 1
     """Input channels read as one vector and multiplied by element (ARM); 1: broadcast loads (x86)."""
+    grouping: Grouping | None = None
+    """The groups that the channels of a single segment come in."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -47,8 +50,10 @@ class ConvShape:
 
     @property
     def channels(self) -> int:
-        """Input channels of all segments."""
-        return sum(x.channels for x in self.x)
+        """Input channels that a panel reads."""
+        return (
+            sum(x.channels for x in self.x) if self.grouping is None else self.grouping.span * self.grouping.block
+        )
 
     @property
     def panels(self) -> int:
@@ -84,6 +89,19 @@ def pack(weight: np.ndarray, segments: Sequence[Plane], block: int, vectors: int
     return np.concatenate(pieces, axis=1)
 
 
+def pack_grouped(weight: np.ndarray, plane: Plane, grouping: Grouping, block: int, vectors: int) -> np.ndarray:
+    """[O, I / groups, K, L] as `pack` orders it, for each panel the blocks it reads; zeros where groups differ."""
+    read = replace(plane, channels=grouping.channels)
+    pieces = []
+    for panel, first in enumerate(range(0, weight.shape[0], grouping.lanes)):
+        spread = np.zeros((grouping.lanes, read.channels, *weight.shape[2:]), np.float32)
+        for row in range(first, min(first + grouping.lanes, weight.shape[0])):
+            at = row // grouping.outputs * grouping.inputs - grouping.first_block(panel) * grouping.block
+            spread[row - first, at : at + grouping.inputs] = weight[row]
+        pieces.append(pack(spread, [read], block, vectors))
+    return np.concatenate(pieces)
+
+
 def input_blocks(segments: Sequence[Plane]) -> Iterator[tuple[int, int]]:
     """(first channel, channels) of every block of the input, segment after segment."""
     start = 0
@@ -117,6 +135,7 @@ class _Place:
     block: Any
     first: int
     lanes: int
+    skipped: Any = 0
 
 
 class ConvLoops:
@@ -167,6 +186,18 @@ class ConvLoops:
         if self.s.prefetch:
             for h, u, o, _ in cells:
                 self.out.prefetch((n, panel * self.vectors + o, row + h, columns[0] + u))
+        if self.s.grouping is None:
+            self._every_block(n, panel, row, columns, cells)
+        else:
+            skipped = self.s.grouping.first_block(panel, T.min)
+            with T.serial(self.s.grouping.span) as block:
+                at = _Place(0, n, panel, row, columns, block, 0, self.s.grouping.block, skipped)
+                self._block(at, cells)
+        for h, u, o, k in cells:
+            self.out.store((n, panel * self.vectors + o, row + h, columns[0] + u), self.acc.get(k))
+
+    def _every_block(self, n: Any, panel: Any, row: Any, columns: tuple[Any, int], cells: Cells) -> None:
+        """All input channels, segment after segment."""
         first = 0
         for segment, x in enumerate(self.s.x):
             full, rest = divmod(x.channels, x.block)
@@ -177,8 +208,6 @@ class ConvLoops:
                 last = tirx.IntImm("int32", full)
                 self._block(_Place(segment, n, panel, row, columns, last, first, rest), cells)
             first += x.channels
-        for h, u, o, k in cells:
-            self.out.store((n, panel * self.vectors + o, row + h, columns[0] + u), self.acc.get(k))
 
     def _block(self, at: _Place, cells: Cells) -> None:
         """The taps of one block of input channels."""
@@ -197,7 +226,7 @@ class ConvLoops:
             self.s.at(at.segment, axis, start + i, k)
             for axis, (start, i, k) in enumerate(zip((at.row, at.columns[0]), cell, tap, strict=True))
         )
-        return self.X[at.segment][at.n, at.block, row, column, lanes]
+        return self.X[at.segment][at.n, at.block + at.skipped, row, column, lanes]
 
     def _weight(self, at: _Place, tap: tuple[Any, Any], lane: Any, o: int) -> Any:
         block = at.first + at.block * self.s.x[at.segment].block
