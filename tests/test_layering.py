@@ -53,14 +53,14 @@ EXCEPTIONS = {
 
 GUARDED = {
     "tvm": (
-        "compiler.codegen.fallback",
         "compiler.codegen.functions",
+        "compiler.codegen.generic.*",
         "compiler.codegen.lower",
         "compiler.codegen.templates.*",
     ),
     "tvm_ffi": (
-        "compiler.codegen.fallback",
         "compiler.codegen.functions",
+        "compiler.codegen.generic.*",
         "compiler.codegen.kernels",
         "compiler.codegen.lower",
     ),

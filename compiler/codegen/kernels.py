@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import tvm_ffi
 
-from compiler.codegen import fallback
+from compiler.codegen.generic.kernel import copy_kernel
 from compiler.codegen.layout import Layout, Plain
 from compiler.codegen.pack import Pool
 from compiler.codegen.target import Target
@@ -77,9 +77,10 @@ class Builder:
 
     def copy(self, value: Value, source: Layout, target: Layout, slots: tuple[Slot, Slot]) -> Built:
         """A kernel that stores a value again, in another layout or place."""
-        func = fallback.copy_kernel(value, source, target, self.target.lanes)
+        made = copy_kernel(value, source, target, self.target.lanes)
         note = {"from": str(source), "to": str(target)}
-        return Built(self.key(func), func, slots, "copy", note=note)
+        tables = tuple(self.table(f"{value.ref}.table", t, "plain") for t in made.tables)
+        return Built(self.key(made.func), made.func, (slots[0], *tables, slots[1]), "copy", made.parts, note)
 
     def key(self, func: Any) -> Hashable:
         """A key shared by structurally equal functions."""

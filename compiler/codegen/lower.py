@@ -108,19 +108,15 @@ def _with_aligned_frames(built: Any, folder: Path) -> Any:
 
 
 def _loop_passes() -> list[Any]:
-    """From scheduled blocks to flat loops, in the order of TVM's own host pipeline."""
+    """From loops over buffers to flat loops, in the order of TVM's own host pipeline.
+
+    Kernels have no schedulable blocks, so the passes that lower those are left out; one of them
+    (CompactBufferAllocation) overflows where a loop takes its bounds from the caller.
+    """
     s, t = s_tir.transform, tirx.transform
     return [
         s.CanonicalizeLoop(),
-        s.LowerCrossThreadReduction(),
-        s.LowerInitBlock(),
-        s.PlanAndUpdateBufferAllocationLocation(),
-        s.ConvertBlocksToOpaque(),
-        s.CompactBufferAllocation(),
-        s.LowerMatchBuffer(),
         s.StmtSimplify(),
-        s.AnnotateIrregularLoop(),
-        s.LowerOpaqueBlock(),
         t.FlattenBuffer(),
         t.BF16ComputeLegalize(),
         t.NarrowDataType(32),

@@ -2,7 +2,7 @@
 
 Adding an operator is adding one subclass of `Op` (see CONTRIBUTING.md): shapes, values, cost, ties and lowering.
 `compiler.ir.ops` holds them; importing that package fills the registry. Nothing here knows TVM: lowering is
-written against the `Emitter` protocol, which `compiler.codegen.fallback` implements.
+written against the `Emitter` protocol, which `compiler.codegen.generic.language` implements.
 """
 
 from __future__ import annotations

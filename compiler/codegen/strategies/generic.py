@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from compiler.codegen import fallback
+from compiler.codegen.generic.kernel import lower_group
 from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, Slot, value_slot
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
@@ -21,9 +21,9 @@ class Generic(Strategy):
         return [Candidate(Choice(self.name), 0.0)]
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        made = fallback.lower_group(group.sites, stored, builder.layouts, builder.target.lanes)
+        made = lower_group(group.sites, stored, builder.layouts, builder.target.lanes)
         name = group.sites[-1].node.ref.name
         slots = [Slot("value", r) for r in made.inputs]
         slots += [builder.table(f"{name}.table", t, "plain") for t in made.tables]
         slots += [value_slot(v) for v in stored]
-        return Built(builder.key(made.func), made.func, tuple(slots), "generic")
+        return Built(builder.key(made.func), made.func, tuple(slots), "generic", made.parts)

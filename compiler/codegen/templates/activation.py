@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm import tirx
 
-from compiler.codegen.fallback import TensorExpressions
 from compiler.codegen.functions import let
+from compiler.codegen.generic.language import Stages
 from compiler.ir.graph import Site
 from compiler.ir.op import Expr
 from compiler.ir.ops.elementwise import Broadcast
@@ -73,7 +73,7 @@ class Activation:
         return let(known[Taken(done)], rest)
 
 
-class _Lanes(TensorExpressions):
+class _Lanes(Stages):
     """The scalar language of operators on vectors of `width` lanes."""
 
     def __init__(self, width: int) -> None:

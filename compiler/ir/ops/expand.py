@@ -133,11 +133,11 @@ class Pad(Static, Movement):
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y = required(tensors), site.results[0]
         fill = (*tensors, None, None)[2]
-        missing = emit.const(0, y.dtype) if fill is None else fill(*(0,) * len(fill.shape))
         pads, constant = self._pads(site), site.str("mode") == "constant"
         tables = [emit.constant(t) for t in self._tables(site)] if not constant else []
 
         def element(*at: Expr) -> Expr:
+            missing = emit.const(0, y.dtype) if fill is None else fill(*(0,) * len(fill.shape))
             source = list(at)
             for dim, (low, high) in enumerate(pads):
                 if low or high:

@@ -1,0 +1,107 @@
+"""Scalars of the lowering language as TVM expressions: literals, functions, and how a reduction combines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from tvm import tirx
+
+from compiler.codegen.generic.index import both, either, negated
+from compiler.ir.types import DType
+
+Kind = Literal["sum", "max", "min", "prod"]
+"""How a reduction combines."""
+
+
+def dtype_of(expr: Any) -> str:
+    """The element type of a TVM expression."""
+    return str(expr.dtype) if hasattr(expr, "dtype") else str(expr.ty.dtype)
+
+
+def as_expr(value: Any) -> Any:
+    """A TVM expression from a number, an index, a condition, a comparison or an expression."""
+    if isinstance(value, bool):
+        return tirx.const(value, "bool")
+    return value.asobject() if hasattr(value, "asobject") else tirx.convert(value)
+
+
+def _from_library(name: str) -> Callable[..., Any]:
+    """A function of the C library that TVM cannot call for vectors itself."""
+
+    def call(*arguments: Any) -> Any:
+        kind = dtype_of(arguments[0])
+        return tirx.call_pure_extern(kind, name + "f" if kind == "float32" else name, *arguments)
+
+    return call
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        name: getattr(tirx, name)
+        for name in (
+            "exp log sqrt tanh sigmoid erf sin cos tan asin acos atan asinh acosh atanh "
+            "floor ceil trunc abs isnan isinf min max"
+        ).split()
+    },
+    **{name: _from_library(name) for name in ("sinh", "cosh", "fmod")},
+    "round": tirx.nearbyint,
+    "pow": tirx.power,
+    "xor": lambda a, b: tirx.And(tirx.Or(a, b), tirx.Not(tirx.And(a, b))),
+    "bitand": tirx.bitwise_and,
+    "bitor": tirx.bitwise_or,
+    "bitxor": tirx.bitwise_xor,
+    "bitnot": tirx.bitwise_not,
+    "shl": tirx.shift_left,
+    "shr": tirx.shift_right,
+}
+
+LOGIC: dict[str, Callable[..., Any]] = {"and": both, "or": either, "not": negated}
+"""Functions of conditions, which settle what they can."""
+
+NO_HALF = frozenset("erf asin acos atan sinh cosh asinh acosh atanh fmod".split())
+"""Functions that come from the C library, which has none for half floats."""
+
+COSTLY = frozenset(
+    "exp log tanh sigmoid erf sin cos tan asin acos atan sinh cosh asinh acosh atanh pow fmod".split()
+)
+"""Functions that several readers should not repeat."""
+
+
+def literal(value: bool | int | float, dtype: DType) -> Any:
+    """A scalar constant."""
+    if dtype is DType.BOOL:
+        return tirx.const(bool(value), "bool")
+    if dtype.is_integer:
+        return tirx.const(int(value), dtype.value)
+    number = float(value)
+    if math.isinf(number):
+        bound = tirx.infinity(dtype.value)
+        return bound if number > 0 else -bound
+    if math.isnan(number):
+        return tirx.infinity(dtype.value) - tirx.infinity(dtype.value)
+    return tirx.const(number, dtype.value)
+
+
+def identity(kind: Kind, dtype: DType) -> Any:
+    """The value of a reduction over nothing (ONNX: -inf / +inf or the extreme integer for max / min)."""
+    if kind in ("sum", "prod"):
+        return literal(kind == "prod", dtype)
+    low = kind == "max"
+    if dtype is DType.BOOL:
+        return literal(not low, dtype)
+    if dtype.is_float:
+        return literal(-math.inf if low else math.inf, dtype)
+    limits = np.iinfo(dtype.value)
+    return literal(int(limits.min if low else limits.max), dtype)
+
+
+def combine(kind: Kind, a: Any, b: Any) -> Any:
+    """One step of a reduction."""
+    if kind == "sum":
+        return a + b
+    if kind == "prod":
+        return a * b
+    return tirx.max(a, b) if kind == "max" else tirx.min(a, b)

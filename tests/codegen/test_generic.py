@@ -1,0 +1,450 @@
+"""The generic route: index arithmetic by brute force, kernels on random shapes and layouts, other processors."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.codegen.bundle import write_bundle
+from compiler.codegen.emulate import run_selftest
+from compiler.codegen.generate import generate
+from compiler.codegen.generic.index import Condition, Index, LoopVar
+from compiler.codegen.generic.kernel import GenericKernel, copy_kernel, lower_group
+from compiler.codegen.generic.tables import piece
+from compiler.codegen.layout import Blocked, Layout, Plain, to_physical
+from compiler.codegen.link import find_toolchain
+from compiler.codegen.lower import compile_kernels
+from compiler.codegen.target import find_target
+from compiler.compile import golden_of
+from compiler.ir.graph import Graph, Value
+from compiler.ir.types import DType, ValueRef
+from tests.codegen.native import aligned
+from tests.graphs import Builder
+
+CLOSE = 1e-5
+Layouts = Mapping[ValueRef, Layout]
+Case = tuple[Graph, Layouts]
+
+
+# ---------------------------------------------------------------------- index arithmetic
+def evaluated(index: Index, values: Mapping[LoopVar, int]) -> int:
+    total = index.const
+    for atom, factor in index.terms.items():
+        if isinstance(atom, LoopVar):
+            total += factor * values[atom]
+        else:
+            inner = evaluated(atom.of, values)
+            total += factor * (inner % atom.by if atom.remainder else inner // atom.by)
+    return total
+
+
+def test_arithmetic_is_that_of_integers():
+    """Random expressions over two variables, evaluated as written and as simplified."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        a, b = (
+            LoopVar(n, int(low), int(low + extent))
+            for n, (low, extent) in zip("ab", rng.integers(0, 6, (2, 2)), strict=True)
+        )
+        steps = [
+            (rng.choice(["+", "*", "//", "%", "-"]), int(rng.integers(1, 9)), rng.random() < 0.5) for _ in range(5)
+        ]
+
+        def build(x, y, steps=steps):
+            for operator, number, other in steps:
+                if operator == "+":
+                    x = x + (y if other else number)
+                elif operator == "-":
+                    x = x + 40 - (y if other else number)
+                elif operator == "*":
+                    x = x * number
+                else:
+                    x = x // number if operator == "//" else x % number
+            return x
+
+        index = build(Index.of(a), Index.of(b))
+        low, high = index.interval
+        for i, j in itertools.product(range(a.low, a.high + 1), range(b.low, b.high + 1)):
+            got = evaluated(index, {a: i, b: j})
+            assert got == build(i, j)
+            assert low <= got <= high
+
+
+def test_blocks_of_channels_come_apart():
+    block, lane = LoopVar("block", 0, 3), LoopVar("lane", 0, 7)
+    channel = Index.of(block) * 16 + Index.of(lane)
+    assert (channel // 16).key == Index.of(block).key
+    assert (channel % 16).key == Index.of(lane).key
+    assert ((channel - 24) // 16).key == (Index.of(block) - 2).key
+
+
+def test_splitting_a_number_and_putting_it_together_changes_nothing():
+    flat = LoopVar("f", 0, 104)
+    i = Index.of(flat)
+    assert (i // 35 * 35 + i // 7 % 5 * 7 + i % 7).key == i.key
+
+
+def test_conditions_the_range_decides_are_truth_values():
+    i = Index.of(LoopVar("i", 0, 9))
+    assert (i < 10) is True and (i >= 10) is False and (i * 2 == 5) is False
+    assert isinstance(i < 5, Condition)
+
+
+@pytest.mark.parametrize(
+    ("table", "first", "last", "wanted"),
+    [
+        (np.arange(3, 13), 2, 5, lambda i: i + 3),
+        (np.repeat(np.arange(6), 2), 1, 8, lambda i: i // 2),
+        (np.array([4, 4, 4, 9, 8, 7]), 3, 5, lambda i: 12 - i),
+        (np.array([4, 1, 7]), 0, 2, None),
+    ],
+    ids=["line", "repeated", "falling", "scattered"],
+)
+def test_tables_become_arithmetic(table: np.ndarray, first: int, last: int, wanted: Callable | None):
+    variable = LoopVar("i", first, last)
+    found = piece(table.astype(np.int64), [Index.of(variable)], [])
+    if wanted is None:
+        assert found is None
+        return
+    assert [evaluated(found, {variable: i}) for i in range(first, last + 1)] == [
+        wanted(i) for i in range(first, last + 1)
+    ]
+
+
+def test_tables_are_cut_where_their_line_changes():
+    variable = LoopVar("i", 0, 8)
+    breaks: list = []
+    assert piece(np.array([-1, -1, -1, 5, 6, 7, -1, -1, -1]), [Index.of(variable)], breaks) is None
+    for first, last in itertools.pairwise(sorted({0, *(p for _, p in breaks), 9})):
+        assert (
+            piece(np.array([-1, -1, -1, 5, 6, 7, -1, -1, -1]), [Index.of(LoopVar("j", first, last - 1))], [])
+            is not None
+        )
+
+
+# ---------------------------------------------------------------------- kernels
+def outputs_of(graph: Graph, feeds: Mapping[ValueRef, np.ndarray]) -> list[np.ndarray]:
+    known = {**feeds, **{p.ref: p.constant for p in graph.parameters()}}
+    for site in graph.sites():
+        arrays = [known[v.ref] if (v := site.operands.optional(i)) else None for i in range(len(site.operands))]
+        known.update(zip((v.ref for v in site.results), site.node.op.evaluate(site, arrays), strict=True))
+    return [known[v.ref] for v in graph.outputs]
+
+
+def physical(array: np.ndarray, layout: Layout) -> np.ndarray:
+    return to_physical(array, layout) if array.shape else array.reshape(1)
+
+
+def run_kernels(
+    kernels: Sequence[tuple[GenericKernel, Sequence[np.ndarray], Sequence[np.ndarray]]], folder: Path
+) -> None:
+    """Call each kernel, a divided one in two calls; outputs are written in place."""
+    compiled = compile_kernels({f"k{i}": k.func for i, (k, _, _) in enumerate(kernels)}, find_target("host"))
+    (folder / "k.o").write_bytes(compiled.object_code)
+    subprocess.run(["gcc", "-shared", "-o", folder / "k.so", folder / "k.o", "-lm"], check=True)
+    library = ctypes.CDLL(str(folder / "k.so"))
+    for i, (kernel, feeds, outs) in enumerate(kernels):
+        arrays = [np.ascontiguousarray(a) for a in (*feeds, *kernel.tables)]
+        scratch = aligned(compiled.scratch[f"k{i}"] + 64)
+        pointers = [*arrays, *outs, *([scratch] if compiled.scratch[f"k{i}"] else [])]
+        arguments = [ctypes.c_void_p(a.ctypes.data) for a in pointers]
+        cut = kernel.parts // 3
+        for part in [(cut, kernel.parts), (0, cut)] if kernel.parts else [()]:
+            assert library[f"k{i}"](*arguments, *part) == 0
+        assert (scratch[compiled.scratch[f"k{i}"] :] == 0xFF).all()
+
+
+def check(cases: Sequence[Case], folder: Path, lanes: int = 16) -> None:
+    """Each graph as one kernel, its values in the given layouts, against the operators' own evaluation."""
+    rng = np.random.default_rng(1)
+    kernels, wanted = [], []
+    for graph, layouts in cases:
+        kernel = lower_group(list(graph.sites()), graph.outputs, layouts, lanes)
+        feeds = {v.ref: rng.normal(size=v.shape).astype(v.dtype.numpy) for v in graph.inputs}
+        expected = [
+            physical(a, layouts.get(v.ref, Plain()))
+            for v, a in zip(graph.outputs, outputs_of(graph, feeds), strict=True)
+        ]
+        outs = [aligned(a.nbytes).view(a.dtype).reshape(a.shape) for a in expected]
+        kernels.append((kernel, [physical(feeds[r], layouts.get(r, Plain())) for r in kernel.inputs], outs))
+        wanted.append(expected)
+    run_kernels(kernels, folder)
+    for number, ((_, _, outs), expected) in enumerate(zip(kernels, wanted, strict=True)):
+        for got, want in zip(outs, expected, strict=True):
+            scale = max(float(np.abs(want).max(initial=0)), 1e-6)
+            error = np.abs(got.astype(np.float64) - want).max(initial=0)
+            assert error <= CLOSE * scale, (number, str(cases[number][0]), error)
+
+
+def blocked(rng: np.random.Generator, likely: float = 0.6) -> Layout:
+    if rng.random() > likely:
+        return Plain()
+    border = tuple(map(int, rng.integers(0, 3, 4)))
+    return Blocked(int(rng.choice([4, 8, 16])), border[:2], border[2:])
+
+
+def laid_out(rng: np.random.Generator, graph: Graph) -> Case:
+    """Random layouts for the float activations of rank 4 that enter and leave."""
+    values = [v for v in (*graph.inputs, *graph.outputs) if v.rank == 4 and v.dtype is DType.FLOAT32]
+    return graph, {v.ref: blocked(rng) for v in values}
+
+
+def pooling(rng: np.random.Generator) -> Graph:
+    b = Builder()
+    kernel = tuple(map(int, rng.integers(1, 5, 2)))
+    attrs = {
+        "kernel_shape": kernel,
+        "strides": tuple(map(int, rng.integers(1, 4, 2))),
+        "dilations": tuple(map(int, rng.integers(1, 3, 2))),
+        "pads": tuple(int(rng.integers(0, kernel[i % 2])) for i in range(4)),
+        "ceil_mode": int(rng.integers(0, 2)),
+    }
+    name = str(rng.choice(["MaxPool", "AveragePool", "LpPool"]))
+    if name == "AveragePool":
+        attrs["count_include_pad"] = int(rng.integers(0, 2))
+    x = b.input("x", int(rng.integers(1, 3)), int(rng.integers(1, 40)), *map(int, rng.integers(9, 30, 2)))
+    b.task("t", b.apply(name, x, **attrs))
+    return b.done()
+
+
+def convolution(rng: np.random.Generator) -> Graph:
+    b = Builder(seed=int(rng.integers(100)))
+    groups, each, out = (int(rng.integers(low, high)) for low, high in ((1, 5), (1, 6), (1, 7)))
+    kernel, strides = tuple(map(int, rng.integers(1, 4, 2))), tuple(map(int, rng.integers(1, 3, 2)))
+    attrs = {"group": groups, "strides": strides, "dilations": tuple(map(int, rng.integers(1, 3, 2)))}
+    attrs["pads"] = tuple(int(rng.integers(0, kernel[i % 2])) for i in range(4))
+    x = b.input("x", int(rng.integers(1, 3)), groups * each, *map(int, rng.integers(8, 20, 2)))
+    if rng.random() < 0.5:
+        attrs["output_padding"] = tuple(int(rng.integers(0, s)) for s in strides)
+        y = b.apply("ConvTranspose", x, b.weight(groups * each, out, *kernel), b.weight(groups * out), **attrs)
+    else:
+        y = b.conv(x, groups * out, kernel, **attrs)
+    b.task("t", y)
+    return b.done()
+
+
+def movement(rng: np.random.Generator) -> Graph:
+    b = Builder()
+    shape = (int(rng.integers(1, 3)), *map(int, rng.integers(4, 24, 3)))
+    axis = int(rng.integers(0, 4))
+    kind = str(
+        rng.choice(["Concat", "Pad", "Slice", "Transpose", "Resize", "Split", "DepthToSpace", "Tile", "Gather"])
+    )
+    x = b.input("x", *shape)
+    if kind == "Concat":
+        others = [
+            b.input(f"y{i}", *(int(rng.integers(1, 20)) if d == axis else n for d, n in enumerate(shape)))
+            for i in (0, 1)
+        ]
+        y = b.apply("Concat", x, *others, axis=axis)
+    elif kind == "Pad":
+        pads = np.array([0, 0, *rng.integers(0, 4, 2), 0, 0, *rng.integers(0, 4, 2)], np.int64)
+        y = b.apply("Pad", x, b.const(pads), mode=str(rng.choice(["constant", "reflect", "edge"])))
+    elif kind == "Slice":
+        begin, step = int(rng.integers(0, 3)), int(rng.choice([1, 2, 3]))
+        y = b.apply(
+            "Slice", x, *(b.const(np.array([v], np.int64)) for v in (min(begin, shape[axis] - 1), 99, axis, step))
+        )
+    elif kind == "Transpose":
+        y = b.apply("Transpose", x, perm=tuple(map(int, rng.permutation(4))))
+    elif kind == "Resize":
+        mode, scale = str(rng.choice(["nearest", "linear"])), rng.choice([0.5, 1.5, 2.0, 3.0], 2)
+        scales = b.const(np.array([1, 1, *scale], np.float32))
+        y = b.apply(
+            "Resize", x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+        )
+    elif kind == "Split":
+        left = int(rng.integers(1, shape[1]))
+        y = b.apply("Split", x, b.const(np.array([left, shape[1] - left], np.int64)), axis=1, results=2)[1]
+    elif kind == "DepthToSpace":
+        x = b.apply("Concat", x, x, x, x, axis=1)
+        y = b.apply("DepthToSpace", x, blocksize=2, mode=str(rng.choice(["DCR", "CRD"])))
+    elif kind == "Tile":
+        y = b.apply("Tile", x, b.const(np.array([1, *rng.integers(1, 3, 3)], np.int64)))
+    else:
+        y = b.apply("Gather", x, b.const(rng.integers(0, shape[axis], 7)), axis=axis)
+    b.task("t", y)
+    return b.done()
+
+
+def statistics(rng: np.random.Generator) -> Graph:
+    b = Builder()
+    shape = (int(rng.integers(1, 3)), *map(int, rng.integers(2, 40, 3)))
+    x, axis = b.input("x", *shape), int(rng.integers(1, 4))
+    kind = str(
+        rng.choice(["Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "GlobalAveragePool"])
+    )
+    if kind == "LayerNormalization":
+        y = b.apply(kind, x, b.weight(*shape[axis:]), b.weight(*shape[axis:]), axis=axis)
+    elif kind == "InstanceNormalization":
+        y = b.apply(kind, x, b.weight(shape[1]), b.weight(shape[1]))
+    elif kind == "GlobalAveragePool":
+        y = b.apply("Mul", x, b.apply("Sigmoid", b.apply(kind, x)))
+    else:
+        y = b.apply(kind, x, axis=axis)
+    b.task("t", y)
+    return b.done()
+
+
+def reductions(rng: np.random.Generator) -> Graph:
+    b = Builder()
+    shape = tuple(map(int, rng.integers(1, 30, 4)))
+    axes = np.sort(rng.choice(4, int(rng.integers(1, 4)), replace=False)).astype(np.int64)
+    kind = str(rng.choice(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2", "ReduceMin"]))
+    b.task("t", b.apply(kind, b.input("x", *shape), b.const(axes), keepdims=int(rng.integers(0, 2))))
+    return b.done()
+
+
+def chains(rng: np.random.Generator) -> Graph:
+    """Element-wise operators with operands broadcast along any axes."""
+    b = Builder()
+    shape = (1, *map(int, rng.integers(2, 30, 3)))
+    y = b.input("x", *shape)
+    for i in range(int(rng.integers(1, 5))):
+        kind = str(rng.choice(["Add", "Mul", "Tanh", "HardSwish", "Erf", "LeakyRelu"]))
+        if kind in ("Add", "Mul"):
+            other = tuple(1 if rng.random() < 0.4 else n for n in shape)
+            y = b.apply(kind, y, b.input(f"y{i}", *other) if rng.random() < 0.5 else b.weight(*other))
+        else:
+            y = b.apply(kind, y)
+    b.task("t", y)
+    return b.done()
+
+
+def products(rng: np.random.Generator) -> Graph:
+    b = Builder()
+    m, k, n = map(int, rng.integers(1, 40, 3))
+    batch = int(rng.integers(1, 4))
+    x, y = b.input("x", batch, m, k), b.input("y", batch, k, n)
+    if rng.random() < 0.5:
+        y = b.apply("Transpose", b.input("z", batch, n, k), perm=(0, 2, 1))
+    b.task("t", b.apply("MatMul", x, y))
+    return b.done()
+
+
+KINDS = (pooling, convolution, movement, statistics, reductions, chains, products)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_random_kernels(kind: Callable[[np.random.Generator], Graph], lanes: int, tmp_path: Path):
+    rng = np.random.default_rng(lanes)
+    check([laid_out(rng, kind(rng)) for _ in range(12)], tmp_path, lanes)
+
+
+def test_copies_between_layouts(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    kernels, wanted = [], []
+    for _ in range(30):
+        b = Builder()
+        shape = (int(rng.integers(1, 3)), *map(int, rng.integers(1, 40, 3)))
+        value: Value = b.graph.value(b.input("x", *shape))
+        source, target = blocked(rng), blocked(rng)
+        array = rng.normal(size=shape).astype(np.float32)
+        expected = to_physical(array, target)
+        kernels.append(
+            (
+                copy_kernel(value, source, target, 16),
+                [to_physical(array, source)],
+                [aligned(expected.nbytes).view(np.float32).reshape(expected.shape)],
+            )
+        )
+        wanted.append(expected)
+    run_kernels(kernels, tmp_path)
+    for (_, _, (got,)), expected in zip(kernels, wanted, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+# ---------------------------------------------------------------------- code
+def text_of(graph: Graph, layouts: Layouts | None = None) -> str:
+    return str(lower_group(list(graph.sites()), graph.outputs, layouts or {}, 16).func)
+
+
+def test_windows_inside_the_image_have_no_conditions():
+    b = Builder()
+    x = b.input("x", 1, 16, 20, 20)
+    y = b.apply("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+    b.task("t", y)
+    layout = Blocked(16, (0, 0), (0, 0))
+    text = text_of(b.done(), {x: layout, y: layout})
+    assert "if_then_else" not in text and "Select" not in text
+    assert "T.vectorized(16)" in text
+
+
+def test_concatenated_blocks_are_copied_piece_by_piece():
+    b = Builder()
+    parts = [b.input(f"x{i}", 1, n, 5, 5) for i, n in enumerate((16, 8, 40))]
+    y = b.apply("Concat", *parts, axis=1)
+    b.task("t", y)
+    text = text_of(b.done(), {v: Blocked(16, (0, 0), (0, 0)) for v in (*parts, y)})
+    assert "if_then_else" not in text and "Select" not in text and "//" not in text
+
+
+def test_contiguous_axes_are_one_loop():
+    b = Builder()
+    b.task("t", b.apply("Tanh", b.input("x", 2, 3, 5, 7)))
+    assert "T.grid" not in text_of(b.done())
+
+
+def test_weights_are_stored_along_the_lanes():
+    b = Builder()
+    x = b.input("x", 1, 32, 8, 8)
+    y = b.conv(x, 32, 3, group=2)
+    b.task("t", y)
+    graph = b.done()
+    kernel = lower_group(list(graph.sites()), graph.outputs, {v: Blocked(16, (0, 0), (0, 0)) for v in (x, y)}, 16)
+    assert (16, 3, 3, 32) in [t.shape for t in kernel.tables]
+
+
+def test_large_kernels_are_divided():
+    b = Builder()
+    b.task("t", b.apply("Tanh", b.input("x", 4, 64, 40, 40)))
+    graph = b.done()
+    assert lower_group(list(graph.sites()), graph.outputs, {}, 16).parts >= 2
+
+
+# ---------------------------------------------------------------------- other processors
+def mixture() -> Graph:
+    """A network whose nodes are all of the generic route, each kind once."""
+    b = Builder()
+    x = b.input("x", 1, 20, 9, 11)
+    y = b.apply("HardSwish", b.conv(x, 24, 3, group=4, pads=(1, 1, 1, 1)))
+    y = b.apply("MaxPool", y, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+    up = b.apply("ConvTranspose", y, b.weight(24, 20, 2, 2), strides=(2, 2))
+    up = b.apply(
+        "Slice",
+        up,
+        b.const(np.array([0, 0], np.int64)),
+        b.const(np.array([9, 11], np.int64)),
+        b.const(np.array([2, 3], np.int64)),
+    )
+    y = b.apply("Concat", b.apply("Tanh", up), x, axis=1)
+    gate = b.apply("Sigmoid", b.apply("GlobalAveragePool", y))
+    y = b.apply("Softmax", b.apply("Mul", y, gate), axis=1)
+    scales = b.const(np.array([1, 1, 2, 1.5], np.float32))
+    y = b.apply("Resize", y, None, scales, mode="linear", coordinate_transformation_mode="half_pixel")
+    y = b.apply("AveragePool", y, kernel_shape=(3, 2), strides=(2, 2), pads=(1, 0, 1, 1))
+    y = b.apply("LayerNormalization", y, b.weight(8), b.weight(8))
+    b.task("t", y)
+    return b.done()
+
+
+@pytest.mark.cross
+@pytest.mark.parametrize("name", ["aarch64-cortex-a72", "armv7-neon", "x86-64-v3"])
+def test_generic_kernels_under_emulation(name: str, tmp_path: Path):
+    target, graph = find_target(name), mixture()
+    if find_toolchain(target) is None:
+        pytest.skip(f"no C compiler for {name}")
+    library = generate(graph, target, templates=False)
+    golden = golden_of(graph, None, 0)
+    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
+    result = run_selftest(bundle, target)
+    if "cannot run or emulate" in result.reason:
+        pytest.skip(result.reason)
+    assert (result.status, result.reason) == ("passed", "")
