@@ -89,6 +89,14 @@ class Target:
         return record
 
     @property
+    def input_lanes(self) -> int:
+        """Consecutive inputs worth reading as one vector, to be multiplied by element; 1: broadcast each.
+
+        64-bit ARM multiplies by an element for free; elsewhere a load that broadcasts costs no more than a load.
+        """
+        return 4 if self.arch == "aarch64" else 1
+
+    @property
     def native(self) -> bool:
         """True where this machine's architecture and system are the target's."""
         return sys.platform == "linux" and machine_arch() == self.arch

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compiler.codegen.lower import compile_kernels
-from compiler.codegen.strategies.matrix import input_lanes, register_tiles, tile_seconds
+from compiler.codegen.strategies.matrix import register_tiles, tile_seconds
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.templates import gemm
 from compiler.codegen.templates.product import balanced, pieces
@@ -83,7 +83,7 @@ def test_every_tile_computes_the_same(name: str, extent: tuple[int, int, int], t
 @pytest.mark.parametrize("name", ["aarch64-cortex-a76", "armv7-neon"])
 def test_compiles_for_arm(name: str) -> None:
     target = find_target(name)
-    shapes = [gemm.GemmShape(9, 21, 14, 4, tile=t, input_lanes=input_lanes(target)) for t in ((4, 2, 1), (1, 3, 2))]
+    shapes = [gemm.GemmShape(9, 21, 14, 4, tile=t, input_lanes=target.input_lanes) for t in ((4, 2, 1), (1, 3, 2))]
     assert compile_kernels({f"k{i}": gemm.gemm_kernel(s) for i, s in enumerate(shapes)}, target).object_code
 
 

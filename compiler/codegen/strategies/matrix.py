@@ -57,7 +57,7 @@ class Gemm(Strategy):
             group.residual is not None,
             activation_of(group),
             (rows, vectors, chains),
-            input_lanes(builder.target),
+            builder.target.input_lanes,
         )
         slots = [
             plain_slot(a),
@@ -71,11 +71,6 @@ class Gemm(Strategy):
         return Built(("gemm", shape), func, (*slots, plain_slot(y)), self.name, shape.parts)
 
 
-def input_lanes(target: Target) -> int:
-    """Elements of a row that are read as one vector and multiplied by element (ARM has the instruction), else 1."""
-    return 1 if target.arch == "x86_64" else 4
-
-
 def register_tiles(rows: int, vectors: int, target: Target) -> Iterable[tuple[int, int, int]]:
     """(rows, column vectors, chains) that stay in registers: spills in the inner loop cost more than they save."""
     room = target.vector_registers - 1
@@ -83,10 +78,10 @@ def register_tiles(rows: int, vectors: int, target: Target) -> Iterable[tuple[in
         for high in range(1, min(rows, room) + 1):
             for chains in (1, 2, 4, 8):
                 sums = high * wide * chains
-                if target.arch == "x86_64":
+                if target.input_lanes == 1:
                     others = 1 + (wide if high > 1 else 1)
                 else:  # a vector of inputs per row and group, and the weights in flight
-                    others = high * max(2, chains // input_lanes(target)) + min(wide, 2)
+                    others = high * max(2, chains // target.input_lanes) + min(wide, 2)
                 if sums + others <= room:
                     yield high, wide, chains
 
@@ -101,7 +96,7 @@ def tile_seconds(
     cycles = 0.0
     for high, repeat in ((base + 1, longer), (base, tiles - longer)):
         for vectors, panels in ((wide, full), (rest, 1 if rest else 0)):
-            loads = high / input_lanes(target) + vectors
+            loads = high / target.input_lanes + vectors
             step = max(
                 high * vectors / machine.fma_per_cycle,
                 loads / machine.loads_per_cycle,

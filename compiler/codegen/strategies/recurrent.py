@@ -13,9 +13,10 @@ from compiler.ir.types import ValueRef
 
 
 class Recurrent(Strategy):
-    """One kernel for all steps of a layer."""
+    """One kernel for all steps of a layer; its units of work are the directions."""
 
     name = "recurrent"
+    version = 2
     families = ("recurrent",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -23,7 +24,7 @@ class Recurrent(Strategy):
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         site = group.anchor
-        lowered = recurrent.lower_site(site, builder.target.lanes)
+        lowered = recurrent.lower_site(site, builder.target)
         slots: list[Slot] = []
         for item in lowered.inputs:
             if isinstance(item, ValueRef):
@@ -34,4 +35,4 @@ class Recurrent(Strategy):
             else:
                 slots.append(builder.table(str(site.node.ref), item, "recurrent"))
         slots += [plain_slot(v) for v in site.results]
-        return Built(("recurrent", lowered.shape), lowered.func, tuple(slots), self.name)
+        return Built(("recurrent", lowered.shape), lowered.func, tuple(slots), self.name, lowered.shape.directions)

@@ -1,13 +1,15 @@
 """LSTM, GRU and RNN layers: the gates of one vector of hidden units are computed and consumed in registers.
 
-Per sample, the input part of all steps is one matrix product; each step is a matrix-vector product with the state.
-Weights are packed in panels [D][H / v][depth][gates][v], so that the accumulators of a panel are the gates of the
-same v units and the cell update needs no other data. Inputs and results are plain row-major ONNX tensors.
+The input part of all steps and samples is one matrix product; each step is a matrix-vector product with the state
+of every sample. Weights are packed in panels [D][H / v][depth][gates][v], so that the accumulators of a panel are
+the gates of the same v units and the cell update needs no other data. Every other step takes the panels backwards:
+it finds in cache what the step before has just read. Inputs and results are plain row-major ONNX tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.functions import clamp
-from compiler.codegen.templates.common import Registers, chunks, kernel, splat, vector, view
+from compiler.codegen.target import Target
+from compiler.codegen.templates.common import KernelBuilder, chunks, kernel, splat, vector, view
+from compiler.codegen.templates.product import ProductTile, pieces
 from compiler.codegen.templates.recurrent_shape import RecurrentShape, pack_recurrent, recurrent_shape
 from compiler.ir.graph import Site
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, W, X
@@ -33,9 +37,9 @@ class LoweredSite:
     inputs: tuple[ValueRef | np.ndarray, ...]
 
 
-def lower_site(site: Site, lanes: int) -> LoweredSite:
-    """The kernel of an LSTM, GRU or RNN site for vectors of up to `lanes` floats. LoweringError beyond float32."""
-    shape = recurrent_shape(site, lanes)
+def lower_site(site: Site, target: Target) -> LoweredSite:
+    """The kernel of an LSTM, GRU or RNN site for a target. LoweringError beyond float32."""
+    shape = recurrent_shape(site, target)
     position = {"x": X, "w": W, "r": R, "b": B, "p": P, "lengths": LENS, "h0": H0, "c0": C0}
     packed: Mapping[str, np.ndarray] = {}
     if shape.packed:
@@ -49,154 +53,197 @@ def lower_site(site: Site, lanes: int) -> LoweredSite:
 
 
 def recurrent_kernel(shape: RecurrentShape) -> Any:
-    """The PrimFunc for `shape`; parameters as `shape.parameters`."""
-    with kernel(shape.parameters, {"lengths": "int32"}) as made:
-        _Recurrent(shape, made.pointers).emit()
+    """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of directions."""
+    with kernel(shape.parameters, {"lengths": "int32"}, divided=True) as made:
+        body = _Recurrent(shape, made)
+        with made.each_part() as part:
+            for d in range(shape.directions):
+                if shape.directions == 1:
+                    body.direction(d)
+                    continue
+                with T.If(part == d), T.Then():
+                    body.direction(d)
     return made.func
 
 
 class _Recurrent:
-    """Emission state of one recurrent layer."""
+    """Emission state of one recurrent layer. Directions share no memory, so that they may run at once."""
 
-    def __init__(self, shape: RecurrentShape, pointers: Mapping[str, Any]) -> None:
+    def __init__(self, shape: RecurrentShape, made: KernelBuilder) -> None:
         self.s = s = shape
-        self.pointers = pointers
-        first = (s.samples, s.steps) if s.samples_first else (s.steps, s.samples)
-        self.X = view(pointers["x"], (*first, s.inputs))
+        self.pointers = made.pointers
+        self.X = view(made.pointers["x"], (s.rows, s.inputs))
         self.weights: dict[str, Any] = {
-            n: view(pointers[n], size) if s.packed else T.alloc_buffer(size, "float32")
+            n: view(made.pointers[n], size) if s.packed else T.alloc_buffer(size, "float32")
             for n, size in s.packed_shapes.items()
         }
-        # gates of every step of one sample, before the recurrent part
-        self.G = T.alloc_buffer((s.steps, s.panels, s.gates * s.block), "float32")
-        self.h, self.next_h, self.c = (T.alloc_buffer((s.state,), "float32") for _ in range(3))
+        # gates of every step and sample before the recurrent part
+        self.G = T.alloc_buffer((s.directions, s.rows, s.panels, s.gates * s.block), "float32")
+
+        def state(there: bool = True) -> Any:
+            return T.alloc_buffer((s.directions, s.samples, s.panels * s.block) if there else (1, 1, 1), "float32")
+
+        self.h, self.next_h, self.c = state(), state(), state(s.kind == "LSTM")
         # update gate and reset state of all units, between the two passes
-        self.z, self.rh = (T.alloc_buffer((s.state if self._two_passes else 1,), "float32") for _ in range(2))
-        self.tile = max(1, 12 // s.gates)
-        self.acc = Registers(max(self.tile * s.gates, s.gates * s.chains), s.block)
+        self.z, self.rh = state(s.two_passes), state(s.two_passes)
+        self.inputs = ProductTile(s.input_rows, s.gates, s.block, lanes=s.input_lanes)
+        self.tile = ProductTile(s.together, s.gates, s.block, s.chains, s.input_lanes)
 
-    @property
-    def _two_passes(self) -> bool:
-        """Whether the reset gate of all units is needed before the candidate of any."""
-        return self.s.kind == "GRU" and not self.s.linear_before_reset
-
-    def emit(self) -> None:
-        """Directions, samples, steps: the recurrence allows no other order of the steps."""
-        if not self.s.packed:
-            self._pack()
-        for d in range(self.s.directions):
-            with T.serial(self.s.samples) as n:
-                self._input_part(d, n)
-                self._start(d, n)
-                length = self._length(n)
+    def direction(self, d: int) -> None:
+        """All of direction `d`: the recurrence allows no other order of the steps."""
+        s = self.s
+        if not s.packed:
+            self._pack(d)
+        self._input_part(d)
+        for first, count, repeat in chunks(s.samples, s.together):
+            with T.serial(repeat) as i:
+                samples = [first + i * count + m for m in range(count)]
+                for n in samples:
+                    self._start(d, n)
+                length = self._length(samples[0])
                 with T.serial(length) as step:
-                    t = length - 1 - step if self.s.reverse[d] else step
-                    self._step(d, t)
-                    self._store(d, n, t)
-                self._finish(d, n, length)
+                    t = length - 1 - step if s.reverse[d] else step
+                    self._step(d, t, step, samples)
+                    for n in samples:
+                        self._store(d, n, t)
+                for n in samples:
+                    self._finish(d, n, length)
 
     def _length(self, n: Any) -> Any:
-        """Steps of sample n, never outside the buffers."""
+        """Steps of sample n, never outside the buffers; with lengths, samples run one by one."""
         if not self.s.has_lengths:
             return tirx.IntImm("int32", self.s.steps)
         given = view(self.pointers["lengths"], (self.s.samples,), "int32")[n]
         return T.min(T.max(given, 0), self.s.steps)
 
+    # ------------------------------------------------------------------ loops
+    @contextmanager
+    def _each_panel(self, step: Any) -> Iterator[Any]:
+        """The loop over panels, backwards in odd steps."""
+        last = self.s.panels - 1
+        with T.serial(self.s.panels) as panel:
+            yield tirx.Select(step % 2 == 0, panel, last - panel) if last else panel
+
+    def _each_run(self) -> Iterator[Any]:
+        """Emits what the loop body emits for whole vectors of units, then for the units that are left."""
+        full, rest = divmod(self.s.hidden, self.s.block)
+        if full:
+            with T.serial(full) as panel:
+                yield self._units(panel)
+        for start, width in pieces(rest, self.s.block):
+            yield vector(full * self.s.block + start, width)
+
+    def _units(self, panel: Any) -> Any:
+        return vector(panel * self.s.block, self.s.block)
+
     # ------------------------------------------------------------------ phases
-    def _input_part(self, d: int, n: Any) -> None:
-        s, v = self.s, self.s.block
+    def _input_part(self, d: int) -> None:
+        """G of every step and sample: bias and input weights."""
+        s = self.s
         with T.serial(s.panels) as panel:
-            for top, count, repeat in chunks(s.steps, self.tile):
-                cells = [(m, g, m * s.gates + g) for m in range(count) for g in range(s.gates)]
+            for first, count, repeat in chunks(s.rows, s.input_rows):
                 with T.serial(repeat) as i:
-                    for _, g, k in cells:
-                        self.acc.put(k, self.weights["b"][d, panel, vector(g * v, v)])
-                    with T.serial(s.inputs) as j:
-                        for m, g, k in cells:
-                            t = i * count + top + m
-                            x = self.X[n, t, j] if s.samples_first else self.X[t, n, j]
-                            w = self.weights["w"][d, panel, j, vector(g * v, v)]
-                            self.acc.put(k, self.acc.get(k) + splat(x, v) * w)
-                    for m, g, k in cells:
-                        T.buffer_store(self.G, self.acc.get(k), [i * count + top + m, panel, vector(g * v, v)])
+                    self._input_tile(d, panel, first + i * count, count)
+
+    def _input_tile(self, d: int, panel: Any, top: Any, count: int) -> None:
+        s, v = self.s, self.s.block
+        self.inputs.multiply(
+            (count, s.gates),
+            s.inputs,
+            lambda m, g: self.weights["b"][d, panel, vector(g * v, v)],
+            lambda m, k, lanes: self.X[top + m, vector(k, lanes)],
+            lambda k, g: self.weights["w"][d, panel, k, vector(g * v, v)],
+        )
+        for m in range(count):
+            for g in range(s.gates):
+                value = self.inputs.sums.get(self.inputs.place(m, g))
+                T.buffer_store(self.G, value, [d, top + m, panel, vector(g * v, v)])
 
     def _start(self, d: int, n: Any) -> None:
         """The initial states; an empty sequence ends in zero, as in onnxruntime."""
         s = self.s
-        with T.serial(s.state) as j:
-            # elements beyond the units are multiplied by zero weights: they must be finite
-            for state in (self.h, self.c, *((self.rh,) if self._two_passes else ())):
-                T.buffer_store(state, tirx.FloatImm("float32", 0.0), [j])
+        used = [(self.h, True), (self.c, s.kind == "LSTM"), (self.rh, s.two_passes)]
+        with T.serial(s.panels) as panel:
+            # lanes beyond the units are multiplied by zero weights: they must be finite
+            for state, there in used:
+                if there:
+                    T.buffer_store(state, splat(0.0, s.block), [d, n, self._units(panel)])
         for name, state in (("h0", self.h), ("c0", self.c)):
             if name in self.pointers:
-                with T.serial(s.hidden) as j:
-                    value = self._state_view(name)[self._state_at(d, n, j)]
-                    if s.has_lengths:
-                        value = tirx.if_then_else(self._length(n) > 0, value, tirx.FloatImm("float32", 0.0))
-                    T.buffer_store(state, value, [j])
+                with T.If(self._length(n) > 0), T.Then():
+                    for at in self._each_run():
+                        T.buffer_store(state, self._state_view(name)[(*self._state(d, n), at)], [d, n, at])
 
     def _state_view(self, name: str) -> Any:
         first = (self.s.samples, self.s.directions) if self.s.samples_first else (self.s.directions, self.s.samples)
         return view(self.pointers[name], (*first, self.s.hidden))
 
-    def _state_at(self, d: int, n: Any, j: Any) -> tuple[Any, ...]:
-        return (n, d, j) if self.s.samples_first else (d, n, j)
+    def _state(self, d: int, n: Any) -> tuple[Any, Any]:
+        return (n, d) if self.s.samples_first else (d, n)
 
-    def _step(self, d: int, t: Any) -> None:
-        cell: dict[str, Callable[[int, Any, Any], None]] = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}
-        with T.serial(self.s.panels) as panel:
-            cell[self.s.kind](d, t, panel)
-        if self._two_passes:
-            with T.serial(self.s.panels) as panel:
-                self._candidate(d, t, panel)
+    def _step(self, d: int, t: Any, step: Any, samples: Sequence[Any]) -> None:
+        cell: dict[str, Callable[..., None]] = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}
+        with self._each_panel(step) as panel:
+            cell[self.s.kind](d, t, panel, samples)
+        if self.s.two_passes:
+            with self._each_panel(step) as panel:
+                self._candidate(d, t, panel, samples)
 
     def _store(self, d: int, n: Any, t: Any) -> None:
         """The new state becomes the state, and a row of Y."""
-        s = self.s
-        with T.serial(s.panels) as panel:
-            at = vector(panel * s.block, s.block)
-            T.buffer_store(self.h, self.next_h[at], [at])
-        self._row(d, n, t, lambda j: self.h[j])
+        with T.serial(self.s.panels) as panel:
+            at = self._units(panel)
+            T.buffer_store(self.h, self.next_h[d, n, at], [d, n, at])
+        y, row = self._row(d, n, t)
+        for at in self._each_run():
+            T.buffer_store(y, self.h[d, n, at], [*row, at])
 
-    def _row(self, d: int, n: Any, t: Any, value: Callable[[Any], Any]) -> None:
-        """Write step t of Y, one element at a time: the caller's buffer need not be aligned to vectors."""
+    def _row(self, d: int, n: Any, t: Any) -> tuple[Any, list[Any]]:
+        """Y and the place of step t in it."""
         s = self.s
         outer = (s.samples, s.steps, s.directions) if s.samples_first else (s.steps, s.directions, s.samples)
-        y = view(self.pointers["y"], (*outer, s.hidden))
-        with T.serial(s.hidden) as j:
-            T.buffer_store(y, value(j), [n, t, d, j] if s.samples_first else [t, d, n, j])
+        return view(self.pointers["y"], (*outer, s.hidden)), [n, t, d] if s.samples_first else [t, d, n]
 
     def _finish(self, d: int, n: Any, length: Any) -> None:
         """Rows past the end of a short sequence are zero; the last states are results."""
-        s = self.s
-        if s.has_lengths:
-            with T.serial(s.steps - length) as past:
-                self._row(d, n, length + past, lambda j: tirx.FloatImm("float32", 0.0))
+        if self.s.has_lengths:
+            with T.serial(self.s.steps - length) as past:
+                y, row = self._row(d, n, length + past)
+                for at in self._each_run():
+                    T.buffer_store(y, splat(0.0, _width(at)), [*row, at])
         for name, state in (("yh", self.h), ("yc", self.c)):
             if name in self.pointers:
-                with T.serial(s.hidden) as j:
-                    T.buffer_store(self._state_view(name), state[j], list(self._state_at(d, n, j)))
+                for at in self._each_run():
+                    T.buffer_store(self._state_view(name), state[d, n, at], [*self._state(d, n), at])
 
     # ------------------------------------------------------------------ cells
-    def _gate_sums(self, d: int, t: Any, panel: Any, gates: Sequence[int], state: Any) -> None:
-        """Accumulator i becomes gate number gates[i] of the panel before its activation."""
-        s, v = self.s, self.s.block
-        cells = [(i, g, q, q * len(gates) + i) for i, g in enumerate(gates) for q in range(s.chains)]
-        for _, g, q, k in cells:
-            self.acc.put(k, self._start_of(d, t, panel, g) if q == 0 else splat(0.0, v))
-        with T.serial(s.depth // s.chains) as j:
-            for _, g, q, k in cells:
-                weight = self.weights["r"][d, panel, j * s.chains + q, vector(g * v, v)]
-                self.acc.put(k, self.acc.get(k) + splat(state[j * s.chains + q], v) * weight)
-        for i, _, q, k in cells:
-            if q:
-                self.acc.put(i, self.acc.get(i) + self.acc.get(k))
+    def _gate_sums(
+        self, d: int, t: Any, panel: Any, samples: Sequence[Any], gates: Sequence[int], state: Any
+    ) -> None:
+        """Sum (m, i) of the tile becomes gate number gates[i] of sample m before its activation."""
+        v = self.s.block
+        self.tile.multiply(
+            (len(samples), len(gates)),
+            self.s.hidden,
+            lambda m, i: self._start_of(d, t, samples[m], panel, gates[i]),
+            lambda m, k, lanes: state[d, samples[m], vector(k, lanes)],
+            lambda k, i: self.weights["r"][d, panel, k, vector(gates[i] * v, v)],
+        )
 
-    def _start_of(self, d: int, t: Any, panel: Any, gate: int) -> Any:
+    def _start_of(self, d: int, t: Any, n: Any, panel: Any, gate: int) -> Any:
         v = self.s.block
         if gate == 2 and self.s.linear_before_reset:  # the reset gate multiplies this sum with its own bias
             return self.weights["b"][d, panel, vector(3 * v, v)]
-        return self.G[t, panel, vector(gate * v, v)]
+        return self.G[d, self._input_row(t, n), panel, vector(gate * v, v)]
+
+    def _input_row(self, t: Any, n: Any) -> Any:
+        return n * self.s.steps + t if self.s.samples_first else t * self.s.samples + n
+
+    def _get(self, m: int, i: int) -> Any:
+        return self.tile.sums.get(self.tile.place(m, i))
+
+    def _put(self, m: int, i: int, value: Any) -> None:
+        self.tile.sums.put(self.tile.place(m, i), value)
 
     def _act(self, d: int, which: int, x: Any, clipped: bool = True) -> Any:
         """Activation number `which` of the (clipped) vector x."""
@@ -207,93 +254,97 @@ class _Recurrent:
             return T.max(splat(0.0, self.s.block), x)
         return tirx.sigmoid(x) if name == "Sigmoid" else tirx.tanh(x)
 
-    def _units(self, panel: Any) -> Any:
-        return vector(panel * self.s.block, self.s.block)
+    def _rnn(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
+        self._gate_sums(d, t, panel, samples, [0], self.h)
+        for m, n in enumerate(samples):
+            T.buffer_store(self.next_h, self._act(d, 0, self._get(m, 0)), [d, n, self._units(panel)])
 
-    def _rnn(self, d: int, t: Any, panel: Any) -> None:
-        self._gate_sums(d, t, panel, [0], self.h)
-        T.buffer_store(self.next_h, self._act(d, 0, self.acc.get(0)), [self._units(panel)])
-
-    def _gru(self, d: int, t: Any, panel: Any) -> None:
+    def _gru(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         """Update gate z and reset gate r; the candidate follows at once or in a second pass over the panels."""
-        at, one_pass = self._units(panel), not self._two_passes
-        self._gate_sums(d, t, panel, [0, 1, 2] if one_pass else [0, 1], self.h)
-        for k in (0, 1):
-            self.acc.put(k, self._act(d, 0, self.acc.get(k)))
-        if not one_pass:
-            T.buffer_store(self.z, self.acc.get(0), [at])
-            T.buffer_store(self.rh, self.acc.get(1) * self.h[at], [at])
-            return
-        inputs = self.G[t, panel, vector(2 * self.s.block, self.s.block)]
-        self.acc.put(2, self._act(d, 1, inputs + self.acc.get(1) * self.acc.get(2)))
-        self._blend(panel, self.acc.get(0), self.acc.get(2))
+        at, one_pass = self._units(panel), not self.s.two_passes
+        self._gate_sums(d, t, panel, samples, [0, 1, 2] if one_pass else [0, 1], self.h)
+        for m, n in enumerate(samples):
+            for i in (0, 1):
+                self._put(m, i, self._act(d, 0, self._get(m, i)))
+            if one_pass:
+                inputs = self.G[d, self._input_row(t, n), panel, vector(2 * self.s.block, self.s.block)]
+                self._put(m, 2, self._act(d, 1, inputs + self._get(m, 1) * self._get(m, 2)))
+                self._blend(d, n, panel, self._get(m, 0), self._get(m, 2))
+            else:
+                T.buffer_store(self.z, self._get(m, 0), [d, n, at])
+                T.buffer_store(self.rh, self._get(m, 1) * self.h[d, n, at], [d, n, at])
 
-    def _candidate(self, d: int, t: Any, panel: Any) -> None:
-        self._gate_sums(d, t, panel, [2], self.rh)
-        self.acc.put(0, self._act(d, 1, self.acc.get(0)))
-        self._blend(panel, self.z[self._units(panel)], self.acc.get(0))
+    def _candidate(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
+        self._gate_sums(d, t, panel, samples, [2], self.rh)
+        for m, n in enumerate(samples):
+            self._put(m, 0, self._act(d, 1, self._get(m, 0)))
+            self._blend(d, n, panel, self.z[d, n, self._units(panel)], self._get(m, 0))
 
-    def _blend(self, panel: Any, update: Any, candidate: Any) -> None:
+    def _blend(self, d: int, n: Any, panel: Any, update: Any, candidate: Any) -> None:
         at, one = self._units(panel), splat(1.0, self.s.block)
-        T.buffer_store(self.next_h, (one - update) * candidate + update * self.h[at], [at])
+        T.buffer_store(self.next_h, (one - update) * candidate + update * self.h[d, n, at], [d, n, at])
 
-    def _lstm(self, d: int, t: Any, panel: Any) -> None:
+    def _lstm(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
+        self._gate_sums(d, t, panel, samples, range(4), self.h)
+        for m, n in enumerate(samples):
+            self._lstm_cell(d, n, m, panel)
+
+    def _lstm_cell(self, d: int, n: Any, m: int, panel: Any) -> None:
         i, o, f, g = range(4)
-        acc, at, s = self.acc, self._units(panel), self.s
-        self._gate_sums(d, t, panel, [i, o, f, g], self.h)
-        acc.put(i, self._act(d, 0, acc.get(i) + self._peephole(d, panel, 0)))
-        forget = self._act(d, 0, acc.get(f) + self._peephole(d, panel, 2))
-        acc.put(f, splat(1.0, s.block) - acc.get(i) if s.input_forget else forget)
-        acc.put(g, self._act(d, 1, acc.get(g)))
-        T.buffer_store(self.c, acc.get(f) * self.c[at] + acc.get(i) * acc.get(g), [at])
-        acc.put(o, self._act(d, 0, acc.get(o) + self._peephole(d, panel, 1)))
-        acc.put(g, self._act(d, 2, self.c[at], clipped=False))
-        T.buffer_store(self.next_h, acc.get(o) * acc.get(g), [at])
+        at, s = self._units(panel), self.s
+        self._put(m, i, self._act(d, 0, self._get(m, i) + self._peephole(d, n, panel, 0)))
+        forget = self._act(d, 0, self._get(m, f) + self._peephole(d, n, panel, 2))
+        self._put(m, f, splat(1.0, s.block) - self._get(m, i) if s.input_forget else forget)
+        self._put(m, g, self._act(d, 1, self._get(m, g)))
+        value = self._get(m, f) * self.c[d, n, at] + self._get(m, i) * self._get(m, g)
+        T.buffer_store(self.c, value, [d, n, at])
+        self._put(m, o, self._act(d, 0, self._get(m, o) + self._peephole(d, n, panel, 1)))
+        self._put(m, g, self._act(d, 2, self.c[d, n, at], clipped=False))
+        T.buffer_store(self.next_h, self._get(m, o) * self._get(m, g), [d, n, at])
 
-    def _peephole(self, d: int, panel: Any, row: int) -> Any:
+    def _peephole(self, d: int, n: Any, panel: Any, row: int) -> Any:
         """P * c for row i, o or f; zero without peepholes."""
         v = self.s.block
         if not self.s.has_peepholes:
             return splat(0.0, v)
-        return self.weights["p"][d, panel, vector(row * v, v)] * self.c[self._units(panel)]
+        return self.weights["p"][d, panel, vector(row * v, v)] * self.c[d, n, self._units(panel)]
 
     # ------------------------------------------------------------------ weights that are not constant
-    def _pack(self) -> None:
-        """`pack_recurrent` in the kernel, element by element."""
-        s, d = self.s, self.s.directions
-        w = view(self.pointers["w"], (d, s.gates, s.hidden, s.inputs))
-        r = view(self.pointers["r"], (d, s.gates, s.hidden, s.hidden))
-        self._pack_one("w", s.gates, s.inputs, s.inputs, lambda i, g, u, k: w[i, g, u, k])
-        self._pack_one("r", s.gates, s.depth, s.hidden, lambda i, g, u, k: r[i, g, u, k])
-        self._pack_one("b", s.bias_rows, 1, 1, self._bias_element())
+    def _pack(self, d: int) -> None:
+        """`pack_recurrent` of direction d in the kernel, element by element."""
+        s, count = self.s, self.s.directions
+        w = view(self.pointers["w"], (count, s.gates, s.hidden, s.inputs))
+        r = view(self.pointers["r"], (count, s.gates, s.hidden, s.hidden))
+        self._pack_one(d, "w", s.gates, s.inputs, lambda g, u, k: w[d, g, u, k])
+        self._pack_one(d, "r", s.gates, s.hidden, lambda g, u, k: r[d, g, u, k])
+        self._pack_one(d, "b", s.bias_rows, 1, self._bias_element(d))
         if s.has_peepholes:
-            p = view(self.pointers["p"], (d, 3, s.hidden))
-            self._pack_one("p", 3, 1, 1, lambda i, g, u, k: p[i, g, u])
+            p = view(self.pointers["p"], (count, 3, s.hidden))
+            self._pack_one(d, "p", 3, 1, lambda g, u, k: p[d, g, u])
 
-    def _bias_element(self) -> Callable[..., Any]:
+    def _bias_element(self, d: int) -> Callable[..., Any]:
         s = self.s
         if not s.has_bias:
-            return lambda i, g, u, k: tirx.FloatImm("float32", 0.0)
+            return lambda g, u, k: tirx.FloatImm("float32", 0.0)
         b = view(self.pointers["b"], (s.directions, 2, s.gates, s.hidden))
 
-        def element(i: Any, g: int, u: Any, k: Any) -> Any:
+        def element(g: int, u: Any, k: Any) -> Any:
             if s.linear_before_reset and g >= 2:
-                return b[i, g - 2, 2, u]
-            return b[i, 0, g, u] + b[i, 1, g, u]
+                return b[d, g - 2, 2, u]
+            return b[d, 0, g, u] + b[d, 1, g, u]
 
         return element
 
-    def _pack_one(self, name: str, rows: int, depth: int, inner: int, element: Callable[..., Any]) -> None:
+    def _pack_one(self, d: int, name: str, rows: int, depth: int, element: Callable[..., Any]) -> None:
         s, target = self.s, self.weights[name]
-        with (
-            T.serial(s.directions) as d,
-            T.serial(s.panels) as panel,
-            T.serial(depth) as k,
-            T.serial(s.block) as lane,
-        ):
+        with T.serial(s.panels) as panel, T.serial(depth) as k, T.serial(s.block) as lane:
             unit = panel * s.block + lane
-            inside = tirx.all(unit < s.hidden, k < inner)
             for g in range(rows):
-                value = tirx.if_then_else(inside, element(d, g, unit, k), tirx.FloatImm("float32", 0.0))
+                value = tirx.if_then_else(unit < s.hidden, element(g, unit, k), tirx.FloatImm("float32", 0.0))
                 at = g * s.block + lane
                 T.buffer_store(target, value, [d, panel, k, at] if name in "wr" else [d, panel, at])
+
+
+def _width(at: Any) -> int:
+    """Lanes of an index."""
+    return int(at.lanes) if isinstance(at, tirx.Ramp) else 1

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from compiler.codegen.target import Target
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, W, X
@@ -45,6 +46,10 @@ class RecurrentShape:
     input_forget: bool = False
     packed: bool = True
     """Weights arrive packed by `pack_recurrent`; else in ONNX form, and the kernel packs them in every call."""
+    registers: int = 16
+    """Vector registers of the target."""
+    input_lanes: int = 1
+    """Elements of a row or state read as one vector and multiplied by element; 1: broadcast loads."""
 
     @property
     def directions(self) -> int:
@@ -60,19 +65,35 @@ class RecurrentShape:
         return -(-self.hidden // self.block)
 
     @property
+    def rows(self) -> int:
+        """Rows of the input part: one per step and sample."""
+        return self.steps * self.samples
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether the reset gate of all units is needed before the candidate of any."""
+        return self.kind == "GRU" and not self.linear_before_reset
+
+    @property
+    def input_rows(self) -> int:
+        """Rows of the input part in registers together, such that tiles are alike."""
+        return -(-self.rows // -(-self.rows // self._rows_in_registers))
+
+    @property
+    def together(self) -> int:
+        """Samples that share one reading of the recurrent weights; one where sequences end at different steps."""
+        return 1 if self.has_lengths else min(self.samples, self._rows_in_registers)
+
+    @property
     def chains(self) -> int:
         """Independent sums per gate, so that about eight accumulators hide the latency of a multiply-add."""
-        return -(-8 // self.gates)
+        return max(1, -(-8 // (self.gates * self.together)))
 
     @property
-    def depth(self) -> int:
-        """Length of the recurrent reduction, a multiple of `chains`; zero weights fill it."""
-        return -(-self.hidden // self.chains) * self.chains
-
-    @property
-    def state(self) -> int:
-        """Elements of a state buffer."""
-        return max(self.panels * self.block, self.depth)
+    def _rows_in_registers(self) -> int:
+        """Rows whose gates fit beside weights and inputs; a vector of inputs per row where lanes are multiplied."""
+        each, others = (self.gates, self.gates + 1) if self.input_lanes == 1 else (self.gates + 2, 2)
+        return max(1, (self.registers - 1 - others) // each)
 
     @property
     def bias_rows(self) -> int:
@@ -97,13 +118,13 @@ class RecurrentShape:
         d, n, v = self.directions, self.panels, self.block
         shapes = {
             "w": (d, n, self.inputs, self.gates * v),
-            "r": (d, n, self.depth, self.gates * v),
+            "r": (d, n, self.hidden, self.gates * v),
             "b": (d, n, self.bias_rows * v),
         }
         return {**shapes, "p": (d, n, 3 * v)} if self.has_peepholes else shapes
 
 
-def recurrent_shape(site: Site, lanes: int) -> RecurrentShape:
+def recurrent_shape(site: Site, target: Target) -> RecurrentShape:
     """What the kernel of a normalised site depends on."""
     kind, attrs, operands = site.node.op.name, site.attrs, site.operands
     x, r = operands[X], operands[R]
@@ -124,7 +145,7 @@ def recurrent_shape(site: Site, lanes: int) -> RecurrentShape:
         hidden=r.shape[2],
         reverse=(False, True) if directions == 2 else (attrs["direction"] == "reverse",),
         functions=tuple(tuple(attrs["activations"][d * each : (d + 1) * each]) for d in range(directions)),
-        block=_block(r.shape[2], lanes),
+        block=_block(r.shape[2], target.lanes),
         outputs=len(site.results),
         samples_first=samples_first,
         has_bias=there[B],
@@ -136,6 +157,8 @@ def recurrent_shape(site: Site, lanes: int) -> RecurrentShape:
         linear_before_reset=bool(attrs.get("linear_before_reset", 0)),
         input_forget=bool(attrs.get("input_forget", 0)),
         packed=all(v is None or v.data is not None for v in weights),
+        registers=target.vector_registers,
+        input_lanes=target.input_lanes,
     )
 
 
@@ -163,7 +186,7 @@ def pack_recurrent(
         rows = np.concatenate([rows[:, :2], halves[:, :1, 2], halves[:, 1:, 2]], axis=1)
     packed = {
         "w": _panels(shape, w.reshape(d, g, h, -1), shape.inputs),
-        "r": _panels(shape, r.reshape(d, g, h, -1), shape.depth),
+        "r": _panels(shape, r.reshape(d, g, h, -1), h),
         "b": _panels(shape, rows[..., None], 1),
     }
     if p is not None:
