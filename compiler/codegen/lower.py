@@ -80,8 +80,27 @@ def _compile(funcs: Mapping[str, Any], target: Target) -> Compiled:
     module = tvm.ir.transform.Sequential(_loop_passes())(module)
     module, scratch = _raw_pointers(module, tvm_target)
     module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
+    module = _fused(module)
     built = tvm.get_global_func("target.build.llvm")(module, tvm_target)
     return Compiled(_object_bytes(built, target), scratch)
+
+
+def _fused(module: Any) -> Any:
+    """Multiply-adds that LLVM may fuse as ones that it must: it would split those of 32-bit ARM vectors.
+
+    Every target has the instruction, and one rounding everywhere makes results agree between targets.
+    """
+    may, must = (tvm.target.codegen.llvm_lookup_intrinsic_id(f"llvm.{n}") for n in ("fmuladd", "fma"))
+
+    def exact(call: Any) -> Any:
+        if str(getattr(call.op, "name", "")) != "tirx.call_llvm_pure_intrin" or int(call.args[0].value) != may:
+            return call
+        return tirx.call_llvm_pure_intrin(call.ty, tirx.IntImm("uint32", must), *call.args[1:])
+
+    mapped = {
+        n: f.with_body(tvm_ffi.structural_map(f.body, [(tvm.ir.Call, exact)])) for n, f in module.functions.items()
+    }
+    return tvm.IRModule(mapped)
 
 
 def _object_bytes(built: Any, target: Target) -> bytes:
