@@ -113,11 +113,14 @@ def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
     return 4 if target.arch != "x86_64" and all(x.block % 4 == 0 for x in segments) else 1
 
 
-def fits_registers(target: Target, positions: int, vectors: int) -> bool:
-    """Whether accumulators, weights in flight and inputs stay in registers: spills in the inner loop cost more."""
+def fits_registers(target: Target, positions: int, vectors: int, spare: int = 1) -> bool:
+    """Whether accumulators, weights in flight and inputs stay in registers: spills in the inner loop cost more.
+
+    `spare`: registers left over where inputs are held as vectors (ARM); longer loop bodies need more of them.
+    """
     room = target.vector_registers
     if target.arch != "x86_64":  # one input vector per position beside the accumulators
-        return positions * vectors + positions + min(vectors, 4) <= room - 2
+        return positions * vectors + positions + vectors <= room - spare
     # a vector of weights each and one broadcast input; the broadcast of a single vector is an operand in memory
     return positions * vectors + vectors + (vectors > 1) <= room - 1
 

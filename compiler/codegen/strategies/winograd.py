@@ -31,6 +31,8 @@ from compiler.ir.types import ValueRef
 from compiler.machine import Machine
 
 MOST_CANDIDATES = 8
+SPARE = 5
+"""Registers that the unrolled products leave free on ARM."""
 LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
@@ -110,7 +112,9 @@ class _Winograd(Strategy):
         blocks = -(-known.outputs // output_block(group.anchor, situation))
         room = situation.target.vector_registers
         for vectors in (1, *tile_vectors(blocks)):
-            fitting = (r for r in range(1, min(count, room) + 1) if fits_registers(situation.target, r, vectors))
+            fitting = (
+                r for r in range(1, min(count, room) + 1) if fits_registers(situation.target, r, vectors, SPARE)
+            )
             for rows in fitting:
                 sizes = {rows * -(-min(size, count) // rows) for size in (*_GROUPS, count if count <= 200 else 1)}
                 yield from ((size, rows, vectors) for size in sorted(sizes))

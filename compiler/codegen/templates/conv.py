@@ -202,24 +202,32 @@ class ConvLoops:
         for segment, x in enumerate(self.s.x):
             full, rest = divmod(x.channels, x.block)
             if full:
-                with T.serial(full) as block:
-                    self._block(_Place(segment, n, panel, row, columns, block, first, x.block), cells)
+                step = self._blocks_at_once(full)
+                with T.serial(full // step) as i:
+                    for block in range(step):
+                        at = _Place(segment, n, panel, row, columns, i * step + block, first, x.block)
+                        self._block(at, cells)
             if rest:
                 last = tirx.IntImm("int32", full)
                 self._block(_Place(segment, n, panel, row, columns, last, first, rest), cells)
             first += x.channels
 
+    def _blocks_at_once(self, blocks: int) -> int:
+        """Blocks of a 1x1 that are unrolled: where one block is one step, loop control would be a sixth of it."""
+        return 4 if self.s.lane_unroll > 1 and self.taps == 1 and blocks % 4 == 0 else 1
+
     def _block(self, at: _Place, cells: Cells) -> None:
         """The taps of one block of input channels."""
         unroll = self.s.lane_unroll
         whole = at.lanes // unroll * unroll if unroll > 1 else 0
-        with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw:
-            if whole:
-                with T.serial(whole // unroll) as group:
+        if whole:
+            with T.serial(self.s.kernel[0]) as kh, T.serial(whole // unroll) as group:
+                for kw in range(self.s.kernel[1]):
                     self._by_element(at, cells, (kh, kw), group * unroll)
-            if at.lanes - whole:
-                with T.serial(at.lanes - whole) as lane:
-                    self._broadcast(at, cells, (kh, kw), lane + whole)
+        if at.lanes - whole:
+            rest = at.lanes - whole
+            with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw, T.serial(rest) as lane:
+                self._broadcast(at, cells, (kh, kw), lane + whole)
 
     def _input(self, at: _Place, cell: tuple[int, int], tap: tuple[Any, Any], lanes: Any) -> Any:
         row, column = (

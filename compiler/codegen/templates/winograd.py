@@ -30,6 +30,12 @@ Axes = tuple[Axis, Axis]
 LINE = 16
 """Floats in a cache line."""
 
+UNROLLED = 4
+"""Groups of channels a loop step multiplies by element."""
+
+Cells = list[tuple[int, int, int]]
+"""(tile, vector, accumulator) of every vector of a register tile."""
+
 
 class PointRun(NamedTuple):
     """A rectangle of points at which the same phases meet: their products read the same channels."""
@@ -169,6 +175,8 @@ class _Winograd:
         self.input_tile = {b: Registers(shape.points, b) for b in sorted({p.block for p in x})}
         self.output_tile = Registers(shape.outputs[0] * self.across, y.block)
         self.acc = Registers(shape.rows * shape.vectors, y.block)
+        if self.c.lane_unroll > 1:
+            self.elements = Registers(shape.rows, self.c.lane_unroll)
 
     def emit(self) -> None:
         """Groups of tiles of this call's range: transform, multiply, transform back."""
@@ -253,15 +261,40 @@ class _Winograd:
         for _, _, k in cells:
             self.acc.put(k, splat(0.0, v))
         for lane, channels in self._channel_runs(run):
-            with T.serial(channels) as c:
-                for u, o, k in cells:
-                    weight = self.W[vector(weights + c * self.s.lanes + o * v, v)]
-                    value = splat(self.inputs[point, first + u, c + lane], v)
-                    self.acc.put(k, self.acc.get(k) + value * weight)
+            unroll = self.c.lane_unroll
+            whole = channels // unroll * unroll if unroll > 1 else 0
+            if whole:
+                step = UNROLLED if whole % (UNROLLED * unroll) == 0 else 1
+                with T.serial(whole // (unroll * step)) as c:
+                    for i in range(step):
+                        self._by_element(cells, point, first, ((c * step + i) * unroll, lane), weights)
+            if channels - whole:
+                with T.serial(channels - whole) as c:
+                    self._broadcast(cells, point, first, (c + whole, lane), weights)
             weights = weights + channels * self.s.lanes
         for u, o, k in cells:
             place = [point, first + u, vector(panel * self.s.lanes + o * v, v)]
             T.buffer_store(self.products, self.acc.get(k), place)
+
+    def _weight(self, weights: Any, channel: Any, o: int) -> Any:
+        v = self.c.y.block
+        return self.W[vector(weights + channel * self.s.lanes + o * v, v)]
+
+    def _broadcast(self, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any) -> None:
+        """One channel (`at`: its number, the lane of channel 0) of every tile by its weights."""
+        for u, o, k in cells:
+            value = splat(self.inputs[point, first + u, at[0] + at[1]], self.c.y.block)
+            self.acc.put(k, self.acc.get(k) + value * self._weight(weights, at[0], o))
+
+    def _by_element(self, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any) -> None:
+        """Some channels from `at` on: one vector of them per tile, multiplied element by element."""
+        for u in range(self.s.rows):
+            lanes = vector(at[0] + at[1], self.c.lane_unroll)
+            self.elements.put(u, self.inputs[point, first + u, lanes])
+        for c in range(self.c.lane_unroll):
+            for u, o, k in cells:
+                value = splat(self.elements.lane(u, c), self.c.y.block)
+                self.acc.put(k, self.acc.get(k) + value * self._weight(weights, at[0] + c, o))
 
     def _channel_runs(self, run: PointRun) -> list[tuple[int, int]]:
         """(first lane, channels) of stretches of the transformed inputs without lanes that only fill up."""
