@@ -140,6 +140,28 @@ def _stop_after(p: argparse.ArgumentParser) -> None:
     p.add_argument("--stop-after", metavar="PASS", help="stop behind this pass; -o then names an ONNX file")
 
 
+def _planning(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        metavar="PLAN",
+        help="repeat the choices of a plan.json, a bundle or an output folder; may be repeated",
+    )
+    p.add_argument("--tuning", metavar="DB.json", help="choose by these measurements; `none`: by rule alone")
+
+
+def _tune(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--tune",
+        nargs="?",
+        type=float,
+        const=300.0,
+        metavar="SECONDS",
+        help="measure choices on this machine first, into --tuning or tuning.json beside the output",
+    )
+
+
 def _unlinked(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-unlinked", action="store_true", help="accept bundles that could not be linked")
 
@@ -191,7 +213,16 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "compile",
         f"{_BUILDS}:compile_",
         "the release step: networks in, bundles out",
-        (_path("RELEASE.toml"), _config, _target, _output(False, "bundle folder"), _stop_after, _unlinked),
+        (
+            _path("RELEASE.toml"),
+            _config,
+            _target,
+            _output(False, "bundle folder"),
+            _planning,
+            _tune,
+            _stop_after,
+            _unlinked,
+        ),
     ),
     (
         "cost",

@@ -17,9 +17,11 @@ from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
+from compiler.codegen.tuning import TuningDatabase
 from compiler.config import Config
 from compiler.cost.combine import CostReport
 from compiler.errors import GateError, LoweringError, TargetError
@@ -29,6 +31,7 @@ from compiler.ir.onnx_out import to_onnx
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
+from compiler.planning import Planning, paths, planning_of, tuned
 from compiler.release import Release, Say, calibration_of, load_release, silent, transform
 from compiler.report import combination_rows, layer_rows, summary, to_csv, to_json
 from compiler.staging import staged
@@ -128,18 +131,24 @@ def build(
     force: bool = False,
     allow_unlinked: bool = False,
     selftest: bool = True,
+    plan: str | Path | Sequence[str | Path] = (),
+    tuning: str | Path | TuningDatabase | None = None,
 ) -> Bundle:
     """Compile a graph for one target into the folder `output`.
 
     `feeds` are the golden inputs (default: seeded standard normal ones). `threads`: whether calls can be shared
-    among threads; without it the library needs no pthread. Raises ConfigError (name, existing folder),
+    among threads; without it the library needs no pthread. `plan`: a plan.json, or a bundle, whose choices of
+    algorithms and tiles are repeated exactly. `tuning`: measurements to choose by, "none" for the rule alone
+    (default: those that come with taskgraft). Raises ConfigError (name, existing folder, a plan that does not fit),
     LoweringError, TargetError (no linker; the bundle is there all the same), GateError where the self-test fails.
     """
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
+    planning = Planning(paths(plan), Path(tuning) if isinstance(tuning, str) else tuning)
+    sources = planning.sources([goal])[goal.name]
     job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None, threads)
     with staged(root, [goal.name], force) as folder:
-        built = _build(job, goal, folder, selftest=selftest)
+        built = _build(job, goal, folder, sources, selftest=selftest)
         _require_selftests([built])
     _require_linked([built], root, allow_unlinked)
     return replace(built.bundle, path=root / goal.name)
@@ -154,20 +163,30 @@ def compile_release(
     allow_unlinked: bool = False,
     allow_external_data: bool = False,
     selftest: bool = True,
+    plan: str | Path | Sequence[str | Path] = (),
+    tuning: str | Path | None = None,
+    tune: float | None = None,
     say: Say = silent,
 ) -> Compiled:
-    """The whole release step. `output` and `targets` replace those of the config.
+    """The whole release step. `output`, `targets`, `plan` and `tuning` replace those of the config.
+
+    `plan`: files, bundles or output folders with the choices of every target. `tune`: seconds to measure choices
+    for on this machine; the measurements go to `tuning`, or to tuning.json beside the output folder.
 
     Raises FailedGates with everything measured, TargetError where a target could not be linked and
     `allow_unlinked` is not set (its bundle is written nevertheless), and what the stages raise.
     """
     goals = [find_target(t) for t in dict.fromkeys(targets or config.targets)]
     root = output if output is not None else config.path(config.output) / config.name
+    planning = planning_of(config, paths(plan), None if tuning is None else Path(tuning), tune)
+    sources = {} if tune is not None else planning.sources(goals)
     with staged(root, [g.name for g in goals], force) as folder:
         release = load_release(config, allow_external_data=allow_external_data, say=say)
         graph, records = transform(release, say=say)
+        if tune is not None:
+            sources = tuned(graph, goals, planning, root, say)
         job = _job(release, graph, records)
-        builds = [_build(job, goal, folder, selftest=selftest, say=say) for goal in goals]
+        builds = [_build(job, goal, folder, sources[goal.name], selftest=selftest, say=say) for goal in goals]
         compiled = _measured(release, graph, records, builds, folder, say)
         _write_reports(compiled, builds)
         if any(g.verdict == "failed" for g in compiled.gates):
@@ -244,9 +263,11 @@ def _finite(graph: Graph, seed: int, number: int) -> dict[str, np.ndarray]:
     raise LoweringError(f"graph '{graph.name}' gives infinite or undefined outputs on ten random inputs")
 
 
-def _build(job: _Job, target: Target, folder: Path, *, selftest: bool, say: Say = silent) -> Built:
+def _build(
+    job: _Job, target: Target, folder: Path, sources: Sources, *, selftest: bool, say: Say = silent
+) -> Built:
     say(f"{target.name}: generate")
-    library = generate(job.graph, target, name=job.name, subsets=job.subsets)
+    library = generate(job.graph, target, name=job.name, subsets=job.subsets, sources=sources)
     costs = None if job.release is None else job.release.costs(job.graph, workspace_of(library))
     say(f"{target.name}: {len(library.kernels)} kernels, {len(library.programs)} subsets; link")
     bundle = write_bundle(

@@ -58,6 +58,15 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanningConfig:
+    """Where algorithms and tiles come from: recorded plans (files, bundles or output folders), or a tuning database
+    (a file, or "none" for the rule alone). Neither: the database that comes with taskgraft."""
+
+    plan: tuple[str, ...] = ()
+    tuning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Gates:
     """Limits that fail a compile. Accuracy drop and drift per task, FLOPs per combination, the rest in bytes."""
 
@@ -89,6 +98,7 @@ class Config:
     targets: tuple[str, ...] = ("host",)
     threads: bool = True
     """Whether libraries can share a call among threads, for which they need pthread."""
+    planning: PlanningConfig = PlanningConfig()
     gates: Gates = Gates()
 
     def path(self, name: str) -> Path:
@@ -169,6 +179,7 @@ def _config(root: Table, folder: Path) -> Config:
         subsets=_subsets(root.table("subsets"), names, workload),
         targets=_targets(targets),
         threads=targets.take("threads", flag, True),
+        planning=_planning(root.table("planning")),
         gates=_gates(root.table("gates"), names),
     )
     passes.close()
@@ -283,6 +294,14 @@ def _targets(table: Table) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         table.problem("build", "a target is listed twice")
     return names
+
+
+def _planning(table: Table) -> PlanningConfig:
+    config = PlanningConfig(table.take("plan", _one_or_more, ()), table.take("tuning", text, ""))
+    if config.plan and config.tuning:
+        table.problem("plan", "give either `plan` or `tuning`; a plan fixes every choice")
+    table.close()
+    return config
 
 
 def _gates(table: Table, tasks: Sequence[str]) -> Gates:
@@ -413,6 +432,7 @@ def _resolved(config: Config) -> dict[str, Any]:
         },
         "subsets": {"include": listed},
         "targets": {"build": list(config.targets), "threads": config.threads},
+        "planning": {"plan": list(config.planning.plan) or None, "tuning": config.planning.tuning or None},
         "gates": {
             "max_library": config.gates.max_library,
             "max_workspace": config.gates.max_workspace,

@@ -72,3 +72,9 @@ class VerifyError(CompilerError):
     """The graph broke a rule of the IR: a defect of taskgraft, not of the model."""
 
     exit_code = 70
+
+
+def listed(problems: Sequence[str], most: int = 8) -> str:
+    """Problems as indented lines behind a message; beyond `most` they are counted."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "".join(f"\n  {line}" for line in [*problems[:most], *more])

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.commands.common", "compiler.commands.bundles", "compiler.tables"),
     ("compiler.commands", "compiler.check"),
     ("compiler.compile",),
-    ("compiler.measure", "compiler.staging"),
+    ("compiler.measure", "compiler.staging", "compiler.planning"),
     ("compiler.release",),
     ("compiler.gates", "compiler.report"),
     ("compiler.config", "compiler.pipeline"),

@@ -97,6 +97,8 @@ def write_bundle(
     _check_free(root, final, face.name, force)
     digests = {"graph": graph_onnx, "config": config_text.encode(), "plan": canonical(library.plan)}
     inputs = {**sources, **{f"taskgraft:{label}": sha256(data) for label, data in digests.items()}}
+    if library.plan.get("database"):
+        inputs["taskgraft:tuning"] = str(library.plan["database"])
     identity = _identity(inputs, toolchain, target)
     texts = _texts(library, face, target, golden, str(identity["build_id"]))
     texts |= {"merged.onnx": graph_onnx, "config.resolved.toml": config_text.encode()}

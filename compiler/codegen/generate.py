@@ -19,14 +19,13 @@ from compiler.codegen.memory import Interval, place
 from compiler.codegen.pack import Pool
 from compiler.codegen.planner import Decision, Decisions, Sources, decide, wanted_borders
 from compiler.codegen.program import Argument, Call, Kernel, Library, Port, Program, TaskIO
+from compiler.codegen.record import SCHEMA, step_record
 from compiler.codegen.sharing import worth_sharing
 from compiler.codegen.strategies import STRATEGIES
-from compiler.codegen.strategies.base import weight_form
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, LoweringError
-from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Ref, Value
-from compiler.ir.types import NodeRef, ValueRef
+from compiler.ir.types import ValueRef
 
 MOST_LISTED_TASKS = 6
 """Up to this many tasks every subset is listed by default."""
@@ -84,8 +83,9 @@ def generate(
     Raises ConfigError for an unknown task or a plan that does not fit, LoweringError where a node cannot be
     compiled.
     """
+    sources = sources or Sources()
     groups = make_groups(graph, templates=templates)
-    decisions = decide(graph, groups, target, sources or Sources())
+    decisions = decide(graph, groups, target, sources)
     layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
     pool = Pool()
     plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks(), decisions)
@@ -113,7 +113,7 @@ def generate(
         pool_table=pool.table,
         object_code=compiled.object_code,
         scratch_bytes=max((compiled.scratch.get(c.kernel, 0) for c in full.calls if c.shared), default=0),
-        plan=_record(plan, symbols, target),
+        plan=_record(plan, symbols, target, sources.database),
     )
 
 
@@ -299,45 +299,29 @@ def _task_io(graph: Graph, task: str) -> TaskIO:
     return TaskIO(task, tuple(_port(graph.value(r), n) for r, n in zip(made.outputs, made.labels, strict=True)))
 
 
-def _choice_record(decision: Decision | None) -> dict[str, object]:
-    if decision is None:
-        return {}
-    return {
-        "algorithm": decision.choice.algorithm,
-        "tile": list(decision.choice.tile),
-        "chosen_by": decision.source,
-    }
-
-
-def _weights_record(graph: Graph, step: Step) -> dict[str, object]:
-    """Form of sparse weights, and whether the kernel leaves their zeros out or multiplies with them."""
-    if step.decision is None:
-        return {}
-    operands = graph.operands(graph.node(NodeRef(step.nodes[0]))).present()
-    sparse = [v for _, v in operands if v.data is not None and v.type.encoding != Dense()]
-    if not sparse:
-        return {}
-    skips = STRATEGIES[step.decision.choice.algorithm].skips_zeros
-    return {"weights": weight_form(sparse[0]), "zeros": "left out" if skips else "multiplied"}
-
-
-def _record(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: Target) -> dict[str, object]:
+def _record(
+    plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: Target, database: str
+) -> dict[str, object]:
     """What was chosen, call by call: JSON-ready."""
     steps = []
     for step in plan.steps:
-        layouts = [str(plan.builder.layout(s.ref)) for s in step.built.slots if s.ref is not None]
+        chosen = {} if step.decision is None else step_record(plan.builder, step.built, step.nodes, step.decision)
         steps.append(
             {
                 "nodes": list(step.nodes),
                 "kernel": symbols[step.built.key][1],
                 "template": step.built.template,
                 "tasks": [t for i, t in enumerate(plan.graph.tasks) if step.mask >> i & 1],
-                "layouts": layouts,
                 "units": step.built.parts,
                 "shared": _shared(plan, step),
-                **_choice_record(step.decision),
-                **_weights_record(plan.graph, step),
+                **chosen,
                 **step.built.note,
             }
         )
-    return {"target": target.preset, "lanes": target.lanes, "steps": steps}
+    return {
+        "schema": SCHEMA,
+        "target": target.preset,
+        "lanes": target.lanes,
+        "database": database or None,
+        "steps": steps,
+    }

@@ -78,7 +78,7 @@ class Builder:
     def copy(self, value: Value, source: Layout, target: Layout, slots: tuple[Slot, Slot]) -> Built:
         """A kernel that stores a value again, in another layout or place."""
         made = copy_kernel(value, source, target, self.target.lanes)
-        note = {"from": str(source), "to": str(target)}
+        note = {"value": value.ref.name, "shape": list(value.shape), "from": str(source), "to": str(target)}
         tables = tuple(self.table(f"{value.ref}.table", t, "plain") for t in made.tables)
         return Built(self.key(made.func), made.func, (slots[0], *tables, slots[1]), "copy", made.parts, note)
 

@@ -2,22 +2,23 @@
 
 A choice comes, in this order, from a recorded plan, from the measurements of a tuning database, or from the
 strategies' own prediction. None of the three measures anything, so the plan is a pure function of its inputs.
+Whatever the source, only choices that the strategies themselves propose for a group are ever built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from compiler.codegen.groups import CONVOLUTIONS, Group
+from compiler.codegen.groups import CONVOLUTIONS, Group, describe
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import channel_widths
 from compiler.codegen.strategies import STRATEGIES, strategies_for
 from compiler.codegen.strategies.base import Candidate, Choice, Situation
 from compiler.codegen.target import Target
 from compiler.cost.count import parameter_cost
-from compiler.errors import ConfigError, LoweringError
+from compiler.errors import ConfigError, LoweringError, listed
 from compiler.ir.graph import Graph
 from compiler.ir.types import NodeRef, ValueRef
 
@@ -25,8 +26,8 @@ from compiler.ir.types import NodeRef, ValueRef
 class Measured(Protocol):
     """Measurements a plan may rest on."""
 
-    def best(self, group: Group, target: Target, algorithms: Collection[str]) -> Choice | None:
-        """The fastest measured choice among `algorithms` for a group like this one, if any is known."""
+    def times(self, group: Group, target: Target) -> Mapping[Choice, int]:
+        """Nanoseconds of every choice that was measured for a group like this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,10 @@ class Decision:
 
     choice: Choice
     source: str
-    """`plan`, `database` or `rule`."""
+    """`database`: the fastest measured one; `rule`: the best predicted one; `plan`: recorded, neither of these."""
     candidates: tuple[Candidate, ...]
+    measured: Mapping[Choice, int] = field(default_factory=dict)
+    """Nanoseconds of those candidates that were measured."""
 
     @property
     def predicted(self) -> float | None:
@@ -50,7 +53,11 @@ class Sources:
 
     recorded: Mapping[str, Choice] = field(default_factory=dict)
     """By name of the group's first node."""
+    fused: Mapping[str, tuple[str, ...]] | None = None
+    """Of a complete plan: the nodes of every group, by the first one. None: `recorded` names some groups only."""
     measured: Measured | None = None
+    database: str = ""
+    """SHA-256 (hex) of the database that `measured` was read from."""
 
 
 Decisions = Mapping[NodeRef, Decision]
@@ -60,14 +67,15 @@ Decisions = Mapping[NodeRef, Decision]
 def decide(graph: Graph, groups: Sequence[Group], target: Target, sources: Sources) -> Decisions:
     """A decision for every group. ConfigError where a recorded plan does not fit the graph."""
     known = situation(graph, groups, target)
-    anchors = {g.anchor.node.ref.name for g in groups}
-    unknown = sorted(set(sources.recorded) - anchors)
-    if unknown:
+    ranked = {g.anchor.node.ref.name: candidates(g, known) for g in groups}
+    problems = [*_misfits(groups, ranked, sources), *_refusals(groups, ranked, sources)]
+    if problems:
         raise ConfigError(
-            f"the recorded plan names nodes that this graph does not have: {', '.join(unknown[:5])}; "
-            "it was made for other models or passes: compile without it, or with the bundle's own merged.onnx"
+            f"the plan for {target.name} does not fit graph '{graph.name}': it was made from other models, by "
+            f"other passes, or by another version of taskgraft{listed(problems)}\n"
+            "Compile without it, or make a new plan from these models"
         )
-    return {g.anchor.node.ref: _decide(g, known, sources) for g in groups}
+    return {g.anchor.node.ref: _decide(g, ranked[g.anchor.node.ref.name], target, sources) for g in groups}
 
 
 def situation(graph: Graph, groups: Iterable[Group], target: Target) -> Situation:
@@ -83,31 +91,51 @@ def candidates(group: Group, known: Situation) -> tuple[Candidate, ...]:
     return tuple(sorted(found, key=lambda c: c.seconds))
 
 
-def _decide(group: Group, known: Situation, sources: Sources) -> Decision:
-    found = candidates(group, known)
-    name = group.anchor.node.ref.name
-    recorded = sources.recorded.get(name)
-    if recorded is not None:
-        return Decision(_checked(recorded, group), "plan", found)
-    usable = {c.choice.algorithm for c in found}
-    measured = sources.measured.best(group, known.target, usable) if sources.measured else None
-    if measured is not None:
-        return Decision(_checked(measured, group), "database", found)
+def _decide(group: Group, found: tuple[Candidate, ...], target: Target, sources: Sources) -> Decision:
     if not found:
-        raise LoweringError(f"{group.anchor.node.op.name} '{name}': no strategy applies")
-    return Decision(found[0].choice, "rule", found)
+        raise LoweringError(f"{group.anchor.node.op.name} '{group.anchor.node.ref.name}': no strategy applies")
+    times = sources.measured.times(group, target) if sources.measured else {}
+    measured = {c.choice: times[c.choice] for c in found if c.choice in times}
+    fastest = min(measured, key=lambda c: (measured[c], c.algorithm, c.tile), default=None)
+    recorded = sources.recorded.get(group.anchor.node.ref.name)
+    choice = recorded or fastest or found[0].choice
+    source = "database" if choice == fastest else "rule" if choice == found[0].choice else "plan"
+    return Decision(choice, source, found, measured)
 
 
-def _checked(choice: Choice, group: Group) -> Choice:
-    """A choice from outside; ConfigError where its algorithm cannot run the group."""
-    strategy = STRATEGIES.get(choice.algorithm)
-    if strategy is None or group.family not in strategy.families:
-        usable = ", ".join(s.name for s in strategies_for(group.family))
-        raise ConfigError(
-            f"node '{group.anchor.node.ref.name}': algorithm '{choice.algorithm}' of the plan cannot run "
-            f"{group.anchor.node.op.name}; known are {usable}"
-        )
-    return choice
+def _misfits(groups: Sequence[Group], ranked: Mapping[str, Sequence[Candidate]], sources: Sources) -> Iterator[str]:
+    """Where the groups of a recorded plan are not those of the graph."""
+    here = {g.anchor.node.ref.name: describe(g) for g in groups}
+    for name in sorted(set(sources.recorded) - set(here)):
+        yield f"'{name}': no kernel begins with a node of this name here"
+    if sources.fused is None:
+        return
+    for name, nodes in here.items():
+        planned = sources.fused.get(name)
+        if planned is None and len(ranked[name]) > 1:
+            yield f"'{name}': the plan does not say how it runs, and there are {len(ranked[name])} ways"
+        elif planned is not None and planned != nodes:
+            yield f"'{name}': one kernel for {', '.join(planned)} in the plan, for {', '.join(nodes)} here"
+
+
+def _refusals(
+    groups: Sequence[Group], ranked: Mapping[str, Sequence[Candidate]], sources: Sources
+) -> Iterator[str]:
+    """Recorded choices that no strategy proposes: unknown, not for this layer, too inaccurate, or out of range."""
+    for group in groups:
+        name = group.anchor.node.ref.name
+        choice = sources.recorded.get(name)
+        if choice is None or any(c.choice == choice for c in ranked[name]):
+            continue
+        algorithms = dict.fromkeys(c.choice.algorithm for c in ranked[name])
+        what = f"'{name}' ({group.anchor.node.op.name}): '{choice}' of the plan"
+        if choice.algorithm in algorithms:
+            like = next(c.choice for c in ranked[name] if c.choice.algorithm == choice.algorithm)
+            yield f"{what} has a tile that this layer cannot run with; '{like}' would do"
+        elif choice.algorithm in STRATEGIES:
+            yield f"{what} does not apply to it, or would lose accuracy; there are {', '.join(algorithms)}"
+        else:
+            yield f"{what} is unknown; there are {', '.join(algorithms)}"
 
 
 def wanted_borders(groups: Iterable[Group], decisions: Decisions) -> dict[ValueRef, Border]:

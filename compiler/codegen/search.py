@@ -23,10 +23,13 @@ SMALL_SHARE = 0.01
 """Layers below this share of the predicted time are left to the rule."""
 MOST_TRIED = 12
 """Candidates of one layer shape that are measured."""
-EACH_ALGORITHM = 3
-"""Candidates of every algorithm that are among them, however slow the rule thinks it is."""
+EACH_ALGORITHM = (3, 8)
+"""Candidates of one algorithm among them: so many at least, however slow the rule thinks it is, and at most."""
 SLOWEST = 3.0
 """Candidates predicted this many times slower than the best are not measured."""
+
+Measure = Callable[[Mapping[str, Choice]], Mapping[str, float]]
+"""Seconds of every named layer when all run as given."""
 
 
 @dataclass
@@ -34,21 +37,52 @@ class _Layer:
     """The groups of one shape, what is still to be tried, and what is known."""
 
     key: str
-    anchors: list[str]
+    allowed: Mapping[str, frozenset[Choice]]
+    """By first node: not every weight bears every algorithm."""
+    ranked: Sequence[Candidate]
     waiting: list[Choice]
-    measured: dict[Choice, float] = field(default_factory=dict)
+    measured: dict[Choice, float]
 
-    def next_choice(self) -> Choice:
-        """The next one to try, else the fastest known."""
-        return self.waiting.pop(0) if self.waiting else self.best
-
-    @property
-    def best(self) -> Choice:
-        return min(self.measured, key=lambda c: self.measured[c])
+    def next_choice(self, anchor: str) -> Choice:
+        """The next one to try that this group can run with, else the fastest known, else the best predicted."""
+        allowed = self.allowed[anchor]
+        untried = next((c for c in self.waiting if c in allowed), None)
+        if untried is not None:
+            self.waiting.remove(untried)
+            return untried
+        known = [c for c in self.measured if c in allowed]
+        if known:
+            return min(known, key=lambda c: self.measured[c])
+        return next(c.choice for c in self.ranked if c.choice in allowed)
 
     def note(self, choice: Choice, seconds: float) -> None:
         """Keep the least time of a choice: what disturbs a measurement only adds to it."""
         self.measured[choice] = min(seconds, self.measured.get(choice, seconds))
+
+
+@dataclass
+class _Progress:
+    """Says what was done, what is left and how long that takes."""
+
+    say: Callable[[str], None]
+    limit: float
+    start: float = field(default_factory=lambda: time.perf_counter())
+    builds: int = 0
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    def report(self, layers: Sequence[_Layer]) -> None:
+        """After a build."""
+        self.builds += 1
+        left = sum(len(layer.waiting) for layer in layers)
+        more = max((-(-len(y.waiting) // len(y.allowed)) for y in layers), default=0)
+        seconds = min(more * self.spent / self.builds, max(0.0, self.limit - self.spent))
+        self.say(
+            f"tune: build {self.builds} of {self.builds + more}, {left} candidates left, about {seconds:.0f} s left"
+        )
 
 
 def tune(
@@ -57,58 +91,65 @@ def tune(
     database: TuningDatabase,
     *,
     seconds: float = 300.0,
+    measure: Measure | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> TuningDatabase:
     """`database` with measurements of every layer of `graph` that matters, within about `seconds`.
 
-    The machine must be able to run `target`, and be otherwise idle. TargetError where it is not able to.
+    What the database knows already is not measured again. `measure` replaces building and timing the network on
+    this machine, which must be able to run `target` and be otherwise idle; TargetError where it is not able to.
     """
-    layers = _layers(graph, target)
-    start = time.perf_counter()
-    rounds = 0
-    while any(layer.waiting for layer in layers) and time.perf_counter() - start < seconds:
-        rounds += 1
-        tried = {a: layer.next_choice() for layer in layers for a in layer.anchors}
-        times = _measure(graph, target, tried)
-        for layer in layers:
-            for anchor in layer.anchors:
-                layer.note(tried[anchor], times[anchor])
-        left = sum(len(layer.waiting) for layer in layers)
-        say(f"tuning: build {rounds}, {left} candidates left, {time.perf_counter() - start:.0f} s")
+    layers = _layers(graph, target, database)
+    time_in_place = measure or (lambda tried: _measure(graph, target, tried))
+    progress = _Progress(say, seconds)
     made = TuningDatabase(dict(database.entries))
+    say(f"tune: {len(layers)} layer shapes, {sum(len(y.waiting) for y in layers)} candidates to measure")
+    while any(layer.waiting for layer in layers) and progress.spent < seconds:
+        tried = {a: layer.next_choice(a) for layer in layers for a in layer.allowed}
+        times = time_in_place(tried)
+        for layer in layers:
+            for anchor in layer.allowed:
+                layer.note(tried[anchor], times[anchor])
+        progress.report(layers)
     for layer in layers:
         for choice, best in layer.measured.items():
             made.add(layer.key, choice, best)
     return made
 
 
-def _layers(graph: Graph, target: Target) -> list[_Layer]:
+def _layers(graph: Graph, target: Target, database: TuningDatabase) -> list[_Layer]:
+    """The layers worth measuring, by shape."""
     groups = make_groups(graph)
     known = situation(graph, groups, target)
-    found: dict[str, list[Group]] = {}
-    ranked: dict[str, Sequence[Candidate]] = {}
+    members: dict[str, list[tuple[Group, tuple[Candidate, ...]]]] = {}
     for group in groups:
         key = layer_key(group, target)
         if key is not None:
-            found.setdefault(key, []).append(group)
-            ranked.setdefault(key, candidates(group, known))
-    total = sum(ranked[k][0].seconds * len(g) for k, g in found.items())
-    return [
-        _Layer(key, [g.anchor.node.ref.name for g in members], _to_try(ranked[key]))
-        for key, members in found.items()
-        if ranked[key][0].seconds * len(members) >= SMALL_SHARE * total
-    ]
+            members.setdefault(key, []).append((group, candidates(group, known)))
+    predicted = {key: sum(found[0].seconds for _, found in rows) for key, rows in members.items()}
+    total = sum(predicted.values())
+    return [_layer(key, rows, database) for key, rows in members.items() if predicted[key] >= SMALL_SHARE * total]
 
 
-def _to_try(ranked: Sequence[Candidate]) -> list[Choice]:
-    """The best predicted ones, and some of every algorithm."""
+def _layer(key: str, members: Sequence[tuple[Group, tuple[Candidate, ...]]], database: TuningDatabase) -> _Layer:
+    allowed = {g.anchor.node.ref.name: frozenset(c.choice for c in found) for g, found in members}
+    union = {c.choice: c for _, found in members for c in found}
+    ranked = sorted(union.values(), key=lambda c: (c.seconds, c.choice.algorithm, c.choice.tile))
+    measured = {c: ns * 1e-9 for c, ns in database.known(key).items() if c in union}
+    waiting = [c for c in to_try(ranked) if c not in measured]
+    return _Layer(key, allowed, ranked, waiting, measured)
+
+
+def to_try(ranked: Sequence[Candidate]) -> list[Choice]:
+    """The best predicted ones, and some of every algorithm; `ranked` best first."""
+    least, most = EACH_ALGORITHM
     counts: dict[str, int] = {}
     kept: list[Choice] = []
     for candidate in ranked:
         algorithm = candidate.choice.algorithm
         counts[algorithm] = counts.get(algorithm, 0) + 1
-        close = candidate.seconds <= SLOWEST * ranked[0].seconds
-        if close and (len(kept) < MOST_TRIED or counts[algorithm] <= EACH_ALGORITHM):
+        wanted = counts[algorithm] <= (most if len(kept) < MOST_TRIED else least)
+        if wanted and candidate.seconds <= SLOWEST * ranked[0].seconds:
             kept.append(candidate.choice)
     return kept
 

@@ -251,6 +251,11 @@ def resolve_host(arch: str, flags: frozenset[str]) -> Target:
     raise TargetError(f"no preset fits this processor ({arch}); known targets are {', '.join(_PRESETS)}")
 
 
+def runs_here(target: Target) -> bool:
+    """Whether this machine runs code for `target`: its architecture, and every feature that can be looked up."""
+    return target.native and all(f.proc in _cpu_flags() for f in target.features if f.proc)
+
+
 def _cpu_flags() -> frozenset[str]:
     """Feature names that the kernel reports for the running processor."""
     try:

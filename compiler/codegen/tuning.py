@@ -6,20 +6,24 @@ ignored. The database is an input of a build like any other: the same database g
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from compiler.codegen.groups import CONVOLUTIONS, Group
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Choice, weight_form
 from compiler.codegen.strategies.convolution import facts
+from compiler.codegen.strategies.matrix import matrix_extent
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError
 
 SCHEMA = 1
+DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,16 +53,24 @@ class TuningDatabase:
 
     entries: dict[str, tuple[Measurement, ...]] = field(default_factory=dict)
 
-    def best(self, group: Group, target: Target, algorithms: Collection[str]) -> Choice | None:
+    def times(self, group: Group, target: Target) -> Mapping[Choice, int]:
         """See `planner.Measured`."""
         key = layer_key(group, target)
-        known = self.entries.get(key, ()) if key else ()
-        return next((m.choice for m in known if m.current and m.algorithm in algorithms), None)
+        return {} if key is None else self.known(key)
+
+    def known(self, key: str) -> dict[Choice, int]:
+        """Nanoseconds by choice for a layer, leaving out algorithms whose code has changed since."""
+        return {m.choice: m.nanoseconds for m in self.entries.get(key, ()) if m.current}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the text."""
+        return hashlib.sha256(self.text().encode("ascii")).hexdigest()
 
     def add(self, key: str, choice: Choice, seconds: float) -> None:
         """Enter a measurement; a newer one of the same choice replaces the older."""
         version = STRATEGIES[choice.algorithm].version
-        made = Measurement(round(seconds * 1e9), choice.algorithm, choice.tile, version)
+        made = Measurement(max(1, round(seconds * 1e9)), choice.algorithm, choice.tile, version)
         others = [m for m in self.entries.get(key, ()) if m.choice != choice and m.current]
         self.entries[key] = tuple(sorted([*others, made]))
 
@@ -74,39 +86,78 @@ class TuningDatabase:
         return f'{{"schema": {SCHEMA}, "entries": {{\n' + ",\n".join(lines) + "\n}}\n"
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(self.text(), encoding="ascii")
-        partial.replace(path)
+        """Write the file, whole or not at all. ConfigError where that is not possible."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(self.text(), encoding="ascii")
+            partial.replace(path)
+        except OSError as error:
+            raise ConfigError(f"tuning database {path}: cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> TuningDatabase:
         """Read a file. ConfigError where it cannot be read or is not a tuning database."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return cls.parse(record)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return cls.parse(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"tuning database {path}: cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
-                f"{path} is not a tuning database of schema {SCHEMA}: {error}; delete it, or write one with --tune"
-            ) from error
+                f"{path} is not a tuning database of schema {SCHEMA}: {error}. Restore it, or delete it and "
+                "measure again with --tune"
+            ) from None
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> TuningDatabase:
-        """From JSON data. ValueError, TypeError or KeyError where it is malformed."""
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"schema {record['schema']}")
-        entries = {}
-        for key, rows in record["entries"].items():
-            made = [Measurement(int(ns), str(a), tuple(int(n) for n in tile), int(v)) for a, v, tile, ns in rows]
-            entries[str(key)] = tuple(sorted(made))
-        return cls(entries)
+    def parse(cls, record: object) -> TuningDatabase:
+        """From JSON data. ValueError says where it is malformed."""
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise ValueError(f'there is no "schema": {SCHEMA} at its top')
+        entries = record.get("entries")
+        if not isinstance(entries, dict):
+            raise ValueError('there is no table "entries"')
+        return cls({key: _measurements(key, rows) for key, rows in entries.items()})
+
+
+def _measurements(key: str, rows: object) -> tuple[Measurement, ...]:
+    """The rows [algorithm, version, tile, nanoseconds] of one layer; each choice once."""
+    if not isinstance(rows, list):
+        raise ValueError(f"entry '{key}' is not a list of measurements")
+    found: dict[Choice, Measurement] = {}
+    for row in rows:
+        made = _measurement(row)
+        if made is None or made.choice in found:
+            raise ValueError(f"entry '{key}': {json.dumps(row)[:80]} is no measurement, or one of two of a choice")
+        found[made.choice] = made
+    return tuple(sorted(found.values()))
+
+
+def _measurement(row: object) -> Measurement | None:
+    if not isinstance(row, list) or len(row) != 4:
+        return None
+    algorithm, version, tile, nanoseconds = row
+    whole = isinstance(tile, list) and all(type(n) is int and n > 0 for n in (version, nanoseconds, *tile))
+    return Measurement(nanoseconds, algorithm, tuple(tile), version) if whole and type(algorithm) is str else None
+
+
+def shipped(target: Target) -> TuningDatabase:
+    """The measurements that come with taskgraft for an instruction set; empty where there are none."""
+    path = DATA / f"tuning-{target.preset}.json"
+    return TuningDatabase.load(path) if path.exists() else TuningDatabase()
 
 
 def layer_key(group: Group, target: Target) -> str | None:
     """Name of a group's shape, weights, epilogue and instruction set; None for families with nothing to choose."""
-    if group.family not in CONVOLUTIONS:
+    site = group.anchor
+    if group.family in CONVOLUTIONS:
+        shape = f"{facts(site).signature}|{'+'.join(str(v.shape[1]) for v in group.segments)}"
+    elif group.family == "gemm":
+        inner, columns = matrix_extent(site)
+        shape = f"{site.operands[0].size // inner}x{inner}-{columns}"
+    else:
         return None
     after = "+".join(s.node.op.name for s in group.sites[1:]) or "linear"
-    parts = "+".join(str(v.shape[1]) for v in group.segments)
-    weights = weight_form(group.anchor.operands[1])
-    return f"{target.preset}|{group.family}|{facts(group.anchor).signature}|{parts}|{weights}|{after}"
+    return f"{target.preset}|{group.family}|{shape}|{weight_form(site.operands[1])}|{after}"

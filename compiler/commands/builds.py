@@ -28,6 +28,7 @@ from compiler.gates import GateResult, check_tasks
 from compiler.ir.onnx_out import save
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
+from compiler.planning import Planning, planning_of
 from compiler.release import Say, load_release, transform
 from compiler.report import summary
 
@@ -44,6 +45,9 @@ def compile_(args: Namespace, say: Say) -> Result:
             force=args.force,
             allow_unlinked=args.allow_unlinked,
             allow_external_data=args.allow_external_data,
+            plan=args.plan,
+            tuning=args.tuning,
+            tune=args.tune,
             say=say,
         )
     except FailedGates as failure:
@@ -155,7 +159,17 @@ def evaluate(args: Namespace, say: Say) -> Result:
         if not args.no_bundle:
             say("host: compile")
             full = [frozenset(graph.tasks)]
-            bundle = build(graph, "host", Path(work) / "bundle", name=config.name, subsets=full, selftest=False)
+            planned = planning_of(config) if "host" in config.targets else Planning()
+            bundle = build(
+                graph,
+                "host",
+                Path(work) / "bundle",
+                name=config.name,
+                subsets=full,
+                selftest=False,
+                plan=planned.plans,
+                tuning=planned.tuning,
+            )
             network = open_bundle(bundle.path)
         rows = evaluate_release(release, graph, network, say=say)
     if not rows:

@@ -72,7 +72,10 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
-        """Ways to run `group`, best predicted first; none where the algorithm does not apply."""
+        """Every way to run `group`, best predicted first; none where the algorithm does not apply.
+
+        Plans from files are held to this list: what is not in it is never built.
+        """
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         """Zero borders that the kernel reads, by input; inputs that are missing are read without one."""

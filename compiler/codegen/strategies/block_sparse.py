@@ -14,7 +14,6 @@ from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strat
 from compiler.codegen.strategies.convolution import weight_seconds
 from compiler.codegen.strategies.sparse import (
     ENOUGH,
-    MOST_CANDIDATES,
     SMALL_WEIGHTS,
     TILE_CYCLES,
     SparseFacts,
@@ -55,7 +54,7 @@ class BlockSparse(Strategy):
             _candidate(known, int(stored), width, tile, situation)
             for tile in _tiles(known.extent, encoding.height // width, situation.target)
         ]
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return sparse_borders(group)

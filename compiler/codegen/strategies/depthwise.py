@@ -23,7 +23,6 @@ from compiler.codegen.templates.blocked import pack_bias
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
-MOST_CANDIDATES = 6
 TILE_ROWS = (1, 2, 3, 4, 7)
 TILE_CYCLES = 10
 """Start and end of a register tile besides its sums: loop control and addresses."""
@@ -49,7 +48,7 @@ class Depthwise(Strategy):
             for columns in range(1, max(1, most) + 1):
                 seconds = _seconds(group, known, situation, (columns, rows))
                 found.append(Candidate(Choice(self.name, (columns, rows)), seconds))
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return padding_borders(group)

@@ -26,7 +26,6 @@ from compiler.codegen.templates.blocked import Epilogue, Plane, pack_bias
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
-MOST_CANDIDATES = 6
 TILE_CYCLES = 24
 """Start and end of a register tile besides its sums: loop control, address computation, bias."""
 LARGE_OUTPUT = 256 * 1024
@@ -49,7 +48,7 @@ class DirectConv(Strategy):
             Candidate(Choice(self.name, tile), seconds(known, extent, block, situation, tile))
             for tile in register_tiles(extent, -(-known.outputs // block), situation.target)
         ]
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return padding_borders(group)

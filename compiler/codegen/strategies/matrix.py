@@ -17,7 +17,6 @@ from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.product import balanced
 from compiler.ir.graph import Site, Value
 
-MOST_CANDIDATES = 6
 TILE_CYCLES = 16
 """Start and end of a register tile besides its sums: loop control and addresses."""
 
@@ -39,7 +38,7 @@ class Gemm(Strategy):
             seconds = tile_seconds(rows, inner, columns, block, tile, situation.target)
             # the part that overlaps still tells tiles apart where the weights are slower
             found.append(Candidate(Choice(self.name, tile), max(seconds, weights) + 0.1 * min(seconds, weights)))
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         site, y = group.anchor, group.outputs[0]

@@ -13,7 +13,6 @@ from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import activation_of, weight_seconds
 from compiler.codegen.strategies.sparse import (
-    MOST_CANDIDATES,
     SMALL_WEIGHTS,
     TILE_CYCLES,
     SparseFacts,
@@ -74,7 +73,7 @@ class RegularBlock(Strategy):
         found = [
             _candidate(known, sizes, width, tile, situation) for tile in _tiles(known, encoding, width, target)
         ]
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return sparse_borders(group)

@@ -32,8 +32,6 @@ from compiler.ir.encoding import Encoding
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
-MOST_CANDIDATES = 4
-
 TILE_CYCLES = 24
 """Start and end of a register tile besides its sums: loop control, address computation, bias."""
 

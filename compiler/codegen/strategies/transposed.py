@@ -22,7 +22,6 @@ from compiler.codegen.strategies.convolution import (
     weight4,
 )
 from compiler.codegen.strategies.direct import (
-    MOST_CANDIDATES,
     SMALL_WEIGHTS,
     divisor,
     lane_unroll,
@@ -65,7 +64,7 @@ class Transposed(Strategy):
                 tile = (columns, divisor(phase.conv.extent[0], rows), vectors)
                 predicted += seconds(phase.conv, phase.conv.extent, block, situation, tile)
             found.append(Candidate(Choice(self.name, (columns, rows, vectors)), predicted))
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         axes = group.anchor.operands[0].rank - 2

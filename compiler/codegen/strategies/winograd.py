@@ -30,7 +30,6 @@ from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 from compiler.machine import Machine
 
-MOST_CANDIDATES = 8
 SPARE = 5
 """Registers that the unrolled products leave free on ARM."""
 LEAST_TAPS = 144
@@ -53,8 +52,8 @@ class _Winograd(Strategy):
         if not exact or not _applies(known, situation.target.lanes):
             return []
         found = [self._candidate(group, known, situation, tile) for tile in self._tiles(known, group, situation)]
-        best = sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
-        return best if not best or self.error(group.anchor) <= MOST_ERROR else []
+        ranked = sorted(found, key=lambda c: (c.seconds, c.choice.tile))
+        return ranked if not ranked or self.error(group.anchor) <= MOST_ERROR else []
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         found = padding_borders(group)

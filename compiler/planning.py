@@ -1,0 +1,106 @@
+"""Where the choices of a build come from: a recorded plan, a tuning database, measurements made now, or the rule.
+
+Only `tuned` measures, and only when it was asked for: a build without it is a pure function of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.codegen.planner import Sources
+from compiler.codegen.plans import load_plans
+from compiler.codegen.search import tune
+from compiler.codegen.target import Target, runs_here
+from compiler.codegen.tuning import TuningDatabase, shipped
+from compiler.config import Config
+from compiler.errors import ConfigError, TargetError
+from compiler.ir.graph import Graph
+from compiler.release import Say
+
+NO_DATABASE = "none"
+"""In place of a file: choose by rule alone."""
+DATABASE = "tuning.json"
+"""Name of the file beside the output folder that measurements go to where none was named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """What a build was asked to plan with. ConfigError where the parts contradict each other."""
+
+    plans: tuple[Path, ...] = ()
+    """Every choice as recorded there; see `codegen.plans.load_plans`."""
+    tuning: Path | TuningDatabase | None = None
+    """Measurements; None: those that come with taskgraft for each target; the path `none`: none at all."""
+    tune: float | None = None
+    """Seconds to measure for; None: measure nothing."""
+
+    def __post_init__(self) -> None:
+        if self.plans and (self.tuning is not None or self.tune is not None):
+            raise ConfigError("a plan fixes every choice: give either a plan, or a tuning database and --tune")
+        if self.tune is not None and not 0 < self.tune < float("inf"):
+            raise ConfigError(f"--tune {self.tune:g}: give the seconds to measure for, more than 0")
+        if self.tune is not None and self.tuning == Path(NO_DATABASE):
+            raise ConfigError("--tune writes its measurements to a database, and the database given is 'none'")
+
+    def sources(self, targets: Sequence[Target]) -> dict[str, Sources]:
+        """What code generation chooses from, by name of the target; nothing is measured.
+
+        ConfigError where a file is not what it should be, or a target has no plan.
+        """
+        if self.plans:
+            return {name: plan.sources for name, plan in load_plans(self.plans, targets).items()}
+        return {t.name: _measured(self._database(t)) for t in targets}
+
+    def _database(self, target: Target) -> TuningDatabase:
+        if isinstance(self.tuning, TuningDatabase):
+            return self.tuning
+        if self.tuning is None:
+            return shipped(target)
+        return TuningDatabase() if self.tuning == Path(NO_DATABASE) else TuningDatabase.load(self.tuning)
+
+
+def paths(names: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """One path or several, as paths."""
+    return (Path(names),) if isinstance(names, (str, Path)) else tuple(map(Path, names or ()))
+
+
+def planning_of(
+    config: Config, plans: Sequence[Path] = (), tuning: Path | None = None, tune: float | None = None
+) -> Planning:
+    """What a release plans with; arguments stand in place of what its file says. ConfigError as for `Planning`."""
+    if not plans and tuning is None:
+        named = config.planning.tuning
+        tuning = None if not named else Path(named) if named == NO_DATABASE else config.path(named)
+        plans = [config.path(p) for p in config.planning.plan]
+    return Planning(tuple(plans), tuning, tune)
+
+
+def tuned(graph: Graph, targets: Sequence[Target], planning: Planning, root: Path, say: Say) -> dict[str, Sources]:
+    """Measure the layers of `graph` on those targets that run here, and choose by the result.
+
+    The measurements are added to the database of `planning`, else to the file beside the output folder `root`.
+    TargetError where no target runs here.
+    """
+    assert planning.tune is not None
+    able = list({t.preset: t for t in targets if runs_here(t)}.values())
+    if not able:
+        names = ", ".join(t.name for t in targets)
+        raise TargetError(f"--tune measures on this machine, which runs none of {names}; compile without it")
+    file = planning.tuning if isinstance(planning.tuning, Path) else root.parent / DATABASE
+    database = TuningDatabase.load(file) if file.exists() else TuningDatabase()
+    for target in able:
+        say(f"tune: {target.preset}, at most {planning.tune / len(able):.0f} s")
+        database = tune(graph, target, database, seconds=planning.tune / len(able), say=say)
+        database.save(file)
+    say(f"tune: wrote {file}")
+    for target in targets:
+        if not runs_here(target):
+            say(f"tune: {target.name} does not run here; planned without new measurements")
+    return {t.name: _measured(database) for t in targets}
+
+
+def _measured(database: TuningDatabase) -> Sources:
+    """Measured choices for the layers that the database knows, the rule for the others."""
+    return Sources(measured=database, database=database.digest) if database.entries else Sources()

@@ -1,0 +1,154 @@
+"""The tuning database: round trip, stale and malformed files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compiler.codegen.groups import make_groups
+from compiler.codegen.planner import candidates, situation
+from compiler.codegen.strategies import STRATEGIES
+from compiler.codegen.strategies.base import Choice
+from compiler.codegen.target import Target, find_target
+from compiler.codegen.tuning import DATA, Measurement, TuningDatabase, layer_key, shipped
+from compiler.errors import ConfigError
+from compiler.ir.graph import Graph
+from tests.graphs import Builder
+
+V4 = find_target("x86-64-v4")
+
+
+def measured_layers(graph: Graph, target: Target) -> TuningDatabase:
+    """Invented times of every layer: the fourth best candidate is the fastest, the first five are known."""
+    groups = make_groups(graph)
+    known, made = situation(graph, groups, target), TuningDatabase()
+    for group in groups:
+        key = layer_key(group, target)
+        for place, candidate in enumerate(candidates(group, known)[:5] if key else ()):
+            made.add(key or "", candidate.choice, 1e-6 * (10 + abs(3 - place)))
+    return made
+
+
+def group_of(channels: int = 32, relu: bool = False):
+    b = Builder()
+    y = b.conv(b.input("x", 1, channels, 8, 8), 32, 3)
+    b.task("t", b.apply("Relu", y) if relu else y)
+    return make_groups(b.done())[0]
+
+
+names = st.sampled_from(sorted(STRATEGIES))
+tiles = st.lists(st.integers(1, 64), max_size=4).map(tuple)
+choices = st.builds(Choice, names, tiles)
+entries = st.dictionaries(
+    st.text(max_size=20), st.dictionaries(choices, st.floats(1e-9, 10), min_size=1), max_size=5
+)
+
+
+@given(entries)
+def test_round_trip(times):
+    database = TuningDatabase()
+    for key, found in times.items():
+        for choice, seconds in found.items():
+            database.add(key, choice, seconds)
+    again = TuningDatabase.parse(json.loads(database.text()))
+    assert again == database
+    assert again.text() == database.text() and again.digest == database.digest
+    for key, found in times.items():
+        assert again.known(key) == {c: max(1, round(s * 1e9)) for c, s in found.items()}
+
+
+def test_a_file_is_written_whole_and_read_back(tmp_path):
+    database = TuningDatabase()
+    database.add("k", Choice("conv", (8, 1, 2)), 5e-6)
+    database.save(tmp_path / "deeper" / "db.json")
+    assert TuningDatabase.load(tmp_path / "deeper" / "db.json") == database
+    assert [p.name for p in (tmp_path / "deeper").iterdir()] == ["db.json"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"db\.json: cannot be written: File exists"):
+        database.save(tmp_path / "file" / "db.json")
+
+
+def test_a_newer_measurement_replaces_the_older():
+    database = TuningDatabase()
+    for seconds in (5e-6, 9e-6):
+        database.add("k", Choice("conv", (8, 1, 2)), seconds)
+    assert database.known("k") == {Choice("conv", (8, 1, 2)): 9000}
+
+
+def test_measurements_of_older_code_are_ignored_and_die():
+    old = STRATEGIES["conv"].version - 1
+    rows = (Measurement(1, "conv", (8, 1, 2), old), Measurement(2, "unheard-of", (), 1))
+    database = TuningDatabase({"k": rows})
+    assert database.known("k") == {}
+    database.add("k", Choice("conv", (4, 1, 2)), 5e-6)
+    assert [m.tile for m in database.entries["k"]] == [(4, 1, 2)]
+
+
+def test_layers_are_told_apart_by_shape_epilogue_and_instruction_set():
+    keys = [
+        layer_key(group_of(), V4),
+        layer_key(group_of(relu=True), V4),
+        layer_key(group_of(channels=48), V4),
+        layer_key(group_of(), find_target("x86-64-v3")),
+    ]
+    b = Builder()
+    for columns in (8, 9):
+        b.task(f"t{columns}", b.apply("MatMul", b.input(f"x{columns}", 2, 16), b.weight(16, columns)))
+    keys += [layer_key(g, V4) for g in make_groups(b.done())]
+    assert len(set(keys)) == 6 and None not in keys
+    assert layer_key(group_of(), V4) == keys[0]
+
+
+def test_families_without_a_choice_have_no_entry():
+    b = Builder()
+    b.task("t", b.apply("Softmax", b.input("x", 4, 4)))
+    (group,) = make_groups(b.done())
+    assert layer_key(group, V4) is None and TuningDatabase().times(group, V4) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is not a tuning database"),
+        ("[" * 200_000, "is not a tuning database"),
+        ("[]", 'there is no "schema": 1'),
+        ('{"schema": 2, "entries": {}}', 'there is no "schema": 1'),
+        ('{"schema": 1}', 'there is no table "entries"'),
+        ('{"schema": 1, "entries": []}', 'there is no table "entries"'),
+        ('{"schema": 1, "entries": {"k": {}}}', "entry 'k' is not a list"),
+        ('{"schema": 1, "entries": {"k": [["conv", 1, [1]]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [["conv", 1, [1], "5"]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [["conv", 1, [1], -5]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [["conv", 1, [1.5], 5]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [["conv", true, [1], 5]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [["conv", 1, "12", 5]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [[null, 1, [1], 5]]}}', "is no measurement"),
+        ('{"schema": 1, "entries": {"k": [["conv", 1, [1], 5], ["conv", 2, [1], 6]]}}', "one of two of a choice"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, text, reason):
+    (tmp_path / "db.json").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        TuningDatabase.load(tmp_path / "db.json")
+    assert reason in str(caught.value) and "db.json" in str(caught.value) and "--tune" in str(caught.value)
+
+
+def test_an_absent_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"tuning database .*db\.json: cannot be read: No such file"):
+        TuningDatabase.load(tmp_path / "db.json")
+
+
+def test_shipped_databases_are_current():
+    """Every file that comes with the package reads, is named after a target, and was measured on this code."""
+    for path in DATA.glob("*.json") if DATA.exists() else ():
+        target = find_target(path.stem.removeprefix("tuning-"))
+        database = shipped(target)
+        assert database.entries and database.text() == path.read_text()
+        assert all(key.startswith(f"{target.preset}|") for key in database.entries)
+        measured = [m for rows in database.entries.values() for m in rows]
+        stale = sorted({m.algorithm for m in measured if not m.current})
+        assert not stale, f"{path.name}: measured on older code of {', '.join(stale)}; measure again"
+    assert shipped(find_target("armv7-neon")) == TuningDatabase()
