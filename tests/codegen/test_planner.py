@@ -13,7 +13,6 @@ from compiler.codegen.groups import Group, describe, make_groups
 from compiler.codegen.planner import Decision, Sources, candidates, decide, situation
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Candidate, Choice
-from compiler.codegen.strategies.convolution import weight4
 from compiler.codegen.strategies.winograd import MOST_ERROR
 from compiler.codegen.target import Target, find_target
 from compiler.errors import ConfigError
@@ -186,19 +185,19 @@ def test_weights_whose_transforms_overflow_are_left_to_other_algorithms(scale: f
 
 def test_winograd_is_proposed_where_its_error_is_small_and_only_there():
     graph = layer()
-    weight = weight4(make_groups(graph)[0].anchor)
+    anchor = make_groups(graph)[0].anchor
     offered = {c.choice.algorithm for c in ranked(graph)}
     assert {"conv", "winograd2x2", "winograd4x2", "winograd4x4"} == offered
     for name in ("winograd4x2", "winograd4x4"):
-        assert 0 < STRATEGIES[name].error(weight) <= MOST_ERROR  # type: ignore[attr-defined]
+        assert 0 < STRATEGIES[name].error(anchor) <= MOST_ERROR  # type: ignore[attr-defined]
 
 
 def test_winograd_that_would_lose_accuracy_is_refused_from_every_source(monkeypatch: pytest.MonkeyPatch):
     graph = layer()
     tile = next(c.choice for c in ranked(graph) if c.choice.algorithm == "winograd4x4")
     assert decided(graph, Sources({"conv": tile})).choice == tile
-    weight = weight4(make_groups(graph)[0].anchor)
-    error = STRATEGIES["winograd4x4"].error(weight)  # type: ignore[attr-defined]
+    anchor = make_groups(graph)[0].anchor
+    error = STRATEGIES["winograd4x4"].error(anchor)  # type: ignore[attr-defined]
     monkeypatch.setattr("compiler.codegen.strategies.winograd.MOST_ERROR", error * 0.999)
     assert "winograd4x4" not in {c.choice.algorithm for c in ranked(graph)}
     assert decided(graph, Sources(measured=Times({tile: 1}))).source == "rule"

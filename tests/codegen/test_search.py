@@ -130,8 +130,8 @@ def test_a_layer_is_tried_only_with_what_its_weights_bear(monkeypatch: pytest.Mo
     graph, clock = network(), Clock()
     inaccurate = graph.site(graph.nodes()[0]).operands[1].constant
 
-    def error(self, weight, tiles=6):
-        return 1.0 if weight is inaccurate or weight.base is inaccurate else 0.0
+    def error(self, site):
+        return 1.0 if site.operands[1].constant is inaccurate else 0.0
 
     monkeypatch.setattr("compiler.codegen.strategies.winograd.Winograd4x4.error", error)
     made = tune(graph, V4, TuningDatabase(), measure=clock)
