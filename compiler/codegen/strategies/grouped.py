@@ -17,7 +17,6 @@ from compiler.codegen.strategies.convolution import (
     weight4,
 )
 from compiler.codegen.strategies.direct import (
-    MOST_CANDIDATES,
     conv_shape,
     register_tiles,
     rows_and_columns,
@@ -46,7 +45,7 @@ class GroupedConv(Strategy):
             grouping = grouping_of(site, read, block * tile[2])
             dense = replace(known, inputs=grouping.channels)
             found.append(Candidate(Choice(self.name, tile), seconds(dense, extent, block, situation, tile)))
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))[:MOST_CANDIDATES]
+        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return padding_borders(group)
