@@ -136,11 +136,11 @@ class _Winograd(Strategy):
             (rows * 0.5 + vectors / rate) / machine.loads_per_cycle,
             machine.fma_latency / 2,
         )
-        step *= _cache_factor(machine, 4 * phases * known.inputs, size, block * vectors)
+        scratch = 4 * points * size * (phases * known.inputs + blocks * block)
+        step *= _cache_factor(machine, 4 * phases * known.inputs * size, scratch)
         sums = products * known.inputs * step + points * (12 + rows * vectors)
         unit = (blocks // vectors) * sums / machine.clock
         packed = 4 * products * known.inputs * blocks * block
-        scratch = 4 * points * size * (phases * known.inputs + blocks * block)
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
         cached = packed + scratch <= machine.l2
         first = max(unit, weight_seconds(packed, situation))
@@ -173,12 +173,10 @@ class Winograd4x4(_Winograd):
     outputs = (4, 4)
 
 
-def _cache_factor(machine: Machine, row: int, tiles: int, lanes: int) -> float:
-    """Measured slow-down of the products where what one point reads (a row of bytes per tile, a panel of weights)
-    leaves the first-level cache; rows that do not fit alone are more streams than the prefetcher follows."""
-    if tiles * row > machine.l1:
-        return 1.6
-    return 1.1 if (tiles + lanes) * row > machine.l1 else 1.0
+def _cache_factor(machine: Machine, slab: int, scratch: int) -> float:
+    """Measured slow-down of the products by what they read: `slab` bytes of inputs for one point, which are more
+    streams than the prefetcher follows where they leave the first-level cache; `scratch` bytes in the second."""
+    return (1.6 if slab > machine.l1 else 1.0) * (1.0 + 0.15 * min(1.0, scratch / machine.l2))
 
 
 def _applies(known: ConvFacts, lanes: int) -> bool:
