@@ -93,8 +93,13 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"taskgraft {__version__}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
+    groups = {"": commands}
     for name, function, text, adders in _COMMANDS:
-        one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        topic, _, last = name.rpartition(" ")
+        if topic not in groups:
+            words = commands.add_parser(topic, help=_TOPICS[topic], description=_TOPICS[topic], allow_abbrev=False)
+            groups[topic] = words.add_subparsers(metavar="SUBJECT", required=True)
+        one = groups[topic].add_parser(last, help=text, description=text, allow_abbrev=False)
         one.set_defaults(function=function)
         for add in (*adders, _common):
             add(one)
@@ -194,8 +199,11 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
 
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--ssh", default="", metavar="USER@BOARD", help="run there instead of here")
-    p.add_argument("--seconds", type=float, default=0.5, help="time per combination")
     p.add_argument("--threads", type=int, default=1, metavar="N", help="threads that share each call")
+
+
+def _seconds(default: float, what: str) -> _Adder:
+    return lambda p: p.add_argument("--seconds", type=float, default=default, help=what)  # type: ignore[return-value]
 
 
 def _text(p: argparse.ArgumentParser) -> None:
@@ -207,6 +215,8 @@ def _no_bundle(p: argparse.ArgumentParser) -> None:
 
 
 _GRAPHS, _BUILDS, _LISTS = (f"compiler.commands.{m}" for m in ("graphs", "builds", "lists"))
+_TOPICS = {"explain": "why a step of the compiler did what it did"}
+"""Words in front of commands of two words."""
 _ANY = "RELEASE.toml|MODEL.onnx|BUNDLE"
 _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
     (
@@ -249,6 +259,19 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _prune, _output(True, "ONNX file")),
     ),
     (
+        "explain plan",
+        "compiler.commands.plans:explain_plan",
+        "per layer: what runs it, who chose that and why, and its share of the time",
+        (
+            _path(_ANY),
+            _config,
+            _input,
+            _target,
+            _planning,
+            _seconds(1.0, "time to measure for; 0: measure nothing"),
+        ),
+    ),
+    (
         "evaluate",
         f"{_BUILDS}:evaluate",
         "every task's metric: originals, graph, compiled library",
@@ -266,7 +289,12 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "outputs of a bundle on this machine",
         (_path("BUNDLE"), _run_arguments, _target, _tasks(False), _output(False, "write outputs as .npz")),
     ),
-    ("bench", f"{_BUILDS}:bench", "measured time of every combination", (_path("BUNDLE"), _target, _bench)),
+    (
+        "bench",
+        f"{_BUILDS}:bench",
+        "measured time of every combination",
+        (_path("BUNDLE"), _target, _bench, _seconds(0.5, "time per combination")),
+    ),
     ("targets", f"{_LISTS}:targets", "what can be compiled for", ()),
     ("passes", f"{_LISTS}:passes", "the passes and their options", ()),
     ("ops", f"{_LISTS}:ops", "the operators", ()),

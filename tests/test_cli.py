@@ -15,7 +15,7 @@ from compiler.cli import main, parser
 from compiler.ir.onnx_in import load
 from tests.small_models import model, network, write_release
 
-COMMANDS = "compile cost inspect extract prune evaluate verify run bench targets passes ops".split()
+COMMANDS = "compile cost inspect extract prune explain evaluate verify run bench targets passes ops".split()
 
 
 def run(capsys, *arguments):
@@ -89,6 +89,53 @@ def test_inspect(tmp_path, bundle, capsys):
     assert "= Conv(" in out
     status, out, _ = run(capsys, "inspect", bundle)
     assert "pair_run_a__b" in out
+
+
+def test_explain_plan_of_a_bundle_a_release_and_a_model(tmp_path, bundle, capsys):
+    status, out, err = run(capsys, "explain", "plan", bundle, "--seconds", "0.01")
+    assert status == 0
+    for part in (
+        "pair for host: plan",
+        "best predicted of",
+        "time of one run",
+        "all steps",
+        "copies between layouts",
+    ):
+        assert part in out
+    assert "time every call" in err
+    path = write_release(tmp_path)
+    status, out, _ = run(capsys, "explain", "plan", path, "--seconds", "0", "--tuning", "none", "--json", "-q")
+    found = json.loads(out)
+    assert (status, found["plan_of"], found["not_measured"]) == (0, "release.toml for host", "--seconds 0")
+    assert {"nodes", "tasks", "choice", "chosen_by", "why", "predicted", "weight_bytes"} <= set(found["steps"][0])
+    status, out, _ = run(capsys, "explain", "plan", tmp_path / "a.onnx", "--target", "aarch64-cortex-a72", "-q")
+    assert status == 0
+    assert "conv +1" in out, "the batch normalisation is folded and the activation fused"
+    assert "not measured: target 'aarch64-cortex-a72' cannot be timed on this machine" in out
+    assert "time of one run" not in out
+
+
+def test_explain_plan_follows_a_recorded_plan(tmp_path, bundle, capsys):
+    path = write_release(tmp_path)
+    status, out, _ = run(capsys, "explain", "plan", path, "--plan", bundle, "--seconds", "0", "--json", "-q")
+    steps = json.loads(out)["steps"]
+    recorded = json.loads((bundle / "host" / "plan.json").read_text())["steps"]
+    assert status == 0 and [s["nodes"] for s in steps] == [s["nodes"] for s in recorded]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--seconds", "-1"], "give the seconds to measure for"),
+        (["--target", "host", "--target", "x86-64-v3"], "shows one target"),
+        (["--tuning", "none"], "are for models and releases"),
+        (["--plan", "p.json"], "are for models and releases"),
+    ],
+)
+def test_explain_plan_refuses_what_it_would_ignore(bundle, capsys, arguments, reason):
+    status, out, err = run(capsys, "explain", "plan", bundle, *arguments)
+    assert (status, out) == (2, "")
+    assert reason in err
 
 
 def test_extract_writes_the_exact_subset(tmp_path, capsys):

@@ -44,10 +44,18 @@ def test_links_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
+def commands(parent, before=""):
+    """(words, parser) of every command, those of two words too."""
+    for action in parent._actions:
+        for name, command in (action.choices or {}).items() if hasattr(action, "add_parser") else ():
+            words = f"{before} {name}".strip()
+            yield words, command
+            yield from commands(command, words)
+
+
 def test_every_command_and_option_is_documented():
     text = (DOCS / "cli.md").read_text()
-    (commands,) = (a for a in parser()._actions if hasattr(a, "choices") and a.choices)
-    for name, command in commands.choices.items():
+    for name, command in commands(parser()):
         assert f"`{name}" in text, name
         for action in command._actions:
             for option in action.option_strings:

@@ -26,7 +26,7 @@ from compiler.codegen.manifest import (
     target_record,
     toolchain_record,
 )
-from compiler.codegen.program import Library
+from compiler.codegen.program import PLAN_SCHEMA, Library
 from compiler.codegen.target import Target
 from compiler.errors import BundleError, ConfigError, TargetError
 
@@ -141,6 +141,19 @@ def read_bundle(path: Path, target: str | None = None) -> Bundle:
     if problems:
         raise BundleError(f"{folder} is damaged:\n  " + "\n  ".join(problems))
     return Bundle(folder, manifest)
+
+
+def read_plan(bundle: Bundle) -> dict[str, Any]:
+    """What the bundle's plan.json says: see docs/planning.md. BundleError where it is no plan of this schema."""
+    where = bundle.path / "plan.json"
+    try:
+        record = json.loads(read_plain(bundle.path, "plan.json"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is not JSON: {error}") from None
+    schema, steps = (record.get("schema"), record.get("steps")) if isinstance(record, dict) else (None, None)
+    if schema != PLAN_SCHEMA or not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
+        raise BundleError(f"{where} is not a plan of schema {PLAN_SCHEMA}; compile the bundle again")
+    return dict(record)
 
 
 def read_index(root: Path) -> dict[str, Any]:

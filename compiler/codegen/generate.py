@@ -18,8 +18,8 @@ from compiler.codegen.lower import Compiled, compile_kernels
 from compiler.codegen.memory import Interval, place
 from compiler.codegen.pack import Pool
 from compiler.codegen.planner import Decision, Decisions, Sources, decide, wanted_borders
-from compiler.codegen.program import Argument, Call, Kernel, Library, Port, Program, TaskIO
-from compiler.codegen.record import SCHEMA, step_record
+from compiler.codegen.program import PLAN_SCHEMA, Argument, Call, Kernel, Library, Port, Program, TaskIO
+from compiler.codegen.record import step_record
 from compiler.codegen.sharing import worth_sharing
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.target import Target
@@ -319,7 +319,7 @@ def _record(
             }
         )
     return {
-        "schema": SCHEMA,
+        "schema": PLAN_SCHEMA,
         "target": target.preset,
         "lanes": target.lanes,
         "database": database or None,

@@ -15,7 +15,7 @@ from typing import Any
 
 from compiler.codegen.groups import Group
 from compiler.codegen.planner import Sources
-from compiler.codegen.record import SCHEMA
+from compiler.codegen.program import PLAN_SCHEMA
 from compiler.codegen.strategies.base import Choice
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, listed
@@ -105,9 +105,9 @@ def load_plan(path: Path) -> Plan:
 def parse_plan(record: object, where: str = "plan") -> Plan:
     """A plan from JSON data. ConfigError with every problem; `where` names the source."""
     schema = record.get("schema") if isinstance(record, dict) else None
-    if not isinstance(record, dict) or type(schema) is not int or schema != SCHEMA:
+    if not isinstance(record, dict) or type(schema) is not int or schema != PLAN_SCHEMA:
         raise ConfigError(
-            f"{where}: has schema {schema!r}, this version of taskgraft reads {SCHEMA}; make the plan again by "
+            f"{where}: has schema {schema!r}, this version reads {PLAN_SCHEMA}; make the plan again by "
             "compiling without one"
         )
     problems: list[str] = []

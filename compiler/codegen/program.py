@@ -12,6 +12,9 @@ from typing import Literal
 
 from compiler.ir.types import TensorType
 
+PLAN_SCHEMA = 1
+"""Form of `Library.plan`; plans of another one are refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Argument:

@@ -14,7 +14,6 @@ from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph
 from compiler.ir.types import NodeRef
 
-SCHEMA = 1
 OWN_OTHERS = 2
 """Other tiles of the chosen algorithm that are recorded; of every other algorithm it is the best one."""
 

@@ -120,7 +120,7 @@ def test_a_target_without_a_plan_or_with_two(tmp_path, record):
         (b"", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 200_000, "not JSON"),
-        (b"[]", "has schema None, this version of taskgraft reads 1"),
+        (b"[]", "has schema None, this version reads 1"),
         (b'{"schema": true}', "has schema True"),
         (b'{"schema": 99, "target": "x", "steps": []}', "has schema 99"),
         (b'{"schema": 1}', "target: expected the name of an instruction set\n  steps: expected a list"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from compiler.codegen.bundle import read_plan
 from compiler.codegen.generate import generate
-from compiler.codegen.profile import TimedLibrary, profile_library
+from compiler.codegen.profile import TimedBundle, TimedLibrary, profile, profile_library
 from compiler.codegen.target import find_target
-from compiler.errors import TargetError
+from compiler.compile import build
+from compiler.errors import BundleError, TargetError
 from compiler.ir.reference import difference, evaluate
 from tests.graphs import Builder
 
@@ -50,3 +52,34 @@ def test_a_target_that_does_not_run_here_is_refused():
     target = find_target("aarch64-cortex-a72")
     with pytest.raises(TargetError, match="does not run here"):
         profile_library(generate(two_layers(), target, name="p"), target)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return build(two_layers(), "host", tmp_path / "out", name="p", selftest=False)
+
+
+def test_a_bundle_is_timed_from_its_own_sources(bundle):
+    graph = two_layers()
+    feeds = {"x": np.random.default_rng(3).normal(size=(1, 16, 6, 6)).astype(np.float32)}
+    timed = TimedBundle(bundle, find_target("host"), feeds)
+    for found, want in zip(timed.outputs.values(), evaluate(graph, feeds).values(), strict=True):
+        timed.run()
+        assert difference(found, want) <= 1e-4
+    steps = profile(timed, 0.01)
+    assert [list(s.nodes) for s in steps] == [s["nodes"] for s in read_plan(bundle)["steps"]]
+    assert sum(s.seconds for s in steps) > 0
+
+
+def test_a_driver_of_another_build_than_the_plan_is_refused(bundle):
+    driver = bundle.path / "src" / "p_driver.c"
+    driver.write_text(driver.read_text().replace("FAILS(call)", "((call) != 0)"))
+    with pytest.raises(BundleError, match=r"timed 0 calls and the plan lists \d+.*compile the bundle again"):
+        TimedBundle(bundle, find_target("host")).run()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 99, "steps": []}', '{"schema": 1, "steps": [3]}'])
+def test_a_plan_of_another_form_is_refused(bundle, text):
+    (bundle.path / "plan.json").write_text(text)
+    with pytest.raises(BundleError, match=r"plan\.json is not"):
+        read_plan(bundle)
