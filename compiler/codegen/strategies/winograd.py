@@ -30,6 +30,8 @@ from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 from compiler.machine import Machine
 
+WIDE_PANEL = 128
+"""Bytes of weights per step of the products from which on memory is read at full speed."""
 SPARE = 5
 """Registers that the unrolled products leave free on ARM."""
 LEAST_TAPS = 144
@@ -143,7 +145,8 @@ class _Winograd(Strategy):
         packed = 4 * products * known.inputs * blocks * block
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
         cached = packed + scratch <= machine.l2
-        first = max(unit, weight_seconds(packed, situation))
+        narrow = max(1.0, WIDE_PANEL / (4 * block * vectors))
+        first = max(unit, weight_seconds(packed, situation) * narrow)
         again = unit if cached else max(unit, packed / machine.cache_bandwidth)
         product_seconds = first + (groups - 1) * again + (units - groups) * unit
         read = products * -(-known.inputs // block_width(known.inputs, machine))
