@@ -19,6 +19,8 @@ BATCH_SECONDS = 1e-3
 SMALLEST_BATCH, LARGEST_BATCH = 20, 100
 ALONE = 0.97
 """An engine computes in the calling thread if that thread has at least this share of the process' CPU time."""
+SLOW, SLOW_ROUNDS = 0.5, 2
+"""Calls of more seconds are not warmed up further, and timed in so many rounds only: noise is small beside them."""
 PACING = 3
 """Calls from which the length of a round is estimated."""
 
@@ -53,6 +55,7 @@ class _Lane:
     flush: int
     batch: int = 1
     calls: int = 1
+    slow: bool = False
     samples: list[Samples] = field(default_factory=list)
 
     def round(self) -> Samples:
@@ -60,7 +63,10 @@ class _Lane:
 
     def pace(self, effort: Effort) -> None:
         """Calls and batch for a round of the wanted length, from a first call that also warms up."""
-        self.worker.run(1, 1, self.flush)
+        (first,) = self.worker.run(1, 1, self.flush).wall
+        self.slow = first * self.worker.inner > SLOW
+        if self.slow:
+            return
         start = time.perf_counter()
         one = statistics.median(self.worker.run(PACING, 1, self.flush).wall) * self.worker.inner
         if self.flush:  # rewriting the buffer takes most of the time
@@ -71,6 +77,8 @@ class _Lane:
 
     def warm_up(self) -> None:
         """Rounds until two agree, at most WARM_UP_ROUNDS."""
+        if self.slow:
+            return
         before = _typical(self.round())
         for _ in range(WARM_UP_ROUNDS):
             now = _typical(self.round())
@@ -92,9 +100,10 @@ def race(workers: Sequence[Worker], effort: Effort, flush: int = 0) -> list[Timi
     for lane in lanes:
         lane.pace(effort)
         lane.warm_up()
-    for _ in range(effort.rounds):
+    for number in range(effort.rounds):
         for lane in lanes:
-            lane.samples.append(lane.round())
+            if number < SLOW_ROUNDS or not lane.slow:
+                lane.samples.append(lane.round())
     return [summary(lane.samples) for lane in lanes]
 
 

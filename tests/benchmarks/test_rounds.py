@@ -33,7 +33,7 @@ def test_rounds_alternate():
 
 @pytest.mark.parametrize(
     ("seconds", "calls", "batch"),
-    [(0.3, 1, 1), (0.01, 20, 1), (60e-6, 3334, 1), (40e-6, 200, 25), (2.5e-6, 800, LARGEST_BATCH)],
+    [(0.3, 1, 1), (0.5, 1, 1), (0.01, 20, 1), (60e-6, 3334, 1), (40e-6, 200, 25), (2.5e-6, 800, LARGEST_BATCH)],
 )
 def test_short_calls_are_batched_and_rounds_are_long_enough(seconds, calls, batch):
     log = []
@@ -46,6 +46,13 @@ def test_a_call_that_computes_often_is_long():
     log = []
     race([Scripted("a", 1e-8, log, inner=1_000_000)], EFFORT)
     assert log[-1] == ("a", 20, 1, 0)
+
+
+def test_slow_contenders_do_not_hold_up_the_others():
+    log = []
+    race([Scripted("a", 0.01, log), Scripted("slow", 2.0, log)], EFFORT)
+    assert [n for n, *_ in log].count("slow") == 1 + 2
+    assert [n for n, *_ in log][-7:] == ["a", "slow", "a", "slow", "a", "a", "a"]
 
 
 def test_batches_have_bounds():
