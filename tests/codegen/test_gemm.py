@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compiler.codegen.lower import compile_kernels
-from compiler.codegen.strategies.matrix import register_tiles, tile_seconds
+from compiler.codegen.strategies.matrix import register_tiles, rows_in_a_set, tile_seconds
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.templates import gemm
 from compiler.codegen.templates.product import balanced, pieces
@@ -101,6 +101,21 @@ def test_predicted_time_prefers_full_tiles() -> None:
         target = find_target(name)
         best = min(tile_seconds(96, 512, 512, target.lanes, t, target) for t in register_tiles(96, 8, target))
         assert best < 1.1 * 2 * 96 * 512 * 512 / target.machine.peak_flops
+
+
+def test_rows_that_share_a_cache_set_make_low_tiles() -> None:
+    """At a stride of 4096 bytes more than eight rows throw each other out of the first-level cache."""
+    assert rows_in_a_set(14, 1024) == 14
+    assert rows_in_a_set(14, 512) == 7
+    assert rows_in_a_set(14, 1000) == 1
+    target = find_target("x86-64-v4")
+
+    def best(inner: int) -> tuple[int, int, int]:
+        return min(
+            register_tiles(128, 16, target), key=lambda t: tile_seconds(128, inner, 256, target.lanes, t, target)
+        )
+
+    assert best(1024)[0] <= 8 < best(1000)[0]
 
 
 @pytest.mark.parametrize(("extent", "most"), [(1, 4), (12, 4), (13, 4), (29, 14), (5, 8)])

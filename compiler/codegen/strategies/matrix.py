@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -101,9 +102,19 @@ def tile_seconds(
                 loads / machine.loads_per_cycle,
                 machine.fma_latency / chains,
             )
+            step *= 1 + 0.03 * max(0, rows_in_a_set(high, inner) - WAYS)
             ends = TILE_CYCLES + high * vectors * (chains + 2)
             cycles += repeat * panels * (inner * step + ends)
     return cycles / machine.clock
+
+
+WAYS, PERIOD = 8, 4096
+"""Cache lines at multiples of PERIOD bytes share a set of the first-level cache, which holds WAYS of them (x86)."""
+
+
+def rows_in_a_set(rows: int, inner: int) -> int:
+    """How many rows of `inner` floats begin in the same cache set: more than WAYS throw each other out."""
+    return -(-rows // (PERIOD // math.gcd(4 * inner, PERIOD)))
 
 
 def column_block(columns: int, lanes: int) -> int:

@@ -67,7 +67,7 @@ def recurrent_kernel(shape: RecurrentShape) -> Any:
 
 
 class _Recurrent:
-    """Emission state of one recurrent layer. Directions share no memory, so that they may run at once."""
+    """Emission state of one recurrent layer. Directions use the same working memory one after another."""
 
     def __init__(self, shape: RecurrentShape, made: KernelBuilder) -> None:
         self.s = s = shape
@@ -78,10 +78,10 @@ class _Recurrent:
             for n, size in s.packed_shapes.items()
         }
         # gates of every step and sample before the recurrent part
-        self.G = T.alloc_buffer((s.directions, s.rows, s.panels, s.gates * s.block), "float32")
+        self.G = T.alloc_buffer((s.rows, s.panels, s.gates * s.block), "float32")
 
         def state(there: bool = True) -> Any:
-            return T.alloc_buffer((s.directions, s.samples, s.panels * s.block) if there else (1, 1, 1), "float32")
+            return T.alloc_buffer((s.samples, s.panels * s.block) if there else (1, 1), "float32")
 
         self.h, self.next_h, self.c = state(), state(), state(s.kind == "LSTM")
         # update gate and reset state of all units, between the two passes
@@ -157,7 +157,7 @@ class _Recurrent:
         for m in range(count):
             for g in range(s.gates):
                 value = self.inputs.sums.get(self.inputs.place(m, g))
-                T.buffer_store(self.G, value, [d, top + m, panel, vector(g * v, v)])
+                T.buffer_store(self.G, value, [top + m, panel, vector(g * v, v)])
 
     def _start(self, d: int, n: Any) -> None:
         """The initial states; an empty sequence ends in zero, as in onnxruntime."""
@@ -167,12 +167,12 @@ class _Recurrent:
             # lanes beyond the units are multiplied by zero weights: they must be finite
             for state, there in used:
                 if there:
-                    T.buffer_store(state, splat(0.0, s.block), [d, n, self._units(panel)])
+                    T.buffer_store(state, splat(0.0, s.block), [n, self._units(panel)])
         for name, state in (("h0", self.h), ("c0", self.c)):
             if name in self.pointers:
                 with T.If(self._length(n) > 0), T.Then():
                     for at in self._each_run():
-                        T.buffer_store(state, self._state_view(name)[(*self._state(d, n), at)], [d, n, at])
+                        T.buffer_store(state, self._state_view(name)[(*self._state(d, n), at)], [n, at])
 
     def _state_view(self, name: str) -> Any:
         first = (self.s.samples, self.s.directions) if self.s.samples_first else (self.s.directions, self.s.samples)
@@ -193,10 +193,10 @@ class _Recurrent:
         """The new state becomes the state, and a row of Y."""
         with T.serial(self.s.panels) as panel:
             at = self._units(panel)
-            T.buffer_store(self.h, self.next_h[d, n, at], [d, n, at])
+            T.buffer_store(self.h, self.next_h[n, at], [n, at])
         y, row = self._row(d, n, t)
         for at in self._each_run():
-            T.buffer_store(y, self.h[d, n, at], [*row, at])
+            T.buffer_store(y, self.h[n, at], [*row, at])
 
     def _row(self, d: int, n: Any, t: Any) -> tuple[Any, list[Any]]:
         """Y and the place of step t in it."""
@@ -214,7 +214,7 @@ class _Recurrent:
         for name, state in (("yh", self.h), ("yc", self.c)):
             if name in self.pointers:
                 for at in self._each_run():
-                    T.buffer_store(self._state_view(name), state[d, n, at], [*self._state(d, n), at])
+                    T.buffer_store(self._state_view(name), state[n, at], [*self._state(d, n), at])
 
     # ------------------------------------------------------------------ cells
     def _gate_sums(
@@ -226,7 +226,7 @@ class _Recurrent:
             (len(samples), len(gates)),
             self.s.hidden,
             lambda m, i: self._start_of(d, t, samples[m], panel, gates[i]),
-            lambda m, k, lanes: state[d, samples[m], vector(k, lanes)],
+            lambda m, k, lanes: state[samples[m], vector(k, lanes)],
             lambda k, i: self.weights["r"][d, panel, k, vector(gates[i] * v, v)],
         )
 
@@ -234,7 +234,7 @@ class _Recurrent:
         v = self.s.block
         if gate == 2 and self.s.linear_before_reset:  # the reset gate multiplies this sum with its own bias
             return self.weights["b"][d, panel, vector(3 * v, v)]
-        return self.G[d, self._input_row(t, n), panel, vector(gate * v, v)]
+        return self.G[self._input_row(t, n), panel, vector(gate * v, v)]
 
     def _input_row(self, t: Any, n: Any) -> Any:
         return n * self.s.steps + t if self.s.samples_first else t * self.s.samples + n
@@ -257,7 +257,7 @@ class _Recurrent:
     def _rnn(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         self._gate_sums(d, t, panel, samples, [0], self.h)
         for m, n in enumerate(samples):
-            T.buffer_store(self.next_h, self._act(d, 0, self._get(m, 0)), [d, n, self._units(panel)])
+            T.buffer_store(self.next_h, self._act(d, 0, self._get(m, 0)), [n, self._units(panel)])
 
     def _gru(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         """Update gate z and reset gate r; the candidate follows at once or in a second pass over the panels."""
@@ -267,22 +267,22 @@ class _Recurrent:
             for i in (0, 1):
                 self._put(m, i, self._act(d, 0, self._get(m, i)))
             if one_pass:
-                inputs = self.G[d, self._input_row(t, n), panel, vector(2 * self.s.block, self.s.block)]
+                inputs = self.G[self._input_row(t, n), panel, vector(2 * self.s.block, self.s.block)]
                 self._put(m, 2, self._act(d, 1, inputs + self._get(m, 1) * self._get(m, 2)))
-                self._blend(d, n, panel, self._get(m, 0), self._get(m, 2))
+                self._blend(n, panel, self._get(m, 0), self._get(m, 2))
             else:
-                T.buffer_store(self.z, self._get(m, 0), [d, n, at])
-                T.buffer_store(self.rh, self._get(m, 1) * self.h[d, n, at], [d, n, at])
+                T.buffer_store(self.z, self._get(m, 0), [n, at])
+                T.buffer_store(self.rh, self._get(m, 1) * self.h[n, at], [n, at])
 
     def _candidate(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         self._gate_sums(d, t, panel, samples, [2], self.rh)
         for m, n in enumerate(samples):
             self._put(m, 0, self._act(d, 1, self._get(m, 0)))
-            self._blend(d, n, panel, self.z[d, n, self._units(panel)], self._get(m, 0))
+            self._blend(n, panel, self.z[n, self._units(panel)], self._get(m, 0))
 
-    def _blend(self, d: int, n: Any, panel: Any, update: Any, candidate: Any) -> None:
+    def _blend(self, n: Any, panel: Any, update: Any, candidate: Any) -> None:
         at, one = self._units(panel), splat(1.0, self.s.block)
-        T.buffer_store(self.next_h, (one - update) * candidate + update * self.h[d, n, at], [d, n, at])
+        T.buffer_store(self.next_h, (one - update) * candidate + update * self.h[n, at], [n, at])
 
     def _lstm(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         self._gate_sums(d, t, panel, samples, range(4), self.h)
@@ -296,18 +296,18 @@ class _Recurrent:
         forget = self._act(d, 0, self._get(m, f) + self._peephole(d, n, panel, 2))
         self._put(m, f, splat(1.0, s.block) - self._get(m, i) if s.input_forget else forget)
         self._put(m, g, self._act(d, 1, self._get(m, g)))
-        value = self._get(m, f) * self.c[d, n, at] + self._get(m, i) * self._get(m, g)
-        T.buffer_store(self.c, value, [d, n, at])
+        value = self._get(m, f) * self.c[n, at] + self._get(m, i) * self._get(m, g)
+        T.buffer_store(self.c, value, [n, at])
         self._put(m, o, self._act(d, 0, self._get(m, o) + self._peephole(d, n, panel, 1)))
-        self._put(m, g, self._act(d, 2, self.c[d, n, at], clipped=False))
-        T.buffer_store(self.next_h, self._get(m, o) * self._get(m, g), [d, n, at])
+        self._put(m, g, self._act(d, 2, self.c[n, at], clipped=False))
+        T.buffer_store(self.next_h, self._get(m, o) * self._get(m, g), [n, at])
 
     def _peephole(self, d: int, n: Any, panel: Any, row: int) -> Any:
         """P * c for row i, o or f; zero without peepholes."""
         v = self.s.block
         if not self.s.has_peepholes:
             return splat(0.0, v)
-        return self.weights["p"][d, panel, vector(row * v, v)] * self.c[d, n, self._units(panel)]
+        return self.weights["p"][d, panel, vector(row * v, v)] * self.c[n, self._units(panel)]
 
     # ------------------------------------------------------------------ weights that are not constant
     def _pack(self, d: int) -> None:
