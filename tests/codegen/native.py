@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from compiler.codegen.program import Argument, Library, Program
+from compiler.codegen.program import Argument, Call, Library, Program
 
 
 def aligned(size: int, fill: int = 0xFF) -> np.ndarray:
@@ -19,10 +20,45 @@ def aligned(size: int, fill: int = 0xFF) -> np.ndarray:
     return raw[start : start + size]
 
 
+class Memory:
+    """What the calls of one program read and write. The workspace and every other scratch end in a canary."""
+
+    CANARY = 256
+
+    def __init__(self, library: Library, program: Program, feeds: Mapping[str, np.ndarray]) -> None:
+        self.inputs = [np.ascontiguousarray(feeds[p.name], p.type.dtype.numpy) for p in library.inputs]
+        self.outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for t in library.tasks for p in t.outputs]
+        self.workspace = aligned(program.workspace_bytes + self.CANARY)
+        self.scratch = aligned(library.scratch_bytes + self.CANARY)
+        self._sizes = (program.workspace_bytes, library.scratch_bytes)
+
+    def addresses(self, call: Call, pool: np.ndarray, elsewhere: bool) -> list[ctypes.c_void_p]:
+        """Arguments of a call; `elsewhere`: with the scratch that another thread has."""
+        return [self._address(a, pool, elsewhere) for a in call.arguments]
+
+    def _address(self, argument: Argument, pool: np.ndarray, elsewhere: bool) -> ctypes.c_void_p:
+        if argument.kind == "scratch" and elsewhere:
+            return ctypes.c_void_p(self.scratch.ctypes.data)
+        bases = {"pool": pool, "workspace": self.workspace, "scratch": self.workspace}
+        if argument.kind in bases:
+            return ctypes.c_void_p(bases[argument.kind].ctypes.data + argument.at)
+        arrays = self.inputs if argument.kind == "input" else self.outputs
+        return ctypes.c_void_p(arrays[argument.at].ctypes.data)
+
+    def written(self) -> list[np.ndarray]:
+        """Views of the bytes that calls may write."""
+        return [self.workspace, *(o.reshape(-1).view(np.uint8) for o in self.outputs)]
+
+    def check_canaries(self) -> None:
+        for array, size in zip((self.workspace, self.scratch), self._sizes, strict=True):
+            assert (array[size:] == 0xFF).all(), "a kernel wrote beyond its memory"
+
+
 class NativeLibrary:
     """Kernels of a library, loaded; `run` executes one program."""
 
-    CANARY = 256
+    MOST_RANGES = 24
+    """Ranges that `check_units` divides the units of a call into."""
 
     def __init__(self, library: Library, folder: Path) -> None:
         self.library = library
@@ -43,28 +79,48 @@ class NativeLibrary:
 
     def run(self, program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
         """Outputs of the program's tasks; asserts that nothing beyond the stated workspace is written."""
-        inputs = [np.ascontiguousarray(feeds[p.name], p.type.dtype.numpy) for p in self.library.inputs]
-        ports = [p for t in self.library.tasks for p in t.outputs]
-        outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for p in ports]
-        workspace = aligned(program.workspace_bytes + self.CANARY)
-
-        other = aligned(self.library.scratch_bytes)
-
-        def address(argument: Argument, elsewhere: bool) -> ctypes.c_void_p:
-            if argument.kind == "scratch" and elsewhere:
-                return ctypes.c_void_p(other.ctypes.data)
-            bases = {"pool": self._pool, "workspace": workspace, "scratch": workspace}
-            if argument.kind in bases:
-                return ctypes.c_void_p(bases[argument.kind].ctypes.data + argument.at)
-            arrays = inputs if argument.kind == "input" else outputs
-            return ctypes.c_void_p(arrays[argument.at].ctypes.data)
-
+        memory = Memory(self.library, program, feeds)
         for call in program.calls:
             for i, part in enumerate(self._parts(call.parts)):
-                arguments = (address(a, call.shared and i > 0) for a in call.arguments)
-                status = getattr(self._kernels, call.kernel)(*arguments, *part)
-                assert status == 0, call
-        assert (workspace[program.workspace_bytes :] == 0xFF).all(), "a kernel wrote beyond the workspace"
-        made = iter(outputs)
+                self._call(call, memory, part, elsewhere=call.shared and i > 0)
+        memory.check_canaries()
+        made = iter(memory.outputs)
         found = {t.name: [next(made) for _ in t.outputs] for t in self.library.tasks}
         return {t: o for i, (t, o) in enumerate(found.items()) if program.mask >> i & 1}
+
+    def check_units(self, program: Program, feeds: Mapping[str, np.ndarray]) -> None:
+        """Assert that the units of every shared call write bytes of their own and read none that others write."""
+        memory = Memory(self.library, program, feeds)
+        for call in program.calls:
+            if call.shared:
+                self._check_units(call, memory)
+            else:
+                self._call(call, memory, (0, call.parts) if call.parts else ())
+        memory.check_canaries()
+
+    def _check_units(self, call: Call, memory: Memory) -> None:
+        before = [a.copy() for a in memory.written()]
+        self._call(call, memory, (0, call.parts), elsewhere=True)
+        after = [a.copy() for a in memory.written()]
+        taken = [np.zeros(a.shape, bool) for a in before]
+        for part in self._ranges(call.parts):
+            for array, old in zip(memory.written(), before, strict=True):
+                array[:] = old
+            memory.scratch[: self.library.scratch_bytes] = 0xFF
+            self._call(call, memory, part, elsewhere=True)
+            for array, old, new, mine in zip(memory.written(), before, after, taken, strict=True):
+                changed = array != old
+                assert not (changed & mine).any(), (call.kernel, call.nodes, part, "writes what other units write")
+                assert (array == new)[changed].all(), (call.kernel, call.nodes, part, "depends on other units")
+                mine |= changed
+        for array, old, new, mine in zip(memory.written(), before, after, taken, strict=True):
+            assert not ((old != new) & ~mine).any(), (call.kernel, call.nodes, "writes nothing in some part")
+            array[:] = new
+
+    def _ranges(self, count: int) -> list[tuple[int, int]]:
+        cuts = sorted({count * i // self.MOST_RANGES for i in range(self.MOST_RANGES + 1)})
+        return list(itertools.pairwise(cuts))
+
+    def _call(self, call: Call, memory: Memory, part: tuple[int, ...], elsewhere: bool = False) -> None:
+        function = getattr(self._kernels, call.kernel)
+        assert function(*memory.addresses(call, self._pool, elsewhere), *part) == 0, call

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from compiler.codegen import sharing
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, candidates, situation
@@ -54,14 +56,16 @@ def check(
     algorithm: str = "",
     rank: int = 0,
 ) -> set[str]:
-    """Compile, run every subset, compare; returns the templates that were used."""
+    """Compile, run every subset, compare, hold units of work to their independence; returns the templates used."""
     sources = preferring(graph, target, algorithm, rank) if algorithm else None
-    library = generate(graph, find_target(target), templates=templates, sources=sources)
+    with mock.patch.object(sharing, "LEAST_SECONDS", 0):  # small as they are, calls are for threads to share
+        library = generate(graph, find_target(target), templates=templates, sources=sources)
     native = NativeLibrary(library, folder)
     rng = np.random.default_rng(1)
     feeds = {v.ref.name: rng.normal(size=v.shape).astype(v.dtype.numpy) for v in graph.inputs}
     want = reference(graph, feeds)
     full = native.run(library.full, feeds)
+    native.check_units(library.full, feeds)
     for name, arrays in full.items():
         for ref, got in zip(graph.tasks[name].outputs, arrays, strict=True):
             scale = max(np.abs(want[ref]).max(initial=0), 1e-6)

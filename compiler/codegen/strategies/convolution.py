@@ -143,6 +143,12 @@ def output_block(site: Site, situation: Situation) -> int:
     return situation.block(site.results[0].shape[1])
 
 
+def divides_image(group: Group) -> bool:
+    """Whether threads divide the image and each reads all weights, or divide the weights and each reads all of the
+    input: every thread reads the smaller of the two."""
+    return group.anchor.operands[1].size < sum(v.size for v in group.segments)
+
+
 def weight_seconds(bytes_: int, situation: Situation) -> float:
     """Time to read packed weights: from the last cache, or from memory where all weights of the network pass it."""
     machine = situation.target.machine

@@ -34,7 +34,7 @@ class Depthwise(Strategy):
     """Tile: output columns and rows in registers."""
 
     name = "depthwise"
-    version = 3
+    version = 4
     families = ("depthwise",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -66,6 +66,7 @@ class Depthwise(Strategy):
             pad=known.pad,
             epilogue=epilogue(builder, group),
             tile=(columns, rows),
+            by_tiles=known.inputs < known.extent[0] * known.extent[1],
         )
         weight, bias = site.operands[1], site.operands.optional(2)
         packed = depthwise.pack(weight4(site), shape.y.block)
@@ -76,7 +77,7 @@ class Depthwise(Strategy):
             builder.constant(bias or weight, fixed, "bias"),
         ]
         func = depthwise.depthwise_kernel(shape)
-        return Built(("depthwise", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.parts)
+        return Built(("depthwise", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.units.count)
 
 
 def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[int, int]) -> float:

@@ -12,6 +12,7 @@ from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strat
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
     blocked_plane,
+    divides_image,
     epilogue,
     epilogue_slots,
     facts,
@@ -38,7 +39,7 @@ class DirectConv(Strategy):
     """Register tiles of columns x rows x vectors of output channels."""
 
     name = "conv"
-    version = 2
+    version = 3
     families = ("conv",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -88,6 +89,7 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
         epilogue=after,
         tile=(columns, divisor(y.height, rows), divisor(y.blocks, vectors)),
         weights_outer=4 * site.operands[1].size > SMALL_WEIGHTS,
+        by_tiles=divides_image(group),
         prefetch=4 * y.lanes * y.height * y.width >= LARGE_OUTPUT,
         lane_unroll=lane_unroll(builder.target, x),
     )

@@ -144,5 +144,6 @@ def _conv_shape(
         pad=known.pad,
         tile=(columns, divisor(known.extent[0], rows), divisor(y.blocks, vectors)),
         weights_outer=4 * weights > SMALL_WEIGHTS,
+        by_tiles=weights < known.batch * sum(p.channels * p.height * p.width for p in x),
         lane_unroll=lane_unroll(builder.target, x),
     )

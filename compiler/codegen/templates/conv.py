@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, splat, vector, view
 from compiler.codegen.templates.grouped import Grouping
+from compiler.codegen.templates.units import Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class ConvShape:
     """Output columns, rows and channel vectors held in registers; rows divide the height."""
     weights_outer: bool = True
     """Whether a panel of weights stays while the image passes, or the reverse."""
+    by_tiles: bool = True
+    """Whether threads divide the image, else the weights."""
     prefetch: bool = False
     """Whether the cells a tile will write are asked for before its sums: worth it where they left the caches."""
     lane_unroll: int = 1
@@ -61,9 +64,19 @@ class ConvShape:
         return self.y.blocks // self.tile[2]
 
     @property
+    def steps(self) -> int:
+        """Row tiles of an image."""
+        return self.y.height // self.tile[1]
+
+    @property
+    def units(self) -> Units:
+        """Independent units: a row tile by a panel."""
+        return Units(self.batch * self.steps, self.panels, self.by_tiles)
+
+    @property
     def parts(self) -> int:
-        """Independent units: row tiles of a panel."""
-        return self.batch * self.panels * (self.y.height // self.tile[1])
+        """Number of units."""
+        return self.units.count
 
     def at(self, segment: int, axis: int, position: Any, tap: Any) -> Any:
         """Physical input coordinate of a tap for an output coordinate."""
@@ -160,15 +173,8 @@ class ConvLoops:
     def emit(self) -> None:
         """Units of one row tile each: its column tiles for one panel of output channels."""
         self.out.clear_halo(self.made.begin)
-        panels, steps = self.s.panels, self.s.y.height // self.rows
-        inner = steps if self.s.weights_outer else panels
-        with self.made.each_part() as part:
-            n = tirx.floordiv(part, panels * steps)
-            outer, fast = (
-                tirx.floormod(tirx.floordiv(part, inner), panels * steps // inner),
-                tirx.floormod(part, inner),
-            )
-            panel, step = (outer, fast) if self.s.weights_outer else (fast, outer)
+        with self.s.units.each(self.made, panels_outer=self.s.weights_outer) as (tile, panel):
+            n, step = tirx.truncdiv(tile, self.s.steps), tirx.truncmod(tile, self.s.steps)
             for left, columns, count in chunks(self.s.y.width, self.columns):
                 with T.serial(count) as j:
                     self._tile(n, panel, step * self.rows, (j * columns + left, columns))

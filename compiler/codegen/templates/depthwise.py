@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, vector, view
+from compiler.codegen.templates.units import Units
 
 Pair = tuple[int, int]
 
@@ -34,15 +35,22 @@ class DepthwiseShape:
     epilogue: Epilogue = field(default_factory=Epilogue)
     tile: tuple[int, int] = (1, 1)
     """Output columns and rows held in registers; rows divide the height."""
+    by_tiles: bool = True
+    """Whether threads divide the image, else the channels."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
         return ("x", "w", "b", *self.epilogue.parameters, "y")
 
     @property
-    def parts(self) -> int:
-        """Independent units: row tiles of a block of channels."""
-        return self.batch * self.y.blocks * (self.y.height // self.tile[1])
+    def steps(self) -> int:
+        """Row tiles of an image."""
+        return self.y.height // self.tile[1]
+
+    @property
+    def units(self) -> Units:
+        """Independent units: a row tile of a block of channels."""
+        return Units(self.batch * self.steps, self.y.blocks, self.by_tiles)
 
     def at(self, axis: int, position: Any, tap: Any) -> Any:
         """Physical input coordinate of a tap for an output coordinate."""
@@ -91,10 +99,8 @@ class _Depthwise:
         """Units of one row tile each."""
         self.out.clear_halo(self.made.begin)
         columns, rows = self.s.tile
-        steps = self.s.y.height // rows
-        with self.made.each_part() as part:
-            n, rest = tirx.floordiv(part, self.s.y.blocks * steps), tirx.floormod(part, self.s.y.blocks * steps)
-            block, step = tirx.floordiv(rest, steps), tirx.floormod(rest, steps)
+        with self.s.units.each(self.made, panels_outer=True) as (tile, block):
+            n, step = tirx.truncdiv(tile, self.s.steps), tirx.truncmod(tile, self.s.steps)
             for left, width, count in chunks(self.s.y.width, columns):
                 with T.serial(count) as j:
                     self._tile((n, block), step * rows, j * width + left, width)
