@@ -45,7 +45,7 @@ class _Winograd(Strategy):
     """Tiles of m x n outputs. Tile: tiles transformed together, tiles and output vectors in registers."""
 
     families = ("conv",)
-    version = 4
+    version = 5
     outputs: ClassVar[tuple[int, int]]
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -85,7 +85,7 @@ class _Winograd(Strategy):
             winograd.winograd_kernel(shape),
             (*slots, *epilogue_slots(group)),
             self.name,
-            shape.parts,
+            shape.units.count,
         )
 
     def error(self, site: Site, tiles: int = 4) -> float:

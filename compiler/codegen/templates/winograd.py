@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Output
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import ConvShape, segment_names
+from compiler.codegen.templates.units import Units
 from compiler.codegen.templates.winograd_axis import Axis, Phase
 
 Axes = tuple[Axis, Axis]
@@ -92,9 +93,9 @@ class WinogradShape:
         return self.conv.batch * self.tiles[0] * self.tiles[1]
 
     @property
-    def parts(self) -> int:
-        """Independent units: `rows` tiles each."""
-        return -(-self.count // self.rows)
+    def units(self) -> Units:
+        """Independent units: `rows` tiles by one panel of output channels."""
+        return Units(-(-self.count // self.rows), self.panels)
 
     @property
     def lanes(self) -> int:
@@ -179,22 +180,25 @@ class _Winograd:
             self.elements = Registers(shape.rows, self.c.lane_unroll)
 
     def emit(self) -> None:
-        """Groups of tiles of this call's range: transform, multiply, transform back."""
+        """Groups of tiles of this call's units: transform, multiply, transform back.
+
+        Inputs of a set of tiles of which the call has some panels only are transformed all the same.
+        """
         s = self.s
         self.out.clear_halo(self.made.begin)
-        first = self.made.begin * s.rows
-        limit = T.min(self.made.end * s.rows, s.count)
+        first, behind = s.units.tile_range(self.made)
+        limit = T.min(behind * s.rows, s.count)
         steps = s.group // s.rows
-        with T.serial(tirx.floordiv(self.made.end - self.made.begin + (steps - 1), steps)) as g:
-            base = first + g * s.group
+        with T.serial(tirx.truncdiv(behind - first + (steps - 1), steps)) as g:
+            base = (first + g * steps) * s.rows
             with self._each_tile(base, limit) as at:
                 self._transform_inputs(*at)
             start = 0
             for run in point_runs(self.axes):
-                self._multiply_run(run, start, limit - base)
+                self._multiply_run(run, start, first + g * steps)
                 start += len(run.rows) * len(run.columns) * self._panel_size(run) * s.panels
             with self._each_tile(base, limit) as at:
-                self._transform_output(*at)
+                self._transform_output(base, *at)
 
     @contextmanager
     def _each_tile(self, base: Any, limit: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -245,13 +249,13 @@ class _Winograd:
         """Weights of one panel at one point."""
         return len(run.phases) * self.c.channels * self.s.lanes
 
-    def _multiply_run(self, run: PointRun, start: int, tiles: Any) -> None:
-        """The products at some points; their weights begin at `start`. At most `tiles` tiles of the group exist."""
+    def _multiply_run(self, run: PointRun, start: int, first: Any) -> None:
+        """The products at some points; their weights begin at `start`, the group with set `first` of tiles."""
         size, rows = self._panel_size(run), self.s.rows
         with T.serial(len(run.rows)) as i, T.serial(len(run.columns)) as j, T.serial(self.s.panels) as panel:
             point = (i + run.rows.start) * self.across + (j + run.columns.start)
             weights = ((i * len(run.columns) + j) * self.s.panels + panel) * size + start
-            with T.serial(self.s.group // rows) as u, T.If(u * rows < tiles), T.Then():
+            with T.serial(self.s.group // rows) as u, self.s.units.where(self.made, first + u, panel):
                 self._multiply(run, point, panel, weights, u * rows)
 
     def _multiply(self, run: PointRun, point: Any, panel: Any, weights: Any, first: Any) -> None:
@@ -311,22 +315,29 @@ class _Winograd:
         return found
 
     # ------------------------------------------------------------------ outputs
-    def _transform_output(self, t: Any, n: Any, row: Any, column: Any) -> None:
-        y, m = self.c.y, self.s.outputs
+    def _transform_output(self, base: Any, t: Any, n: Any, row: Any, column: Any) -> None:
+        """The blocks of the call's panels of tile t of the group that begins with tile `base`."""
+        s, tiles = self.s, tirx.truncdiv(base + t, self.s.rows)
+        with T.serial(s.panels) as panel, s.units.where(self.made, tiles, panel), T.serial(s.vectors) as o:
+            self._transform_output_block(t, (n, panel * s.vectors + o, row, column))
+
+    def _transform_output_block(self, t: Any, place: tuple[Any, Any, Any, Any]) -> None:
+        """Columns, then rows of one block of channels; `place` is the tile's first output."""
+        n, block, row, column = place
+        y = self.c.y
+        at = vector(block * y.block, y.block)
 
         def const(value: float) -> Any:
             return splat(value, y.block)
 
-        with T.serial(y.blocks) as block:
-            at = vector(block * y.block, y.block)
-            for j in range(self.across):
-                cells = [self.products[q * self.across + j, t, at] for q in range(self.axes[0].points)]
-                for i, value in enumerate(self.axes[0].interpolate(cells, const)):
-                    self.output_tile.put(i * self.across + j, value)
-            for i in range(m[0]):
-                cells = [self.output_tile.get(i * self.across + q) for q in range(self.across)]
-                for j, value in enumerate(self.axes[1].interpolate(cells, const)):
-                    self._guarded((n, block, row + i, column + j), (i, j), value + self.out.bias(block))
+        for j in range(self.across):
+            cells = [self.products[q * self.across + j, t, at] for q in range(self.axes[0].points)]
+            for i, value in enumerate(self.axes[0].interpolate(cells, const)):
+                self.output_tile.put(i * self.across + j, value)
+        for i in range(self.s.outputs[0]):
+            cells = [self.output_tile.get(i * self.across + q) for q in range(self.across)]
+            for j, value in enumerate(self.axes[1].interpolate(cells, const)):
+                self._guarded((n, block, row + i, column + j), (i, j), value + self.out.bias(block))
 
     def _guarded(self, place: Any, at: tuple[int, int], value: Any) -> None:
         """Store one output; only those of the last tiles can lie outside the image."""
