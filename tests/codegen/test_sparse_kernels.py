@@ -23,7 +23,8 @@ from compiler.codegen.templates import block_sparse, regular_block
 from compiler.codegen.templates.blocked import Plane
 from compiler.codegen.templates.permute import Permutation
 from compiler.compile import golden_of
-from compiler.ir.encoding import BlockSparse, Encoding, RegularBlock
+from compiler.errors import ConfigError
+from compiler.ir.encoding import BlockSparse, Encoding, RegularBlock, Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from tests.codegen.native import NativeLibrary
@@ -109,6 +110,27 @@ def test_weights_whose_columns_are_the_outputs(encoding: Encoding, tmp_path: Pat
     assert check(b.done(), tmp_path, algorithm=template_of(encoding)) == {template_of(encoding)}
 
 
+@pytest.mark.parametrize("encoding", [Unstructured(), RegularBlock(sizes=(8,))], ids=str)
+@pytest.mark.parametrize("rank", [0, 3])
+def test_lists_for_weights_without_blocks(encoding: Encoding, rank: int, tmp_path: Path) -> None:
+    b = Builder()
+    y = sparse_conv(b, b.input("x", 1, 16, 7, 6), encoding, 24, (3, 3), pads=(1, 1, 1, 1), strides=(2, 1))
+    flat = b.apply("Flatten", b.apply("Relu", y))
+    weight = sparse_weight(b.graph, Unstructured(), (37, b.graph.value(flat).shape[1]), 0.05)
+    b.task("t", b.apply("Gemm", flat, weight, b.weight(37), transB=1))
+    used = check(b.done(), tmp_path, algorithm="block-sparse", rank=rank)
+    assert "block-sparse" in used
+    assert not used & {"conv", "gemm"}
+
+
+def test_a_plan_that_wants_runs_where_there_are_none() -> None:
+    b = Builder()
+    b.task("t", sparse_conv(b, b.input("x", 1, 16, 7, 6), BlockSparse(), 16, (3, 3)))
+    recorded = {"conv": Choice("regular-block", (4, 1, 1))}
+    with pytest.raises(ConfigError, match="'regular-block 4x1x1' of the plan does not apply to it"):
+        generate(b.done(), find_target("host"), sources=Sources(recorded))
+
+
 def test_blocks_along_the_other_axis_run_densely(tmp_path: Path) -> None:
     b = Builder()
     b.task("t", b.apply("MatMul", b.input("x", 2, 48), sparse_weight(b.graph, BlockSparse(), (48, 40))))
@@ -137,7 +159,7 @@ def test_long_activations_are_not_repeated_for_every_lane(tmp_path: Path) -> Non
     b = Builder()
     y = sparse_conv(b, b.input("x", 1, 32, 5, 5), RegularBlock(sizes=(4, 8) * 16), 32, (1, 1))
     b.task("t", b.apply("Mul", y, b.apply("HardSigmoid", b.apply("Tanh", y))))
-    assert "conv" in check(b.done(), tmp_path)
+    assert "regular-block" not in check(b.done(), tmp_path, algorithm="regular-block")
 
 
 @pytest.mark.parametrize("encoding", [BlockSparse(), BlockSparse(block=(8, 1)), RegularBlock(sizes=(16,))], ids=str)
@@ -156,7 +178,7 @@ def test_segments_that_do_not_hold_whole_runs_run_densely(tmp_path: Path) -> Non
     x = b.input("x", 1, 32, 8, 8)
     joined = b.apply("Concat", b.apply("Relu", b.conv(x, 20, 1)), b.apply("Relu", b.conv(x, 44, 1)), axis=1)
     b.task("t", sparse_conv(b, joined, RegularBlock(sizes=(16,)), 32, (1, 1)))
-    assert "regular-block" not in check(b.done(), tmp_path)
+    assert "regular-block" not in check(b.done(), tmp_path, algorithm="regular-block")
 
 
 def test_empty_lists_write_bias_and_activation(tmp_path: Path) -> None:
@@ -313,7 +335,7 @@ def test_layers_of_one_geometry_share_a_kernel_whatever_their_lists() -> None:
     ]
     b.task("t", *outs)
     graph = b.done()
-    recorded = {n.ref.name: Choice("block-sparse", (8, 1, 1)) for n in graph.nodes()}
+    recorded = {n.ref.name: Choice("block-sparse", (8, 1, 1, 16)) for n in graph.nodes()}
     library = generate(graph, find_target("host"), sources=Sources(recorded))
     kernels = [c.kernel for c in library.full.calls if c.nodes[0].startswith("conv")]
     assert len(kernels) == 3
@@ -407,9 +429,9 @@ def test_every_encoding_under_emulation(name: str, permutes: bool, tmp_path: Pat
     known = preferring(graph, name, "block-sparse").recorded | preferring(graph, name, "regular-block").recorded
     library = generate(graph, target, sources=Sources(known))
     used = {k.template for k in library.kernels}
-    assert ("regular-block" in used) is permutes
+    assert ("regular-block" in used) is permutes  # else as lists of taps that some row of four reads
     assert "block-sparse" in used
-    assert permutes is not bool(used & {"conv", "gemm"})
+    assert not used & {"conv", "gemm"}
     golden = golden_of(graph, None, 0)
     bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
     result = run_selftest(bundle, target)

@@ -30,41 +30,47 @@ from compiler.codegen.strategies.sparse import (
 from compiler.codegen.target import Target
 from compiler.codegen.templates import block_sparse
 from compiler.ir.encoding import BlockSparse as Blocks
+from compiler.ir.encoding import Sparse
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
+HEIGHTS = (4, 8, 16)
+"""Rows of a list for weights that have no blocks of their own: a tap is in it if one of them reads it."""
+
 
 class BlockSparse(Strategy):
-    """Tile: columns and rows of positions in registers, taps summed side by side."""
+    """Tile: columns and rows of positions in registers, taps summed side by side, rows that share a list.
+
+    Weights in other sparse forms run as well, with zeros where only some rows of a list read a tap.
+    """
 
     name = "block-sparse"
+    version = 2
     families = ("conv", "gemm")
     skips_zeros = True
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         encoding = group.anchor.operands[1].type.encoding
-        if not isinstance(encoding, Blocks) or encoding.rows != output_axis(group):
+        if not isinstance(encoding, Sparse) or encoding.rows != output_axis(group):
             return []
         known = sparse_facts(group, situation)
-        width = register_width(known.output_block, encoding.height, situation.target.lanes)
-        if width < min(4, situation.target.lanes):
-            return []
-        stored = np.count_nonzero(encoding.alive(group.anchor.operands[1].constant))
-        found = [
-            _candidate(known, int(stored), width, tile, situation)
-            for tile in _tiles(known.extent, encoding.height // width, situation.target)
-        ]
+        found = []
+        for height in (encoding.height,) if isinstance(encoding, Blocks) else HEIGHTS:
+            width = register_width(known.output_block, height, situation.target.lanes)
+            if width >= min(4, situation.target.lanes):
+                blocks = Blocks(encoding.rows, (height, 1))
+                taps = int(np.count_nonzero(blocks.alive(group.anchor.operands[1].constant)))
+                tiles = _tiles(known.extent, height // width, situation.target)
+                found += [_candidate(known, taps, width, (*tile, height), situation) for tile in tiles]
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return sparse_borders(group)
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        encoding = group.anchor.operands[1].type.encoding
-        assert isinstance(encoding, Blocks)
-        columns, rows, unroll = choice.tile
+        columns, rows, unroll, height = choice.tile
         layer = sparse_layer(builder, group, columns)
-        known, height = layer.layer, encoding.height
+        known = layer.layer
         packed = block_sparse.pack(layer.weight, height, layer.x, known.pad, known.dilation)
         shape = block_sparse.BlockSparseShape(
             batch=layer.batch,
@@ -78,7 +84,7 @@ class BlockSparse(Strategy):
             weights_outer=packed.values.nbytes + packed.index.nbytes > SMALL_WEIGHTS,
         )
         arrays = {"values": packed.values, "index": packed.index, "first": packed.first, "last": packed.last}
-        slots = [*layer.inputs, *tables(builder, layer, str(encoding), tuple(arrays.items()))]
+        slots = [*layer.inputs, *tables(builder, layer, f"block{height}x1", tuple(arrays.items()))]
         slots += [bias_slot(builder, layer, height), *layer.rest]
         return Built(
             (self.name, shape),
@@ -102,13 +108,11 @@ def _tiles(extent: tuple[int, int], vectors: int, target: Target) -> Iterable[tu
 
 
 def _candidate(
-    known: SparseFacts, stored: int, width: int, tile: tuple[int, int, int], situation: Situation
+    known: SparseFacts, stored: int, width: int, tile: tuple[int, int, int, int], situation: Situation
 ) -> Candidate:
     """Cycles of all register tiles by the larger of multiply-adds and loads, or the time to read the weights."""
-    machine, (columns, rows, unroll) = situation.target.machine, tile
-    encoding = known.encoding
-    assert isinstance(encoding, Blocks)
-    vectors, groups = encoding.height // width, -(-known.output_lanes // encoding.height)
+    machine, (columns, rows, unroll, height) = situation.target.machine, tile
+    vectors, groups = height // width, -(-known.output_lanes // height)
     cycles = 0.0
     for positions, count in tile_counts(known.extent, columns, rows):
         sums, loads = positions * vectors, positions * 0.5 + vectors + 0.5
@@ -119,7 +123,7 @@ def _candidate(
         )
         cycles += count * (stored * step + groups * (TILE_CYCLES + 2 * sums * unroll))
     cycles *= known.layer.batch
-    bytes_ = stored * (4 * encoding.height + 4)
+    bytes_ = stored * (4 * height + 4)
     return Candidate(
         Choice(BlockSparse.name, tile), overlapped(cycles / machine.clock, weight_seconds(bytes_, situation))
     )

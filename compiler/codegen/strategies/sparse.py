@@ -28,7 +28,6 @@ from compiler.codegen.strategies.direct import image_planes, rows_and_columns
 from compiler.codegen.strategies.matrix import gemm_constants, matrix_extent
 from compiler.codegen.templates.blocked import Epilogue, Plane, pack_bias
 from compiler.codegen.templates.common import chunks
-from compiler.ir.encoding import Encoding
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -47,7 +46,6 @@ class SparseFacts:
     """Logical facts of a layer with sparse weights, for candidates."""
 
     layer: ConvFacts
-    encoding: Encoding
     extent: tuple[int, int]
     """Rows and columns of the image as the kernel sees it."""
     segments: tuple[tuple[int, int], ...]
@@ -70,18 +68,16 @@ class SparseFacts:
 def sparse_facts(group: Group, situation: Situation) -> SparseFacts:
     """The facts of a convolution or matrix product."""
     site = group.anchor
-    encoding = site.operands[1].type.encoding
     if group.family == "gemm":
         inner, outputs = matrix_extent(site)
         rows = site.operands[0].size // inner
         one = (1, 1)
         layer = ConvFacts(1, inner, outputs, (1, rows), one, one, one, (0, 0))
-        return SparseFacts(layer, encoding, (1, rows), ((inner, inner),), 0)
+        return SparseFacts(layer, (1, rows), ((inner, inner),), 0)
     layer = facts(site)
     segments = tuple((v.shape[1], situation.block(v.shape[1])) for v in group.segments)
-    return SparseFacts(
-        layer, encoding, rows_and_columns(group, layer, situation), segments, output_block(site, situation)
-    )
+    extent = rows_and_columns(group, layer, situation)
+    return SparseFacts(layer, extent, segments, output_block(site, situation))
 
 
 def output_axis(group: Group) -> int:

@@ -45,6 +45,11 @@ class Permutation:
             return self.lanes == 4 and self.sources in _ARM64
         return (self.lanes, 1) in _X86 and self.sources in (1, 2, 4)
 
+    @property
+    def single(self) -> bool:
+        """Whether one instruction does it; otherwise halves are permuted and selected from."""
+        return self.arch == "arm64" or (self.lanes, self.sources) in _X86
+
     def form(self, panels: int) -> Form:
         """How the codes of `panels` vectors that share their sources lie in memory."""
         if self.arch == "arm64":
@@ -56,9 +61,9 @@ class Permutation:
         assert len(sources) == self.sources
         if self.arch == "arm64":
             return self._table(sources, code)
-        name = _X86.get((self.lanes, self.sources))
-        if name is None:
+        if not self.single:
             return self._selected(sources, code)
+        name = _X86[self.lanes, self.sources]
         if self.sources == 2:
             return T.call_llvm_pure_intrin(f"float32x{self.lanes}", name, sources[0], code, sources[1])
         return T.call_llvm_pure_intrin(f"float32x{self.lanes}", name, sources[0], code)
