@@ -15,6 +15,7 @@ STUDIES = {
     "pruning-coverage": "benchmarks.pruning_coverage",
     "sparse": "benchmarks.sparse",
     "threads": "benchmarks.threads",
+    "tune": "benchmarks.tune",
     "setup-peers": "benchmarks.setup_peers",
 }
 """Name on the command line -> module with `main(arguments) -> exit status`."""

@@ -20,11 +20,9 @@ import numpy as np
 from benchmarks.peers.client import ROOT
 from compiler import build, find_target, parse_pass
 from compiler.codegen import search
-from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.tuning import TuningDatabase
-from compiler.compile import golden_of, write_library
 from compiler.ir.graph import Graph
 from compiler.pipeline import DEFAULT
 
@@ -48,7 +46,7 @@ class Compiled:
 def sources_digest() -> str:
     """Digest of every source file of the compiler."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "compiler").rglob("*.py")):
+    for path in sorted(p for kind in ("*.py", "*.json") for p in (ROOT / "compiler").rglob(kind)):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -79,20 +77,20 @@ def built(
     passes: Sequence[str] = PASSES,
     target: str = "host",
     feeds: Mapping[str, np.ndarray] | None = None,
-    tune: float = 0.0,
+    tune: float | None = None,
 ) -> Compiled:
-    """The bundle of `graph` after `passes`, made in `folder`; with `tune`, after measuring candidates for about so
-    many seconds, from an empty database. Raises what passes and build raise."""
+    """The bundle of `graph` after `passes`, made in `folder`, by the measurements that come with taskgraft.
+
+    With `tune` by candidates measured for about so many seconds, from an empty database; 0: by rule alone. Raises
+    what passes and build raise.
+    """
     start = time.perf_counter()
     passed = through(graph, passes)
-    samples = None if feeds is None else [feeds]
+    database = None if tune is None else TuningDatabase()
     if tune:
-        goal = find_target(target)
-        sources = Sources(measured=search.tune(passed, goal, TuningDatabase(), seconds=tune))
-        library = generate(passed, goal, name="net", sources=sources)
-        bundle = write_library(library, goal, folder, golden_of(passed, samples, 0), passed)
-    else:
-        bundle = build(passed, target, folder, name="net", feeds=samples, selftest=False, force=True)
+        database = search.tune(passed, find_target(target), TuningDatabase(), seconds=tune)
+    samples = None if feeds is None else [feeds]
+    bundle = build(passed, target, folder, name="net", feeds=samples, selftest=False, force=True, tuning=database)
     sizes = [p.stat().st_size for p in (bundle.library, bundle.path / WEIGHTS)]
     return Compiled(bundle.path, time.perf_counter() - start, *sizes)
 
@@ -105,7 +103,7 @@ def compiled(
     passes: Sequence[str] = PASSES,
     target: str = "host",
     feeds: Mapping[str, np.ndarray] | None = None,
-    tune: float = 0.0,
+    tune: float | None = None,
 ) -> Compiled:
     """What `built` makes, from the folder `kept` if it was built before.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
@@ -148,3 +149,17 @@ def test_a_wrong_import_is_noticed(tmp_path, monkeypatch):
     assert list(problems(folder / "ties.py")) == [
         "ties.py:2 imports compiler.cost.count; level 17 imports lower levels only"
     ]
+
+
+def test_every_package_is_installed():
+    """The build takes packages from a list, so that a folder that is not on it would be missing."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert sorted(tools["packages"]) == sorted({module_of(p.parent / "__init__.py") for p in FILES})
+    listed = {
+        path
+        for name, patterns in tools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / name.replace(".", "/")).glob(pattern)
+    }
+    others = {p for p in (ROOT / "compiler").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert others == listed

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import Group, make_groups
 from compiler.codegen.planner import Sources, candidates, situation
-from compiler.codegen.profile import profile_library
+from compiler.codegen.profile import StepTime, profile_library
+from compiler.codegen.program import Library
 from compiler.codegen.strategies.base import Candidate, Choice
 from compiler.codegen.target import Target
 from compiler.codegen.tuning import TuningDatabase, layer_key
@@ -30,6 +31,8 @@ SLOWEST = 3.0
 
 Measure = Callable[[Mapping[str, Choice]], Mapping[str, float]]
 """Seconds of every named layer when all run as given."""
+Profiler = Callable[[Library, Target], Sequence[StepTime]]
+"""The time of every call of a library."""
 
 
 @dataclass
@@ -100,7 +103,7 @@ def tune(
     this machine, which must be able to run `target` and be otherwise idle; TargetError where it is not able to.
     """
     layers = _layers(graph, target, database)
-    time_in_place = measure or (lambda tried: _measure(graph, target, tried))
+    time_in_place = measure or (lambda tried: in_place(graph, target, tried))
     progress = _Progress(say, seconds)
     made = TuningDatabase(dict(database.entries))
     say(f"tune: {len(layers)} layer shapes, {sum(len(y.waiting) for y in layers)} candidates to measure")
@@ -154,7 +157,9 @@ def to_try(ranked: Sequence[Candidate]) -> list[Choice]:
     return kept
 
 
-def _measure(graph: Graph, target: Target, tried: Mapping[str, Choice]) -> dict[str, float]:
-    """Seconds of each layer, by its first node, with the given choices."""
+def in_place(
+    graph: Graph, target: Target, tried: Mapping[str, Choice], profiler: Profiler = profile_library
+) -> dict[str, float]:
+    """Seconds of each layer, by its first node, with the given choices. TargetError where `target` does not run."""
     library = generate(graph, target, name="tuned", subsets=[frozenset(graph.tasks)], sources=Sources(tried))
-    return {step.nodes[0]: step.seconds for step in profile_library(library, target) if step.nodes[0] in tried}
+    return {step.nodes[0]: step.seconds for step in profiler(library, target) if step.nodes[0] in tried}

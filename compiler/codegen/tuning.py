@@ -67,6 +67,11 @@ class TuningDatabase:
         """SHA-256 (hex) of the text."""
         return hashlib.sha256(self.text().encode("ascii")).hexdigest()
 
+    def best(self, most: int) -> TuningDatabase:
+        """The `most` fastest choices of every layer, without measurements of older code: what is worth keeping."""
+        current = {key: tuple(m for m in rows if m.current)[:most] for key, rows in self.entries.items()}
+        return TuningDatabase({key: rows for key, rows in current.items() if rows})
+
     def add(self, key: str, choice: Choice, seconds: float) -> None:
         """Enter a measurement; a newer one of the same choice replaces the older."""
         version = STRATEGIES[choice.algorithm].version
@@ -143,9 +148,14 @@ def _measurement(row: object) -> Measurement | None:
     return Measurement(nanoseconds, algorithm, tuple(tile), version) if whole and type(algorithm) is str else None
 
 
+def shipped_file(target: Target) -> Path:
+    """Where the measurements of an instruction set lie in the package; written by `python -m benchmarks tune`."""
+    return DATA / f"tuning-{target.preset}.json"
+
+
 def shipped(target: Target) -> TuningDatabase:
     """The measurements that come with taskgraft for an instruction set; empty where there are none."""
-    path = DATA / f"tuning-{target.preset}.json"
+    path = shipped_file(target)
     return TuningDatabase.load(path) if path.exists() else TuningDatabase()
 
 
