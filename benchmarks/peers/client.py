@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import tempfile
@@ -133,8 +134,14 @@ class Worker:
     def _death(self) -> str:
         status = self._process.wait()
         self._log.seek(0)
-        tail = [line.strip() for line in self._log.read().splitlines() if line.strip()][-TAIL:]
-        return _one_line(f"the worker ended with status {status}: {' | '.join(tail)}")
+        return _one_line(f"the worker ended with status {status}: {last_words(self._log.read())}")
+
+
+def last_words(log: str) -> str:
+    """The lines of a log that name an error, else its last ones."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"error|assert|exception|abort|terminate", line, re.IGNORECASE)]
+    return " | ".join(telling[:TAIL] or lines[-TAIL:])
 
 
 def _one_line(text: str, most: int = 400) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.host import timed_cores
-from benchmarks.peers.client import PeerError, Worker
+from benchmarks.peers.client import PeerError, Worker, last_words
 from benchmarks.peers.engine import read_arrays, write_arrays
 from benchmarks.rounds import ALONE
 from tests.benchmarks.fakes import FEEDS, LAUNCH
@@ -65,6 +65,12 @@ def test_a_refusal_is_told_in_the_engines_words():
 def test_a_crash_is_told_with_its_last_words():
     with pytest.raises(PeerError, match=r"ended with status 3: .*illegal instruction"):
         loaded("die")
+
+
+def test_the_words_are_those_about_the_error_not_the_addresses_behind_it():
+    log = "starting\n\nassertion failed: x > 0\n 1# main at main.c\n 2# start at start.c\n"
+    assert last_words(log) == "assertion failed: x > 0"
+    assert last_words("one\ntwo\n") == "one | two"
 
 
 def test_silence_ends():
