@@ -272,6 +272,12 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         ),
     ),
     (
+        "explain merge",
+        "compiler.commands.merges:explain_merge",
+        "per layer: what networks share, and why the rest is not",
+        (_path("RELEASE.toml|MODEL.onnx"), _config, _input),
+    ),
+    (
         "evaluate",
         f"{_BUILDS}:evaluate",
         "every task's metric: originals, graph, compiled library",

@@ -73,6 +73,25 @@ def test_a_family_compiles_and_passes_its_gates(family: str, targets: tuple[str,
         assert row.final.metric == pytest.approx(row.original, abs=1e-3)
 
 
+@pytest.mark.parametrize(("family", "share"), [("spoken", 0.60), ("fashion", 0.60)])
+def test_merged_then_pruned_keeps_the_gates_and_the_bits_of_every_subset(
+    family: str, share: float, tmp_path: Path
+) -> None:
+    found = compiled(family, tmp_path, "merged.toml", ("host",))
+    assert all(g.verdict == "passed" for g in found.gates)
+    for row, apart in found.costs.pairs():
+        assert apart is not None and row.cost.macs <= apart.cost.macs
+    assert row.cost.flops <= share * apart.cost.flops
+    assert found.records[4].name == "merge" and found.records[4].notes
+    bundle = open_bundle(found.folder)
+    data = np.load(MODELS / family / "sample.npz")
+    feeds = {name: data[name] for name in data.files}
+    full = bundle.run(feeds)
+    for row in found.costs.combinations:
+        part = bundle.run(feeds, tasks=row.tasks)
+        assert all(np.array_equal(part[t], full[t]) for t in row.tasks)
+
+
 def test_pruning_with_recovery_keeps_the_accuracy_without_training(tmp_path: Path) -> None:
     found = compiled("fashion", tmp_path, "pruned.toml", ("host",))
     full = found.costs.combinations[-1].cost.flops

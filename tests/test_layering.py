@@ -14,7 +14,13 @@ from tests.shared import ROOT
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.__main__",),
     ("compiler.cli",),
-    ("compiler.commands.builds", "compiler.commands.graphs", "compiler.commands.lists", "compiler.commands.plans"),
+    (
+        "compiler.commands.builds",
+        "compiler.commands.graphs",
+        "compiler.commands.lists",
+        "compiler.commands.merges",
+        "compiler.commands.plans",
+    ),
     ("compiler.commands.common", "compiler.commands.bundles", "compiler.tables"),
     ("compiler.commands", "compiler.check"),
     ("compiler.compile",),

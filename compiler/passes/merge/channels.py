@@ -4,7 +4,8 @@ A channel is an atom of the ties' closure: entries of several axes that exist to
 bias, the channel of the map and of every activation behind it. Channels of one layer, or of one residual stream,
 form a group. A node either makes channels from others by constant weights (LAYER), works on each channel alone
 (EACH), or passes channels on (ROUTE). Everything else reads its operands whole (WHOLE): groups it touches keep
-one owner."""
+one owner.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ ROUTING = ("Concat", "Split", "Slice", "Gather")
 @dataclass(frozen=True, slots=True, eq=False)
 class Channels:
     """A group: channels that span the same axes, in the order of their first entry. `split`: they may be labelled
-    one by one; else `reason` says why all of them keep one label."""
+    one by one; else `reason` says why all of them keep one label.
+    """
 
     index: int
     atoms: tuple[Atom, ...]
@@ -202,7 +204,8 @@ class ChannelMap:
 
 def layer_axes(site: Site) -> tuple[Axis, Axis] | None:
     """(axis of operand 0 that the weights contract, axis of the result along which they have outputs) of a layer:
-    Conv with one group, Gemm or MatMul with constant weights; None for every other node."""
+    Conv with one group, Gemm or MatMul with constant weights; None for every other node.
+    """
     name, attrs = site.node.op.name, site.attrs
     if name not in ("Conv", "Gemm", "MatMul") or site.operands[0].data is not None:
         return None

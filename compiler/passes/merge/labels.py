@@ -2,7 +2,8 @@
 
 A label is a set of groups of one stream, hence a set of tasks at every place. It is not stored in the graph;
 there it is what `needed_by` says, and it shows in names. A channel stands for one or more original channels, its
-members."""
+members.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +61,18 @@ def average(members: Sequence[Unit], groups: Iterable[int] = ()) -> Channel:
     return Channel(readers, tuple(members), (1.0,) * count, (1.0 / count,) * count)
 
 
+def whole_multiples(channels: Sequence[Channel], multiple: int) -> tuple[Channel, ...]:
+    """Undo joins so that every shared label's width is a multiple of `multiple`: the last channels of a label that
+    do not fill one are their own networks' again.
+    """
+    by_label: dict[tuple[int, ...], list[Channel]] = {}
+    for channel in channels:
+        if len(channel.groups) > 1:
+            by_label.setdefault(channel.groups, []).append(channel)
+    undone = {id(c) for found in by_label.values() for c in found[len(found) // multiple * multiple :]}
+    return tuple(part for c in channels for part in ([own(m) for m in c.members] if id(c) in undone else [c]))
+
+
 Labelling = Mapping[int, tuple[Channel, ...]]
 """Stream -> its channels; streams that are left out keep their original ones."""
 
@@ -109,7 +122,8 @@ def label_order(streams: Streams, groups: Sequence[int]) -> tuple[int, int, tupl
 
 def check(streams: Streams, labelling: Labelling) -> None:
     """VerifyError where channels are not what `Channel` says: units unknown or used twice by one label's readers,
-    members outside the label, an owner whose network lacks a layer that writes the stream."""
+    members outside the label, an owner whose network lacks a layer that writes the stream.
+    """
     for index, channels in labelling.items():
         stream = streams.streams[index]
         seen: set[Unit] = set()
@@ -124,7 +138,8 @@ def check(streams: Streams, labelling: Labelling) -> None:
 
 def check_closure(streams: Streams, graph: Graph, made: Mapping[NodeRef, int]) -> None:
     """VerifyError where a node that was made for some tasks is needed by another one: a label reads a value that is
-    not for all of its tasks."""
+    not for all of its tasks.
+    """
     _, needed = sorted_masks(graph)
     names = streams.alignment.names
     for ref, mask in made.items():

@@ -4,7 +4,8 @@ A round labels every stream from the inputs on, with budgets for the estimated d
 network. Then the real residual of every layer and the real loss of every task on held-out inputs are looked at.
 Streams whose layers lost more than allowed get half of their budget, and another round runs; after a few halvings
 nothing is joined there that is not exact. The separate networks, which lose nothing, are where this ends at the
-latest."""
+latest.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +17,19 @@ import numpy as np
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.assemble import Assembly, Findings
 from compiler.passes.merge.channels import Role
-from compiler.passes.merge.join import Joiner, narrow_labels_apart
-from compiler.passes.merge.labels import Channel, Labelling, Unit, average, own
+from compiler.passes.merge.join import Joiner
+from compiler.passes.merge.labels import Channel, Labelling, Unit, average, own, whole_multiples
 from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.readings import Reading, readings
 from compiler.passes.merge.relevance import Likeness, Prices
 from compiler.passes.merge.rows import HELD_OUT
 from compiler.passes.merge.streams import Place, Stream, Streams
 
 LEAST = 2.0**-6
 """Share of its first budget below which a stream joins exact channels only."""
+
+CLOSED = -1.0
+"""Share of a stream that joins nothing any more."""
 
 ROUNDING = 1e-6
 """Residual that counts as none."""
@@ -33,7 +38,8 @@ ROUNDING = 1e-6
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a merge may lose. `drift`: of one layer's results, `loss`: of each task's outputs on held-out inputs;
-    both as shares of their variance."""
+    both as shares of their variance.
+    """
 
     drift: float
     loss: Mapping[str, float]
@@ -59,12 +65,12 @@ class Lattice:
         limits: Limits,
         multiple: int,
         likeness: Likeness,
-        value: Mapping[int, np.ndarray],
         build: Callable[[Callable[[Assembly, Place, Sequence[Stream]], Labelling]], Assembly],
     ) -> None:
         self._streams, self._originals, self._prices = streams, originals, prices
         self._limits, self._multiple, self._build = limits, multiple, build
-        self._likeness, self._worth = likeness, value
+        self._likeness = likeness
+        self._readings: dict[int, dict[int, list[Reading]]] = {}
         self._shares = {s.index: 1.0 for s in streams.streams}
 
     def run(self) -> Round:
@@ -76,14 +82,13 @@ class Lattice:
             if not blamed:
                 return Round(assembly, assembly.findings, losses)
             for index in blamed:
-                share = self._shares[index] / 2
-                self._shares[index] = share if share > LEAST else 0.0
+                self._shares[index] = _less(self._shares[index])
 
     # ------------------------------------------------------------------ labels
     def _decide(self, assembly: Assembly, place: Place, streams: Sequence[Stream]) -> Labelling:
         found = {}
         for stream in streams:
-            if len(stream.groups) > 1:
+            if len(stream.groups) > 1 and self._shares[stream.index] >= 0:
                 channels = self._joined(assembly, place, stream)
                 if any(len(c.groups) > 1 for c in channels):
                     found[stream.index] = channels
@@ -92,16 +97,18 @@ class Lattice:
     def _joined(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
         budget = self._limits.drift * self._shares[stream.index]
         reach = Reaching(self._streams, assembly, place)
+        if stream.index not in self._readings:
+            self._readings[stream.index] = readings(self._streams, self._originals, stream.index)
         joiner = Joiner(
             self._streams,
             stream,
+            self._readings[stream.index],
             self._likeness,
-            self._worth,
             self._prices,
             reach,
             dict.fromkeys(stream.groups, budget),
         )
-        return narrow_labels_apart(joiner.run(), self._multiple)
+        return whole_multiples(joiner.run(), self._multiple)
 
     # ------------------------------------------------------------------ what went wrong
     def _blamed(self, assembly: Assembly, losses: Mapping[str, float]) -> list[int]:
@@ -114,12 +121,19 @@ class Lattice:
         for task in lost_tasks(losses, self._limits):
             bit = 1 << self._streams.alignment.tasks.index(task)
             found |= {s.index: None for s in self._streams.streams if self._streams.mask_of(s.groups) & bit}
-        return [i for i in sorted(found) if self._shares[i] > 0 and i in assembly.labelling]
+        return [i for i in sorted(found) if i in assembly.labelling]
 
     def _read(self, place: Place, mask: int) -> list[int]:
         """The streams that a network's own layer reads."""
         read = [s.site.operands[0] for s in place.sources if s.mask == mask]
         return [self._streams.of_group[g].index for v in read for g in self._streams.channels.parts(v)]
+
+
+def _less(share: float) -> float:
+    """Half of a budget; where little is left only exact joins, and where these fail on held-out inputs none."""
+    if share <= 0:
+        return CLOSED
+    return share / 2 if share / 2 > LEAST else 0.0
 
 
 def drifted_layers(assembly: Assembly, drift: float) -> list[tuple[Place, int]]:
@@ -177,7 +191,8 @@ def own_for(group: int, channel: int, groups: Sequence[int]) -> Channel:
 
 def task_losses(streams: Streams, originals: Originals, assembly: Assembly) -> dict[str, float]:
     """Task -> error of its outputs on held-out samples, as a share of their variance (the largest of its
-    outputs)."""
+    outputs).
+    """
     found = {}
     for task in streams.alignment.tasks:
         before = streams.graph.tasks[task].outputs

@@ -102,7 +102,7 @@ class LayerFit:
 
     def incoming(self, source: Source, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(second moments of some own inputs with a constant 1 behind them, the weights and bias that belong)."""
-        moments = self._own[source.ref]
+        moments = self._own(source)
         mean = moments.x[0, columns] / moments.rows
         second = moments.xx[0][np.ix_(columns, columns)] / moments.rows
         whole = np.block([[second, mean[:, None]], [mean[None, :], np.ones((1, 1))]])

@@ -58,7 +58,8 @@ class Merge(Pass):
     zipit share (0: as deep as the limits allow for prefix, all for the others). `share`: mtz, share of channels
     that are paired. `alpha`, `beta`: zipit. `threshold`: pam, share of the labels' entropy that irrelevant
     channels may tell. `fit`: fit weights by least squares; else they are placed and averaged, and only constants
-    are fitted. `samples`: how many calibration batches are used. `exclude`: patterns of names to leave alone."""
+    are fitted. `samples`: how many calibration batches are used. `exclude`: patterns of names to leave alone.
+    """
 
     name: ClassVar[str] = "merge"
     exact: ClassVar[bool] = False
@@ -104,7 +105,7 @@ class Merge(Pass):
         if self.policy == "exact" or len(graph.tasks) < 2:
             return told
         origin = split_shared(graph, matrices=True)
-        told += self._merge(graph, use)
+        told = self._merge(graph, use)
         sweep(graph)
         join_shared(graph, {c: o for c, o in origin.items() if c in graph and o in graph})
         self._check_caps(graph)
@@ -159,7 +160,7 @@ class Merge(Pass):
         likeness, value = Likeness(streams, originals), worth(streams, originals)
         if self.policy == "lattice":
             prices = Prices(streams, self._workload(streams.graph, use))
-            return Lattice(streams, originals, prices, limits, self.multiple, likeness, value, build).run()
+            return Lattice(streams, originals, prices, limits, self.multiple, likeness, build).run()
         found = stages(streams)
         depth = min(self.depth or len(found), len(found))
         common = (streams, originals, likeness, value, found)
@@ -197,7 +198,8 @@ class Merge(Pass):
 
     def _workload(self, graph: Graph, use: Resources) -> Mapping[frozenset[str], float]:
         """The probabilities that labels are priced with: capped combinations count as much as all others
-        together."""
+        together.
+        """
         caps = self._caps(graph)
         if not caps:
             return use.workload

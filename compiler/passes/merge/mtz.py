@@ -5,7 +5,8 @@ H_t = E[x x^T] over what network t's layer reads from channels that are shared a
 the weights w_t of one channel each costs ½ sum_t (w_t - w)^T H_t (w_t - w), least at w = (sum_t H_t)^-1 sum_t H_t
 w_t. For two networks that least value is ½ (w_A - w_B)^T (H_A^-1 + H_B^-1)^-1 (w_A - w_B), the published
 distance; the published form of w uses inverses and is the same. Here both are computed without inverting a single
-H_t, so that dead inputs do no harm."""
+H_t, so that dead inputs do no harm.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def shared_weights(moments: Sequence[np.ndarray], weights: Sequence[np.ndarray])
 
 def distances(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[channels of a, channels of b]: ½ (a_i - b_j)^T H (a_i - b_j), H = H_A (H_A + H_B)^-1 H_B; a [d, n], b [d,
-    m]."""
+    m].
+    """
     middle = first @ np.linalg.solve(first + second, second)
     middle = (middle + middle.T) / 2
     left, right = np.sum(a * (middle @ a), axis=0), np.sum(b * (middle @ b), axis=0)

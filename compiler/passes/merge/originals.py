@@ -12,9 +12,52 @@ from compiler.calibration.tape import Feed, Tape
 from compiler.ir.graph import Graph, NodeRef, Site
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import Role
-from compiler.passes.merge.rows import held_out, patch_rows, positions, value_rows
+from compiler.passes.merge.rows import held_out, matrix, patch_rows, positions, value_rows
 from compiler.passes.merge.solve import measure
 from compiler.passes.merge.streams import Place, Source, Streams
+
+WIDEST = 4096
+"""Columns beyond which partners' layers are measured one by one: a Gram matrix of so many takes 130 MB."""
+
+
+class Pooled:
+    """Moments of the values that several partners' layers read, side by side, with what each of them makes."""
+
+    def __init__(
+        self, moments: Moments, sources: Sequence[Source], sizes: Sequence[int], outputs: Sequence[int]
+    ) -> None:
+        self._moments = moments
+        read = list(dict.fromkeys(s.site.operands[0].ref for s in sources))
+        starts = np.cumsum([0, *sizes[:-1]])
+        spans = {r: (int(at), n) for r, at, n in zip(read, starts, sizes, strict=True)}
+        self._spans = {s.ref: spans[s.site.operands[0].ref] for s in sources}
+        wanted = np.cumsum([0, *outputs[:-1]])
+        self._targets = {s.ref: (int(at), n) for s, at, n in zip(sources, wanted, outputs, strict=True)}
+
+    def start(self, source: Source) -> int | None:
+        """First column of what a layer reads; None where it was not measured here."""
+        return self._spans[source.ref][0] if source.ref in self._spans else None
+
+    def columns(self, source: Source) -> np.ndarray:
+        """The columns of what a layer reads."""
+        start, size = self._spans[source.ref]
+        return np.arange(start, start + size)
+
+    def own(self, source: Source) -> Moments:
+        """Moments of one layer alone."""
+        start, size = self._targets[source.ref]
+        return self._moments.select(self.columns(source), np.arange(start, start + size))
+
+    def covariances(self, source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Covariance of all columns, their covariance with one layer's results, and these results' variances."""
+        start, size = self._targets[source.ref]
+        g, c, power = self._moments.central()
+        return g[0], c[0][:, start : start + size], power[0][start : start + size]
+
+
+def contracted(site: Site) -> int:
+    """Columns of a layer's patches."""
+    return int(matrix(site).shape[0])
 
 
 class Originals:
@@ -27,8 +70,9 @@ class Originals:
         """Layer or convolution per channel -> sampled results [rows, outputs]."""
         self.spreads: dict[NodeRef, tuple[np.ndarray, np.ndarray]] = {}
         """BatchNormalization -> mean and variance of its input per channel."""
-        self.own: dict[NodeRef, Moments] = {}
-        """Layer -> moments of what it reads with what it makes, over the samples that are fitted."""
+        self.pooled: dict[NodeRef, Pooled] = {}
+        """Layer -> moments of what it and its partners read with what they make, over the samples that are
+        fitted."""
         self.features: dict[int, dict[int, np.ndarray]] = {}
         """Place -> group -> [rows, channels] of its result, at places where groups can be compared."""
         self.outputs: dict[ValueRef, np.ndarray] = {}
@@ -46,6 +90,8 @@ class Originals:
             tape.run([s.site.node for s in place.sources])
             for source in place.sources:
                 self._measure(tape, place, source)
+            if place.role is Role.LAYER:
+                self._pool(tape, place)
             for source in place.sources:
                 for value in source.site.results:
                     if tape.graph.is_output(value.ref):
@@ -60,8 +106,6 @@ class Originals:
         if place.role is Role.LAYER or is_depthwise(site, place.role):
             axis = 1 if site.node.op.name == "Conv" else result.rank - 1
             self.targets[source.ref] = value_rows(tape, result.ref, axis)
-            if place.role is Role.LAYER:
-                self.own[source.ref] = self._moments(tape, site, positions(result, axis))
         if place.role is Role.EACH and site.node.op.name == "BatchNormalization":
             x = np.moveaxis(tape.read(site.operands[0].ref), 1, -1)
             x = x.reshape(-1, x.shape[-1]).astype(np.float64)
@@ -69,10 +113,26 @@ class Originals:
         if place.role in (Role.EACH, Role.LAYER) and len(place.sources) > 1:
             self._features(tape, place, source)
 
-    def _moments(self, tape: Tape, site: Site, count: int) -> Moments:
-        held = held_out(self.samples, count)
-        targets = self.targets[site.node.ref][None]
-        return measure(patch_rows(tape, site, [site.operands[0].ref]), targets, held).train
+    def own(self, source: Source) -> Moments:
+        """Moments of what one layer reads with what it makes."""
+        return self.pooled[source.ref].own(source)
+
+    def _pool(self, tape: Tape, place: Place) -> None:
+        """Measure the layers of a place together, or one by one where that would be too wide."""
+        sizes = {s.site.operands[0].ref: contracted(s.site) for s in place.sources}
+        together = [place.sources] if sum(sizes.values()) <= WIDEST else [(s,) for s in place.sources]
+        for sources in together:
+            site = sources[0].site
+            read = list(dict.fromkeys(s.site.operands[0].ref for s in sources))
+            targets = np.concatenate([self.targets[s.ref] for s in sources], axis=1)
+            result = site.results[0]
+            count = positions(result, 1 if site.node.op.name == "Conv" else result.rank - 1)
+            held = held_out(self.samples, count)
+            moments = measure(patch_rows(tape, site, read), targets[None], held).train
+            pooled = Pooled(
+                moments, sources, [sizes[r] for r in read], [self.targets[s.ref].shape[1] for s in sources]
+            )
+            self.pooled |= {s.ref: pooled for s in sources}
 
     def _features(self, tape: Tape, place: Place, source: Source) -> None:
         """Rows of a result whose channels have one entry each."""

@@ -71,7 +71,8 @@ def zip_groups(
     `target` groups are left, the likest pair is merged, across or within networks; the new group's likeness to
     every other is the smaller of the two, and a merge scales it by `alpha`. Merges within one network may take up
     at most the share `beta` of that network's channels, as long as any other merge is left. Returns the groups as
-    channel numbers, in order of their first one."""
+    channel numbers, in order of their first one.
+    """
     c = np.array(likeness, np.float64)
     kinds = list(dict.fromkeys(nets))
     member = np.array([[net == kind for kind in kinds] for net in nets])

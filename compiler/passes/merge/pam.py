@@ -49,7 +49,8 @@ def irrelevant(features: np.ndarray, labels: np.ndarray, threshold: float) -> li
     """Channels, in the order they were found, that together tell at most `threshold` nats about the labels.
 
     `features` [n, channels]. Greedy: the next one is the one that adds least. Adding a channel adds to the matrix
-    of squared distances, so a step costs one look at every channel."""
+    of squared distances, so a step costs one look at every channel.
+    """
     each = [(features[:, i, None] - features[:, i]) ** 2 for i in range(features.shape[1])]
     chosen: list[int] = []
     distances = np.zeros((len(features),) * 2)
@@ -78,7 +79,8 @@ def regroup(irrelevant_for: Mapping[int, Sequence[int]], count: int) -> tuple[di
 
 def own_labels(outputs: np.ndarray) -> np.ndarray:
     """Labels [samples, classes] of +1 and -1 from a task's own outputs [samples, ...]: its class decisions, one
-    against the rest; a single score is split at its median."""
+    against the rest; a single score is split at its median.
+    """
     flat = outputs.reshape(len(outputs), -1)
     if flat.shape[1] == 1:
         return np.where(flat > np.median(flat), 1.0, -1.0)

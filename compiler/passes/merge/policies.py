@@ -108,7 +108,8 @@ class Mtz(Policy):
 
     def _problem(self, assembly: Assembly, place: Place, group: int) -> tuple[np.ndarray, np.ndarray]:
         """(H [d, d], incoming weights [d, channels]) of one network over what is shared already, constant
-        included."""
+        included.
+        """
         (source,) = place.holding([group])
         fit = assembly.fit(place)
         entries = assembly.readable(place, label(self.streams, self.streams.of_group[group]))
@@ -140,7 +141,8 @@ class Mtz(Policy):
 @dataclass(frozen=True, eq=False)
 class Zipit(Policy):
     """Channels of all networks are merged in greedy order of correlation down to the width of the widest
-    network."""
+    network.
+    """
 
     alpha: float = 0.3
     beta: float = 0.125

@@ -1,5 +1,6 @@
 """How much each channel matters to the layers that read it, how alike channels of different networks are, and what
-one more channel of a label costs."""
+one more channel of a label costs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def worth(streams: Streams, originals: Originals) -> dict[int, np.ndarray]:
 
     Error is a share of each reader's output variance; the mean over the readers of the group. With G the
     covariance of a reader's patches and W its weights, the rise for channel u is W_u^T B_u^-1 W_u with B_u the
-    block of (G + lambda I)^-1 that belongs to u (optimal brain surgeon on blocks, Hassibi & Stork 1993)."""
+    block of (G + lambda I)^-1 that belongs to u (optimal brain surgeon on blocks, Hassibi & Stork 1993).
+    """
     found = {g.index: np.zeros(g.width) for g in streams.channels.groups if g.split}
     readers = dict.fromkeys(found, 0)
     for place in streams.places:
@@ -35,7 +37,7 @@ def worth(streams: Streams, originals: Originals) -> dict[int, np.ndarray]:
             axes, groups = layer_axes(source.site), streams.channels.parts(source.site.operands[0])
             if axes is None or not groups:
                 continue
-            covariance = originals.own[source.ref].central()[0]
+            covariance = originals.own(source).central()[0]
             each = after_refit(reader(source.site), covariance, NOTHING, NOTHING)
             for group in groups:
                 found[group] += each[streams.group(group).entries(axes[0])].sum(axis=1)
@@ -56,7 +58,8 @@ class Likeness:
 
     def between(self, a: int, b: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(correlation, slope), both [channels of a, channels of b]: channel j of b is about slope[i, j] times
-        channel i of a; None where the groups do not meet."""
+        channel i of a; None where the groups do not meet.
+        """
         if (a, b) not in self._last:
             return None
         if (a, b) not in self._known:

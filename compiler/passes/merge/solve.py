@@ -5,7 +5,8 @@
 x are the merged network's own values, y what the original networks compute, W0 the original weights placed at the
 inputs that stand for the ones they read. One measurement over all inputs of a place serves every label: G of a
 label is a block of it. A quarter of the samples is held out; the weights W0, with or without a new constant, are
-kept where the fit does not do better there."""
+kept where the fit does not do better there.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Weights [groups, columns, outputs], constants [groups, outputs], held-out squared error and power of
-    targets."""
+    targets.
+    """
 
     weights: np.ndarray
     offset: np.ndarray

@@ -2,7 +2,8 @@
 
 A place is a position of the alignment whose nodes can stand for each other: same role, operands from the same
 places, maps of the same size. Groups that meet at a place form a stream: the channels of one layer of the family,
-or of one residual stream. Labels are given per stream, so that a sum always finds equal labels on both sides."""
+or of one residual stream. Labels are given per stream, so that a sum always finds equal labels on both sides.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class Stream:
 
     def may_own(self, owner: int, groups: Sequence[int]) -> bool:
         """Whether channels of group `owner` can stand for those of `groups`: its network has every layer that
-        writes any of them."""
+        writes any of them.
+        """
         return all(not p.holding(groups) or p.holding([owner]) for p in self.makers)
 
 
