@@ -60,7 +60,8 @@ class TimedProgram:
         self.steps = steps
         """What the plan says of every call, in their order."""
         inputs, self._ports = ports
-        arrays = [
+        # Held here: the library reads them by address in every run.
+        self._inputs = [
             _random(rng, p.type.shape, p.type.dtype.numpy) if feeds is None else _exactly(feeds[p.name], p)
             for p in inputs
         ]
@@ -70,7 +71,7 @@ class TimedProgram:
             write(folder)
             (folder / "src/profile.c").write_text(_profile_text(name, len(steps)), encoding="ascii")
             loaded = _load(target, folder)
-        self._run = _entry(loaded, arrays, self._outputs)
+        self._run = _entry(loaded, self._inputs, self._outputs)
         times = loaded.taskgraft_profile_times
         times.restype = ctypes.POINTER(ctypes.c_uint64)
         self._entries = np.ctypeslib.as_array(times(), (max(1, len(steps)),))

@@ -83,3 +83,18 @@ def test_a_plan_of_another_form_is_refused(bundle, text):
     (bundle.path / "plan.json").write_text(text)
     with pytest.raises(BundleError, match=r"plan\.json is not"):
         read_plan(bundle)
+
+
+def test_inputs_live_as_long_as_what_reads_them():
+    graph = two_layers()
+    library = generate(graph, find_target("host"), name="p")
+    given = {"x": np.ones((1, 16, 6, 6), np.float32)}
+    timed = TimedLibrary(library, find_target("host"), given)
+    expected = evaluate(graph, given)
+    address = given["x"].ctypes.data
+    del given
+    taken = [np.full((1, 16, 6, 6), 7, np.float32) for _ in range(50)]
+    assert address not in {t.ctypes.data for t in taken}
+    timed.run()
+    for found, want in zip(timed.outputs.values(), expected.values(), strict=True):
+        assert difference(found, want) <= 1e-4
