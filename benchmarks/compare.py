@@ -69,12 +69,12 @@ def compare(problem: Problem, ours: Contender, peers: Sequence[Contender], setti
             except PeerError as error:
                 found.errors[contender.label] = str(error)
         if ours.label in found.errors:
-            return [Row(problem.case, p.label, error=OUR_FAULT + found.errors[ours.label]) for p in peers]
+            return _failed(problem, peers, OUR_FAULT + found.errors[ours.label])
         peak = _peak_worker(settings, stack) if problem.flops else None
         try:
             _time(found, peak, settings)
         except PeerError as error:
-            return [Row(problem.case, p.label, error=f"while timing: {error}") for p in peers]
+            return _failed(problem, peers, f"while timing: {error}")
     rows = [_row(problem, ours.label, p.label, found) for p in peers]
     return [*rows, _peak_row(problem, ours.label, found)] if problem.against_peak else rows
 
@@ -159,6 +159,12 @@ def _row(problem: Problem, ours: str, peer: str, found: _Field) -> Row:
         version=found.workers[peer].version,
         note=_note(found, ours, peer),
     )
+
+
+def _failed(problem: Problem, peers: Sequence[Contender], error: str) -> list[Row]:
+    """The rows that were asked for, with one reason for all of them."""
+    labels = [p.label for p in peers] + [PEAK.name] * problem.against_peak
+    return [Row(problem.case, label, error=error) for label in labels]
 
 
 def _peak_row(problem: Problem, ours: str, found: _Field) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.compare import Contender, Problem, compare, started
@@ -47,6 +49,9 @@ def test_bad_peers_become_rows_with_reasons(tmp_path):
 def test_our_own_failure_is_marked_as_ours(tmp_path):
     (row,) = compare(PROBLEM, contender("ours", does="wrong"), [contender("good")], settings(tmp_path))
     assert row.our_fault and row.ratio is None
+    alone = replace(PROBLEM, flops=1, against_peak=True)
+    (row,) = compare(alone, contender("ours", does="wrong"), [], settings(tmp_path))
+    assert row.peer == "peak" and row.our_fault
 
 
 def test_cold_times_are_measured_beside_hot_ones(tmp_path, monkeypatch):
