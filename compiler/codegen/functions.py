@@ -106,7 +106,11 @@ class _Flat:
         result = self._flat(value)
         for name, meaning in reversed(self._named):
             result = tirx.Let(name, meaning, result)
-        return tvm_ffi.structural_map(result, [(tvm.ir.Var, lambda v: self._kept.get(v, v))])
+        return self._restored(result)
+
+    def _restored(self, value: Any) -> Any:
+        """`value` with the choices that names stand for."""
+        return tvm_ffi.structural_map(value, [(tvm.ir.Var, lambda v: self._kept.get(v, v))])
 
     def _flat(self, value: Any) -> Any:
         callbacks = [(tirx.Let, self._let), (tvm.ir.Call, self._call)]
@@ -125,7 +129,7 @@ class _Flat:
     def _guarded(self, call: Any) -> Any:
         """A choice keeps the names of its branches inside them: the branch not taken is not evaluated."""
         condition, *branches = call.args
-        kept = [self._flat(condition), *(_Flat().nested(b) for b in branches)]
+        kept = [self._restored(self._flat(condition)), *(_Flat().nested(b) for b in branches)]
         place = tirx.Var("kept", _dtype(call))
         self._kept[place] = tvm.ir.Call(call.op, kept, ret_ty=call.ty)
         return place
