@@ -7,12 +7,14 @@ import sys
 
 STUDIES = {
     "compile-time": "benchmarks.compile_time",
+    "darb": "benchmarks.darb",
     "dense": "benchmarks.dense",
     "multitask": "benchmarks.multitask",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
+    "pruning-updates": "benchmarks.pruning_updates",
     "sparse": "benchmarks.sparse",
     "threads": "benchmarks.threads",
     "tune": "benchmarks.tune",

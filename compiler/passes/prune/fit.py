@@ -12,13 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.calibration.moments import ridge
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import Axis, ValueRef
 
 Batches = Sequence[Mapping[str, np.ndarray]]
-
-RIDGE = 1e-4
-"""Ridge as a share of the mean eigenvalue of the Gram matrix."""
 
 POSITIONS = 32
 """Positions per image that enter a Gram matrix; neighbouring patches say nearly the same."""
@@ -230,13 +228,6 @@ def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
         rows += patches.shape[1]
     assert total is not None
     return np.asarray(total / rows)
-
-
-def ridge(moments: np.ndarray) -> np.ndarray:
-    """lambda * I for Gram matrices [groups, p, p]; never zero."""
-    p = moments.shape[-1]
-    scale = RIDGE * np.trace(moments, axis1=1, axis2=2) / p
-    return np.asarray(np.maximum(scale, 1e-12)[:, None, None] * np.eye(p))
 
 
 # ---------------------------------------------------------------------- contributions of channels

@@ -18,12 +18,13 @@ from itertools import islice
 
 import numpy as np
 
+from compiler.calibration.moments import Moments
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import Kept
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
-from compiler.passes.prune.fit import Batches, Reader, Stream, reader_of, ridge, sample
+from compiler.passes.prune.fit import Batches, Reader, Stream, reader_of, sample
 
 HELD_OUT = 4
 """One batch in this many is held out."""
@@ -69,33 +70,6 @@ def _output_error(original: Graph, pruned: Graph, batches: Batches) -> float:
             difference = found[name].astype(np.float64) - y
             errors.append(float(np.sum(difference**2) / max(np.sum(y.astype(np.float64) ** 2), EPSILON)))
     return float(np.mean(errors))
-
-
-class Moments:
-    """Sums over patches: counts, means, second and cross moments, per group."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.x = self.y = self.xx = self.xy = np.zeros(())
-
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Add rows of inputs [groups, rows, p] and targets [groups, rows, outputs]."""
-        self.rows += x.shape[1]
-        self.x = self.x + x.sum(axis=1)
-        self.y = self.y + y.sum(axis=1)
-        self.xx = self.xx + np.swapaxes(x, 1, 2) @ x
-        self.xy = self.xy + np.swapaxes(x, 1, 2) @ y
-
-    def solve(self, old: np.ndarray, central: bool) -> tuple[np.ndarray, np.ndarray]:
-        """New weights [groups, p, outputs] and offsets [groups, outputs] (zero where not `central`)."""
-        x, y = self.x / self.rows, self.y / self.rows
-        g, c = self.xx / self.rows, self.xy / self.rows
-        if central:
-            g = g - x[:, :, None] * x[:, None, :]
-            c = c - x[:, :, None] * y[:, None, :]
-        new = old + np.linalg.solve(g + ridge(g), c - g @ old)
-        offset = y - np.einsum("gp,gpo->go", x, new) if central else np.zeros_like(y)
-        return new, offset
 
 
 class Refit:
@@ -163,7 +137,7 @@ class Refit:
         if not test or not moments.rows:
             return False
         sink = sink_of(self.pruned, reader)
-        old, base = reader.matrix(reader.weight.constant), _bias(reader)
+        old, base = reader.matrix(reader.weight.constant), bias_of(reader)
         new, offset = moments.solve(old, sink is not None)
         if _error(test, new, offset) >= _error(test, old, base):
             return False
@@ -198,7 +172,7 @@ def _columns(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]).astype(np.float64)
 
 
-def _bias(reader: Reader) -> np.ndarray:
+def bias_of(reader: Reader) -> np.ndarray:
     """The layer's own bias as [groups, outputs]; what a following node adds is not part of its targets."""
     groups = len(reader.matrix(reader.weight.constant))
     if reader.bias is None:

@@ -29,7 +29,7 @@ def check_survivors(old: Value, new: Value) -> Count:
     assert isinstance(encoding, Sparse)
     if isinstance(encoding, RegularBlock):
         _check_runs(old, new, encoding)
-        return _count(old.ref.name, old.constant, new.constant)
+        return count_survivors(old, new)
     before, after = (_units(v.constant, encoding) for v in (old, new))
     wrong = np.flatnonzero((before != after) & (after != 0))
     if len(wrong):
@@ -39,7 +39,16 @@ def check_survivors(old: Value, new: Value) -> Count:
         raise VerifyError(
             f"sparsify: '{old.ref}': something of norm {dropped.max():.4g} was dropped, {stayed.min():.4g} stayed"
         )
-    return _count(old.ref.name, before, after)
+    return count_survivors(old, new)
+
+
+def count_survivors(old: Value, new: Value) -> Count:
+    """What stays of a weight whose survivors may have new values."""
+    encoding = new.type.encoding
+    assert isinstance(encoding, Sparse)
+    if isinstance(encoding, RegularBlock):
+        return _count(old.ref.name, old.constant, new.constant)
+    return _count(old.ref.name, *(_units(v.constant, encoding) for v in (old, new)))
 
 
 def _count(name: str, before: np.ndarray, after: np.ndarray) -> Count:

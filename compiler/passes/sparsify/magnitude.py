@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import ClassVar, Literal
 
-import numpy as np
-
-from compiler.errors import ConfigError
-from compiler.ir.encoding import BlockSparse, Encoding, RegularBlock, Unstructured
+from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
-from compiler.passes.base import Pass, Refusal, Resources
-from compiler.passes.sparsify.checks import check_density, check_survivors
+from compiler.passes.base import Batch, Pass, Refusal, Resources
+from compiler.passes.prune.recover import HELD_OUT
+from compiler.passes.sparsify.checks import check_density, check_survivors, count_survivors
+from compiler.passes.sparsify.goals import Goal, goals_of, largest
 from compiler.passes.sparsify.layers import Candidate, Limits, candidates
-from compiler.passes.sparsify.patterns import (
-    DARB_SIZES,
-    FLOOR,
-    block_norms,
-    darb_sizes,
-    keep_blocks,
-    keep_elements,
-    keep_largest,
-    matrix,
-    ranked,
-)
+from compiler.passes.sparsify.patterns import DARB_SIZES, FLOOR
+from compiler.passes.sparsify.update import update
 
 Pattern = Literal[
     "block16x1", "block8x1", "block4x1", "regular4", "regular8", "regular16", "regular32", "darb", "unstructured"
 ]
 Scope = Literal["layer", "global"]
+Update = Literal["none", "obs"]
 KEPT_DENSE = ("first", "last")
 
 
@@ -43,7 +35,9 @@ class Sparsify(Pass):
     `density` or `sparsity`: the share that stays or goes, 0 < density <= 1; regular patterns have it in their name.
     `scope`: every layer alone, or all ranked together (global), where each keeps 1/64. `dense`: first, last or both
     stay dense (`()` for neither). `min_inputs`: layers with fewer inputs stay dense. `exclude`: patterns of names
-    to leave alone.
+    to leave alone. `update`: none keeps the largest magnitudes as they are; obs chooses by what a
+    loss costs the layer's outputs on calibration inputs, and fits what stays to make up for it. `samples`: how many
+    calibration batches are used.
     """
 
     name: ClassVar[str] = "sparsify"
@@ -56,6 +50,8 @@ class Sparsify(Pass):
     dense: tuple[str, ...] = KEPT_DENSE
     min_inputs: int = 16
     exclude: tuple[str, ...] = ()
+    update: Update = "none"
+    samples: int = 256
 
     def requires(self, graph: Graph, use: Resources) -> None:
         problems = []
@@ -72,6 +68,10 @@ class Sparsify(Pass):
             problems.append(f"dense is '{unknown[0]}'; it can be {', '.join(KEPT_DENSE)}")
         if self.min_inputs < 1:
             problems.append(f"min_inputs is {self.min_inputs}; it starts at 1")
+        if self.samples < 1:
+            problems.append(f"samples is {self.samples}; it starts at 1")
+        if self.update == "obs" and use.calibration is None:
+            problems.append("update=obs needs calibration inputs")
         if problems:
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
 
@@ -91,12 +91,32 @@ class Sparsify(Pass):
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         chosen, refusals = self._candidates(graph, use)
-        groups = [chosen] if self.scope == "global" else [[c] for c in chosen]
-        for group in groups:
-            if group:
-                for layer, (encoding, data) in zip(group, self._sparse(group), strict=True):
-                    graph.update(layer.weight.ref, type=replace(layer.weight.type, encoding=encoding), data=data)
+        goals = self._goals(chosen)
+        if self.update == "obs":
+            named = {c.weight.ref: (c, g) for c, g in zip(chosen, goals, strict=True)}
+            return [*refusals, *update(graph, named, self._feeds(graph, use))]
+        for layer, goal in zip(chosen, goals, strict=True):
+            type_ = replace(layer.weight.type, encoding=goal.form)
+            graph.update(layer.weight.ref, type=type_, data=largest(layer.weight.constant, goal))
         return refusals
+
+    def _goals(self, layers: Sequence[Candidate]) -> list[Goal]:
+        """What the layers become, ranked alone or together."""
+        groups = [layers] if self.scope == "global" and layers else [[c] for c in layers]
+        return [
+            goal
+            for group in groups
+            for goal in goals_of(self.pattern, group, [c.weight.constant for c in group], self.share, self._floor)
+        ]
+
+    def _feeds(self, graph: Graph, use: Resources) -> list[Batch]:
+        found = list(islice(use.batches(graph), self.samples))
+        if len(found) < HELD_OUT:
+            raise PassError(
+                f"{self.name}: {len(found)} calibration batches; update=obs needs {HELD_OUT} at least, one in "
+                f"{HELD_OUT} to judge by and more to be sure of"
+            )
+        return found
 
     def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
         def excluded(name: str) -> bool:
@@ -108,38 +128,16 @@ class Sparsify(Pass):
     def _height(self) -> int:
         return int(self.pattern[5:-2]) if self.pattern.startswith("block") else 1
 
-    def _sparse(self, layers: Sequence[Candidate]) -> list[tuple[Encoding, np.ndarray]]:
-        """Encoding and data of layers that are ranked together."""
-        data = [c.weight.constant for c in layers]
-        if self.pattern.startswith("block"):
-            forms = [BlockSparse(c.rows, (self._height, 1)) for c in layers]
-            norms = [block_norms(d, f) for d, f in zip(data, forms, strict=True)]
-            alive = ranked(norms, self.share, self._floor)
-            return [(f, keep_blocks(d, f, a)) for f, d, a in zip(forms, data, alive, strict=True)]
-        if self.pattern == "unstructured":
-            norms = [np.abs(matrix(d, c.rows)) for d, c in zip(data, layers, strict=True)]
-            alive = ranked(norms, self.share, self._floor)
-            return [
-                (Unstructured(c.rows), keep_elements(d, c.rows, a))
-                for c, d, a in zip(layers, data, alive, strict=True)
-            ]
-        runs = [RegularBlock(c.rows, c.inputs, s) for c, s in zip(layers, self._sizes(layers), strict=True)]
-        return [(f, keep_largest(d, f)) for f, d in zip(runs, data, strict=True)]
-
-    def _sizes(self, layers: Sequence[Candidate]) -> list[tuple[int, ...]]:
-        if self.pattern != "darb":
-            return [(int(self.pattern[7:]),)] * len(layers)
-        found = darb_sizes([matrix(c.weight.constant, c.rows) for c in layers], self.share)
-        return [tuple(map(int, sizes)) for sizes in found]
-
     # ------------------------------------------------------------------ what is promised
     def ensures(self, before: Graph, after: Graph) -> None:
-        """Survivors keep their bits, nothing larger was dropped, and as much stays as was asked for."""
+        """As much stays as asked for; without update survivors keep their bits and nothing larger was dropped."""
         counts = []
         for old in before.parameters():
             new = after.value(old.ref)
-            if new.data is not old.data:
+            if self.update == "none" and new.data is not old.data:
                 counts.append(check_survivors(old, new))
+            elif new.type.encoding != old.type.encoding:
+                counts.append(count_survivors(old, new))
         if not self.pattern.startswith(("block", "unstructured")):
             return
         for group in [counts] if self.scope == "global" and counts else [[c] for c in counts]:
