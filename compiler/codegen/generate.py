@@ -21,6 +21,7 @@ from compiler.codegen.planner import Decision, Decisions, Sources, decide, wante
 from compiler.codegen.program import PLAN_SCHEMA, Argument, Call, Kernel, Library, Port, Program, TaskIO
 from compiler.codegen.record import step_record
 from compiler.codegen.sharing import worth_sharing
+from compiler.codegen.siblings import layer_order
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, LoweringError
@@ -84,7 +85,7 @@ def generate(
     compiled.
     """
     sources = sources or Sources()
-    groups = make_groups(graph, templates=templates)
+    groups = layer_order(make_groups(graph, templates=templates))
     decisions = decide(graph, groups, target, sources)
     layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
     pool = Pool()
