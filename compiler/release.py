@@ -17,15 +17,12 @@ from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
 from compiler.ir.union import Binding, Member, union
 from compiler.passes.base import Resources
+from compiler.passes.base import silent as silent
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import Observer, PassRecord, Pipeline
 
 Say = Callable[[str], None]
 """Receives one line per stage."""
-
-
-def silent(line: str) -> None:
-    """Says nothing."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +142,27 @@ def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays]
     return CalibrationSet(arrays, graph.inputs, config.evaluation.samples), arrays
 
 
-def resources(config: Config, graph: Graph) -> Resources:
-    """What the passes of a release may use."""
+def labels_of(config: Config, graph: Graph) -> Arrays:
+    """Class labels that lie beside the calibration inputs of a release, by task; only an .npz file can have any."""
+    source = config.calibration.data
+    if not source.endswith(".npz"):
+        return {}
+    arrays = load_arrays(source, config.folder)
+    limit = config.calibration.samples or None
+    return {t: arrays[t][:limit] for t in graph.tasks if t in arrays}
+
+
+def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
+    """What the passes of a release may use; `graph` is the originals joined, before any pass."""
     calibration = calibration_of(config, graph)
     return Resources(
         calibration=calibration,
         seed=config.seed,
         workload=config.workload,
         exclude=config.exclude,
+        teacher=graph,
+        labels=labels_of(config, graph),
+        say=say,
     )
 
 
@@ -166,5 +176,5 @@ def transform(
     """Run the pipeline of the config on the joined graph."""
     pipeline = Pipeline.parse(release.config.passes, release.config.numerics)
     say(f"{len(pipeline.passes)} passes: {', '.join(map(str, pipeline.passes))}")
-    use = resources(release.config, release.graph)
+    use = resources(release.config, release.graph, say)
     return pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)

@@ -20,6 +20,7 @@ REGISTRY = MappingProxyType(
         "merge": "compiler.passes.merge.merging:Merge",
         "dead-channels": "compiler.passes.dead_channels:DeadChannels",
         "prune-channels": "compiler.passes.prune.channels:PruneChannels",
+        "distil": "compiler.passes.distil:Distil",
         "sparsify": "compiler.passes.sparsify.magnitude:Sparsify",
         "extract-tasks": "compiler.passes.extract:ExtractTasks",
     }

@@ -45,6 +45,10 @@ class Note(Refusal):
     """Something a pass did that is worth telling, in the same form."""
 
 
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a spec string cannot carry, passed by hand.
@@ -53,7 +57,9 @@ class Resources:
     leading batch axis], or a factory of feeds. `machine`: facts about the target, for passes that round to vector
     widths. `workload`: expected share of calls per task subset (empty: all tasks together). `exclude`: patterns
     (fnmatch) of value and node names that no pass may shrink. `cache`: a folder where statistics of calibration
-    data are kept under the digest of network and data (None: nowhere)."""
+    data and checkpoints are kept under the digest of network and data (None: nowhere). `teacher`: the original
+    networks as one graph, for passes that train. `labels`: task -> class numbers [samples, ...] of the calibration
+    data, where it has any. `say`: told about the progress of long passes."""
 
     calibration: Mapping[str, np.ndarray] | Calibration | None = None
     machine: Any = None
@@ -61,6 +67,9 @@ class Resources:
     workload: Mapping[TaskSet, float] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     cache: Path | None = None
+    teacher: Graph | None = None
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    say: Callable[[str], None] = silent
 
     def rng(self, pass_: Pass) -> np.random.Generator:
         """A generator that depends on the seed and the pass only, so other passes do not change its numbers."""

@@ -1,0 +1,156 @@
+"""distil: train a graph towards what the original networks answer, without labels.
+
+Torch is loaded when the pass runs, not before. Only values of weights change, so training cannot undo what merging
+and pruning decided: which channels there are, who may read them, and which elements a sparse encoding leaves out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compiler.calibration.moments import content_key, data_key
+from compiler.errors import ConfigError, PassError, TargetError, VerifyError
+from compiler.ir.graph import Graph
+from compiler.ir.text import digest
+from compiler.passes.base import Note, Pass, Refusal, Resources
+
+FEW = 10
+"""Samples below which there is nothing to train on and to judge by."""
+
+
+@dataclass(frozen=True)
+class Distil(Pass):
+    """Train the weights so that every task answers as its original network does, on unlabelled inputs.
+
+    `epochs`, `batch`, `rate`: of Adam with a cosine schedule. `loss`: mse (of the outputs, over their variance) or
+    kl (of class distributions over the last axis of logits, softened by `temperature`), for all tasks; `classes`:
+    tasks that use kl in any case. `weights`: of tasks, `task:2.0` (1 by default). `labels`: weight of the cross
+    entropy with class labels, where the calibration data has them. `patience`: epochs without a better loss on
+    held-out inputs after which it stops (0: never). `samples`: how many calibration batches are used (0: all).
+    `device`: auto is a GPU where torch sees one, else cpu.
+    """
+
+    name: ClassVar[str] = "distil"
+    exact: ClassVar[bool] = False
+
+    epochs: int = 10
+    batch: int = 64
+    rate: float = 1e-3
+    loss: str = "mse"
+    classes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    temperature: float = 2.0
+    labels: float = 0.0
+    patience: int = 0
+    samples: int = 0
+    device: str = "auto"
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        problems = []
+        if self.epochs < 1 or self.batch < 1 or self.samples < 0 or self.patience < 0:
+            problems.append("epochs and batch start at 1, samples and patience at 0")
+        if self.rate <= 0 or self.temperature <= 0 or self.labels < 0:
+            problems.append("rate and temperature must be above 0, labels cannot be negative")
+        if self.loss not in ("mse", "kl"):
+            problems.append(f"loss is '{self.loss}'; it can be mse or kl")
+        unknown = [t for t in self.classes if t not in graph.tasks]
+        if unknown:
+            problems.append(f"classes names {', '.join(unknown)}; the tasks are {', '.join(graph.tasks)}")
+        try:
+            self._weights(graph)
+        except ValueError as error:
+            problems.append(str(error))
+        if use.calibration is None:
+            problems.append("it needs calibration inputs; give [calibration] data")
+        if self.labels and not use.labels:
+            problems.append("labels asks for class labels; the calibration data has no array named as a task")
+        problems += _teacher_problems(graph, use.teacher)
+        if problems:
+            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+        _training()
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        assert use.teacher is not None
+        feeds = [dict(b) for b in islice(use.batches(graph), self.samples or None)]
+        if len(feeds) < FEW:
+            raise PassError(f"{self.name}: {len(feeds)} calibration batches are too few; give {FEW} or more")
+        training, loop = _training()
+        recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed)
+        classes = frozenset(graph.tasks if self.loss == "kl" else self.classes)
+        labels = {t: a for t, a in use.labels.items() if t in graph.tasks} if self.labels else {}
+        history = training.distil(
+            graph,
+            training.Material(use.teacher, feeds, labels),
+            training.Wanted(self._weights(graph), classes, self.temperature, self.labels),
+            recipe,
+            self.device,
+            self._checkpoint(graph, use, feeds),
+            use.say,
+        )
+        return [Note(self.name, _told(history.losses, history.best, history.stopped))]
+
+    def ensures(self, before: Graph, after: Graph) -> None:
+        same = [v.ref for v in before.values()] == [v.ref for v in after.values()]
+        if not same or any(before.value(v.ref).type != v.type for v in after.values()):
+            raise VerifyError(f"after {self.name}: something other than the values of weights has changed")
+
+    def _weights(self, graph: Graph) -> dict[str, float]:
+        """Task -> weight; ValueError names what cannot be read."""
+        found = dict.fromkeys(graph.tasks, 1.0)
+        for text in self.weights:
+            task, colon, number = text.rpartition(":")
+            if not colon or task not in found:
+                raise ValueError(f"weights: '{text}' is not TASK:WEIGHT with one of {', '.join(graph.tasks)}")
+            found[task] = float(number)
+        return found
+
+    def _checkpoint(self, graph: Graph, use: Resources, feeds: list[dict[str, np.ndarray]]) -> Path | None:
+        """The file of this training: another network, other data or options are another file."""
+        if use.cache is None:
+            return None
+        assert use.teacher is not None
+        labels = data_key([use.labels]) if self.labels else ""
+        key = content_key(str(self), str(use.seed), digest(graph), digest(use.teacher), data_key(feeds), labels)
+        return use.cache / f"distil-{key}.pt"
+
+
+def _teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:
+    """Why a graph cannot be trained towards another one."""
+    if teacher is None:
+        return ["it needs the original networks; pass Resources(teacher=graph)"]
+    missing = [t for t in graph.tasks if t not in teacher.tasks]
+    if missing:
+        return [f"the original networks lack task {', '.join(missing)}"]
+    if [(v.ref, v.type) for v in graph.inputs] != [(v.ref, v.type) for v in teacher.inputs]:
+        return ["the original networks have other inputs"]
+    return [
+        f"output '{a}' has not the type of the original network's '{b}'"
+        for name, task in graph.tasks.items()
+        for a, b in zip(task.outputs, teacher.tasks[name].outputs, strict=True)
+        if graph.value(a).type != teacher.value(b).type
+    ]
+
+
+def _training() -> tuple[Any, Any]:
+    """The modules that need torch; TargetError where it is not installed."""
+    try:
+        names = ("compiler.training.distilling", "compiler.training.loop")
+        return importlib.import_module(names[0]), importlib.import_module(names[1])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise TargetError("distil: needs torch, which is not installed; pip install 'taskgraft[train]'") from None
+
+
+def _told(losses: Sequence[float], best: int, stopped: bool) -> str:
+    epochs = len(losses) - 1
+    kept = f"the weights of epoch {best}" if best else "the weights it started with, since no epoch was better"
+    end = f"stopped after epoch {epochs}" if stopped else f"{epochs} epochs"
+    return f"{end}; loss on held-out inputs {losses[0]:.4g} before, {losses[best]:.4g} with {kept}"

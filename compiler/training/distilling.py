@@ -1,0 +1,128 @@
+"""Distillation of one graph from another: data, objective and training put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compiler.errors import ConfigError
+from compiler.ir.graph import Graph
+from compiler.ir.types import ValueRef
+from compiler.training.loop import Data, History, Recipe, Say, Training, predict
+from compiler.training.losses import Objective, divergence, squared, variance
+from compiler.training.module import TorchNet, check_agrees
+
+CHECKED = 2
+"""Inputs on which the torch function is compared with the reference, before and after training."""
+
+HELD_OUT = 5
+"""One sample in this many judges the training and is not trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What every task is trained for. `weights` of tasks; `classes`: tasks whose outputs are logits of classes,
+    compared as distributions softened by `temperature`; `labels`: weight of the cross entropy with class labels.
+    """
+
+    weights: Mapping[str, float]
+    classes: frozenset[str]
+    temperature: float
+    labels: float
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What it is trained on: the original networks as one graph with the same tasks, feeds, and class labels
+    [samples, ...] by task (may be empty).
+    """
+
+    teacher: Graph
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    labels: Mapping[str, np.ndarray]
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto` is a GPU where torch sees one, else the CPU; ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"distil: device '{name}' cannot be used: {error}") from None
+
+
+def distil(
+    graph: Graph,
+    material: Material,
+    wanted: Wanted,
+    recipe: Recipe,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    say: Say = lambda line: None,
+) -> History:
+    """Train the weights of `graph`, which is mutable, towards the teacher's outputs.
+
+    VerifyError where the torch function and the reference disagree, before or after. ConfigError where labels do
+    not fit the outputs.
+    """
+    where = chosen_device(device)
+    net, teacher = TorchNet(graph, where), TorchNet(material.teacher, where)
+    check_agrees(net, material.feeds[:CHECKED])
+    arrays = {n: np.stack([f[n] for f in material.feeds]) for n in material.feeds[0]}
+    answers = predict(teacher, teacher.feeds(arrays), recipe.batch)
+    pairs = outputs(graph, material.teacher)
+    data = Data(net.feeds(arrays), {own: answers[other] for own, other in pairs.items()}, _labels(net, material))
+    objective = _objective(graph, data, wanted)
+    held = torch.arange(len(data), device=where) % HELD_OUT == HELD_OUT - 1
+    training = Training(net, objective, recipe, data.at(~held), data.at(held), checkpoint, say)
+    history = training.run()
+    net.store(graph)
+    check_agrees(TorchNet(graph, where), material.feeds[:CHECKED])
+    return history
+
+
+def outputs(graph: Graph, teacher: Graph) -> dict[ValueRef, ValueRef]:
+    """Task output -> the teacher's of the same task and number."""
+    pairs: dict[ValueRef, ValueRef] = {}
+    for name, task in graph.tasks.items():
+        pairs |= dict(zip(task.outputs, teacher.tasks[name].outputs, strict=True))
+    return pairs
+
+
+def _labels(net: TorchNet, material: Material) -> dict[ValueRef, Tensor]:
+    """First output of every labelled task -> class numbers [feeds, decisions]."""
+    found = {}
+    for task, labels in material.labels.items():
+        value = net.graph.value(net.graph.tasks[task].outputs[0])
+        wanted = (len(material.feeds), value.size // value.shape[-1])
+        if np.asarray(labels).dtype.kind not in "iu":
+            raise ConfigError(f"distil: labels of task '{task}' are {np.asarray(labels).dtype}, not class numbers")
+        part = np.asarray(labels).reshape(-1)[: wanted[0] * wanted[1]]
+        if part.size != wanted[0] * wanted[1]:
+            raise ConfigError(
+                f"distil: task '{task}' has {np.asarray(labels).size} labels; its outputs on {wanted[0]} "
+                f"calibration batches make {wanted[0] * wanted[1]} decisions"
+            )
+        found[value.ref] = torch.from_numpy(part.astype(np.int64).reshape(wanted)).to(net.device)
+    return found
+
+
+def _objective(graph: Graph, data: Data, wanted: Wanted) -> Objective:
+    terms, labelled = {}, {}
+    for name, task in graph.tasks.items():
+        weight = wanted.weights[name]
+        for ref in task.outputs:
+            kind = (
+                divergence(wanted.temperature) if name in wanted.classes else squared(variance(data.teacher[ref]))
+            )
+            terms[ref] = (weight, kind)
+        if wanted.labels and task.outputs[0] in data.labels:
+            labelled[task.outputs[0]] = weight * wanted.labels
+    return Objective(terms, labelled)

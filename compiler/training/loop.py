@@ -1,0 +1,199 @@
+"""The training loop of distillation: seeded batches, held-out loss, early stop, checkpoints.
+
+The best weights by held-out loss are kept, the ones it started with among them: a graph never comes back worse on
+held-out inputs than it went in.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.ir.types import ValueRef
+from compiler.training.losses import Objective
+from compiler.training.module import TorchNet
+
+Say = Callable[[str], None]
+
+WARM_UP = 0.05
+"""Share of all steps in which the learning rate rises from zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train. `patience`: epochs without a better held-out loss after which it stops (0: never)."""
+
+    epochs: int
+    batch: int
+    rate: float
+    patience: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Inputs by name, teacher outputs and class labels by task output; all [samples, ...]."""
+
+    inputs: Mapping[str, Tensor]
+    teacher: Mapping[ValueRef, Tensor]
+    labels: Mapping[ValueRef, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def at(self, rows: Tensor) -> Data:
+        """Some of the samples."""
+        return Data(
+            {n: x[rows] for n, x in self.inputs.items()},
+            {r: y[rows] for r, y in self.teacher.items()},
+            {r: y[rows] for r, y in self.labels.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Held-out loss before training and after every epoch that ran; `best` is the epoch whose weights stay (0: the
+    first ones).
+    """
+
+    losses: tuple[float, ...]
+    best: int
+    stopped: bool
+
+
+def predict(net: TorchNet, inputs: Mapping[str, Tensor], batch: int) -> dict[ValueRef, Tensor]:
+    """Every task output [samples, ...] without gradients."""
+    parts: dict[ValueRef, list[Tensor]] = {}
+    count = len(next(iter(inputs.values())))
+    with torch.no_grad():
+        for first in range(0, count, batch):
+            made = net.run({n: x[first : first + batch] for n, x in inputs.items()})
+            for ref, values in made.items():
+                parts.setdefault(ref, []).append(values)
+    return {ref: torch.cat(values) for ref, values in parts.items()}
+
+
+def held_out_loss(net: TorchNet, objective: Objective, data: Data, batch: int) -> float:
+    """The objective on all of `data`."""
+    return float(objective(predict(net, data.inputs, batch), data.teacher, data.labels))
+
+
+class Training:
+    """One training of `net` on `train`, judged on `held_out`. `checkpoint`: a file that every epoch is written to
+    and that a later call with the same file continues from.
+    """
+
+    def __init__(
+        self,
+        net: TorchNet,
+        objective: Objective,
+        recipe: Recipe,
+        train: Data,
+        held_out: Data,
+        checkpoint: Path | None = None,
+        say: Say = lambda line: None,
+    ) -> None:
+        self._net, self._objective, self._recipe = net, objective, recipe
+        self._train, self._held_out = train, held_out
+        self._file, self._say = checkpoint, say
+        self._steps = max(1, -(-len(train) // recipe.batch))
+        self._optimizer = torch.optim.Adam(list(net.weights.values()), lr=recipe.rate)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: learning_rate(step, self._steps * recipe.epochs)
+        )
+        self._losses: list[float] = []
+        self._best, self._best_state = 0, net.state()
+
+    def run(self) -> History:
+        """Train, load the best weights into the net, and tell how it went."""
+        self._resume()
+        if not self._losses:
+            self._judge()
+        started, done = time.monotonic(), len(self._losses) - 1
+        while len(self._losses) <= self._recipe.epochs and not self._stalled():
+            self._epoch(len(self._losses))
+            self._judge()
+            self._save()
+            self._tell(started, done)
+        self._net.load(self._best_state)
+        return History(tuple(self._losses), self._best, self._stalled())
+
+    def _epoch(self, number: int) -> None:
+        for rows in self._batches(number):
+            part = self._train.at(rows)
+            self._optimizer.zero_grad()
+            loss = self._objective(self._net.run(part.inputs), part.teacher, part.labels)
+            loss.backward()
+            self._net.keep_zeros()
+            self._optimizer.step()
+            self._schedule.step()
+
+    def _batches(self, number: int) -> Iterator[Tensor]:
+        """Rows of every batch of an epoch; the order depends on the seed and the epoch alone."""
+        generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + number)
+        order = torch.randperm(len(self._train), generator=generator).to(self._net.device)
+        return iter(order.split(self._recipe.batch))
+
+    def _judge(self) -> None:
+        loss = held_out_loss(self._net, self._objective, self._held_out, self._recipe.batch)
+        self._losses.append(loss)
+        if len(self._losses) == 1 or loss < self._losses[self._best]:
+            self._best, self._best_state = len(self._losses) - 1, self._net.state()
+
+    def _stalled(self) -> bool:
+        patience = self._recipe.patience
+        return bool(patience) and len(self._losses) - 1 - self._best >= patience
+
+    def _tell(self, started: float, done: int) -> None:
+        epoch, total = len(self._losses) - 1, self._recipe.epochs
+        left = (time.monotonic() - started) / (epoch - done) * (total - epoch)
+        self._say(
+            f"distil: epoch {epoch} of {total}, held-out loss {self._losses[-1]:.4g} "
+            f"(best {self._losses[self._best]:.4g}), {left:.0f} s left"
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        held: dict[str, Any] = {
+            "losses": self._losses,
+            "best": self._best,
+            "best_state": self._best_state,
+            "state": self._net.state(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.last_epoch,
+        }
+        try:
+            torch.save(held, aside)
+            aside.replace(self._file)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        held = torch.load(self._file, map_location=self._net.device, weights_only=True)
+        self._losses, self._best, self._best_state = held["losses"], held["best"], held["best_state"]
+        self._net.load(held["state"])
+        self._optimizer.load_state_dict(held["optimizer"])
+        self._schedule.last_epoch = held["schedule"]
+        self._say(f"distil: continues after epoch {len(self._losses) - 1}")
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """The factor of the learning rate at a step: a linear rise, then a half cosine down to zero."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -1,0 +1,183 @@
+"""A graph as a differentiable function on torch tensors, with its weights as parameters.
+
+Graphs have static shapes, mostly of one sample. A batch is the same function mapped over a new leading axis
+(`torch.func.vmap`), so nothing in the graph has to be rewritten and no operator knows about batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compiler.errors import VerifyError
+from compiler.ir.encoding import Dense
+from compiler.ir.graph import Graph, Site, Value
+from compiler.ir.op import MacOp
+from compiler.ir.ops.recurrent import C0, H0, LENS, Recurrent
+from compiler.ir.reference import difference, evaluate
+from compiler.ir.types import ValueRef
+from compiler.training.emitter import Field, TorchEmitter
+from compiler.training.functions import FUNCTIONS
+
+AGREES = 1e-4
+"""Largest difference of the torch function from the reference, relative to the tensor: sums in another order."""
+
+NORMS = (
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+)
+"""Operators whose scale and shift (operands 1 and 2) are learnt."""
+
+Gates = Mapping[ValueRef, tuple[int, Tensor]]
+"""Value -> the axis whose entries are multiplied, and by what: [batch, entries]."""
+
+
+def weights(graph: Graph) -> tuple[Value, ...]:
+    """The parameters that training may change, sorted by name.
+
+    Constant float operands of product operators (initial states apart), what is added to the result of one, and
+    scale and shift of normalisations. Everything else, such as what an input adapter multiplies with, is fixed.
+    """
+    found = {v.ref: v for site in graph.sites() for v in _learnt(graph, site) if v.data is not None}
+    return tuple(found[r] for r in sorted(found) if found[r].dtype.is_float)
+
+
+def _learnt(graph: Graph, site: Site) -> Iterator[Value]:
+    op = site.node.op
+    if isinstance(op, MacOp):
+        states = (LENS, H0, C0) if isinstance(op, Recurrent) else ()
+        yield from (v for i, v in site.operands.present() if i not in states)
+    elif op.name in NORMS:
+        yield from (v for i, v in site.operands.present() if i in (1, 2))
+    elif op.name == "Add":
+        makers = [graph.producer(v.ref) for _, v in site.operands.present()]
+        if any(m is not None and isinstance(m.op, MacOp) for m in makers):
+            yield from (v for _, v in site.operands.present())
+
+
+class TorchNet:
+    """`graph` on `device`. `weights`: what can be trained, by name; zeros that a sparse encoding leaves out stay
+    zero (`keep_zeros`).
+    """
+
+    def __init__(self, graph: Graph, device: str | torch.device = "cpu") -> None:
+        self.graph = graph
+        self.device = torch.device(device)
+        self._emit = TorchEmitter(self.device)
+        self._sites = tuple(graph.sites())
+        self.weights: dict[ValueRef, torch.nn.Parameter] = {}
+        self._masks: dict[ValueRef, Tensor] = {}
+        for value in weights(graph):
+            data = self._tensor(value.constant)
+            self.weights[value.ref] = torch.nn.Parameter(data)
+            if not isinstance(value.type.encoding, Dense):
+                self._masks[value.ref] = data != 0
+        self._fixed = {v.ref: self._tensor(v.constant) for v in graph.parameters() if v.ref not in self.weights}
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array, order="C")).to(self.device)
+
+    def feeds(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Arrays [samples, *input shape] of every input, on the device."""
+        return {v.ref.name: self._tensor(arrays[v.ref.name]) for v in self.graph.inputs}
+
+    def run(self, feeds: Mapping[str, Tensor], gates: Gates | None = None) -> dict[ValueRef, Tensor]:
+        """Every task output [batch, *shape] on feeds [batch, *input shape].
+
+        `gates` multiply entries of values after they are made, for every sample on its own.
+        """
+        outputs = tuple(dict.fromkeys(r for t in self.graph.tasks.values() for r in t.outputs))
+        names = tuple(v.ref.name for v in self.graph.inputs)
+        gated = dict(gates or {})
+        refs = tuple(gated)
+
+        def one(inputs: tuple[Tensor, ...], factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            by_ref = {r: (gated[r][0], f) for r, f in zip(refs, factors, strict=True)}
+            values = self._sample(dict(zip(names, inputs, strict=True)), by_ref)
+            return tuple(values[r] for r in outputs)
+
+        batch = tuple(feeds[n] for n in names), tuple(gated[r][1] for r in refs)
+        if not names:  # nothing depends on a sample
+            return {r: v[None] for r, v in zip(outputs, one((), ()), strict=True)}
+        return dict(zip(outputs, torch.func.vmap(one)(*batch), strict=True))
+
+    def _sample(self, inputs: Mapping[str, Tensor], gates: Gates) -> dict[ValueRef, Tensor]:
+        """Every value for one sample."""
+        values: dict[ValueRef, Tensor] = {**self._fixed, **self.weights}
+        for value in self.graph.inputs:
+            values[value.ref] = _gated(value, inputs[value.ref.name], gates)
+        for site in self._sites:
+            operands = [site.operands.optional(i) for i in range(len(site.operands))]
+            given = [None if v is None else values[v.ref] for v in operands]
+            for value, made in zip(site.results, self._results(site, given), strict=True):
+                values[value.ref] = _gated(value, made, gates)
+        return values
+
+    def _results(self, site: Site, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        op = site.node.op
+        if op.reinterprets and given[0] is not None:
+            return (given[0].reshape(site.results[0].shape),)
+        if op.name in FUNCTIONS and len(site.results) == 1:
+            found = FUNCTIONS[op.name](site, given)
+            if found is not None:
+                return (found,)
+        values = [site.operands.optional(i) for i in range(len(site.operands))]
+        fields = [
+            None if t is None or v is None else self._emit.field(t, v.dtype)
+            for t, v in zip(given, values, strict=True)
+        ]
+        made = op.lower(self._emit, site, *fields)
+        return [t.data for t in made if isinstance(t, Field)]
+
+    # ------------------------------------------------------------------ weights
+    def keep_zeros(self) -> None:
+        """Drop the gradients of elements that sparse encodings leave out."""
+        for ref, mask in self._masks.items():
+            gradient = self.weights[ref].grad
+            if gradient is not None:
+                gradient.mul_(mask)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the weights, by name."""
+        return {ref.name: w.detach().clone() for ref, w in self.weights.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights as `state` gave them."""
+        with torch.no_grad():
+            for ref, weight in self.weights.items():
+                weight.copy_(state[ref.name])
+
+    def store(self, graph: Graph) -> None:
+        """Write the weights into `graph`, which has them under the same names."""
+        for ref, weight in self.weights.items():
+            graph.update(ref, data=weight.detach().cpu().numpy().copy())
+
+
+def check_agrees(net: TorchNet, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """VerifyError unless the torch function computes what the reference does on `feeds`, to AGREES."""
+    arrays = {n: np.stack([f[n] for f in feeds]) for n in feeds[0]}
+    with torch.no_grad():
+        found = net.run(net.feeds(arrays))
+    for i, feed in enumerate(feeds):
+        expected = evaluate(net.graph, feed)
+        for ref, values in found.items():
+            worst = difference(values[i].cpu().numpy(), expected[ref.name])
+            if worst > AGREES:
+                raise VerifyError(
+                    f"distil: as a torch function, output '{ref}' of graph '{net.graph.name}' differs by "
+                    f"{worst:.1e} of scale from the reference (limit {AGREES:.0e}); an operator's lowering and its "
+                    f"evaluation disagree"
+                )
+
+
+def _gated(value: Value, data: Tensor, gates: Gates) -> Tensor:
+    if value.ref not in gates:
+        return data
+    dim, factor = gates[value.ref]
+    return data * factor.reshape([-1 if d == dim else 1 for d in range(value.rank)])

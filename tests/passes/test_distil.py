@@ -1,0 +1,191 @@
+"""distil: what it needs, what it changes, that it learns, and that it ends the same way every time."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compiler.errors import ConfigError, PassError, TargetError
+from compiler.ir.encoding import Dense
+from compiler.ir.graph import Graph
+from compiler.ir.reference import evaluate
+from compiler.ir.text import digest
+from compiler.passes.base import Resources
+from compiler.passes.distil import Distil
+from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.merging import Merge
+from compiler.passes.prune.channels import PruneChannels
+from compiler.passes.sparsify.magnitude import Sparsify
+from compiler.pipeline import parse
+from tests.graphs import Builder
+
+SHAPE = (1, 2, 6, 6)
+
+
+def network(*tasks: str, seed: int = 0) -> Graph:
+    """Two small convolutional networks over one input."""
+    b = Builder(seed=seed)
+    x = b.input("x", *SHAPE)
+    for task in tasks:
+        h = b.apply("Relu", b.conv(x, 8, 3, pads=(1, 1, 1, 1)))
+        h = b.apply("MaxPool", h, kernel_shape=(2, 2), strides=(2, 2))
+        h = b.apply("Flatten", b.apply("Relu", b.conv(h, 8, 3)))
+        b.task(task, b.apply("Gemm", h, b.weight(3, 8), b.weight(3), transB=1))
+    return b.graph.freeze()
+
+
+@pytest.fixture(scope="module")
+def original() -> Graph:
+    return network("a", "b")
+
+
+@pytest.fixture(scope="module")
+def use(original) -> Resources:
+    data = np.random.default_rng(3).normal(size=(120, *SHAPE[1:])).astype(np.float32)
+    return Resources(calibration={"x": data}, teacher=original)
+
+
+def error(graph: Graph, original: Graph, use: Resources) -> float:
+    """Mean squared error of all outputs against the originals, as a share of their variance."""
+    pairs = [(evaluate(graph, f), evaluate(original, f)) for f in use.batches(original)]
+    total = []
+    for task in original.tasks:
+        own, other = graph.tasks[task].outputs[0].name, original.tasks[task].outputs[0].name
+        wanted = np.stack([b[other] for _, b in pairs])
+        found = np.stack([a[own] for a, _ in pairs])
+        total.append(np.mean((found - wanted) ** 2) / wanted.var(0).mean())
+    return float(np.mean(total))
+
+
+def margin(scores: np.ndarray) -> float:
+    """How far class 0 is ahead of the best other one."""
+    return float(scores[0, 0] - scores[0, 1:].max())
+
+
+# ---------------------------------------------------------------------- without torch
+def test_options_are_text_both_ways():
+    pass_ = Distil(epochs=3, loss="kl", classes=("a", "b"), weights=("a:2.0",), rate=0.003)
+    assert parse(str(pass_)) == pass_
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs and batch start at 1"),
+        ({"rate": 0.0}, "rate and temperature must be above 0"),
+        ({"loss": "l1"}, "loss is 'l1'; it can be mse or kl"),
+        ({"classes": ("c",)}, "classes names c; the tasks are a, b"),
+        ({"weights": ("a",)}, "weights: 'a' is not TASK:WEIGHT with one of a, b"),
+        ({"labels": 0.5}, "labels asks for class labels"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(original, use, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Distil(**options)(original, use)
+
+
+def test_it_says_what_it_lacks(original, use):
+    with pytest.raises(ConfigError, match=r"needs calibration inputs.*needs the original networks"):
+        Distil()(original)
+    other = network("a", seed=1)
+    with pytest.raises(ConfigError, match="the original networks lack task b"):
+        Distil()(original, replace(use, teacher=other))
+
+
+def test_without_torch_it_says_how_to_get_it(original, use, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(TargetError, match=r"needs torch.*taskgraft\[train\]"):
+        Distil()(original, use)
+
+
+# ---------------------------------------------------------------------- with torch
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+
+
+def test_a_pruned_network_comes_closer_to_the_originals(torch, original, use):
+    pruned = PruneChannels(flops=0.6, score="l2")(original, use)
+    said = []
+    trained = Distil(epochs=12, batch=16, rate=5e-3).run(pruned, replace(use, say=said.append))
+    assert error(trained.graph, original, use) < 0.7 * error(pruned, original, use)
+    assert "12 epochs" in str(trained.notes[0])
+    assert len(said) == 12 and "s left" in said[0]
+
+
+def test_labels_of_channels_stay_and_subsets_are_restrictions(torch, original, use):
+    merged = Merge(policy="mtz", share=0.5)(original, use)
+    trained = Distil(epochs=2, batch=16)(merged, use)
+    assert trained.needed_by() == merged.needed_by()
+    feed = next(iter(use.batches(original)))
+    part = ExtractTasks(tasks=("a",))(trained)
+    name = trained.tasks["a"].outputs[0].name
+    assert np.array_equal(evaluate(part, feed)[name], evaluate(trained, feed)[name])
+
+
+def test_zeros_of_sparse_encodings_stay(torch, original, use):
+    sparse = Sparsify(pattern="unstructured", density=0.5, dense=(), min_inputs=1)(original, use)
+    trained = Distil(epochs=2, batch=16)(sparse, use)
+    encoded = [v for v in sparse.parameters() if not isinstance(v.type.encoding, Dense)]
+    assert encoded
+    for value in encoded:
+        after = trained.value(value.ref)
+        assert after.type == value.type
+        assert not after.constant[value.constant == 0].any()
+        assert not np.array_equal(after.constant, value.constant)
+
+
+def test_two_trainings_give_the_same_bytes_and_seeds_differ(torch, original, use):
+    pruned = PruneChannels(flops=0.6, score="l2")(original, use)
+    first, again = (Distil(epochs=2, batch=16)(pruned, use) for _ in range(2))
+    assert digest(first) == digest(again)
+    assert digest(Distil(epochs=2, batch=16)(pruned, replace(use, seed=1))) != digest(first)
+
+
+def test_an_interrupted_training_continues_to_the_same_result(torch, original, use, tmp_path):
+    pruned = PruneChannels(flops=0.6, score="l2")(original, use)
+    whole = Distil(epochs=4, batch=16)(pruned, use)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(line):
+        if "epoch 2 of" in line:
+            raise Interrupted
+
+    kept = replace(use, cache=tmp_path)
+    with pytest.raises(Interrupted):
+        Distil(epochs=4, batch=16)(pruned, replace(kept, say=stop))
+    said = []
+    resumed = Distil(epochs=4, batch=16)(pruned, replace(kept, say=said.append))
+    assert said[0] == "distil: continues after epoch 2"
+    assert digest(resumed) == digest(whole)
+
+
+def test_it_never_comes_back_worse_on_held_out_inputs(torch, original, use):
+    outcome = Distil(epochs=3, rate=5.0, patience=2).run(original, use)
+    assert digest(outcome.graph) == digest(original)
+    assert "the weights it started with" in str(outcome.notes[0])
+    assert "stopped after epoch 2" in str(outcome.notes[0])
+
+
+def test_class_labels_are_an_extra_loss(torch, original, use):
+    labels = {"a": np.zeros(120, np.int64)}
+    trained = Distil(epochs=8, batch=16, rate=1e-2, labels=5.0)(original, replace(use, labels=labels))
+    feeds = list(use.batches(original))
+    name = original.tasks["a"].outputs[0].name
+    before, after = (np.mean([margin(evaluate(g, f)[name]) for f in feeds]) for g in (original, trained))
+    assert after > before + 0.5
+    with pytest.raises(ConfigError, match="has 7 labels"):
+        Distil(labels=1.0)(original, replace(use, labels={"a": np.zeros(7, np.int64)}))
+
+
+def test_too_few_inputs_are_refused(torch, original, use):
+    with pytest.raises(PassError, match="4 calibration batches are too few; give 10 or more"):
+        Distil(samples=4)(original, use)

@@ -1,0 +1,62 @@
+"""Every operator as a torch function, on the cases of the registry, for a batch of two."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+
+from compiler.ir.graph import Graph, Site  # noqa: E402
+from compiler.ir.types import DType, TensorType  # noqa: E402
+from compiler.training.module import TorchNet  # noqa: E402
+from tests.ir.op_case import OpCase, site_of  # noqa: E402
+from tests.ir.op_cases import CASES  # noqa: E402
+from tests.ir.oracles import assert_close  # noqa: E402
+
+UNSIGNED = {DType.UINT16, DType.UINT32, DType.UINT64}  # torch has hardly any arithmetic for them
+AGREES = 1e-4
+
+
+def graph_of(site: Site) -> Graph:
+    graph, refs = Graph("one"), []
+    for i in range(len(site.operands)):
+        value = site.operands.optional(i)
+        if value is None:
+            refs.append(None)
+        elif value.data is None:
+            refs.append(graph.add_input(value.ref.name, value.type).ref)
+        else:
+            refs.append(graph.add_parameter(value.ref.name, value.data).ref)
+    outputs = [graph.add_value(v.ref.name, v.type).ref for v in site.results]
+    graph.add_node("node", site.node.op, site.attrs, refs, outputs)
+    graph.set_task("task", outputs)
+    return graph.freeze()
+
+
+def has_unsigned(site: Site) -> bool:
+    values = [*(v for _, v in site.operands.present()), *site.results]
+    return any(v.dtype in UNSIGNED for v in values)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.op}-{c.id}")
+def test_every_operator_is_a_torch_function_of_a_batch(case: OpCase):
+    site = site_of(case)
+    if has_unsigned(site) or not case.lowers:
+        pytest.skip("torch cannot compute with this element type, or the operator does not lower")
+    arrays = {v.ref.name: case.arrays()[i] for i, v in site.operands.present() if v.data is None}
+    net = TorchNet(graph_of(site))
+    with torch.no_grad():
+        found = net.run({n: torch.from_numpy(np.stack([a, a])) for n, a in arrays.items()} or {})
+    expected = site.node.op.evaluate(site, case.arrays())
+    for value, want in zip(site.results, expected, strict=True):
+        for sample in found[value.ref]:
+            assert_close(sample.numpy(), want, max(case.tolerance, AGREES), f"result {value.ref}")
+
+
+def test_types_of_the_graph_are_kept():
+    graph = Graph("types")
+    x = graph.add_input("x", TensorType(DType.FLOAT32, (1, 3)))
+    graph.set_task("t", [x.ref])
+    net = TorchNet(graph.freeze())
+    assert net.run(net.feeds({"x": np.ones((2, 1, 3), np.float32)}))[x.ref].dtype == torch.float32
