@@ -175,6 +175,11 @@ def _tasks(required: bool) -> _Adder:
     return lambda p: p.add_argument("--tasks", required=required, default="", metavar="A,B", help="subset of tasks")  # type: ignore[return-value]
 
 
+def _extract(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--level", type=int, metavar="N", help="sparsity level, with those nested in it")
+    p.add_argument("--alone", action="store_true", help="without the levels nested in it")
+
+
 def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs")
     p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
@@ -194,6 +199,7 @@ def _verify(p: argparse.ArgumentParser) -> None:
 
 def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--input", required=True, metavar="X.npz", help="arrays by input name")
+    p.add_argument("--level", type=int, default=0, metavar="N", help="sparsity level, 0 the densest")
     p.add_argument("--all-combinations", action="store_true", help="run every subset and compare the bits")
 
 
@@ -249,8 +255,8 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
     (
         "extract",
         f"{_GRAPHS}:extract",
-        "the exact network of a subset of tasks, as ONNX",
-        (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _tasks(True), _output(True, "ONNX file")),
+        "the exact network of a subset of tasks, or of a sparsity level, as ONNX",
+        (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _tasks(False), _extract, _output(True, "ONNX file")),
     ),
     (
         "prune",

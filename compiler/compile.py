@@ -27,6 +27,7 @@ from compiler.cost.combine import CostReport
 from compiler.errors import GateError, LoweringError, TargetError
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.measure import evaluate_release
@@ -247,10 +248,15 @@ def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, se
     chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else feeds
     samples = []
     for feed in chosen:
-        found = evaluate(graph, feed)
         inputs = tuple(feed[v.ref.name] for v in graph.inputs)
-        samples.append(Sample(inputs, tuple(found[v.ref.name] for v in graph.outputs)))
+        outputs, *sparser = (_outputs(at_level(graph, i), feed) for i in range(level_count(graph)))
+        samples.append(Sample(inputs, outputs, tuple(sparser)))
     return Golden(seed, tuple(samples))
+
+
+def _outputs(graph: Graph, feed: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    found = evaluate(graph, feed)
+    return tuple(found[v.ref.name] for v in graph.outputs)
 
 
 def _finite(graph: Graph, seed: int, number: int) -> dict[str, np.ndarray]:
@@ -279,7 +285,7 @@ def _build(
         graph_onnx=to_onnx(job.graph).SerializeToString(deterministic=True),
         config_text=job.config_text,
         passes=[r.record() for r in job.records],
-        costs=[] if costs is None else [r.record() for r in costs.combinations],
+        costs=[] if costs is None else [r for rows in costs.levels for r in rows.records()],
         threads=job.threads,
         allow_unlinked=True,
     )

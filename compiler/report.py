@@ -44,8 +44,9 @@ def _combination(row: Row, other: Row | None, evaluations: Sequence[TaskEvaluati
     record["separate_flops"] = other.cost.flops if other else None
     record["separate_parameters"] = other.cost.parameters if other else None
     for one in evaluations:
-        record[f"metric_{one.task}"] = one.final.metric if one.task in row.tasks else None
-        record[f"drift_{one.task}"] = one.final.drift if one.task in row.tasks else None
+        known = one.task in row.tasks and row.level == 0  # sparser levels are not evaluated
+        record[f"metric_{one.task}"] = one.final.metric if known else None
+        record[f"drift_{one.task}"] = one.final.drift if known else None
     return record
 
 

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.ir.onnx_in", "compiler.ir.adapters"),
     ("compiler.ir.lift",),
     ("compiler.ir.verify", "compiler.ir.reference", "compiler.ir.convert", "compiler.ir.folding"),
-    ("compiler.ir.onnx_nodes", "compiler.ir.ties", "compiler.ir.text", "compiler.ir.safety"),
+    ("compiler.ir.onnx_nodes", "compiler.ir.ties", "compiler.ir.levels", "compiler.ir.text", "compiler.ir.safety"),
     ("compiler.ir.ops", "compiler.ir.ops.*", "compiler.ir.relations"),
     ("compiler.ir.op",),
     ("compiler.ir.graph",),

@@ -18,14 +18,16 @@ from compiler.codegen.lower import Compiled, compile_kernels
 from compiler.codegen.memory import Interval, place
 from compiler.codegen.pack import Pool
 from compiler.codegen.planner import Decision, Decisions, Sources, decide, wanted_borders
-from compiler.codegen.program import PLAN_SCHEMA, Argument, Call, Kernel, Library, Port, Program, TaskIO
+from compiler.codegen.program import PLAN_SCHEMA, Argument, Call, Kernel, Level, Library, Port, Program, TaskIO
 from compiler.codegen.record import step_record
 from compiler.codegen.sharing import worth_sharing
 from compiler.codegen.siblings import layer_order
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.target import Target
+from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, LoweringError
 from compiler.ir.graph import Graph, Ref, Value
+from compiler.ir.levels import level_count
 from compiler.ir.types import ValueRef
 
 MOST_LISTED_TASKS = 6
@@ -113,6 +115,7 @@ def generate(
         pool=pool.data,
         pool_table=pool.table,
         object_code=compiled.object_code,
+        levels=tuple(_level(graph, i) for i in range(level_count(graph))),
         scratch_bytes=max((compiled.scratch.get(c.kernel, 0) for c in full.calls if c.shared), default=0),
         plan=_record(plan, symbols, target, sources.database),
     )
@@ -239,7 +242,7 @@ def _argument(home: Slot, offsets: Mapping[str, int]) -> Argument:
         return Argument("workspace", offsets[_buffer(home)])
     kind = home.kind
     assert kind in ("input", "output", "pool")
-    return Argument(kind, home.at)
+    return Argument(kind, home.at, home.stride)
 
 
 def _buffer(home: Slot) -> str:
@@ -289,6 +292,14 @@ def _listed(graph: Graph, subsets: Iterable[frozenset[str]] | None) -> tuple[int
     if any(not s for s in wanted):
         raise ConfigError("a subset of tasks cannot be empty")
     return tuple(sorted({sum(bits[t] for t in s) for s in wanted}))
+
+
+def _level(graph: Graph, level: int) -> Level:
+    constants = [v.at(level) for v in graph.parameters() if v.dtype.is_float]
+    costs = [parameter_cost(v) for v in constants]
+    return Level(
+        sum(v.size for v in constants), sum(c.parameters for c in costs), sum(c.weight_bytes for c in costs)
+    )
 
 
 def _port(value: Value, label: str) -> Port:

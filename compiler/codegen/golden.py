@@ -19,10 +19,14 @@ SCALE_FLOOR = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Inputs in the library's input order, and the reference's outputs of all tasks in output order."""
+    """Inputs in the library's input order, and the reference's outputs of all tasks in output order.
+
+    `sparser`: the outputs of levels 1, 2 ...
+    """
 
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[np.ndarray, ...]
+    sparser: tuple[tuple[np.ndarray, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,18 @@ class Golden:
 def golden_files(golden: Golden, face: Interface) -> dict[str, bytes]:
     """`in_NNN.bin` and `out_NNN.bin` per sample: all tensors one after another, raw, little-endian, row-major.
 
-    LoweringError if a sample does not match the interface.
+    Outputs of level L > 0 are in `outL_NNN.bin`. LoweringError if a sample does not match the interface.
     """
     files = {}
     for i, sample in enumerate(golden.samples):
         files[f"golden/in_{i:03d}.bin"] = _raw(sample.inputs, face.inputs, i)
         files[f"golden/out_{i:03d}.bin"] = _raw(sample.outputs, face.outputs, i)
+        if len(sample.sparser) != face.levels - 1:
+            raise LoweringError(
+                f"golden sample {i} has outputs of {len(sample.sparser) + 1} levels, the library {face.levels}"
+            )
+        for level, outputs in enumerate(sample.sparser, 1):
+            files[f"golden/out{level}_{i:03d}.bin"] = _raw(outputs, face.outputs, i)
     return files
 
 

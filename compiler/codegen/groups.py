@@ -7,13 +7,14 @@ are its outputs, so every subset of tasks calls the same kernels. Pure Python, n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from compiler.codegen.epilogues import find_epilogue
 from compiler.ir.graph import Graph, Node, Site, Value
+from compiler.ir.levels import site_at
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
@@ -55,6 +56,17 @@ class Group:
     @property
     def outputs(self) -> tuple[Value, ...]:
         return self.sites[-1].results
+
+    @property
+    def levels(self) -> int:
+        """Sparsity levels of the constants it reads."""
+        constants = (v for s in self.sites for _, v in s.operands.present())
+        return 1 + max((len(v.sparser) for v in constants), default=0)
+
+    def at(self, level: int) -> Group:
+        """The group with the constants of a level."""
+        bias = None if self.bias is None else self.bias.at(level)
+        return replace(self, sites=[site_at(s, level) for s in self.sites], bias=bias)
 
     @property
     def anchor(self) -> Site:

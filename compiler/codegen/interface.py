@@ -13,8 +13,6 @@ from compiler.errors import ConfigError
 from compiler.ir.types import DType
 
 ABI = 2
-LEVELS = 1
-"""Sparsity levels in a library; level 0 is the densest."""
 ALIGNMENT = 64
 """Bytes; of the pool, the workspace, and every buffer in them."""
 MOST_TASKS = 64
@@ -34,8 +32,13 @@ MESSAGES = (
     "kernel failure",
     "pool is in use by another call",
     "pool cannot be created",
+    "outputs are complete, but later than the budget",
+    "a call with a budget runs on one thread: give no pool",
+    "the times were measured with other tasks",
 )
 """Meaning of return code i."""
+LATE = 10
+"""The code of a call that took longer than its budget."""
 
 _C_TYPES = {
     DType.FLOAT16: "uint16_t",
@@ -121,6 +124,11 @@ class Interface:
     """Whether any of its calls is worth sharing among threads; else pools are empty and need no pthread."""
     scratch_bytes: int
     """Memory of its own that every thread besides the calling one needs."""
+    levels: int = 1
+    """Sparsity levels; level 0 is the densest."""
+    switch_points: tuple[tuple[str, ...], ...] = ()
+    """Nodes of the calls that take another time at another level, in order of the full program: before each of them
+    a call with a budget may fall to a sparser level."""
 
     @property
     def upper(self) -> str:
@@ -148,7 +156,13 @@ class Interface:
         """Every function the library exports, sorted."""
         fixed = ["abi", "build_id", "cpu_missing", "run", "strerror", "workspace"]
         fixed += ["pool_create", "pool_destroy"] * self.threads
+        fixed += ["measure", "run_within"] * (self.levels > 1)
         return tuple(sorted([*(f"{self.name}_{f}" for f in fixed), *(e.symbol for e in self.entries)]))
+
+    @property
+    def points(self) -> int:
+        """Number of switch points."""
+        return len(self.switch_points)
 
     @property
     def pool_symbol(self) -> str:
@@ -186,6 +200,8 @@ def interface(library: Library, *, threads: bool = True) -> Interface:
         threads,
         threads and _shares(library.full.calls),
         library.scratch_bytes,
+        len(library.levels),
+        tuple(call.nodes for call in library.full.calls if call.levelled),
     )
     _check_macros(face)
     return face
@@ -223,7 +239,7 @@ def _round_up(size: int) -> int:
 
 
 def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
-    taken = {f"{library.name}_call", f"{library.name}_pool"}
+    taken = {f"{library.name}_{kind}" for kind in ("call", "pool", "times")}
     readers = [0] * len(library.inputs)
     for call in library.full.calls:
         for argument in call.arguments:
@@ -297,6 +313,8 @@ def describe(parameter: Parameter) -> str:
 
 def argument_text(argument: Argument) -> str:
     """A kernel argument as the driver writes it."""
+    if argument.stride:
+        return f"LEVELLED({argument.at}, {argument.stride})"
     return f"{_MACROS[argument.kind]}({argument.at})"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import tvm_ffi
 
 from compiler.codegen.generic.kernel import copy_kernel
 from compiler.codegen.layout import Layout, Plain
+from compiler.codegen.memory import aligned
 from compiler.codegen.pack import Pool
 from compiler.codegen.target import Target
 from compiler.ir.graph import Graph, Value
@@ -22,12 +23,14 @@ class Slot:
     """An argument before memory is planned.
 
     `value`: a value where and how it is stored; `plain`: the same row-major (another buffer where it is stored
-    blocked); `pool`: byte offset `at`; `input` / `output`: the caller's pointer number `at`.
+    blocked); `pool`: byte offset `at`, plus `stride` for each sparsity level; `input` / `output`: the caller's
+    pointer number `at`.
     """
 
     kind: Literal["value", "plain", "pool", "input", "output"]
     ref: ValueRef | None = None
     at: int = 0
+    stride: int = 0
 
 
 def value_slot(value: Value) -> Slot:
@@ -74,6 +77,14 @@ class Builder:
     def table(self, name: str, array: np.ndarray, form: str) -> Slot:
         """Any constant in the pool."""
         return Slot("pool", at=self.pool.add(name, array, form))
+
+    def levelled(self, value: Value, arrays: Sequence[np.ndarray], form: str) -> Slot:
+        """A packed parameter of which every level has its own, of one size; once where all are equal."""
+        if all(a.tobytes() == arrays[0].tobytes() for a in arrays):
+            return self.constant(value, arrays[0], form)
+        stride = aligned(arrays[0].nbytes)
+        rows = [np.frombuffer(a.tobytes() + bytes(stride - a.nbytes), np.uint8) for a in arrays]
+        return Slot("pool", at=self.pool.add(value.ref.name, np.stack(rows), f"{form} by level"), stride=stride)
 
     def copy(self, value: Value, source: Layout, target: Layout, slots: tuple[Slot, Slot]) -> Built:
         """A kernel that stores a value again, in another layout or place."""

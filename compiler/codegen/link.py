@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from compiler.codegen import deadline
 from compiler.codegen.elf import Elf, write_archive
 from compiler.codegen.interface import ALIGNMENT, Interface
 from compiler.codegen.target import Target
@@ -185,7 +186,7 @@ def check_library(data: bytes, face: Interface) -> LinkFacts:
     weak = {s.name for s in symbols if not s.defined and s.weak}
     problems = [f"exports {name}, which is not in the header" for name in sorted(exported - set(face.symbols))]
     problems += [f"does not export {name}" for name in sorted(set(face.symbols) - exported)]
-    allowed = _LIBC | _LIBM | imports(face) | (weak & _STARTUP)
+    allowed = _LIBC | _LIBM | imports(face) | deadline.imports(face) | (weak & _STARTUP)
     problems += [f"imports {n}" for n in imported if n not in allowed]
     problems += [f"has {problem}" for problem in elf.problems()]
     if problems:

@@ -82,8 +82,8 @@ def manifest_record(
             "outputs": [_port_record(p) for p in face.outputs],
         },
         "threads": {"pool": face.threads, "scratch_bytes": face.scratch_bytes},
-        "levels": [{"level": 0, "kind": "dense", "density": 1, "weight_bytes": len(library.pool)}],
-        "switch_points": [],
+        "levels": [_level_record(library, level) for level in range(face.levels)],
+        "switch_points": [list(nodes) for nodes in face.switch_points],
         "subsets": _subset_records(face, costs),
         "passes": [dict(record) for record in passes],
         "golden": dict(golden),
@@ -94,6 +94,14 @@ def manifest_record(
         },
         "files": dict(files),
     }
+
+
+def _level_record(library: Library, level: int) -> dict[str, object]:
+    """All levels are in the one pool; `weight_bytes` of it are read at this level."""
+    if len(library.levels) == 1:
+        return {"level": 0, "kind": "dense", "density": 1, "weight_bytes": len(library.pool)}
+    facts = library.levels[level]
+    return {"level": level, "kind": "nested", "density": facts.density, "weight_bytes": facts.weight_bytes}
 
 
 def build_id(inputs: Mapping[str, str], toolchain: Mapping[str, str], target: Mapping[str, object]) -> str:
@@ -134,16 +142,20 @@ def _port_record(parameter: Parameter) -> dict[str, object]:
 
 
 def _subset_records(face: Interface, costs: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """One row per listed subset, with the cost row of the same tasks and level merged in."""
+    """One row per listed subset and level, with the cost row of the same tasks and level merged in."""
     by_tasks = {(frozenset(row["tasks"]), row.get("level", 0)): row for row in costs}
-    return [{**by_tasks.get((frozenset(e.tasks), 0), {}), **_entry_record(e)} for e in face.entries]
+    return [
+        {**by_tasks.get((frozenset(e.tasks), level), {}), **_entry_record(e, level)}
+        for e in face.entries
+        for level in range(face.levels)
+    ]
 
 
-def _entry_record(entry: Entry) -> dict[str, object]:
+def _entry_record(entry: Entry, level: int) -> dict[str, object]:
     return {
         "tasks": list(entry.tasks),
         "mask": entry.mask,
-        "level": 0,
+        "level": level,
         "symbol": entry.symbol,
         "entry": "specialised" if entry.specialised else "table",
         "workspace_bytes": entry.workspace_bytes,

@@ -86,14 +86,19 @@ def situation(graph: Graph, groups: Iterable[Group], target: Target) -> Situatio
 
 
 def candidates(group: Group, known: Situation) -> tuple[Candidate, ...]:
-    """Every way to run a group, best predicted first."""
-    found = [c for s in strategies_for(group.family) for c in s.candidates(group, known)]
+    """Every way to run a group at all its sparsity levels, best predicted first."""
+    able = [s for s in strategies_for(group.family) if s.levels or group.levels == 1]
+    found = [c for s in able for c in s.candidates(group, known)]
     return tuple(sorted(found, key=lambda c: c.seconds))
 
 
 def _decide(group: Group, found: tuple[Candidate, ...], target: Target, sources: Sources) -> Decision:
     if not found:
-        raise LoweringError(f"{group.anchor.node.op.name} '{group.anchor.node.ref.name}': no strategy applies")
+        levels = f" to weights with {group.levels} levels; nest it in other blocks, or exclude it"
+        raise LoweringError(
+            f"{group.anchor.node.op.name} '{group.anchor.node.ref.name}': no strategy applies"
+            + levels * (group.levels > 1)
+        )
     times = sources.measured.times(group, target) if sources.measured else {}
     measured = {c.choice: times[c.choice] for c in found if c.choice in times}
     fastest = min(measured, key=lambda c: (measured[c], c.algorithm, c.tile), default=None)

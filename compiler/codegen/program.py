@@ -21,12 +21,14 @@ class Argument:
     """One pointer passed to a kernel.
 
     `input` / `output`: `at` is the index into the network's inputs / the outputs of all tasks in order.
-    `pool` / `workspace`: `at` is the byte offset. `scratch`: memory that holds nothing between calls; for the
-    calling thread `at` is its byte offset in the workspace, other threads have memory of their own.
+    `pool` / `workspace`: `at` is the byte offset, plus `stride` for each sparsity level. `scratch`: memory that
+    holds nothing between calls; for the calling thread `at` is its byte offset in the workspace, other threads have
+    memory of their own.
     """
 
     kind: Literal["input", "output", "pool", "workspace", "scratch"]
     at: int
+    stride: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,11 @@ class Call:
     """As of the kernel: units of work that may run in any grouping."""
     shared: bool = False
     """Whether threads divide the units; False where there is too little work to repay their meeting."""
+
+    @property
+    def levelled(self) -> bool:
+        """Whether it does another amount of work at another sparsity level."""
+        return any(a.stride for a in self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,20 @@ class PoolEntry:
     layout: str
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A sparsity level: elements of all floating-point constants, those stored, bytes with their positions."""
+
+    elements: int = 0
+    stored: int = 0
+    weight_bytes: int = 0
+
+    @property
+    def density(self) -> float:
+        """Share of the elements that is stored; 1 for a network without any."""
+        return self.stored / self.elements if self.elements else 1.0
+
+
 @dataclass(frozen=True)
 class Library:
     """Everything generated for one target."""
@@ -111,6 +132,8 @@ class Library:
     pool_table: tuple[PoolEntry, ...]
     object_code: bytes
     """Relocatable object with every kernel."""
+    levels: tuple[Level, ...] = (Level(),)
+    """Sparsity levels, the densest first."""
     scratch_bytes: int = 0
     """What every thread besides the calling one needs for itself: the largest scratch of a shared call."""
     plan: Mapping[str, object] = field(default_factory=dict)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import numpy as np
 
+from compiler.codegen.budgets import MOST_BUDGET, LevelTimes, Reached, times_type
 from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
-from compiler.codegen.interface import ABI, ALIGNMENT, MOST_THREADS
+from compiler.codegen.deadline import MOST_ROUNDS
+from compiler.codegen.foreign import Call, Functions, Outputs, Port, addresses, aligned
+from compiler.codegen.interface import ABI
 from compiler.codegen.manifest import parse_manifest
 from compiler.codegen.target import machine_arch
 from compiler.errors import BundleError
-
-Outputs = dict[str, Any]
-"""Task name -> array; for a task with several outputs, -> dict from label to array."""
 
 _LOADED: dict[str, ctypes.CDLL] = {}  # by digest: one content is mapped once per process
 
@@ -52,10 +50,10 @@ class Network:
 
     def __init__(self, bundle: Bundle, library: ctypes.CDLL) -> None:
         self.bundle = bundle
-        self._inputs = tuple(_Port.read(r) for r in bundle.manifest["io"]["inputs"])
-        self._outputs = tuple(_Port.read(r) for r in bundle.manifest["io"]["outputs"])
+        self._inputs = tuple(Port.read(r) for r in bundle.manifest["io"]["inputs"])
+        self._outputs = tuple(Port.read(r) for r in bundle.manifest["io"]["outputs"])
         self._tasks = {record["name"]: record for record in bundle.manifest["tasks"]}
-        self._functions = _Functions(library, bundle.name)
+        self._functions = Functions(library, bundle.name)
         self._local = threading.local()
 
     @property
@@ -67,6 +65,11 @@ class Network:
     def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Input name -> element type and shape."""
         return {port.name: (str(port.dtype), port.shape) for port in self._inputs}
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Share of the weights that each sparsity level stores, the densest first."""
+        return tuple(float(record["density"]) for record in self.bundle.manifest["levels"])
 
     def workspace_bytes(self, tasks: Iterable[str] | None = None, level: int = 0) -> int:
         """Bytes of workspace one call with these tasks uses."""
@@ -95,15 +98,53 @@ class Network:
         others are converted, or refused with ValueError where `strict`. Shapes must match exactly.
         """
         names = self._task_names(tasks)
-        given = inputs if isinstance(inputs, Mapping) else {self._only_input(): inputs}
-        arrays = [self._input(port, given, strict) for port in self._inputs]
-        _refuse_unknown(given, [port.name for port in self._inputs], "input")
-        wanted = {i for name in names for i in self._tasks[name]["outputs"]}
-        results = [np.empty(p.shape, p.dtype) if i in wanted else None for i, p in enumerate(self._outputs)]
-        mask = self._mask(names)
-        call = _Call.make(self._workspace(self._functions.workspace(mask, level)), self._handle(pool), level)
-        self._functions.check(self._functions.bound(mask, _addresses(arrays), _addresses(results), call)())
+        mask, arrays, results = self._arrays(names, inputs, strict)
+        call = Call.make(self._workspace(self._functions.workspace(mask, level)), self._handle(pool), level)
+        self._functions.check(self._functions.bound(mask, addresses(arrays), addresses(results), call)())
         return self._by_task(names, results)
+
+    def measure(
+        self,
+        inputs: np.ndarray | Mapping[str, np.ndarray],
+        *,
+        tasks: Iterable[str] | None = None,
+        rounds: int = 7,
+    ) -> LevelTimes:
+        """Times of every level of `tasks`, as medians of 1 to 31 `rounds` on these inputs: what `run_within` needs.
+
+        ValueError for other rounds, or where the bundle has one level only.
+        """
+        if len(self.levels) == 1:
+            raise ValueError(f"'{self.bundle.name}' has one level: a call cannot become faster")
+        if not 1 <= rounds <= MOST_ROUNDS:
+            raise ValueError(f"times are medians of 1 to {MOST_ROUNDS} rounds, not of {rounds}")
+        names = self._task_names(tasks)
+        mask, arrays, results = self._arrays(names, inputs, strict=False)
+        table = times_type(len(self.levels), len(self.bundle.manifest["switch_points"]))()
+        call = Call.make(self._workspace(self._functions.workspace(mask, 0)), None, 0)
+        self._functions.measure(mask, addresses(arrays), addresses(results), call, rounds, table)
+        return LevelTimes(names, table)
+
+    def run_within(
+        self,
+        inputs: np.ndarray | Mapping[str, np.ndarray],
+        budget_us: int,
+        times: LevelTimes,
+        *,
+        level: int = 0,
+        strict: bool = False,
+    ) -> Reached:
+        """Outputs of the tasks that `times` are of, within about `budget_us` microseconds.
+
+        The call starts at `level`, and falls to sparser levels where the rest would take longer than is left. One
+        thread. ValueError as for `run`.
+        """
+        if not 0 <= budget_us <= MOST_BUDGET:
+            raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
+        mask, arrays, results = self._arrays(times.tasks, inputs, strict)
+        call = Call.make(self._workspace(self._functions.workspace(mask, level)), None, level)
+        late = self._functions.within(mask, addresses(arrays), addresses(results), call, times.table, budget_us)
+        return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
 
     def bind(self, tasks: Iterable[str], *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
         """Check once, pin the addresses, call many times.
@@ -122,12 +163,23 @@ class Network:
             given = arrays.get(key)
             results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key, write=True)
         mask = self._mask(names)
-        workspace = _aligned(self._functions.workspace(mask, 0))
-        call = _Call.make(workspace, self._handle(pool), 0)
+        workspace = aligned(self._functions.workspace(mask, 0))
+        call = Call.make(workspace, self._handle(pool), 0)
         made = BoundCall(self._functions, mask, inputs, results, call, self._by_task(names, results), workspace)
         if pool is not None:
             pool.serves(made)
         return made
+
+    def _arrays(
+        self, names: tuple[str, ...], inputs: np.ndarray | Mapping[str, np.ndarray], strict: bool
+    ) -> tuple[int, list[np.ndarray], list[np.ndarray | None]]:
+        """Mask of the tasks, their inputs as the library takes them, and room for the outputs they have."""
+        given = inputs if isinstance(inputs, Mapping) else {self._only_input(): inputs}
+        arrays = [self._input(port, given, strict) for port in self._inputs]
+        _refuse_unknown(given, [port.name for port in self._inputs], "input")
+        wanted = {i for name in names for i in self._tasks[name]["outputs"]}
+        results = [np.empty(p.shape, p.dtype) if i in wanted else None for i, p in enumerate(self._outputs)]
+        return self._mask(names), arrays, results
 
     def _handle(self, pool: ThreadPool | None) -> int | None:
         """The library's pool; ValueError unless it is an open one of this network."""
@@ -149,7 +201,7 @@ class Network:
         return self._inputs[0].name
 
     @staticmethod
-    def _input(port: _Port, given: Mapping[str, np.ndarray], strict: bool) -> np.ndarray:
+    def _input(port: Port, given: Mapping[str, np.ndarray], strict: bool) -> np.ndarray:
         if port.name not in given:
             raise ValueError(f"input '{port.name}' is missing")
         return port.exact(given[port.name], port.name) if strict else port.converted(given[port.name])
@@ -170,7 +222,7 @@ class Network:
         """This thread's workspace of at least `size` bytes."""
         held = getattr(self._local, "workspace", None)
         if held is None or held.nbytes < size:
-            held = self._local.workspace = _aligned(size)
+            held = self._local.workspace = aligned(size)
         return cast("np.ndarray", held)
 
 
@@ -184,18 +236,18 @@ class BoundCall:
 
     def __init__(
         self,
-        functions: _Functions,
+        functions: Functions,
         mask: int,
         inputs: list[np.ndarray],
         results: list[np.ndarray | None],
-        call: _Call,
+        call: Call,
         outputs: Outputs,
         workspace: np.ndarray,
     ) -> None:
         self.outputs = outputs
         self._functions, self._call, self._level = functions, call, 0
         self._keep = (inputs, results, workspace)
-        self._run = functions.bound(mask, _addresses(inputs), _addresses(results), call)
+        self._run = functions.bound(mask, addresses(inputs), addresses(results), call)
 
     def __call__(self, level: int = 0) -> Outputs:
         if level != self._level:
@@ -217,7 +269,7 @@ class ThreadPool:
     another one does. A pool that is dropped is closed when it is collected.
     """
 
-    def __init__(self, functions: _Functions, threads: int) -> None:
+    def __init__(self, functions: Functions, threads: int) -> None:
         self.threads = threads
         self._functions = functions
         self._handle: int | None = functions.make_pool(threads)
@@ -239,7 +291,7 @@ class ThreadPool:
             call.expire()
         self._end()
 
-    def handle(self, functions: _Functions) -> int:
+    def handle(self, functions: Functions) -> int:
         """Address of the library's pool; ValueError where this one is closed or another network's."""
         if functions is not self._functions:
             raise ValueError("the pool belongs to another network; make one by its own pool()")
@@ -252,119 +304,6 @@ class ThreadPool:
 
 def _closed() -> NoReturn:
     raise ValueError("the pool is closed")
-
-
-@dataclass(frozen=True, slots=True)
-class _Port:
-    """Name, type and shape of an input or output."""
-
-    name: str
-    label: str
-    task: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> _Port:
-        dtype = np.dtype(record["dtype"])
-        return cls(record["name"], record["label"], record.get("task", ""), dtype, tuple(record["shape"]))
-
-    def exact(self, array: np.ndarray, name: str, write: bool = False) -> np.ndarray:
-        """`array` itself; ValueError unless it can be passed by address (and written to)."""
-        flaws = [", not in C order"] * (not array.flags.c_contiguous)
-        flaws += [", misaligned"] * (not array.flags.aligned)
-        flaws += [", read-only"] * (write and not array.flags.writeable)
-        if array.dtype != self.dtype or array.shape != self.shape or flaws:
-            raise ValueError(f"'{name}' is {array.dtype}{list(array.shape)}{''.join(flaws)}; needed is {self}")
-        return array
-
-    def converted(self, array: np.ndarray) -> np.ndarray:
-        """`array` in this type and C order, aligned; ValueError if the shape differs."""
-        if np.shape(array) != self.shape:
-            raise ValueError(f"input '{self.name}' has shape {list(np.shape(array))}; needed is {self}")
-        return np.require(array, self.dtype, ("C", "A"))
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-class _Call(ctypes.Structure):
-    """`<name>_call` of the header."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_size_t),
-        ("level", ctypes.c_uint32),
-        ("level_used", ctypes.c_uint32),
-        ("pool", ctypes.c_void_p),
-    )
-    level: int
-
-    @classmethod
-    def make(cls, workspace: np.ndarray, pool: int | None, level: int) -> _Call:
-        return cls(ctypes.sizeof(cls), workspace.ctypes.data, workspace.nbytes, level, 0, pool)
-
-
-class _Functions:
-    """The C functions of one library, typed."""
-
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
-        self._library, self._name = library, name
-        self._run = library[f"{name}_run"]
-        self._workspace = library[f"{name}_workspace"]
-        self._workspace.argtypes, self._workspace.restype = (ctypes.c_uint64, ctypes.c_uint32), ctypes.c_size_t
-        self._strerror = library[f"{name}_strerror"]
-        self._strerror.restype = ctypes.c_char_p
-
-    def workspace(self, mask: int, level: int) -> int:
-        """Bytes; ValueError where the bundle lacks the level."""
-        size = int(self._workspace(mask, level)) if 0 <= level < 1 << 32 else 0
-        if not size:
-            raise ValueError(f"level {level} is not in this bundle")
-        return size
-
-    def bound(self, mask: int, inputs: Any, outputs: Any, call: _Call) -> Callable[[], int]:
-        """A call with its arguments converted once; it returns the library's code."""
-        addresses = (ctypes.c_void_p(ctypes.addressof(thing)) for thing in (inputs, outputs, call))
-        made = functools.partial(self._run, ctypes.c_uint64(mask), *addresses)
-        made.keep = (inputs, outputs, call)  # type: ignore[attr-defined]
-        return made
-
-    def check(self, code: int) -> None:
-        """BundleError with the library's words where a call failed."""
-        if code:
-            raise BundleError(f"the library returned {code}: {self._strerror(code).decode()}")
-
-    def make_pool(self, threads: int) -> int:
-        """A pool's address; ValueError and BundleError as `Network.pool` says."""
-        if not 1 <= threads <= MOST_THREADS:
-            raise ValueError(f"a pool has 1 to {MOST_THREADS} threads, not {threads}")
-        try:
-            create = self._library[f"{self._name}_pool_create"]
-        except AttributeError:
-            raise BundleError(f"'{self._name}' was built without threads: every call is of one thread") from None
-        pool = ctypes.c_void_p()
-        self.check(create(ctypes.byref(pool), ctypes.c_uint(threads)))
-        return cast("int", pool.value)
-
-    def end_pool(self, pool: int) -> None:
-        """Give a pool back."""
-        destroy = self._library[f"{self._name}_pool_destroy"]
-        destroy.argtypes, destroy.restype = (ctypes.c_void_p,), None
-        destroy(pool)
-
-
-def _addresses(arrays: Iterable[np.ndarray | None]) -> Any:
-    pointers = [None if array is None else array.ctypes.data for array in arrays]
-    return (ctypes.c_void_p * max(1, len(pointers)))(*pointers)
-
-
-def _aligned(size: int) -> np.ndarray:
-    """Uninitialised bytes at an aligned address."""
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size]
 
 
 def _refuse_unknown(given: Mapping[str, object], known: list[str], what: str) -> None:

@@ -121,6 +121,7 @@ struct @name@_pool {
   const void *const *in;
   void *const *out;
   unsigned char *ws;
+  uint32_t level;
   _Alignas(LINE) _Atomic int busy;
   _Alignas(LINE) _Atomic unsigned sleepers;
   unsigned threads;
@@ -199,7 +200,7 @@ static __attribute__((noinline)) int alone(member *me) {
 static void walk(member *me) {
   @name@_pool *pool = me->pool;
   me->failed = me->shared = 0;
-  pool->run(pool->tasks, pool->in, pool->out, pool->ws, me);
+  pool->run(pool->tasks, pool->in, pool->out, pool->ws, pool->level, me);
   publish(pool, &me->progress, ++me->step);
 }
 
@@ -214,7 +215,7 @@ static void *work(void *argument) {
 
 static __attribute__((noinline)) int with_pool(@name@_pool *pool, program *run, ARGUMENTS) {
   if (atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire)) return 8;
-  pool->run = run, pool->tasks = tasks, pool->in = in, pool->out = out, pool->ws = ws;
+  pool->run = run, pool->tasks = tasks, pool->in = in, pool->out = out, pool->ws = ws, pool->level = level;
   publish(pool, &pool->launched, atomic_load_explicit(&pool->launched, memory_order_relaxed) + 1);
   walk(&pool->members[0]);
   await_others(&pool->members[0]);

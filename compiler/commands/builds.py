@@ -229,13 +229,15 @@ def run(args: Namespace, say: Say) -> Result:
     network = open_bundle(args.path, args.target[0] if args.target else None)
     given = load_arrays(args.input, Path())
     inputs = {name: _sample(given, name, shape) for name, (_, shape) in network.inputs.items()}
+    if not 0 <= args.level < len(network.levels):
+        raise ConfigError(f"--level {args.level}: the bundle has levels 0 to {len(network.levels) - 1}")
     if args.all_combinations:
-        return _every_combination(network, inputs)
+        return _every_combination(network, inputs, args.level)
     tasks = tasks_of(args.tasks) if args.tasks else network.tasks
     unknown = [t for t in tasks if t not in network.tasks]
     if unknown:
         raise ConfigError(f"--tasks: there is no {', '.join(unknown)}; the tasks are {', '.join(network.tasks)}")
-    outputs = flat(network.run(inputs, tasks=tasks))
+    outputs = flat(network.run(inputs, tasks=tasks, level=args.level))
     if args.output:
         np.savez(output_file(args), **outputs)  # type: ignore[arg-type]
     rows = [
@@ -258,14 +260,14 @@ def _sample(given: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> 
     return array
 
 
-def _every_combination(network: Network, inputs: dict[str, np.ndarray]) -> Result:
-    """Run each combination and compare its outputs with those of all tasks, bit by bit."""
-    full = flat(network.run(inputs))
+def _every_combination(network: Network, inputs: dict[str, np.ndarray], level: int) -> Result:
+    """Run each combination at a level and compare its outputs with those of all tasks, bit by bit."""
+    full = flat(network.run(inputs, level=level))
     rows: list[tuple[Cell, ...]] = []
     records = []
     subsets = [s for n in range(1, len(network.tasks) + 1) for s in combinations(network.tasks, n)]
     for subset in subsets:
-        outputs = flat(network.run(inputs, tasks=subset))
+        outputs = flat(network.run(inputs, tasks=subset, level=level))
         same = all(a.tobytes() == full[name].tobytes() for name, a in outputs.items())
         decisions = ", ".join(f"{name}={_decision(a)}" for name, a in outputs.items())
         rows.append((" ".join(subset), decisions, network.workspace_bytes(subset), "yes" if same else "NO"))
@@ -310,13 +312,15 @@ def bench(args: Namespace, say: Say) -> Result:
     else:
         text = run_bench(bundle, target, seconds=args.seconds, threads=args.threads)
     found = json.loads(text)
-    flops = {"+".join(r["tasks"]): r.get("flops") for r in bundle.manifest["subsets"]}
+    flops = {("+".join(r["tasks"]), r["level"]): r.get("flops") for r in bundle.manifest["subsets"]}
     rows: list[tuple[Cell, ...]] = []
     for row in found["subsets"]:
-        median, count = row["seconds_median"], flops.get(row["tasks"])
+        median, count = row["seconds_median"], flops.get((row["tasks"], row["level"]))
         rate = None if not count else f"{count / median / 1e9:.2f}"
-        rows.append((row["tasks"], f"{median * 1e6:.1f}", f"{row['seconds_min'] * 1e6:.1f}", count, rate))
-    columns = ("tasks", "median us", "fastest us", "FLOPs", "GFLOP/s")
+        rows.append(
+            (row["tasks"], row["level"], f"{median * 1e6:.1f}", f"{row['seconds_min'] * 1e6:.1f}", count, rate)
+        )
+    columns = ("tasks", "level", "median us", "fastest us", "FLOPs", "GFLOP/s")
     where = f"{args.ssh or 'this machine'}, {args.threads} thread{'s' * (args.threads > 1)}"
     return Result(
         {"target": bundle.target, "where": where, **found}, (Grid(f"{bundle.name}, {where}", columns, rows),)

@@ -23,7 +23,7 @@ def chosen(path: Path, targets: list[str]) -> Bundle:
 def bundle_costs(path: Path, targets: list[str]) -> Result:
     """The rows of a bundle's manifest: every listed subset with its planned workspace."""
     bundle = chosen(path, targets)
-    columns = ("tasks", "macs", "flops", "parameters", "weight_bytes", "workspace_bytes", "symbol")
+    columns = ("tasks", "level", "macs", "flops", "parameters", "weight_bytes", "workspace_bytes", "symbol")
     rows = list(bundle.manifest["subsets"])
     grid = Grid(f"{bundle.name} for {bundle.target}", columns, [_cells(r, columns) for r in rows])
     return Result({"combinations": rows, "separate": []}, (grid,))
@@ -36,7 +36,7 @@ def inspect_bundle(path: Path, targets: list[str]) -> Result:
     ports = [("input", p["label"], f"{p['dtype']}{p['shape']}", "") for p in manifest["io"]["inputs"]]
     ports += [("output", p["label"], f"{p['dtype']}{p['shape']}", p["task"]) for p in manifest["io"]["outputs"]]
     files = [(name, entry.get("bytes"), entry["sha256"][:16]) for name, entry in sorted(manifest["files"].items())]
-    columns = ("tasks", "symbol", "entry", "kernels", "workspace_bytes")
+    columns = ("tasks", "level", "symbol", "entry", "kernels", "workspace_bytes")
     title = f"{bundle.name} for {bundle.target}, build {str(manifest['build_id'])[:16]}"
     grids = (
         Grid(title, ("port", "name", "type", "task"), ports),

@@ -105,11 +105,22 @@ def refusal_grid(records: Sequence[PassRecord]) -> Grid:
 
 def cost_grid(report: CostReport, title: str) -> Grid:
     """One row per combination, the separate networks' FLOPs beside it."""
-    columns = ("tasks", "MACs", "FLOPs", "separate", "saved", "parameters", "weights B", "traffic B", "workspace B")
+    columns = (
+        "tasks",
+        "level",
+        "MACs",
+        "FLOPs",
+        "separate",
+        "saved",
+        "parameters",
+        "weights B",
+        "traffic B",
+        "workspace B",
+    )
     rows: list[tuple[Cell, ...]] = []
-    total = len(report.combinations)
+    total = sum(len(rows) for rows in report.levels)
     if total > MOST_ROWS:
-        title += f" ({MOST_ROWS - 1:,} of {total:,} combinations and the full set; --json prints all)"
+        title += f" ({MOST_ROWS - 1:,} of {total:,} rows and the last one; --json prints all)"
     for number, (row, other) in enumerate(report.pairs(), 1):
         if MOST_ROWS <= number < total:
             continue
@@ -119,6 +130,7 @@ def cost_grid(report: CostReport, title: str) -> Grid:
         rows.append(
             (
                 " ".join(row.tasks),
+                row.level,
                 cost.macs,
                 cost.flops,
                 flops,

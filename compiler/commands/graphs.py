@@ -12,11 +12,13 @@ from compiler.commands.bundles import bundle_costs, inspect_bundle
 from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, refusal_grid, tasks_of
 from compiler.cost.combine import cost_report
 from compiler.cost.count import totals
+from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_out import save
 from compiler.ir.text import digest, text
 from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
+from compiler.passes.extract_level import ExtractLevel
 from compiler.pipeline import PassRecord, Pipeline, make
 from compiler.release import Say
 from compiler.report import layer_rows
@@ -66,10 +68,17 @@ def inspect(args: Namespace, say: Say) -> Result:
 
 
 def extract(args: Namespace, say: Say) -> Result:
-    """The network of a subset of tasks as an ONNX file."""
+    """The network of a subset of tasks, of a sparsity level, or of both as an ONNX file."""
+    if not args.tasks and args.level is None:
+        raise ConfigError("name what to extract: --tasks A,B or --level N, or both")
+    if args.alone and args.level is None:
+        raise ConfigError("--alone says which levels stay beside --level N; name that level")
     path = output_file(args)
-    graph, _ = graph_of(args, say)
-    part = ExtractTasks(tasks=tasks_of(args.tasks))(graph)
+    part, _ = graph_of(args, say)
+    if args.tasks:
+        part = ExtractTasks(tasks=tasks_of(args.tasks))(part)
+    if args.level is not None:
+        part = ExtractLevel(level=args.level, alone=args.alone)(part)
     save(part, path)
     return _written(path, part)
 

@@ -17,6 +17,7 @@ import numpy as np
 from compiler.cost.count import Cost, items
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level, level_count
 
 MOST_TASKS = 16
 """Up to this many tasks every combination gets a row (65,535)."""
@@ -67,11 +68,13 @@ class Row:
 class Rows(Sequence[Row]):
     """A row per non-empty combination, made when it is asked for: fewer tasks first, then in task order.
 
-    `table`: int64 [2^T, quantities] by mask, as `combination_costs` returns it.
+    `table`: int64 [2^T, quantities] by mask, as `combination_costs` returns it, at sparsity `level`.
     """
 
-    def __init__(self, names: Sequence[str], table: np.ndarray, workspace: Mapping[frozenset[str], int]) -> None:
-        self._names, self._table, self._workspace = tuple(names), table, workspace
+    def __init__(
+        self, names: Sequence[str], table: np.ndarray, workspace: Mapping[frozenset[str], int], level: int = 0
+    ) -> None:
+        self._names, self._table, self._workspace, self._level = tuple(names), table, workspace, level
 
     def __len__(self) -> int:
         return len(self._table) - 1
@@ -85,11 +88,11 @@ class Rows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         for tasks, values, planned in self._parts():
-            yield Row(tasks, 0, Cost(*values), planned)
+            yield Row(tasks, self._level, Cost(*values), planned)
 
     def records(self) -> list[dict[str, object]]:
         """JSON-ready rows, without an object per row on the way."""
-        return [_record(tasks, 0, values, planned) for tasks, values, planned in self._parts()]
+        return [_record(tasks, self._level, values, planned) for tasks, values, planned in self._parts()]
 
     def _parts(self) -> Iterator[tuple[tuple[str, ...], list[int], int | None]]:
         """Tasks, quantities and planned workspace of every row."""
@@ -109,21 +112,29 @@ def _record(tasks: tuple[str, ...], level: int, values: Sequence[int], planned: 
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A row per combination, and the same rows for the separate networks side by side (none where unknown)."""
+    """A row per combination at the densest level, the same rows for the separate networks side by side (none where
+    unknown), and rows of every sparser level."""
 
     combinations: Rows
     separate: Rows | None = None
+    sparser: tuple[Rows, ...] = ()
+
+    @property
+    def levels(self) -> tuple[Rows, ...]:
+        """The rows of every level."""
+        return (self.combinations, *self.sparser)
 
     def record(self) -> dict[str, object]:
         """JSON-ready: `combinations` and `separate`."""
         return {
-            "combinations": self.combinations.records(),
+            "combinations": [r for rows in self.levels for r in rows.records()],
             "separate": self.separate.records() if self.separate else [],
         }
 
     def pairs(self) -> Iterator[tuple[Row, Row | None]]:
-        """Each combination with its separate row, where there is one."""
-        return zip(self.combinations, self.separate or itertools.repeat(None), strict=False)
+        """Each combination, level by level, with its separate row, where there is one."""
+        for rows in self.levels:
+            yield from zip(rows, self.separate or itertools.repeat(None), strict=False)
 
 
 def cost_report(
@@ -132,16 +143,22 @@ def cost_report(
     *,
     workspace: Mapping[frozenset[str], int] | None = None,
 ) -> CostReport:
-    """Every non-empty combination of the tasks of `graph`, in order of size, then of tasks.
+    """Every non-empty combination of the tasks of `graph` at every level, in order of size, then of tasks.
 
     `separate` holds the network of each task before union, which run one after the other; `workspace` the planned
     peaks of the subsets that were built. Raises ConfigError beyond MOST_TASKS tasks.
     """
     names = tuple(graph.tasks)
     _refuse_too_many(names)
+    densest, *sparser = (
+        Rows(names, _table(at_level(graph, level)), workspace or {}, level) for level in range(level_count(graph))
+    )
+    return CostReport(densest, _separate_rows(names, separate or {}), tuple(sparser))
+
+
+def _table(graph: Graph) -> np.ndarray:
     masks = graph.needed_masks()
-    table = combination_costs(len(names), ((masks[r], c) for r, c in items(graph) if r in masks))
-    return CostReport(Rows(names, table, workspace or {}), _separate_rows(names, separate or {}))
+    return combination_costs(len(graph.tasks), ((masks[r], c) for r, c in items(graph) if r in masks))
 
 
 def _refuse_too_many(names: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +31,19 @@ WORTH_STORING = 0.5
 """Largest share of elements that a sparse form grows to when data change; beyond it the tensor is dense."""
 
 
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
 class Encoding(abc.ABC):
     """How the elements of a tensor are stored."""
 
     @abc.abstractmethod
     def check(self, shape: tuple[int, ...], data: np.ndarray | None) -> None:
         """Raise ValueError if `data` (dense, or None for activations) cannot be stored this way."""
+
+    def check_level(self, denser: np.ndarray, sparser: np.ndarray) -> None:
+        """Raise ValueError unless `sparser` can be the level behind `denser`: both fit, and are stored once."""
+        raise ValueError(f"weights stored as {self} have no levels; blocks and dense vectors do")
 
     @abc.abstractmethod
     def stored(self, shape: tuple[int, ...], data: np.ndarray | None) -> int:
@@ -68,6 +76,11 @@ class Dense(Encoding):
     def check(self, shape: tuple[int, ...], data: np.ndarray | None) -> None:
         if data is not None and tuple(data.shape) != shape:
             raise ValueError(f"data has shape {tuple(data.shape)}, the type says {shape}")
+
+    def check_level(self, denser: np.ndarray, sparser: np.ndarray) -> None:
+        """A vector (a bias, a scale) has values of its own at every level; more would be a second copy."""
+        if np.count_nonzero(np.asarray(denser.shape) > 1) > 1:
+            raise ValueError(f"a dense tensor of shape {denser.shape} has no levels; vectors and blocks do")
 
     def stored(self, shape: tuple[int, ...], data: np.ndarray | None) -> int:
         return int(np.prod(shape, dtype=np.int64))
@@ -156,6 +169,30 @@ class BlockSparse(Sparse):
         """bool [ceil(rows / R), inputs]: the blocks that are stored; inputs in row-major order of their axes."""
         matrix = self._matrix(data) != 0
         return np.asarray(np.logical_or.reduceat(matrix, np.arange(0, len(matrix), self.height), axis=0))
+
+    def check_level(self, denser: np.ndarray, sparser: np.ndarray) -> None:
+        """Whole blocks leave, as positive zeros, and those that stay keep their bits."""
+        kept = np.repeat(self.alive(sparser), self.height, axis=0)[: denser.shape[self.rows]]
+        before, after = (np.ascontiguousarray(self._matrix(a)).view(_BITS[a.itemsize]) for a in (denser, sparser))
+        wrong = np.argwhere(after != np.where(kept, before, 0))
+        if len(wrong):
+            row, column = wrong[0]
+            raise ValueError(
+                f"{len(wrong)} weights are neither those of a block of the level before it nor positive zeros of "
+                f"one that leaves; the first is in output {row}, input {column}"
+            )
+
+    def ranks(self, levels: Sequence[np.ndarray]) -> np.ndarray:
+        """uint8 [ceil(rows / R), inputs]: how many of `levels` (nested, densest first) store each block."""
+        counts: np.ndarray = sum((self.alive(d).astype(np.uint8) for d in levels), np.uint8(0))  # type: ignore[arg-type]
+        return counts
+
+    def of_rank(self, data: np.ndarray, ranks: np.ndarray, least: int) -> np.ndarray:
+        """`data` with every block of a rank below `least` set to zero."""
+        each = np.repeat(ranks >= least, self.height, axis=0)[: data.shape[self.rows]]
+        moved = np.moveaxis(data, self.rows, 0)
+        kept = np.where(each.reshape(moved.shape), moved, np.zeros((), data.dtype))
+        return np.ascontiguousarray(np.moveaxis(kept, 0, self.rows))
 
     def _stored_elements(self, data: np.ndarray) -> np.ndarray:
         shape = (data.shape[self.rows], *np.delete(data.shape, self.rows))

@@ -34,11 +34,15 @@ Ref = ValueRef | NodeRef
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
-    """A tensor: graph input, parameter (`data` is a read-only dense array) or result of a node."""
+    """A tensor: graph input, parameter (`data` is a read-only dense array) or result of a node.
+
+    `sparser`: the data of a parameter at sparsity levels 1, 2 ... where they differ from `data`, those of level 0.
+    """
 
     ref: ValueRef
     type: TensorType
     data: np.ndarray | None = None
+    sparser: tuple[np.ndarray, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,6 +70,12 @@ class Value:
         if self.data is None:
             raise VerifyError(f"value '{self.ref}' was expected to be a constant")
         return self.data
+
+    def at(self, level: int) -> Value:
+        """The value with the data of a level, and of the levels nested in it; itself where levels do not differ."""
+        if not self.sparser or level == 0:
+            return self
+        return replace(self, data=self.sparser[level - 1], sparser=self.sparser[level:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -304,13 +314,19 @@ class Graph:
         self._inputs = (*self._inputs, value.ref)
         return value
 
-    def add_value(self, name: str, type_: TensorType, data: np.ndarray | None = None) -> Value:
+    def add_value(
+        self,
+        name: str,
+        type_: TensorType,
+        data: np.ndarray | None = None,
+        sparser: Sequence[np.ndarray] = (),
+    ) -> Value:
         """Add a parameter (with data) or a value that a later `add_node` produces (without)."""
         ref = ValueRef(name)
         self._writable()
         if ref in self._g:
             raise VerifyError(f"value '{name}' exists already")
-        value = Value(ref, type_, _checked(ref, type_, data))
+        value = Value(ref, type_, _checked(ref, type_, data), _checked_levels(ref, type_, data, sparser))
         self._g.add_node(ref, payload=value)
         return value
 
@@ -407,11 +423,12 @@ class Graph:
         type: TensorType | None = None,
         data: np.ndarray | None = None,
         attrs: Attrs | None = None,
+        sparser: Sequence[np.ndarray] | None = None,
     ) -> None:
-        """Replace the payload of a vertex: a value's type and data, or a node's attributes.
+        """Replace the payload of a vertex: a value's type, data and levels, or a node's attributes.
 
         New data without a type keep the parameter's encoding where they fit it, else it changes by the rule of
-        `Encoding.adapted`.
+        `Encoding.adapted`. VerifyError where a parameter with levels gets data and no levels (`()` gives them up).
         """
         self._writable()
         if isinstance(ref, NodeRef):
@@ -423,11 +440,14 @@ class Graph:
         value = self.value(ref)
         if attrs is not None or (data is not None and value.data is None):
             raise VerifyError(f"value '{ref}': only the type, and a parameter's data, can be updated")
+        if sparser is None and data is not None and value.sparser:
+            raise VerifyError(f"value '{ref}': has {len(value.sparser)} sparser levels; new data would lose them")
         new_type = type or value.type
         new_data = data if data is not None else value.data
         if type is None and data is not None and value.data is not None and data.shape == value.shape:
             new_type = replace(value.type, encoding=value.type.encoding.adapted(value.data, data))
-        self._g.nodes[ref]["payload"] = Value(ref, new_type, _checked(ref, new_type, new_data))
+        levels = _checked_levels(ref, new_type, new_data, value.sparser if sparser is None else sparser)
+        self._g.nodes[ref]["payload"] = Value(ref, new_type, _checked(ref, new_type, new_data), levels)
 
     def set_task(self, name: str, outputs: Sequence[ValueRef], labels: Sequence[str] | None = None) -> Task:
         """Declare (or replace) a task and its outputs."""
@@ -493,6 +513,24 @@ def _checked(ref: ValueRef, type_: TensorType, data: np.ndarray | None) -> np.nd
     array = array.view()
     array.flags.writeable = False
     return array
+
+
+def _checked_levels(
+    ref: ValueRef, type_: TensorType, data: np.ndarray | None, sparser: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """The data of every further level as read-only arrays; VerifyError where they are not nested in `data`."""
+    found: list[np.ndarray] = []
+    for array in sparser:
+        if data is None:
+            raise VerifyError(f"value '{ref}': only a parameter has levels")
+        checked = _checked(ref, type_, array)
+        assert checked is not None
+        try:
+            type_.encoding.check_level(found[-1] if found else data, checked)
+        except ValueError as error:
+            raise VerifyError(f"value '{ref}', level {len(found) + 1}: {error}") from None
+        found.append(checked)
+    return tuple(found)
 
 
 def _check_encoding(ref: ValueRef, type_: TensorType, data: np.ndarray | None) -> None:

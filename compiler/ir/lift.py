@@ -145,16 +145,22 @@ class Lift:
         names = {name: name for name in [*self.values, *(o for n in body.node for o in n.output)]}
         self._walk(body.node, _Frame(version, names))
 
-    def define(self, name: str, array: np.ndarray, encoding: Encoding | None = None) -> None:
+    def define(
+        self,
+        name: str,
+        array: np.ndarray,
+        encoding: Encoding | None = None,
+        sparser: tuple[np.ndarray, ...] = (),
+    ) -> None:
         """Let `name` be a constant, dense unless it has an encoding; ValueError where that does not fit."""
         type_ = TensorType(DType(array.dtype.name), tuple(array.shape), encoding or Dense())
         type_.encoding.check(type_.shape, array)
-        self.values[name] = Value(ValueRef(name), type_, array)
+        self.values[name] = Value(ValueRef(name), type_, array, sparser)
 
     def keep(self, value: Value) -> ValueRef:
         """The value's reference, once it is in the graph."""
         if value.ref not in self.graph:
-            self.graph.add_value(value.ref.name, value.type, value.data)
+            self.graph.add_value(value.ref.name, value.type, value.data, value.sparser)
         return value.ref
 
     # ------------------------------------------------------------------ the walk
@@ -285,7 +291,8 @@ class Lift:
     def _emit(self, app: Application, node: Node, read: Operands, types: Sequence[TensorType]) -> None:
         outputs = [o or self._tensor_names.fresh(f"{app.label}:{i}") for i, o in enumerate(app.outputs)]
         results = tuple(Value(ValueRef(o), self._bounded(o, t)) for o, t in zip(outputs, types, strict=True))
-        folded = fold(Site(node, read, results), self._limits.folded_bytes)
+        levels = any(v.sparser for _, v in read.present())  # a folded value would have one level only
+        folded = None if levels else fold(Site(node, read, results), self._limits.folded_bytes)
         if folded is not None:
             for result, array in zip(results, folded, strict=True):
                 self.values[result.ref.name] = replace(result, data=array)

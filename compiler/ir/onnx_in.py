@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 from onnx import checker, defs
 
@@ -15,6 +17,8 @@ from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError
 from compiler.ir.encoding import Dense, Encoding
 from compiler.ir.encoding import parse as parse_encoding
 from compiler.ir.graph import Graph, Value
+from compiler.ir.levels import LEVELS_KEY
+from compiler.ir.levels import read as read_levels
 from compiler.ir.lift import ARITHMETIC, Lift, Problems
 from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
 from compiler.ir.op import OPSET, operator
@@ -140,9 +144,11 @@ def _raise(problems: Problems, where: str) -> None:
 def _constants(model: onnx.ModelProto, lift: Lift, where: str) -> None:
     body, unsupported = model.graph, []
     encodings = _encodings(model, where)
+    levels = _levels(model, encodings, where)
     for tensor in body.initializer:
         try:
-            lift.define(tensor.name, array_of(tensor), encodings.get(tensor.name, Dense()))
+            encoding = encodings.get(tensor.name, Dense())
+            lift.define(tensor.name, array_of(tensor), encoding, levels.get(tensor.name, ()))
         except UnsupportedNode as error:
             unsupported.append(str(error))
         except ValueError as error:
@@ -169,6 +175,22 @@ def _encodings(model: onnx.ModelProto, where: str) -> dict[str, Encoding]:
             f"{where}: metadata '{ENCODINGS_KEY}' cannot be used: {error}; remove it to load all weights dense"
         ) from None
     return found
+
+
+def _levels(
+    model: onnx.ModelProto, encodings: Mapping[str, Encoding], where: str
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """The data of sparser levels by initializer; UnsafeInputError where the metadata do not read or fit."""
+    recorded = {p.key: p.value for p in model.metadata_props}.get(LEVELS_KEY)
+    if recorded is None:
+        return {}
+    try:
+        tensors = {t.name: t for t in model.graph.initializer}
+        return read_levels(recorded, lambda name: array_of(tensors[name]), encodings)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UnsafeInputError(
+            f"{where}: metadata '{LEVELS_KEY}' cannot be used: {error}; remove it to load level 0 alone"
+        ) from None
 
 
 def _bound(
@@ -283,7 +305,7 @@ def _output(lift: Lift, name: str) -> ValueRef:
 def _renamed(value: Value, taken: str) -> Value:
     if value.ref.name != taken:
         return value
-    return Value(ValueRef(f"{taken}.constant"), value.type, value.data)
+    return replace(value, ref=ValueRef(f"{taken}.constant"))
 
 
 def _sweep(graph: Graph) -> None:

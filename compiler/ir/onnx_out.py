@@ -14,6 +14,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 from compiler.errors import VerifyError
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.levels import LEVELS_KEY, written
 from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY
 from compiler.ir.onnx_nodes import make_attribute, type_proto
 from compiler.ir.op import IR_VERSION, OPSET
@@ -26,7 +27,8 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     """The graph as an ONNX model; the same graph gives the same bytes.
 
     Each value is an output once, in the order of the tasks; metadata says which task has which. Large splats
-    become ConstantOfShape. Zeros of sparse weights are written out, and metadata names their encodings.
+    become ConstantOfShape. Zeros of sparse weights are written out, and metadata names their encodings. Sparsity
+    levels are metadata too: tensors are those of level 0.
     VerifyError where ONNX's checker or strict inference refuses the result.
     """
     splats = [v for v in graph.parameters() if _is_large_splat(v)]
@@ -39,7 +41,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="taskgraft")
-    helper.set_model_props(model, {TASKS_KEY: _tasks(graph), **_encodings(graph)})
+    helper.set_model_props(model, {TASKS_KEY: _tasks(graph), **_encodings(graph), **_levels(graph)})
     _check(model, graph)
     return model
 
@@ -77,6 +79,11 @@ def _encodings(graph: Graph) -> dict[str, str]:
     return {ENCODINGS_KEY: json.dumps(found)} if found else {}
 
 
+def _levels(graph: Graph) -> dict[str, str]:
+    text = written(graph)
+    return {LEVELS_KEY: text} if text else {}
+
+
 def _info(value: Value) -> onnx.ValueInfoProto:
     return helper.make_value_info(value.ref.name, type_proto(value.type))
 
@@ -93,6 +100,8 @@ def _node(graph: Graph, node: Node) -> onnx.NodeProto:
 
 # ---------------------------------------------------------------------- parameters
 def _is_large_splat(value: Value) -> bool:
+    if value.sparser:
+        return False
     splat = value.data is not None and value.size > _SPLAT_ELEMENTS and splat_value(value.data) is not None
     return splat and value.type.encoding == Dense()
 

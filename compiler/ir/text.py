@@ -32,7 +32,7 @@ def digest(graph: Graph) -> str:
 
 
 def parameter_digest(value: Value) -> str:
-    """SHA-256 (hex) over type and data of a parameter.
+    """SHA-256 (hex) over type and data of a parameter, at every level.
 
     A tensor of equal elements has one digest, whether it is stored in full or as a splat of one element, and a
     splat is never written out.
@@ -42,6 +42,9 @@ def parameter_digest(value: Value) -> str:
     element = _only_element(data)
     state.update(b"all" if element is not None else b"each")
     state.update(np.ascontiguousarray(data if element is None else element).data)
+    for sparser in value.sparser:
+        state.update(b"level")
+        state.update(np.ascontiguousarray(sparser).data)
     return state.hexdigest()
 
 
@@ -79,7 +82,8 @@ def _lines(graph: Graph, digits: int) -> Iterator[str]:
     for value in graph.inputs:
         yield f"input {_name(value.ref.name)}: {_type(value.type)}"
     for value in graph.parameters():
-        yield f"parameter {_name(value.ref.name)}: {_type(value.type)} = {parameter_digest(value)[:digits]}"
+        levels = f" in {len(value.sparser) + 1} levels" if value.sparser else ""
+        yield f"parameter {_name(value.ref.name)}: {_type(value.type)} = {parameter_digest(value)[:digits]}{levels}"
     for node in graph.nodes():
         yield node_text(graph, node)
     for task in graph.tasks.values():

@@ -140,7 +140,7 @@ def _copy(graph: Graph, prefix: str, member: Member, sources: Mapping[ValueRef, 
     for value in member.graph.values():
         if value.ref not in names:
             names[value.ref] = ValueRef(f"{prefix}/{value.ref}")
-            graph.add_value(names[value.ref].name, value.type, value.data)
+            graph.add_value(names[value.ref].name, value.type, value.data, value.sparser)
     for site in member.graph.sites():
         reads = [site.operands.optional(i) for i in range(len(site.operands))]
         graph.add_node(

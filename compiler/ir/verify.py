@@ -13,6 +13,7 @@ import numpy as np
 
 from compiler.errors import VerifyError
 from compiler.ir.graph import Graph, Site
+from compiler.ir.levels import level_problems
 from compiler.ir.op import Tie
 from compiler.ir.relations import where
 from compiler.ir.types import Axis, NodeRef, ValueRef
@@ -81,6 +82,7 @@ def _types(graph: Graph) -> Iterator[str]:
             value.type.encoding.check(value.shape, value.data)
         except ValueError as error:
             yield f"value '{value.ref}': {error}"
+    yield from level_problems(graph)
     for site in graph.sites():
         try:
             inferred = site.node.op.infer(site.node, site.operands, len(site.results))

@@ -18,6 +18,7 @@ import numpy as np
 
 from compiler.errors import PassError
 from compiler.ir.graph import Graph
+from compiler.ir.levels import level_count
 from compiler.ir.types import TaskSet
 from compiler.ir.verify import verify
 from compiler.passes.spec import render
@@ -127,6 +128,9 @@ class Pass(abc.ABC):
     exact: ClassVar[bool]
     """Whether outputs stay the same up to rounding."""
 
+    keeps_levels: ClassVar[bool] = False
+    """Whether a graph with sparsity levels may be given to it: what holds for its data must hold at every level."""
+
     def requires(self, graph: Graph, use: Resources) -> None:
         """Raise PassError or ConfigError, with the reason, where the pass cannot start."""
         return
@@ -143,6 +147,7 @@ class Pass(abc.ABC):
     def run(self, graph: Graph, use: Resources | None = None) -> Outcome:
         """requires -> copy -> rewrite -> verify -> ensures -> freeze."""
         use = Resources() if use is None else use
+        self._refuse_levels(graph)
         self.requires(graph, use)
         after = graph.copy()
         told = tuple(self.rewrite(after, use))
@@ -150,6 +155,14 @@ class Pass(abc.ABC):
         self.ensures(graph, after)
         notes = tuple(t for t in told if isinstance(t, Note))
         return Outcome(after.freeze(), tuple(t for t in told if not isinstance(t, Note)), notes)
+
+    def _refuse_levels(self, graph: Graph) -> None:
+        count = level_count(graph)
+        if count > 1 and not self.keeps_levels:
+            raise PassError(
+                f"{self.name}: graph '{graph.name}' has {count} sparsity levels, which this pass would not keep; "
+                "run it before nest, or on one level (extract-level{level=0,alone=true})"
+            )
 
     def __str__(self) -> str:
         """The spec string, `name{option=value}`; `compiler.pipeline.parse` reads it back."""

@@ -31,6 +31,7 @@ class RemoveDeadCode(Pass):
 
     name: ClassVar[str] = "remove-dead-code"
     exact: ClassVar[bool] = True
+    keeps_levels: ClassVar[bool] = True
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         sweep(graph)

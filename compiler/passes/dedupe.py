@@ -46,6 +46,7 @@ class Deduplicate(Pass):
 
     name: ClassVar[str] = "deduplicate"
     exact: ClassVar[bool] = True
+    keeps_levels: ClassVar[bool] = True
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         _share_parameters(graph)

@@ -21,6 +21,7 @@ class ExtractTasks(Pass):
 
     name: ClassVar[str] = "extract-tasks"
     exact: ClassVar[bool] = True
+    keeps_levels: ClassVar[bool] = True
 
     tasks: tuple[str, ...] = ()
 

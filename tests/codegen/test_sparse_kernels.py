@@ -225,12 +225,12 @@ def test_lists_read_back() -> None:
     """Every stored block is in its group's list of its segment, at the cell its tap reads, in order of memory."""
     weight = fitted(BlockSparse(block=(8, 1)), (20, 32, 3, 2), 0.3, seed=1)
     pad, dilation = (1, 1), (2, 1)
-    packed = block_sparse.pack(weight, 8, GEOMETRY, pad, dilation)
+    packed = block_sparse.pack([weight], 8, GEOMETRY, pad, dilation)
     back, first_channel = np.zeros((24, 32, 3, 2), np.float32), 0
     for s, plane in enumerate(GEOMETRY):
         shape = plane.physical(1)[1:]
         for group in range(3):
-            taps = slice(packed.first[group, s], packed.last[group, s])
+            taps = slice(packed.first[group, s], packed.last[0][group, s])
             assert (np.diff(packed.index[taps]) != 0).all()
             block, row, column, lane = np.unravel_index(packed.index[taps], shape)
             kh = (row - plane.before[0] + pad[0]) // dilation[0]
@@ -240,7 +240,7 @@ def test_lists_read_back() -> None:
             assert (np.diff(block) >= 0).all()
         first_channel += plane.channels
     assert np.array_equal(back[:20], weight)
-    assert packed.last[-1, -1] == len(packed.index) == len(packed.values)
+    assert packed.last[0][-1, -1] == len(packed.index) == len(packed.values)
 
 
 @pytest.mark.parametrize("vectors", [1, 2])
@@ -354,8 +354,8 @@ def test_a_list_that_ends_early_is_a_sparser_layer(tmp_path: Path) -> None:
     ends = next(e for e in library.pool_table if e.layout.endswith("-last"))
     pool = bytearray(library.pool)
     last = np.frombuffer(pool, np.int32, 2, ends.offset)
-    packed = block_sparse.pack(weight, 16, (Plane(16, 6, 6, 16),), (0, 0), (1, 1))
-    assert np.array_equal(last, packed.last.ravel())
+    packed = block_sparse.pack([weight], 16, (Plane(16, 6, 6, 16),), (0, 0), (1, 1))
+    assert np.array_equal(last, packed.last[0].ravel())
     last[:] = [packed.first[0, 0] + 5, packed.first[1, 0]]
     thinner = np.zeros_like(weight)
     for tap in range(5):

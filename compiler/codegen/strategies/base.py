@@ -67,6 +67,8 @@ class Strategy(abc.ABC):
     """Counted up whenever the generated code changes, so that stale measurements die."""
     families: ClassVar[tuple[Family, ...]]
     """Groups it can run."""
+    levels: ClassVar[bool] = False
+    """Whether it can run constants with sparsity levels."""
     skips_zeros: ClassVar[bool] = False
     """Whether it leaves out what the encoding of the weights does not store."""
 

@@ -47,6 +47,7 @@ class BlockSparse(Strategy):
     name = "block-sparse"
     version = 2
     families = ("conv", "gemm")
+    levels = True
     skips_zeros = True
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -69,9 +70,10 @@ class BlockSparse(Strategy):
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         columns, rows, unroll, height = choice.tile
-        layer = sparse_layer(builder, group, columns)
+        levels = [sparse_layer(builder, group.at(i), columns) for i in range(group.levels)]
+        layer = levels[0]
         known = layer.layer
-        packed = block_sparse.pack(layer.weight, height, layer.x, known.pad, known.dilation)
+        packed = block_sparse.pack([x.weight for x in levels], height, layer.x, known.pad, known.dilation)
         shape = block_sparse.BlockSparseShape(
             batch=layer.batch,
             x=layer.x,
@@ -83,9 +85,10 @@ class BlockSparse(Strategy):
             tile=(columns, min(rows, layer.y.height), unroll),
             weights_outer=packed.values.nbytes + packed.index.nbytes > SMALL_WEIGHTS,
         )
-        arrays = {"values": packed.values, "index": packed.index, "first": packed.first, "last": packed.last}
+        arrays = {"values": packed.values, "index": packed.index, "first": packed.first}
         slots = [*layer.inputs, *tables(builder, layer, f"block{height}x1", tuple(arrays.items()))]
-        slots += [bias_slot(builder, layer, height), *layer.rest]
+        slots.append(builder.levelled(layer.named[0], packed.last, f"block{height}x1-last"))
+        slots += [bias_slot(builder, levels, height), *layer.rest]
         return Built(
             (self.name, shape),
             block_sparse.block_sparse_kernel(shape),

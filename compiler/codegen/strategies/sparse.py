@@ -182,6 +182,7 @@ def tables(builder: Builder, layer: SparseLayer, form: str, arrays: Sequence[tup
     return [builder.constant(layer.named[0], array, f"{form}-{name}") for name, array in arrays]
 
 
-def bias_slot(builder: Builder, layer: SparseLayer, lanes: int) -> Slot:
-    """The bias, filled up to a multiple of `lanes`."""
-    return builder.constant(layer.named[1], pack_bias(layer.bias, layer.layer.outputs, lanes), "bias")
+def bias_slot(builder: Builder, levels: Sequence[SparseLayer], lanes: int) -> Slot:
+    """The bias at every sparsity level of a layer, filled up to a multiple of `lanes`."""
+    packed = [pack_bias(layer.bias, layer.layer.outputs, lanes) for layer in levels]
+    return builder.levelled(levels[0].named[1], packed, "bias")

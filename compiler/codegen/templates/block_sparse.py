@@ -6,7 +6,8 @@ share one kernel, and a list that ends early is a sparser layer. Offsets hold fo
 only. A group with an empty list still writes its bias and epilogue.
 
 Layouts: x blocked or rows of a matrix (see sparse_tiles); w [taps][R]; index int32 [taps], an offset into the
-segment the tap lies in; first, last int32 [groups][segments], the list of each segment.
+segment the tap lies in; first, last int32 [groups][segments], the list of each segment. Sparsity levels differ in
+`last` and b alone: a list begins with the taps of the sparsest level.
 """
 
 from __future__ import annotations
@@ -64,54 +65,69 @@ class BlockSparseShape:
 
 @dataclass(frozen=True, eq=False)
 class PackedBlocks:
-    """Lists of a weight: values float32 [taps, R]; index int32 [taps]; first, last int32 [groups, segments]."""
+    """Lists of a weight: values float32 [taps, R]; index int32 [taps]; first int32 [groups, segments]; last the
+    same for every level."""
 
     values: np.ndarray
     index: np.ndarray
     first: np.ndarray
-    last: np.ndarray
+    last: tuple[np.ndarray, ...]
 
 
 def pack(
-    weight: np.ndarray, height: int, x: Sequence[Plane], pad: tuple[int, int], dilation: tuple[int, int]
+    levels: Sequence[np.ndarray],
+    height: int,
+    x: Sequence[Plane],
+    pad: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> PackedBlocks:
     """Lists for a weight [O, I, K, L] over input segments `x`; blocks that are all zero are left out.
 
-    Taps of a segment are in the order of memory, block of channels by block, so that neighbours share cache lines.
+    `levels`: the weight at every sparsity level, nested, densest first. A list has the taps of sparser levels
+    first; those of one level are in the order of memory, block of channels by block, so that neighbours share
+    cache lines.
     """
-    groups, rest = divmod(weight.shape[0], height)
-    padded = np.pad(weight, [(0, height - rest if rest else 0), (0, 0), (0, 0), (0, 0)])
-    rows = padded.reshape(groups + bool(rest), height, *weight.shape[1:])
-    values, index, ends, first_channel = [], [], [], 0
-    parts = []
-    for plane in x:
-        parts.append(rows[:, :, first_channel : first_channel + plane.channels])
-        first_channel += plane.channels
-    assert first_channel == weight.shape[1]
-    for group in range(len(rows)):
-        for plane, part in zip(x, parts, strict=True):
-            taps, offsets = _taps(part[group], plane, pad, dilation)
+    weight = levels[0]
+    rows = _groups(weight, height)
+    ranks = sum((_groups(w, height) != 0).any(axis=1).astype(np.int64) for w in levels)
+    bounds = np.cumsum([0, *(plane.channels for plane in x)])
+    assert bounds[-1] == weight.shape[1]
+    values, index, counts = [], [], []
+    for group, rank in zip(rows, ranks, strict=True):
+        for plane, first, end in zip(x, bounds, bounds[1:], strict=False):
+            taps, offsets, kept = _taps(group[:, first:end], rank[first:end], plane, pad, dilation)
             values.append(taps)
             index.append(offsets)
-            ends.append(len(offsets))
-    last = np.cumsum(ends, dtype=np.int64).astype(np.int32).reshape(len(rows), len(x))
-    first = np.concatenate([[0], last.ravel()[:-1]]).astype(np.int32).reshape(last.shape)
+            counts.append([np.count_nonzero(kept > level) for level in range(len(levels))])
+    lengths = np.asarray(counts, np.int64)
+    first = np.cumsum(lengths[:, 0]) - lengths[:, 0]
+    shape = (len(rows), len(x))
     return PackedBlocks(
         np.ascontiguousarray(np.concatenate(values), np.float32),
         np.concatenate(index),
-        first,
-        last,
+        first.astype(np.int32).reshape(shape),
+        tuple((first + length).astype(np.int32).reshape(shape) for length in lengths.T),
     )
 
 
+def _groups(weight: np.ndarray, height: int) -> np.ndarray:
+    """[groups, R, I, K, L], the last group filled up with zeros."""
+    rest = -len(weight) % height
+    padded = np.pad(weight, [(0, rest), (0, 0), (0, 0), (0, 0)])
+    return padded.reshape(-1, height, *weight.shape[1:])
+
+
 def _taps(
-    weight: np.ndarray, plane: Plane, pad: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values [taps, R] and offsets of the blocks of [R, I, K, L] that are not zero."""
-    c, kh, kw = np.nonzero((weight != 0).any(axis=0))
-    order = np.lexsort((c % plane.block, kw, kh, c // plane.block))
+    weight: np.ndarray, ranks: np.ndarray, plane: Plane, pad: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values [taps, R], offsets and ranks of the blocks of [R, I, K, L] that some level stores: rank > 0.
+
+    A block is stored at `rank` levels, the densest ones.
+    """
+    c, kh, kw = np.nonzero(ranks)
+    order = np.lexsort((c % plane.block, kw, kh, c // plane.block, -ranks[c, kh, kw]))
     c, kh, kw = c[order], kh[order], kw[order]
-    return weight[:, c, kh, kw].T, tap_offsets(plane, c, kh, kw, pad, dilation)
+    return weight[:, c, kh, kw].T, tap_offsets(plane, c, kh, kw, pad, dilation), ranks[c, kh, kw]
 
 
 def block_sparse_kernel(shape: BlockSparseShape) -> Any:

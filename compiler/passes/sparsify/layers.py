@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from compiler.ir.encoding import Dense
+from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import NodeRef, ValueRef, splat_value
 from compiler.passes.base import Refusal
@@ -40,6 +40,8 @@ class Limits:
     height: int
     """Rows of a block; 1 for other patterns."""
     excluded: Callable[[str], bool]
+    blocks: bool = False
+    """Whether weights that are stored in blocks already are taken too."""
 
 
 def candidates(graph: Graph, limits: Limits) -> tuple[list[Candidate], list[Refusal]]:
@@ -61,6 +63,11 @@ def candidates(graph: Graph, limits: Limits) -> tuple[list[Candidate], list[Refu
     return list(chosen.values()), refusals
 
 
+def _other_form(weight: Value, limits: Limits) -> bool:
+    stored = weight.type.encoding
+    return stored != Dense() and not (limits.blocks and isinstance(stored, BlockSparse))
+
+
 def axes(site: Site) -> tuple[int, int]:
     """(axis of the outputs, axis of the inputs) of a layer's weight."""
     turned = site.node.op.name == "MatMul" or not site.attrs.get("transB", 1)
@@ -76,7 +83,7 @@ def _against(
         return "its second operand is computed, not a weight"
     if limits.excluded(name) or limits.excluded(weight.ref.name):
         return "it is excluded by name"
-    if weight.type.encoding != Dense():
+    if _other_form(weight, limits):
         return f"its weight is stored as {weight.type.encoding} already"
     return (
         _grouped(site)

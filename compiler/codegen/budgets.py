@@ -1,0 +1,50 @@
+"""Calls with a budget of time, seen from Python: the table of times a library measures of itself, and what a call
+that may fall to a sparser level came to. Needs numpy only."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compiler.codegen.foreign import Outputs
+
+MOST_BUDGET = (1 << 32) - 1
+"""Microseconds."""
+
+
+@dataclass(frozen=True, eq=False)
+class LevelTimes:
+    """How long each level of one subset of tasks takes on this machine; made by `Network.measure`."""
+
+    tasks: tuple[str, ...]
+    table: Any
+    """`<name>_times` of the header."""
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Median time of a whole call, level by level."""
+        return tuple(float(rest[0]) * 1e-9 for rest in self.rest_ns)
+
+    @property
+    def rest_ns(self) -> np.ndarray:
+        """uint32 [levels, switch points + 2]: time left from the start, each switch point, the end."""
+        return np.array(self.table.rest_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A call with a budget: its outputs, the level of its last layers, and whether it took longer than it had."""
+
+    outputs: Outputs
+    level: int
+    late: bool
+
+
+def times_type(levels: int, points: int) -> type[ctypes.Structure]:
+    """`<name>_times` of a library with so many levels and switch points."""
+    row = ctypes.c_uint32 * (points + 2)
+    fields = [("tasks", ctypes.c_uint64), ("rest_ns", row * levels)]
+    return type("Times", (ctypes.Structure,), {"_fields_": fields})

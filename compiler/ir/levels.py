@@ -1,0 +1,135 @@
+"""Sparsity levels of a graph: one network at several densities, level 0 the densest.
+
+Nested: the blocks of weights that a level stores are among those of the level before it, with the same bits, so
+all levels are stored as the densest one; vectors such as biases may differ. A parameter holds the data of every
+level (`Value.sparser`); parameters without any are the same at all levels.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from compiler.errors import ConfigError
+from compiler.ir.encoding import BlockSparse, Dense, Encoding
+from compiler.ir.graph import Graph, Operands, Site, Value
+
+LEVELS_KEY = "taskgraft.levels"
+"""Metadata entry of an exported model with levels: see `written`."""
+
+MOST_LEVELS = 16
+
+
+def level_count(graph: Graph) -> int:
+    """Levels of the graph; 1 where it has none besides its own data."""
+    return 1 + max((len(v.sparser) for v in graph.parameters()), default=0)
+
+
+def level_problems(graph: Graph) -> Iterator[str]:
+    """What is wrong with the levels of a graph whose values are sound one by one."""
+    count = level_count(graph)
+    if count > MOST_LEVELS:
+        yield f"the graph has {count} levels; at most {MOST_LEVELS} are possible"
+    for value in graph.parameters():
+        if value.sparser and len(value.sparser) + 1 != count:
+            yield f"value '{value.ref}': has {len(value.sparser) + 1} levels, another one has {count}"
+
+
+def at_level(graph: Graph, level: int, *, alone: bool = False) -> Graph:
+    """The graph whose level 0 is `level` of this one, frozen; sparser levels stay unless it is to be `alone`.
+
+    With the sparser levels in it, its lists keep their order, so a library of it repeats the bits of this level.
+    ConfigError where there is no such level.
+    """
+    count = level_count(graph)
+    if not 0 <= level < count:
+        raise ConfigError(f"there is no level {level}; graph '{graph.name}' has levels 0 to {count - 1}")
+    made = graph.copy()
+    for value in graph.parameters():
+        if value.sparser:
+            chosen = value.at(level)
+            made.update(value.ref, type=value.type, data=chosen.data, sparser=() if alone else chosen.sparser)
+    return made.freeze()
+
+
+def site_at(site: Site, level: int) -> Site:
+    """A node as it is at a level."""
+    operands = [site.operands.optional(i) for i in range(len(site.operands))]
+    return Site(site.node, Operands([None if v is None else v.at(level) for v in operands]), site.results)
+
+
+# ---------------------------------------------------------------------- text, for files
+def written(graph: Graph) -> str:
+    """The levels as JSON; empty where the graph has none.
+
+    `count`: levels. By name, as base64 of deflated bytes: `ranks` (uint8 per block) of nested weights, `values` of
+    vectors (every further level, one after another, little-endian).
+    """
+    count = level_count(graph)
+    if count == 1:
+        return ""
+    record: dict[str, object] = {"count": count}
+    levelled = [v for v in graph.parameters() if v.sparser]
+    record["ranks"] = {v.ref.name: _packed(_ranks(v)) for v in levelled if _nested(v)}
+    record["values"] = {v.ref.name: _packed(np.stack(v.sparser)) for v in levelled if not _nested(v)}
+    return json.dumps(record)
+
+
+def read(
+    text: str, array: Callable[[str], np.ndarray], encodings: Mapping[str, Encoding]
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """The inverse of `written`: the data of every further level by name.
+
+    `array` gives the data of level 0 by name. ValueError, TypeError or LookupError where something does not fit.
+    """
+    record = json.loads(text)
+    count = record["count"]
+    if type(count) is not int or not 2 <= count <= MOST_LEVELS:
+        raise ValueError(f"a count of levels from 2 to {MOST_LEVELS} is expected")
+    found = {}
+    for name, packed in record["ranks"].items():
+        found[name] = _by_rank(packed, array(name), encodings.get(name), count)
+    for name, packed in record["values"].items():
+        data = array(name)
+        Dense().check_level(data, data)
+        found[name] = tuple(_unpacked(packed, (count - 1, *data.shape), data.dtype))
+    return found
+
+
+def _nested(value: Value) -> bool:
+    return isinstance(value.type.encoding, BlockSparse)
+
+
+def _ranks(value: Value) -> np.ndarray:
+    encoding = value.type.encoding
+    assert isinstance(encoding, BlockSparse)
+    return encoding.ranks((value.constant, *value.sparser))
+
+
+def _by_rank(packed: str, data: np.ndarray, encoding: Encoding | None, count: int) -> tuple[np.ndarray, ...]:
+    if not isinstance(encoding, BlockSparse):
+        raise ValueError("ranks belong to weights in blocks")
+    encoding.check(tuple(data.shape), data)
+    ranks = _unpacked(packed, encoding.alive(data).shape, np.dtype(np.uint8))
+    return tuple(encoding.of_rank(data, ranks, least) for least in range(2, count + 1))
+
+
+def _packed(array: np.ndarray) -> str:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return base64.b64encode(zlib.compress(little.tobytes(), 9)).decode("ascii")
+
+
+def _unpacked(text: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    state = zlib.decompressobj()
+    try:
+        raw = state.decompress(base64.b64decode(text, validate=True), size + 1)
+    except zlib.error as error:
+        raise ValueError(f"damaged: {error}") from None
+    if len(raw) != size:
+        raise ValueError(f"{'more than ' * (len(raw) > size)}{len(raw)} bytes where {size} are expected")
+    return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)

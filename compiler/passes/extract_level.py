@@ -1,0 +1,40 @@
+"""extract-level: the network of one sparsity level, exactly as the full graph has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compiler.errors import VerifyError
+from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level, level_count
+from compiler.passes.base import Pass, Refusal, Resources
+
+
+@dataclass(frozen=True)
+class ExtractLevel(Pass):
+    """Make `level` the densest one: denser levels go, with the weights that only they store.
+
+    The levels nested in it stay, so that a library of the result sums in the same order and repeats the bits of
+    this level; `alone` drops them too, and the result is a network of one level.
+    """
+
+    name: ClassVar[str] = "extract-level"
+    exact: ClassVar[bool] = False
+    keeps_levels: ClassVar[bool] = True
+
+    level: int = 0
+    alone: bool = False
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        at_level(graph, self.level)
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        graph.assign(at_level(graph, self.level, alone=self.alone))
+        return ()
+
+    def ensures(self, before: Graph, after: Graph) -> None:
+        wanted = 1 if self.alone else level_count(before) - self.level
+        if level_count(after) != wanted:
+            raise VerifyError(f"after extract-level: {level_count(after)} levels instead of {wanted}")

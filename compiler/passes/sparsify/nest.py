@@ -1,0 +1,116 @@
+"""nest: several sparsity levels in one network, each stored within the one before it.
+
+Levels by magnitude without training: the blocks of the sparsest level are those of largest norm, every denser one
+adds the next (Qin et al., ICTAI 2022, arXiv 2112.10930, nest levels that are trained from the sparsest up; a
+network trained so keeps its own order where its zeros say it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from compiler.errors import ConfigError, VerifyError
+from compiler.ir.encoding import BlockSparse, Dense
+from compiler.ir.graph import Graph
+from compiler.ir.levels import MOST_LEVELS, level_count
+from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.sparsify.layers import Candidate, Limits, candidates
+from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
+from compiler.passes.sparsify.patterns import FLOOR, block_norms, ranked
+
+Blocks = Literal["block16x1", "block8x1", "block4x1"]
+
+
+@dataclass(frozen=True)
+class Nest(Pass):
+    """Give the network sparsity levels that a compiled library switches between from call to call.
+
+    `levels`: the share of weights that each level leaves out, rising from level 0, the densest: 0+0.5+0.75.
+    `pattern`: blocks of R outputs at one input that come and go together (R is best the target's vector width);
+    weights that are stored in blocks already keep theirs, and level 0 has no more than is stored. `scope`: every
+    layer alone, or all ranked together (global), where each keeps 1/64. `dense`: first, last or both stay the same
+    at all levels (`()` for neither). `min_inputs`: layers with fewer inputs stay the same. `exclude`: patterns of
+    names to leave alone. Comes after every pass that changes weights.
+    """
+
+    name: ClassVar[str] = "nest"
+    exact: ClassVar[bool] = False
+
+    levels: tuple[float, ...] = ()
+    pattern: Blocks = "block16x1"
+    scope: Scope = "layer"
+    dense: tuple[str, ...] = KEPT_DENSE
+    min_inputs: int = 16
+    exclude: tuple[str, ...] = ()
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        problems = []
+        shares = list(self.levels)
+        if not 2 <= len(shares) <= MOST_LEVELS or sorted(set(shares)) != shares:
+            problems.append(f"give 2 to {MOST_LEVELS} rising shares, for example nest{{levels=0+0.5+0.75}}")
+        if any(not 0 <= s < 1 for s in shares):
+            problems.append("a level leaves out a share of the weights from 0 on and below 1")
+        unknown = [d for d in self.dense if d not in KEPT_DENSE]
+        if unknown:
+            problems.append(f"dense is '{unknown[0]}'; it can be {', '.join(KEPT_DENSE)}")
+        if self.min_inputs < 1:
+            problems.append(f"min_inputs is {self.min_inputs}; it starts at 1")
+        if problems:
+            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        chosen, refusals = self._candidates(graph, use)
+        if not chosen:
+            reasons = "; ".join(f"{r}" for r in refusals[:3])
+            raise ConfigError(f"{self.name}: no layer can have levels, so there would be one only: {reasons}")
+        for group in [chosen] if self.scope == "global" else [[c] for c in chosen]:
+            for layer, form, data in self._nested(group):
+                kind = replace(layer.weight.type, encoding=form)
+                graph.update(layer.weight.ref, type=kind, data=data[0], sparser=data[1:])
+        return refusals
+
+    def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
+        def excluded(name: str) -> bool:
+            return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
+
+        return candidates(graph, Limits(self.dense, self.min_inputs, self._height, excluded, blocks=True))
+
+    @property
+    def _height(self) -> int:
+        return int(self.pattern[5:-2])
+
+    def _form(self, layer: Candidate) -> BlockSparse:
+        stored = layer.weight.type.encoding
+        return stored if isinstance(stored, BlockSparse) else BlockSparse(layer.rows, (self._height, 1))
+
+    def _nested(self, layers: Sequence[Candidate]) -> Iterable[tuple[Candidate, BlockSparse, list[np.ndarray]]]:
+        """Each layer with its form and the data of every level; `layers` are ranked together."""
+        forms = [self._form(c) for c in layers]
+        norms = [block_norms(c.weight.constant, f) for c, f in zip(layers, forms, strict=True)]
+        floor = FLOOR if self.scope == "global" else 0.0
+        ranks = [np.zeros(n.shape, np.uint8) for n in norms]
+        for share in self.levels:
+            for rank, kept in zip(ranks, ranked(norms, 1.0 - share, floor), strict=True):
+                rank += kept
+        for layer, form, rank in zip(layers, forms, ranks, strict=True):
+            data = layer.weight.constant
+            rank *= form.alive(data)
+            yield layer, form, [form.of_rank(data, rank, least) for least in range(1, len(self.levels) + 1)]
+
+    # ------------------------------------------------------------------ what is promised
+    def ensures(self, before: Graph, after: Graph) -> None:
+        """As many levels as were asked for; level 0 has the bits of the blocks it was made from, or zeros."""
+        if level_count(after) != len(self.levels):
+            raise VerifyError(f"{self.name}: {level_count(after)} levels instead of {len(self.levels)}")
+        for old in before.parameters():
+            new = after.value(old.ref)
+            if new.sparser and old.type.encoding in (Dense(), new.type.encoding):
+                try:
+                    new.type.encoding.check_level(old.constant, new.constant)
+                except ValueError as error:
+                    raise VerifyError(f"{self.name}: '{old.ref}', level 0: {error}") from None

@@ -1,0 +1,205 @@
+"""Sparsity levels in a library: one pool, every level exact, switched by a number."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import build, open_bundle, parse_pass
+from compiler.codegen.bundle import read_plan
+from compiler.codegen.generate import generate
+from compiler.codegen.groups import make_groups
+from compiler.codegen.planner import Sources, decide
+from compiler.codegen.plans import parse_plan
+from compiler.codegen.runtime import Network
+from compiler.codegen.target import find_target
+from compiler.errors import LoweringError
+from compiler.ir.encoding import BlockSparse
+from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level
+from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.types import DType, TensorType
+from tests.codegen.native import NativeLibrary
+from tests.graphs import Builder
+
+LEVELS = 3
+SUBSETS = [("a",), ("b",), ("a", "b")]
+
+
+def network() -> Graph:
+    """Two tasks with a residual, a concatenation and a matrix product, nested; one layer has biases by level."""
+    b = Builder()
+    x = b.apply("Relu", b.conv(b.input("x", 1, 16, 8, 8), 64, 3, pads=(1, 1, 1, 1)))
+    y = b.apply("Add", b.apply("Relu", b.conv(x, 64, 3, pads=(1, 1, 1, 1))), x)
+    b.task("a", b.conv(b.apply("Concat", x, y, axis=1), 40, 3, strides=(2, 2)))
+    flat = b.apply("Flatten", b.apply("Relu", b.conv(y, 24, 1)))
+    inner = b.graph.value(flat).shape[1]
+    b.task("b", b.apply("Gemm", flat, b.weight(20, inner), b.weight(20), transB=1))
+    graph = parse_pass("nest{levels=0.1+0.5+0.8,dense=()}")(b.done()).copy()
+    bias = graph.operands(graph.nodes()[0])[2]
+    others = [bias.constant + np.float32(0.1 * k) for k in range(1, LEVELS)]
+    graph.update(bias.ref, data=bias.constant, sparser=others)
+    return graph.freeze()
+
+
+@dataclass
+class Made:
+    graph: Graph
+    net: Network
+    feeds: dict[str, np.ndarray]
+    expected: dict[tuple[tuple[str, ...], int], dict[str, bytes]]
+    """Bytes of every (subset, level), each from a fresh run."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """The self-test of the build runs every subset at every level, with pools and budgets."""
+    graph = network()
+    net = open_bundle(build(graph, "host", tmp_path_factory.mktemp("levels"), name="nested").path)
+    feeds = random_feeds(graph, np.random.default_rng(5))
+    found = {}
+    for subset, level in itertools.product(SUBSETS, range(LEVELS)):
+        found[subset, level] = {t: a.tobytes() for t, a in net.run(feeds, tasks=subset, level=level).items()}
+    yield Made(graph, net, feeds, found)
+
+
+def test_every_level_is_right(made: Made) -> None:
+    for level in range(LEVELS):
+        wanted = evaluate(at_level(made.graph, level), made.feeds)
+        found = made.net.run(made.feeds, level=level)
+        for task in made.graph.tasks.values():
+            assert difference(found[task.name], wanted[task.outputs[0].name]) < 1e-5
+    assert len({made.expected[("a",), level]["a"] for level in range(LEVELS)}) == LEVELS
+
+
+def test_subsets_have_the_bits_of_the_full_set_at_every_level(made: Made) -> None:
+    for (subset, level), outputs in made.expected.items():
+        full = made.expected[("a", "b"), level]
+        assert all(outputs[t] == full[t] for t in subset)
+
+
+def recorded(made: Made) -> Sources:
+    return parse_plan(read_plan(made.net.bundle)).sources
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_level_extracted_has_the_same_bits(made: Made, level: int, tmp_path: Path) -> None:
+    part = at_level(made.graph, level)
+    library = generate(part, find_target("host"), sources=recorded(made), subsets=[frozenset("ab")])
+    assert len(library.levels) == LEVELS - level
+    native = NativeLibrary(library, tmp_path)
+    for task, (array,) in native.run(library.full, made.feeds).items():
+        assert array.tobytes() == made.expected[("a", "b"), level][task], (task, level)
+
+
+def test_the_pool_holds_the_densest_level_once(made: Made) -> None:
+    alone = generate(
+        at_level(made.graph, 0, alone=True), find_target("host"), sources=recorded(made), subsets=[frozenset("ab")]
+    )
+    pool = made.net.bundle.manifest["pool"]["bytes"]
+    assert len(alone.pool) < pool <= 1.05 * len(alone.pool)
+
+
+def test_the_manifest_describes_every_level(made: Made) -> None:
+    manifest = made.net.bundle.manifest
+    assert [r["level"] for r in manifest["levels"]] == [0, 1, 2]
+    assert np.abs(np.array(made.net.levels) - [0.9, 0.5, 0.2]).max() < 0.1  # last blocks are lower
+    assert {(tuple(r["tasks"]), r["level"]) for r in manifest["subsets"]} == set(made.expected)
+    assert len(manifest["switch_points"]) == 5
+
+
+def test_switching_from_two_threads_gives_the_bytes_of_fresh_runs(made: Made) -> None:
+    wrong: list[tuple[tuple[str, ...], int]] = []
+
+    def switch(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        bound = {s: made.net.bind(s, **made.feeds) for s in SUBSETS}
+        for _ in range(400):
+            subset, level = SUBSETS[rng.integers(len(SUBSETS))], int(rng.integers(LEVELS))
+            outputs = bound[subset](level)
+            if any(outputs[t].tobytes() != made.expected[subset, level][t] for t in subset):
+                wrong.append((subset, level))
+
+    threads = [threading.Thread(target=switch, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
+    with pytest.raises(ValueError, match="level 3 is not in this bundle"):
+        made.net.run(made.feeds, level=3)
+    with pytest.raises(ValueError, match="1 to 31 rounds"):
+        made.net.measure(made.feeds, rounds=0)
+    times = made.net.measure(made.feeds, tasks=["a"], rounds=1)
+    with pytest.raises(ValueError, match="a budget is 0 to"):
+        made.net.run_within(made.feeds, -1, times)
+
+
+def test_a_call_falls_to_the_level_its_budget_allows(made: Made) -> None:
+    """Tables of times are written by hand here, so that the machine's mood does not matter."""
+    times = made.net.measure(made.feeds, tasks=["a"])
+    rest = times.rest_ns
+    assert (np.diff(rest.astype(np.int64), axis=1) <= 0).all(), "less is left from point to point"
+    assert (rest[:, 0] > 0).all()
+    hour = 3_600_000_000  # us
+    for level in range(LEVELS):
+        for k in range(LEVELS):
+            for point in range(rest.shape[1]):
+                times.table.rest_ns[k][point] = 1 if k >= level else 4_000_000_000
+        reached = made.net.run_within(made.feeds, 1_000_000, times)
+        assert (reached.level, reached.late) == (level, False)
+        assert reached.outputs["a"].tobytes() == made.expected[("a",), level]["a"]
+    late = made.net.run_within(made.feeds, 0, times)
+    assert (late.level, late.late) == (LEVELS - 1, True)
+    assert made.net.run_within(made.feeds, hour, times, level=1).level == 1
+
+
+def test_late_layers_alone_become_sparser(made: Made) -> None:
+    """From the last switch point of the task on the table says that time is short."""
+    times = made.net.measure(made.feeds, tasks=["a"])
+    points = times.rest_ns.shape[1]
+    for k in range(LEVELS):
+        for point in range(points):
+            times.table.rest_ns[k][point] = 1
+    times.table.rest_ns[0][3] = times.table.rest_ns[1][3] = 4_000_000_000  # the convolution of task a
+    reached = made.net.run_within(made.feeds, 1_000_000, times)
+    assert reached.level == 2
+    part = made.graph.copy()
+    sparse = at_level(made.graph, 2)
+    name = made.net.bundle.manifest["switch_points"][2][0]
+    node = next(n for n in part.nodes() if n.ref.name == name)
+    for _, value in part.operands(node).present():
+        if value.sparser:
+            part.update(value.ref, data=sparse.value(value.ref).constant, sparser=())
+    wanted = evaluate(part, made.feeds)[made.graph.tasks["a"].outputs[0].name]
+    assert difference(reached.outputs["a"], wanted) < 1e-5
+
+
+def test_a_bundle_of_one_level_has_no_budgets(tmp_path: Path) -> None:
+    b = Builder()
+    b.task("t", b.apply("Relu", b.input("x", 1, 8)))
+    net = open_bundle(build(b.done(), "host", tmp_path, name="plain", selftest=False).path)
+    assert net.levels == (1.0,)
+    assert not any(word in net.bundle.header.read_text() for word in ("plain_measure", "plain_run_within"))
+    with pytest.raises(ValueError, match="one level: a call cannot become faster"):
+        net.measure(np.zeros((1, 8), np.float32))
+
+
+def test_weights_that_no_kernel_can_switch_are_refused() -> None:
+    b = Builder()
+    form, weight = BlockSparse(0, (4, 1)), np.ones((8, 1, 3, 3), np.float32)
+    part = np.zeros_like(weight)
+    ref = b.graph.add_value("w", TensorType(DType.FLOAT32, weight.shape, form), weight, [part]).ref
+    b.task("t", b.apply("Conv", b.input("x", 1, 8, 6, 6), ref, group=8))
+    graph = b.done()
+    with pytest.raises(LoweringError, match="no strategy applies to weights with 2 levels"):
+        decide(graph, make_groups(graph), find_target("host"), Sources())
