@@ -11,6 +11,7 @@ from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Slot, value_slot
 from compiler.codegen.layout import Blocked, Border
 from compiler.codegen.strategies.base import Situation
+from compiler.codegen.target import Target
 from compiler.codegen.templates.activation import RESIDUAL, SUM, Activation, Number, Source, Step, Taken
 from compiler.codegen.templates.blocked import Epilogue, Plane
 from compiler.ir.graph import Site, Value
@@ -147,6 +148,11 @@ def divides_image(group: Group) -> bool:
     """Whether threads divide the image and each reads all weights, or divide the weights and each reads all of the
     input: every thread reads the smaller of the two."""
     return group.anchor.operands[1].size < sum(v.size for v in group.segments)
+
+
+def input_loads(target: Target) -> float:
+    """What reading an input value costs in loads of full vectors: a broadcast on x86, part of a vector on ARM."""
+    return 1 / target.machine.narrow if target.arch == "x86_64" else 0.25
 
 
 def weight_seconds(bytes_: int, situation: Situation) -> float:

@@ -92,7 +92,8 @@ def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[i
             continue
         sums = count * rows
         kept = sums + taps + 1 <= situation.target.vector_registers  # weights stay in registers
-        loads = _touched(known, 0, rows) * _touched(known, 1, count) + (0 if kept else taps * sums)
+        cells = _touched(known, 0, rows) * _touched(known, 1, count)
+        loads = cells if kept else cells / 2 + taps * sums  # else operands in memory, some of them twice
         # consecutive tiles overlap in an out-of-order core, so half of the latency shows
         chain = taps * machine.fma_latency / 2
         step = max(taps * sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle / rate, chain)

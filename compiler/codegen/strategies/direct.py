@@ -16,6 +16,7 @@ from compiler.codegen.strategies.convolution import (
     epilogue,
     epilogue_slots,
     facts,
+    input_loads,
     output_block,
     padding_borders,
     weight4,
@@ -29,6 +30,8 @@ from compiler.ir.types import ValueRef
 
 TILE_CYCLES = 24
 """Start and end of a register tile besides its sums: loop control, address computation, bias."""
+MOST_TILES = 1.02
+"""Tiles that an image divided into rows may take, relative to a single row."""
 LARGE_OUTPUT = 256 * 1024
 """Results of at least this many bytes are written to lines that earlier layers pushed out of the near caches."""
 SMALL_WEIGHTS = 256 * 1024
@@ -97,16 +100,24 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
 
 def image_planes(builder: Builder, group: Group, columns: int) -> tuple[tuple[Plane, ...], Plane, Epilogue]:
     """Buffers of the input's segments and of the result, and what follows the sum; a 1x1 over contiguous buffers
-    sees them as rows of `columns`, where these divide the image."""
+    sees them as rows for tiles of `columns`."""
     x, y = tuple(blocked_plane(builder, v) for v in group.segments), blocked_plane(builder, group.outputs[0])
     after = epilogue(builder, group)
     planes = (*x, y, *((after.residual,) if after.residual else ()))
-    pointwise = facts(group.anchor).pointwise
-    if pointwise and all(p.contiguous for p in planes) and y.height * y.width % columns == 0:
-        x, y = tuple(p.reshaped(columns) for p in x), y.reshaped(columns)
+    if facts(group.anchor).pointwise and all(p.contiguous for p in planes):
+        row = flat_row(y.height * y.width, columns)
+        x, y = tuple(p.reshaped(row) for p in x), y.reshaped(row)
         if after.residual is not None:
-            after = Epilogue(after.residual.reshaped(columns), after.activation)
+            after = Epilogue(after.residual.reshaped(row), after.activation)
     return x, y, after
+
+
+def flat_row(cells: int, columns: int) -> int:
+    """Length of equal rows that so many cells are seen as: the shortest (rows are what threads share) that takes
+    hardly more tiles of `columns` than a single row."""
+    most = MOST_TILES * -(-cells // columns)
+    lengths = (n for n in range(min(columns, cells), cells) if cells % n == 0)
+    return next((n for n in lengths if cells // n * -(-n // columns) <= most), cells)
 
 
 def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
@@ -153,11 +164,11 @@ def seconds(
     """
     machine, (columns, rows, vectors), (height, width) = situation.target.machine, tile, extent
     panels, rate = -(-known.outputs // block) // vectors, machine.rate(block)
-    steps = height // rows
+    steps, read = height // rows, input_loads(situation.target)
     cycles, tiles = 0.0, 0
     for count, repeat in ((columns, width // columns), (width % columns, 1)):
         if count and repeat:
-            sums, loads = count * rows * vectors, count * rows * 0.5 + vectors / rate
+            sums, loads = count * rows * vectors, count * rows * read + vectors / rate
             step = max(
                 sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2
             )

@@ -17,6 +17,7 @@ from compiler.codegen.strategies.convolution import (
     ConvFacts,
     epilogue_slots,
     facts,
+    input_loads,
     output_block,
     padding_borders,
     weight4,
@@ -135,7 +136,7 @@ class _Winograd(Strategy):
         units = -(-count // rows)
         step = max(
             rows * vectors / machine.fma_per_cycle / rate,
-            (rows * 0.5 + vectors / rate) / machine.loads_per_cycle,
+            (rows * input_loads(situation.target) + vectors / rate) / machine.loads_per_cycle,
             machine.fma_latency / 2,
         )
         scratch = 4 * points * size * (phases * known.inputs + blocks * block)
