@@ -40,16 +40,20 @@ class TaskConfig:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationConfig:
-    """Unlabelled inputs: an .npz file with an array per shared input, or "module:function" that returns them."""
+    """Unlabelled inputs: an .npz file with an array per shared input, an .npy file, a folder of arrays, or
+    "module:function". `cache`: a folder for statistics taken from them.
+    """
 
     data: str = ""
     samples: int = 512
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
     """Labelled inputs in the same form, with an array per task, and each task's metric (a name or
-    "module:function")."""
+    "module:function").
+    """
 
     data: str = ""
     metric: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +64,8 @@ class EvaluationConfig:
 @dataclass(frozen=True, slots=True)
 class PlanningConfig:
     """Where algorithms and tiles come from: recorded plans (files, bundles or output folders), or a tuning database
-    (a file, or "none" for the rule alone). Neither: the database that comes with taskgraft."""
+    (a file, or "none" for the rule alone). Neither: the database that comes with taskgraft.
+    """
 
     plan: tuple[str, ...] = ()
     tuning: str = ""
@@ -235,7 +240,9 @@ def _task(table: Table, shared: Sequence[str]) -> TaskConfig:
 
 
 def _calibration(table: Table) -> CalibrationConfig:
-    config = CalibrationConfig(table.take("data", text, ""), table.take("samples", whole, 512))
+    config = CalibrationConfig(
+        table.take("data", text, ""), table.take("samples", whole, 512), table.take("cache", text, "")
+    )
     table.close()
     return config
 
@@ -418,7 +425,11 @@ def _resolved(config: Config) -> dict[str, Any]:
             k: {"shape": list(t.shape), "dtype": t.dtype.value} for k, t in (config.inputs or _NOTHING).items()
         },
         "tasks": {k: _resolved_task(t) for k, t in config.tasks.items()},
-        "calibration": {"data": config.calibration.data or None, "samples": config.calibration.samples},
+        "calibration": {
+            "data": config.calibration.data or None,
+            "samples": config.calibration.samples,
+            "cache": config.calibration.cache or None,
+        },
         "evaluation": {
             "data": config.evaluation.data or None,
             "samples": config.evaluation.samples,

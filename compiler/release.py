@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays
+from compiler.calibration.samples import StreamedSet, open_calibration
 from compiler.config import Config, TaskConfig
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import CompilerError, ConfigError
@@ -125,12 +126,12 @@ def _data_digests(config: Config) -> dict[str, str]:
     return found
 
 
-def calibration_of(config: Config, graph: Graph) -> CalibrationSet | None:
+def calibration_of(config: Config, graph: Graph) -> CalibrationSet | StreamedSet | None:
     """The unlabelled inputs of a release as feeds of `graph`; None where the config names none."""
     source = config.calibration.data
     if not source:
         return None
-    return CalibrationSet(load_arrays(source, config.folder), graph.inputs, config.calibration.samples)
+    return open_calibration(source, config.folder, graph.inputs, config.calibration.samples)
 
 
 def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays] | None:
@@ -163,6 +164,7 @@ def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
         teacher=graph,
         labels=labels_of(config, graph),
         say=say,
+        cache=config.path(config.calibration.cache) if config.calibration.cache else None,
     )
 
 

@@ -1,0 +1,138 @@
+"""Samples from .npy files, folders and iterables, read when they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.calibration.data import CalibrationSet
+from compiler.calibration.samples import StreamedSet, open_calibration
+from compiler.errors import ConfigError
+from compiler.passes.base import Resources
+from tests.graphs import Builder
+
+DATA = np.arange(30, dtype=np.float32).reshape(10, 3)
+
+
+def graph_of(*shapes):
+    b = Builder()
+    names = "xyz"[: len(shapes)]
+    outs = [b.apply("Relu", b.input(n, *s)) for n, s in zip(names, shapes, strict=True)]
+    b.task("t", *outs)
+    return b.done()
+
+
+def feeds_of(found, name="x"):
+    return np.concatenate([f[name] for f in found()])
+
+
+def generated():
+    for row in DATA:
+        yield {"x": row}
+
+
+def listed():
+    return [{"x": row[None]} for row in DATA]
+
+
+def array_dict():
+    return {"x": DATA}
+
+
+def number():
+    return 3
+
+
+HERE = "tests.calibration.test_samples"
+
+
+def test_an_npy_file_is_mapped_and_starts_again(tmp_path):
+    np.save(tmp_path / "d.npy", DATA)
+    graph = graph_of((1, 3))
+    found = open_calibration("d.npy", tmp_path, graph.inputs, 0)
+    assert isinstance(found, StreamedSet) and (found.batches, found.batch_size) == (10, 1)
+    assert np.array_equal(feeds_of(found), DATA) and np.array_equal(feeds_of(found), DATA)
+    assert len(list(Resources(calibration=found).batches(graph))) == 10
+    assert open_calibration("d.npy", tmp_path, graph.inputs, 4).batches == 4
+
+
+def test_batches_are_whole(tmp_path):
+    np.save(tmp_path / "d.npy", DATA)
+    found = open_calibration("d.npy", tmp_path, graph_of((4, 3)).inputs, 0)
+    assert (found.batches, found.batch_size) == (2, 4)
+    assert np.array_equal(feeds_of(found), DATA[:8])
+
+
+def test_a_folder_of_arrays_in_the_order_of_names(tmp_path):
+    for i in (2, 0, 1):
+        np.save(tmp_path / f"{i}.npy", DATA[i])
+    (tmp_path / "notes.txt").write_text("not data")
+    found = open_calibration(".", tmp_path, graph_of((1, 3)).inputs, 0)
+    assert np.array_equal(feeds_of(found), DATA[:3])
+
+
+def test_a_folder_of_archives_and_one_folder_per_input(tmp_path):
+    graph = graph_of((1, 3), (1, 2))
+    for i in range(3):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        np.savez(tmp_path / "a" / f"{i}.npz", x=DATA[i], y=DATA[i, :2])
+        for name, row in (("x", DATA[i]), ("y", DATA[i, :2])):
+            (tmp_path / "b" / name).mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / "b" / name / f"{i}.npy", row)
+    for source in "ab":
+        found = open_calibration(source, tmp_path, graph.inputs, 0)
+        assert np.array_equal(feeds_of(found, "x"), DATA[:3])
+        assert np.array_equal(feeds_of(found, "y"), DATA[:3, :2])
+    (tmp_path / "b" / "y" / "2.npy").unlink()
+    with pytest.raises(ConfigError, match=r"different numbers of \.npy files: 'x' 3, 'y' 2"):
+        open_calibration("b", tmp_path, graph.inputs, 0)
+
+
+@pytest.mark.parametrize("function", ["generated", "listed"])
+def test_iterables_start_again(function):
+    found = open_calibration(f"{HERE}:{function}", Path(), graph_of((1, 3)).inputs, 0)
+    assert isinstance(found, StreamedSet)
+    assert np.array_equal(feeds_of(found), DATA) and found.batches == 10
+    assert np.array_equal(feeds_of(found), DATA)
+
+
+def test_dicts_and_archives_are_sets_of_arrays(tmp_path):
+    inputs = graph_of((1, 3)).inputs
+    np.savez(tmp_path / "d.npz", x=DATA)
+    for source in ("d.npz", f"{HERE}:array_dict"):
+        assert isinstance(open_calibration(source, tmp_path, inputs, 0), CalibrationSet)
+
+
+@pytest.mark.parametrize(
+    "source,message",
+    [
+        ("pictures", "images are not decoded here; save them as .npy"),
+        ("empty", "holds no .npy or .npz file"),
+        ("objects.npy", "not an .npy file of plain numbers"),
+        ("wide.npy", r"has shape \[4\]; expected \[3\]"),
+        ("none.npy", "holds no sample"),
+        (f"{HERE}:number", "must return a dict from name to numpy array, or an iterable"),
+    ],
+)
+def test_what_does_not_fit(tmp_path, source, message):
+    for name in ("pictures", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pictures" / "a.PNG").write_bytes(b"")
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "wide.npy", np.zeros((2, 4)))
+    np.save(tmp_path / "none.npy", np.zeros((0, 3)))
+    with pytest.raises(ConfigError, match=message):
+        open_calibration(source, tmp_path, graph_of((1, 3)).inputs, 0)
+
+
+def test_one_array_for_several_inputs(tmp_path):
+    np.save(tmp_path / "d.npy", DATA)
+    with pytest.raises(ConfigError, match="is one array, but the networks read 'x', 'y'"):
+        open_calibration("d.npy", tmp_path, graph_of((1, 3), (1, 3)).inputs, 0)
+
+
+def test_a_sample_that_lacks_an_input():
+    with pytest.raises(ConfigError, match="a sample lacks input 'x'; it has y"):
+        StreamedSet(lambda: [{"y": np.zeros(3)}], graph_of((1, 3)).inputs)
