@@ -188,6 +188,25 @@ def test_winograd_with_strides_and_other_kernels(
     assert algorithm in check(b.done(), tmp_path, algorithm=algorithm, rank=1)
 
 
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_winograd_along_one_axis(taps: int, stride: int, outputs: int, axis: int, tmp_path: Path) -> None:
+    """Filters of one column or one row, and convolutions with one spatial axis."""
+
+    def along(this: int, other: int) -> tuple[int, int]:
+        return (other, this) if axis else (this, other)
+
+    b = Builder()
+    x = b.input("x", 2, 50, *along(17, 4))
+    b.task("t", b.apply("Relu", b.conv(x, 34, along(taps, 1), strides=along(stride, 1), pads=along(1, 0) * 2)))
+    if axis:
+        b.task("u", b.conv(b.input("y", 1, 64, 23), 32, taps, strides=(stride,), pads=(1, 2)))
+    algorithm = "winograd" + "x".join(map(str, along(outputs, 1)))
+    assert algorithm in check(b.done(), tmp_path, algorithm=algorithm, rank=1)
+
+
 def test_winograd_weights_are_those_of_the_paper() -> None:
     """G g G^T of a kernel with one tap is that tap's outer product; the sign of the first row is ours."""
     weight = np.zeros((1, 1, 3, 3), np.float32)

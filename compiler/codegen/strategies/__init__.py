@@ -13,7 +13,15 @@ from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
 from compiler.codegen.strategies.transposed import Transposed
-from compiler.codegen.strategies.winograd import Winograd2x2, Winograd4x2, Winograd4x4
+from compiler.codegen.strategies.winograd import (
+    Winograd1x2,
+    Winograd1x4,
+    Winograd2x1,
+    Winograd2x2,
+    Winograd4x1,
+    Winograd4x2,
+    Winograd4x4,
+)
 
 STRATEGIES: dict[str, Strategy] = {
     s.name: s
@@ -22,6 +30,10 @@ STRATEGIES: dict[str, Strategy] = {
         Winograd2x2(),
         Winograd4x2(),
         Winograd4x4(),
+        Winograd2x1(),
+        Winograd4x1(),
+        Winograd1x2(),
+        Winograd1x4(),
         BlockSparse(),
         RegularBlock(),
         Depthwise(),

@@ -52,7 +52,7 @@ class _Winograd(Strategy):
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         known = facts(group.anchor)
         exact = all(axis.points <= MOST_POINTS for axis in self.axes(known))
-        if not exact or not _applies(known, situation.target.lanes):
+        if not exact or not _applies(known, self.outputs, situation.target.lanes):
             return []
         found = [self._candidate(group, known, situation, tile) for tile in self._tiles(known, group, situation)]
         ranked = sorted(found, key=lambda c: (c.seconds, c.choice.tile))
@@ -63,7 +63,8 @@ class _Winograd(Strategy):
         known = facts(group.anchor)
         for value in group.segments:
             border = found[value.ref]
-            read = tuple(axis.cells(n) for axis, n in zip(self.axes(known), known.extent, strict=True))
+            axes = list(zip(self.axes(known), known.extent, strict=True))[4 - value.rank :]
+            read = tuple(axis.cells(extent) for axis, extent in axes)
             held = (b + n for b, n in zip(border.before, value.shape[2:], strict=True))
             after = tuple(max(a, r - h) for a, r, h in zip(border.after, read, held, strict=True))
             found[value.ref] = Border(border.before, after)
@@ -177,13 +178,47 @@ class Winograd4x4(_Winograd):
     outputs = (4, 4)
 
 
+class Winograd2x1(_Winograd):
+    """Tiles of 2 along the rows, for filters of one column: for 5 taps 1.7 times fewer multiplications."""
+
+    name = "winograd2x1"
+    outputs = (2, 1)
+
+
+class Winograd4x1(_Winograd):
+    """Tiles of 4 along the rows, for filters of one column: for 5 taps 2.5 times fewer multiplications."""
+
+    name = "winograd4x1"
+    outputs = (4, 1)
+
+
+class Winograd1x2(_Winograd):
+    """Tiles of 2 along the columns, for filters of one row."""
+
+    name = "winograd1x2"
+    outputs = (1, 2)
+
+
+class Winograd1x4(_Winograd):
+    """Tiles of 4 along the columns, for filters of one row."""
+
+    name = "winograd1x4"
+    outputs = (1, 4)
+
+
 def _cache_factor(machine: Machine, slab: int, scratch: int) -> float:
     """Measured slow-down of the products by what they read: `slab` bytes of inputs for one point, which are more
     streams than the prefetcher follows where they leave the first-level cache; `scratch` bytes in the second."""
     return (1.6 if slab > machine.l1 else 1.0) * (1.0 + 0.15 * min(1.0, scratch / machine.l2))
 
 
-def _applies(known: ConvFacts, lanes: int) -> bool:
-    """At least 3x3, stride 1 or 2, dilation 1, and enough channels and outputs to repay the transforms."""
-    plain = min(known.kernel) >= 3 and set(known.stride) <= {1, 2} and known.dilation == (1, 1)
-    return plain and known.taps >= LEAST_TAPS and known.outputs >= min(2 * lanes, 16) and min(known.extent) >= 3
+def _applies(known: ConvFacts, outputs: tuple[int, int], lanes: int) -> bool:
+    """Dilation 1, enough channels and outputs to repay the transforms; along an axis with tiles at least 3 taps at
+    stride 1 or 2, along the other axis of a one-dimensional convolution a single one."""
+    if known.dilation != (1, 1) or known.taps < LEAST_TAPS or known.outputs < min(2 * lanes, 16):
+        return False
+    axes = zip(outputs, known.kernel, known.stride, known.extent, strict=True)
+    return all(
+        (taps >= 3 and stride in (1, 2) and extent >= 3) if tile > 1 else taps == stride == 1
+        for tile, taps, stride, extent in axes
+    )
