@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from compiler.codegen.groups import CONVOLUTIONS, Group
@@ -94,12 +95,21 @@ def _readers(groups: Sequence[Group]) -> dict[ValueRef, list[Group]]:
 def _stays_blocked(
     group: Group, value: Value, layouts: Mapping[ValueRef, Layout], readers: Mapping[ValueRef, list[Group]]
 ) -> bool:
-    """Whether a generic group's output keeps the blocked form of an operand with the same channels."""
+    """Whether a generic group's output keeps the blocked form of an operand.
+
+    Not where axes change places, nor for one element per channel, which lies the same without blocks.
+    """
     if group.family != "generic" or value.rank < 3 or value.dtype is not DType.FLOAT32 or value.shape[1] < 4:
         return False
+    if math.prod(value.shape[2:]) == 1 or any(s.node.op.name in _MOVES_AXES for s in group.sites):
+        return False
     useful = group.reduces or any(g.family != "view" for g in readers.get(value.ref, []))
-    like = (
-        isinstance(layouts.get(v.ref, Plain()), Blocked) and v.rank == value.rank and v.shape[1] == value.shape[1]
-        for v in group.inputs()
-    )
+    like = (isinstance(layouts.get(v.ref, Plain()), Blocked) and v.rank == value.rank for v in group.inputs())
     return useful and any(like)
+
+
+_MOVES_AXES = frozenset(
+    "Transpose MatMul Einsum DepthToSpace SpaceToDepth Gather GatherElements GatherND ScatterElements ScatterND "
+    "Compress TopK".split()
+)
+"""Operators whose results have other axes than their operands, or entries from anywhere."""

@@ -266,10 +266,10 @@ def _quotient(index: Index, by: int) -> Index:
     low, high = rest.interval
     if low // by == high // by:
         return _sum(whole, Index({}, low // by), 1)
-    common = math.gcd(by, *rest.terms.values())
-    if common > 1:  # floor((g r + c) / (g b)) = floor((r + floor(c / g)) / b)
-        rest = Index({a: f // common for a, f in rest.terms.items()}, rest.const // common)
-        return _sum(whole, _quotient(rest, by // common), 1)
+    fine = _fine_part(rest, by)
+    if fine is not None:  # floor((g r + s) / (g b)) = floor(r / b) for s from 0 to g - 1
+        unit, coarse, _ = fine
+        return _sum(whole, _quotient(coarse, by // unit), 1)
     if len(rest.terms) == 1 and not rest.const:
         ((atom, factor),) = rest.terms.items()
         if isinstance(atom, Part) and not atom.remainder and factor == 1:
@@ -284,11 +284,22 @@ def _remainder(index: Index, by: int) -> Index:
     low, high = rest.interval
     if low // by == high // by:
         return _sum(rest, Index({}, by * (low // by)), -1)
-    common = math.gcd(by, *rest.terms.values())
-    if common > 1:
-        inner = Index({a: f // common for a, f in rest.terms.items()}, rest.const // common)
-        return _sum(_remainder(inner, by // common) * common, Index({}, rest.const % common), 1)
+    fine = _fine_part(rest, by)
+    if fine is not None:
+        unit, coarse, small = fine
+        return _sum(_remainder(coarse, by // unit) * unit, small, 1)
     return Index({Part(rest, by, True): 1})
+
+
+def _fine_part(index: Index, by: int) -> tuple[int, Index, Index] | None:
+    """(unit, coarse, small) with index = unit * coarse + small, small in 0..unit-1, and unit a divisor of `by`."""
+    for unit in sorted({math.gcd(by, f) for f in index.terms.values()} - {1}, reverse=True):
+        coarse = {a: f // unit for a, f in index.terms.items() if f % unit == 0}
+        small = Index({a: f for a, f in index.terms.items() if f % unit}, index.const % unit)
+        low, high = small.interval
+        if low >= 0 and high < unit:
+            return unit, Index(coarse, index.const // unit), small
+    return None
 
 
 # ---------------------------------------------------------------------- conditions

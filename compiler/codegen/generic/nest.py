@@ -11,17 +11,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.generic.index import Index, LoopVar
+from compiler.codegen.generic.lanes import arrange_tables, best_option, options, power_of_two, scalar_cost, width
 from compiler.codegen.generic.language import Notes, Source, Stage, Stages
 from compiler.codegen.generic.scalar import as_expr
-from compiler.codegen.generic.survey import (
-    Box,
-    arrange_tables,
-    cuts,
-    look,
-    pieces,
-    vector_cost,
-    width,
-)
+from compiler.codegen.generic.survey import Box, cuts, look, pieces
 
 MOST_BODIES = 40
 """A kernel is cut into no more pieces of code; conditions that are left are evaluated."""
@@ -78,10 +71,11 @@ class Parts:
 
 @dataclass
 class Lanes:
-    """The axes that become vectors: the last of `axes` moves, the ones before it are contiguous with it."""
+    """The axes that become vectors of `n`: the last of `axes` moves, the ones before it are contiguous with it."""
 
     axes: tuple[int, ...]
     extent: int
+    n: int
 
     @property
     def axis(self) -> int:
@@ -128,39 +122,30 @@ class MapNest:
 
     def __post_init__(self) -> None:
         self.variables = self.box.variables()
-        self.notes = self._look(self.variables)
+        self.notes = self._look(self.box.at(self.variables), self.variables)
         self.vector = self._choose()
 
-    def _look(self, variables: Sequence[LoopVar]) -> Notes:
-        at = self.box.at(variables)
+    def _look(self, at: Sequence[Index], variables: Sequence[LoopVar]) -> Notes:
         return look(self.maker.stages, self.stage, at, (), [*self.outer, *variables], self.target)
 
     def _choose(self) -> Lanes | None:
         """The axis with the least cost, joined with the axes before it where everything is contiguous over both."""
         free = self.target is None
+        best = best_option(options(self.box, self.variables, self.notes, self.maker.lanes, self._look, free))
+        if best is None or best.cost >= scalar_cost(self.notes):
+            return None
         long = [d for d, n in enumerate(self.box.extent) if n > 1]
-        best = min(
-            long,
-            key=lambda d: (vector_cost(self.notes, self.variables[d], self.maker.lanes, free), -d),
-            default=None,
-        )
-        if best is None:
-            return None
-        cost = vector_cost(self.notes, self.variables[best], self.maker.lanes, free)
-        if cost >= vector_cost(self.notes, None, self.maker.lanes):
-            return None
-        axes = [best]
-        extent = self.box.extent[best]
-        kept = long[0] if self.parts is not None and long[0] != best else -1
-        while not free and (d := axes[0] - 1) >= 0 and d != kept and self._joins(d, axes[0], best, extent):
+        axes, extent = [best.axis], self.box.extent[best.axis]
+        kept = long[0] if self.parts is not None and long[0] != best.axis else -1
+        for d in reversed([d for d in long if d < best.axis]):
+            if free or d == kept or not self._joins(d, best.axis, extent):
+                break
             axes.insert(0, d)
             extent *= self.box.extent[d]
-        return Lanes(tuple(axes), extent)
+        return Lanes(tuple(axes), extent, best.n if len(axes) == 1 else width(extent, self.maker.lanes))
 
-    def _joins(self, axis: int, after: int, best: int, extent: int) -> bool:
+    def _joins(self, axis: int, best: int, extent: int) -> bool:
         """Whether every access moves along `axis` as it would past the end of the axes after it."""
-        if self.box.extent[axis] == 1:
-            return True
         moving, lane = self.variables[axis], self.variables[best]
         involved = {moving, lane}
         if involved & self.notes.valued or any(v in involved for v, _ in self.notes.breaks):
@@ -189,31 +174,33 @@ class MapNest:
         self._loops(order, {}, settled, self.parts)
 
     # ------------------------------------------------------------------ loops
-    def _loops(self, order: Sequence[int], chosen: dict[int, LoopVar], settled: bool, parts: Parts | None) -> None:
+    def _loops(self, order: Sequence[int], chosen: dict[int, Index], settled: bool, parts: Parts | None) -> None:
         if not order:
             self._lanes(chosen, settled)
             return
         axis = order[0]
         for first, last in self._pieces(axis, chosen, settled):
             if first == last and parts is None:
-                self._loops(order[1:], {**chosen, axis: LoopVar("c", first, first)}, settled, None)
+                self._loops(order[1:], {**chosen, axis: Index({}, first)}, settled, None)
                 continue
             bounds = (first, last + 1) if parts is None else parts.bounds(first, last - first + 1)
             with counted(*bounds) as i:
                 variable = LoopVar(f"i{axis}", first, last, i)
-                self._loops(order[1:], {**chosen, axis: variable}, settled, None)
+                self._loops(order[1:], {**chosen, axis: Index.of(variable)}, settled, None)
 
-    def _pieces(self, axis: int, chosen: dict[int, LoopVar], settled: bool) -> list[tuple[int, int]]:
+    def _pieces(self, axis: int, chosen: dict[int, Index], settled: bool) -> list[tuple[int, int]]:
         """The runs of an axis over which the same conditions hold."""
         extent = self.box.extent[axis]
         if settled:
             return [(0, extent - 1)]
-        variables = [chosen.get(d, v) for d, v in enumerate(self.variables)]
-        found = pieces(0, extent - 1, cuts([self._look(variables)], variables[axis]))
+        own = [Index.of(v) for v in self.variables]
+        at = [base + chosen.get(d, own[d]) for d, base in enumerate(self.box.base)]
+        known = [v for i in chosen.values() for v in i.variables()]
+        found = pieces(0, extent - 1, cuts([self._look(at, [*known, *self.variables])], self.variables[axis]))
         self.maker.bodies += len(found) - 1
         return found if self.maker.bodies <= MOST_BODIES else [(0, extent - 1)]
 
-    def _lanes(self, chosen: dict[int, LoopVar], settled: bool) -> None:
+    def _lanes(self, chosen: dict[int, Index], settled: bool) -> None:
         if self.vector is None:
             self._statement(chosen)
             return
@@ -224,32 +211,39 @@ class MapNest:
         for first, last in runs:
             self._run(chosen, first, last - first + 1)
 
-    def _run(self, chosen: dict[int, LoopVar], first: int, extent: int) -> None:
-        """`extent` elements from `first` on; where vectors do not divide them, the last one overlaps."""
-        n = width(extent, self.maker.lanes)
+    def _run(self, chosen: dict[int, Index], first: int, extent: int) -> None:
+        """`extent` elements from `first` on; where vectors do not divide them, the last one overlaps.
+
+        Not so in a region: TVM may let it share memory with an operand that dies here, entry by entry.
+        """
+        assert self.vector is not None
+        n = width(extent, self.vector.n)
         full, rest = divmod(extent, n)
         if full <= UNROLLED_CHUNKS:
             for k in range(full):
-                self._chunk(chosen, first + k * n, n, first, extent)
+                self._chunk(chosen, Index({}, first + k * n), n)
         else:
             with T.serial(full) as i:
-                self._chunk(chosen, i * n + first, n, first, extent)
-        if rest:
-            self._chunk(chosen, first + extent - n, n, first, extent)
+                self._chunk(chosen, Index.of(LoopVar("q", 0, full - 1, i)) * n + first, n)
+        if rest and self.target is not None:
+            self._chunk(chosen, Index({}, first + extent - n), n)
+            return
+        while rest:
+            n = power_of_two(rest)
+            self._chunk(chosen, Index({}, first + extent - rest), n)
+            rest -= n
 
-    def _chunk(self, chosen: dict[int, LoopVar], start: Any, n: int, first: int, extent: int) -> None:
+    def _chunk(self, chosen: dict[int, Index], start: Index, n: int) -> None:
         assert self.vector is not None
-        axis = self.vector.axis
         with self.maker.vector(n) as lane:
-            low, high = (0, self.box.extent[axis] - 1) if len(self.vector.axes) > 1 else (first, first + extent - 1)
-            variable = LoopVar(f"v{axis}", low, high, start + lane)
-            joined = {d: LoopVar("c", 0, 0) for d in self.vector.axes[:-1]}
-            self._statement({**chosen, **joined, axis: variable})
+            at = start + Index.of(LoopVar("l", 0, n - 1, lane))
+            if len(self.vector.axes) > 1:  # the last axis goes on where it ends, into the ones before it
+                at = Index.of(LoopVar("v", 0, self.box.extent[self.vector.axis] - 1, as_expr(at)))
+            self._statement({**chosen, self.vector.axis: at})
 
-    def _statement(self, chosen: dict[int, LoopVar]) -> None:
-        stages = self.maker.stages
-        zero = LoopVar("c", 0, 0)
-        at = self.box.at([chosen.get(d, zero) for d in range(len(self.box.extent))])
+    def _statement(self, chosen: dict[int, Index]) -> None:
+        stages, none = self.maker.stages, Index({})
+        at = [base + chosen.get(d, none) for d, base in enumerate(self.box.base)]
         stages.begin()
         self.store(at, stages.element(self.stage, at))
 

@@ -14,18 +14,20 @@ from tvm.script.ir_builder import tirx as T
 from tvm_ffi import structural_equal
 
 from compiler.codegen.generic.index import Compound, Condition, Index, LoopVar
-from compiler.codegen.generic.language import Notes, Stage
-from compiler.codegen.generic.nest import Maker, Region, counted
-from compiler.codegen.generic.scalar import as_expr, combine, identity
-from compiler.codegen.generic.survey import (
-    Box,
+from compiler.codegen.generic.lanes import (
+    Option,
     arrange_tables,
-    inner_variables,
-    look,
+    best_option,
+    options,
     power_of_two,
+    scalar_cost,
     vector_cost,
     width,
 )
+from compiler.codegen.generic.language import Notes, Stage
+from compiler.codegen.generic.nest import Maker, Region, counted
+from compiler.codegen.generic.scalar import as_expr, combine, identity
+from compiler.codegen.generic.survey import Box, inner_variables, look
 
 ACCUMULATORS = {16: 12}
 """Accumulator vectors by lanes of the target; 8 elsewhere: half the registers of the smallest machines."""
@@ -78,9 +80,11 @@ class ReduceNest:
         inner = inner_variables(self.stage)
         at = self.box.at(self.variables)
         self.notes = look(self.maker.stages, self.stage, at, inner, [*self.outer, *self.variables])
-        lane, along = self._choose(inner)
+        option, along = self._choose(inner)
+        lane = None if option is None else option.axis
         arrange_tables(self.notes, along if lane is None else self.variables[lane], self.maker.arranged)
         region = self.maker.region(self.stage, self.box, lane)
+        self.most = self.maker.lanes if option is None else option.n
         self.steps = _joined(inner, self.notes, along)
         self.along = along is not None
         for loops, cells, n in self._outer_loops(lane):
@@ -88,21 +92,24 @@ class ReduceNest:
                 _Tile(self, region, cells, lane, n).emit()
         return region
 
-    def _choose(self, inner: Sequence[LoopVar]) -> tuple[int | None, LoopVar | None]:
-        """(axis of the box, None) or (None, axis of the reduction) that becomes lanes; (None, None) for neither."""
+    def _choose(self, inner: Sequence[LoopVar]) -> tuple[Option | None, LoopVar | None]:
+        """An axis of the box, or an axis of the reduction, that becomes lanes; neither where both cost more."""
         lanes, notes = self.maker.lanes, self.notes
-        options: list[tuple[float, int, int | None, LoopVar | None]] = []
-        for d, v in enumerate(self.variables):
-            if v.extent > 1:
-                options.append((vector_cost(notes, v, lanes, True), -d, d, None))
-        for number, k in enumerate(inner):
-            settled = not any(k in c.index.variables() for c in notes.conditions)
-            if k.extent > 1 and settled:
-                folding = 2.0 * math.log2(width(k.extent, lanes)) / math.prod(self.stage.extents)
-                options.append((vector_cost(notes, k, lanes) + folding, 100 - number, None, k))
-        scalar = 1.0 + len(notes.accesses) + (10.0 if notes.costly else 0.0)
-        cost, _, lane, along = min(options, key=lambda o: o[:2], default=(math.inf, 0, None, None))
-        return (lane, along) if cost < scalar else (None, None)
+
+        def looked(at: Sequence[Index], variables: Sequence[LoopVar]) -> Notes:
+            return look(self.maker.stages, self.stage, at, inner, [*self.outer, *variables])
+
+        best = best_option(options(self.box, self.variables, notes, lanes, looked, True))
+        along, least = None, scalar_cost(notes) + 1.0
+        for k in inner:
+            n = width(k.extent, lanes)
+            if n > 1 and not any(k in c.index.variables() for c in notes.conditions):
+                folding = 2.0 * math.log2(n) / math.prod(self.stage.extents)
+                cost = vector_cost(notes, k, n, k.extent) + folding
+                along, least = (k, cost) if cost < least else (along, least)
+        if best is not None and best.cost <= least:
+            return best, None
+        return None, along
 
     # ------------------------------------------------------------------ elements of the box
     def _outer_loops(self, lane: int | None) -> Iterator[tuple[list[tuple[LoopVar, int]], list[list[Any]], int]]:
@@ -132,7 +139,7 @@ class ReduceNest:
             yield [0], 1, None
             return
         extent = self.box.extent[lane]
-        n = width(extent, self.maker.lanes)
+        n = width(extent, self.most)
         full, rest = divmod(extent, n)
         if full + bool(rest) <= most:
             yield [k * n for k in range(full)] + ([extent - n] if rest else []), n, None

@@ -11,24 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.generic.index import Index, LoopVar
-from compiler.codegen.generic.language import Source, Stage
+from compiler.codegen.generic.lanes import best_option, options, width
+from compiler.codegen.generic.language import Notes, Source, Stage
 from compiler.codegen.generic.nest import MOST_BODIES, Maker, MapNest, Parts, counted
 from compiler.codegen.generic.reduction import ACCUMULATORS, ReduceNest
 from compiler.codegen.generic.scalar import as_expr
-from compiler.codegen.generic.survey import (
-    Box,
-    Survey,
-    Use,
-    cuts,
-    pieces,
-    survey,
-    vector_cost,
-    width,
-)
+from compiler.codegen.generic.survey import Box, Survey, Use, cuts, look, pieces, survey
 
 MOST_REPEATED = 1.1
 """A loop is shared while no stage is computed more than so many times over."""
@@ -83,15 +74,20 @@ class RootNest:
     ) -> Survey | None:
         return survey(self.maker.stages, self.stage, at, variables, fixed, self.target, leak)
 
+    def _look(self, at: Sequence[Index], variables: Sequence[LoopVar]) -> Notes:
+        return look(self.maker.stages, self.stage, at, (), variables, self.target)
+
     # ------------------------------------------------------------------ which loops are shared
     def _plan(self, seen: Survey, variables: Sequence[LoopVar]) -> None:
         """Choose the shared axes: as many as possible, the one that becomes lanes as the innermost."""
         spans = self._typical(seen, variables)
         long = [d for d, n in enumerate(self.stage.shape) if n > 1]
-        cost = {d: vector_cost(seen.notes, variables[d], self.maker.lanes) for d in long}
-        lane = min(long, key=lambda d: (cost[d], -d), default=None)
+        best = best_option(
+            options(Box.whole(self.stage.shape), variables, seen.notes, self.maker.lanes, self._look, False)
+        )
+        lane, most = (None, 1) if best is None else (best.axis, best.n)
         for d in [*(d for d in long if d != lane), *([] if lane is None else [lane])]:
-            size = width(spans[d][1] - spans[d][0] + 1, self.maker.lanes) if d == lane else 1
+            size = width(spans[d][1] - spans[d][0] + 1, most) if d == lane else 1
             trial = [*self.tiles, Tile(d, size)]
             if self._repeated(trial, spans) <= MOST_REPEATED:
                 self.tiles = trial
@@ -124,8 +120,8 @@ class RootNest:
             within = LoopVar(f"t{d}", 0, n - 1)
             begin = Index({}, low)
             if d in size:
-                starts[d] = LoopVar(f"s{d}", low, high - n + 1)
-                begin = Index.of(starts[d])
+                starts[d] = LoopVar(f"s{d}", 0, (high - low + 1) // n - 1)
+                begin = Index.of(starts[d]) * n + low
             inside.append(within)
             at.append(begin + Index.of(within))
         fixed = list(starts.values())
@@ -172,19 +168,33 @@ class RootNest:
         for first, last in self._pieces(tile.axis, chosen):
             extent = last - first + 1
             size = width(extent, tile.size) if tile is self.tiles[-1] else min(tile.size, extent)
-            number = -(-extent // size)
-            if number == 1 and parts is None:
-                self._loops(tiles[1:], {**chosen, tile.axis: (Index({}, first), size)}, None)
-                continue
-            bounds = (0, number) if parts is None else parts.bounds(unit, number)
-            with counted(*bounds) as i:
-                place = (i if parts is None else i - unit) * size + first
-                place = place if extent % size == 0 else tirx.min(place, last - size + 1)
-                start = Index.of(LoopVar(f"s{tile.axis}", first, last - size + 1, place))
-                self._loops(tiles[1:], {**chosen, tile.axis: (start, size)}, None)
-            unit += number
+            full, rest = divmod(extent, size)
+            unit += self._walk(tiles, chosen, first, size, full, parts, unit)
+            if rest:  # the last tile overlaps the one before it
+                unit += self._walk(tiles, chosen, last - size + 1, size, 1, parts, unit)
         if parts is not None:
             parts.count = unit
+
+    def _walk(
+        self,
+        tiles: Sequence[Tile],
+        chosen: dict[int, tuple[Index, int]],
+        first: int,
+        size: int,
+        number: int,
+        parts: Parts | None,
+        unit: int,
+    ) -> int:
+        """`number` tiles of `size` entries from `first` on, as units from `unit` on; returns the number."""
+        axis = tiles[0].axis
+        if number == 1 and parts is None:
+            self._loops(tiles[1:], {**chosen, axis: (Index({}, first), size)}, None)
+            return number
+        bounds = (0, number) if parts is None else parts.bounds(unit, number)
+        with counted(*bounds) as i:
+            place = LoopVar(f"s{axis}", 0, number - 1, i if parts is None else i - unit)
+            self._loops(tiles[1:], {**chosen, axis: (Index.of(place) * size + first, size)}, None)
+        return number
 
     def _box(self, chosen: dict[int, tuple[Index, int]]) -> Box:
         base, extent = [], []

@@ -56,12 +56,26 @@ class BatchNormalization(Normalisation):
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, scale, bias, mean, variance = (required(tensors, i) for i in range(5))
         y, epsilon = site.results[0], emit.const(site.float("epsilon"), variance.dtype)
+        if all(v.data is not None for v in site.operands[1:]):
+            return (self._affine(emit, site, x),)
 
         def element(n: Expr, c: Expr, *at: Expr) -> Expr:
             factor = scale(c) / emit.call("sqrt", variance(c) + epsilon)
             return emit.cast((x(n, c, *at) - mean(c)) * factor + bias(c), y.dtype)
 
         return (emit.compute(y.shape, y.dtype, element),)
+
+    def _affine(self, emit: Emitter, site: Site, x: Tensor) -> Tensor:
+        """x factor + shift, with constants known here."""
+        scale, bias, mean, variance = (v.constant.astype(np.float64) for v in site.operands[1:5])
+        factor, y = scale / np.sqrt(variance + site.float("epsilon")), site.results[0]
+        kind = site.operands[4].dtype
+        tables = [emit.constant(a.astype(kind.numpy)) for a in (factor, bias - mean * factor)]
+
+        def element(n: Expr, c: Expr, *at: Expr) -> Expr:
+            return emit.cast(x(n, c, *at) * tables[0](c) + tables[1](c), y.dtype)
+
+        return emit.compute(y.shape, y.dtype, element)
 
 
 # ---------------------------------------------------------------------- statistics of the input
