@@ -1,14 +1,15 @@
 """Streamed second moments of rows of data: Gram matrices, cross moments, means, variances; float64.
 
 Statistics of a network depend on its contents and on the data only, so they can be kept in a folder under the
-digest of both (`Cache`). Adding the same rows in the same order gives the same bits."""
+digest of both (`Cache`). Adding the same rows in the same order gives the same bits.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def ridge(moments: np.ndarray) -> np.ndarray:
 
 class Moments:
     """Sums over rows of inputs x [groups, rows, p] and targets y [groups, rows, outputs]: counts, means, second and
-    cross moments per group. Before the first row everything is a scalar zero."""
+    cross moments per group. Before the first row everything is a scalar zero.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
@@ -63,7 +65,8 @@ class Moments:
 
     def central(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Covariances of inputs [groups, p, p], of inputs with targets [groups, p, outputs], variances of
-        targets."""
+        targets.
+        """
         x, y = self.x / self.rows, self.y / self.rows
         g = self.xx / self.rows - x[:, :, None] * x[:, None, :]
         c = self.xy / self.rows - x[:, :, None] * y[:, None, :]
@@ -170,3 +173,36 @@ class Cache:
             aside.replace(self._folder / f"{key}.npz")
         finally:
             aside.unlink(missing_ok=True)
+
+
+class Kept:
+    """Arrays by name that are measured once per key: from the cache where it has them, else made and then stored.
+
+    `complete`: everything is there, nothing will be made.
+    """
+
+    def __init__(self, cache: Cache, key: str) -> None:
+        self._cache, self._key = cache, key
+        found = cache.load(key)
+        self.complete = found is not None
+        self._arrays: dict[str, np.ndarray] = found or {}
+
+    def __call__(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array called `name`."""
+        if name not in self._arrays:
+            self._arrays[name] = make()
+        return self._arrays[name]
+
+    def moments(self, name: str, make: Callable[[], Moments]) -> Moments:
+        """The same for moments."""
+        parts = {n.removeprefix(f"{name} "): a for n, a in self._arrays.items() if n.startswith(f"{name} ")}
+        if parts:
+            return Moments.of(parts)
+        made = make()
+        self._arrays |= {f"{name} {n}": a for n, a in made.arrays().items()}
+        return made
+
+    def store(self) -> None:
+        """Put everything into the cache."""
+        if not self.complete:
+            self._cache.store(self._key, self._arrays)

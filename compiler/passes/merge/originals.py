@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from compiler.calibration.moments import Moments
+from compiler.calibration.moments import Cache, Kept, Moments, content_key, data_key
 from compiler.calibration.tape import Feed, Tape
 from compiler.ir.graph import Graph, NodeRef, Site
+from compiler.ir.text import digest
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import Role
 from compiler.passes.merge.rows import held_out, matrix, patch_rows, positions, value_rows
@@ -77,17 +79,25 @@ class Originals:
         """Place -> group -> [rows, channels] of its result, at places where groups can be compared."""
         self.outputs: dict[ValueRef, np.ndarray] = {}
         """Task output -> its value on all samples."""
+        self._kept = Kept(Cache(cache), self._key(graph) if cache is not None else "")
         self._walk(Tape(graph, feeds))
+        self._kept.store()
 
     @property
     def samples(self) -> int:
         """How many inputs there are."""
         return len(self.feeds)
 
+    def _key(self, graph: Graph) -> str:
+        """The digest of everything that the measurements depend on."""
+        places = [(p.role.value, [(str(s.ref), s.groups) for s in p.sources]) for p in self._streams.places]
+        return content_key("merge originals 1", digest(graph), repr(places), data_key(self.feeds))
+
     def _walk(self, tape: Tape) -> None:
         left = {v.ref: len(tape.graph.uses(v.ref)) for v in tape.graph.values()}
         for place in self._streams.places:
-            tape.run([s.site.node for s in place.sources])
+            if not self._kept.complete:
+                tape.run([s.site.node for s in place.sources])
             for source in place.sources:
                 self._measure(tape, place, source)
             if place.role is Role.LAYER:
@@ -95,7 +105,7 @@ class Originals:
             for source in place.sources:
                 for value in source.site.results:
                     if tape.graph.is_output(value.ref):
-                        self.outputs[value.ref] = tape.read(value.ref)
+                        self.outputs[value.ref] = self._kept(f"output {value.ref}", partial(tape.read, value.ref))
                 for _, value in source.site.operands.present():
                     left[value.ref] -= 1
                     if not left[value.ref]:
@@ -105,11 +115,11 @@ class Originals:
         site, result = source.site, source.site.results[0]
         if place.role is Role.LAYER or is_depthwise(site, place.role):
             axis = 1 if site.node.op.name == "Conv" else result.rank - 1
-            self.targets[source.ref] = value_rows(tape, result.ref, axis)
+            rows = partial(value_rows, tape, result.ref, axis)
+            self.targets[source.ref] = self._kept(f"target {source.ref}", rows)
         if place.role is Role.EACH and site.node.op.name == "BatchNormalization":
-            x = np.moveaxis(tape.read(site.operands[0].ref), 1, -1)
-            x = x.reshape(-1, x.shape[-1]).astype(np.float64)
-            self.spreads[source.ref] = x.mean(axis=0), x.var(axis=0)
+            mean, variance = self._kept(f"spread {source.ref}", partial(_spread, tape, site.operands[0].ref))
+            self.spreads[source.ref] = mean, variance
         if place.role in (Role.EACH, Role.LAYER) and len(place.sources) > 1:
             self._features(tape, place, source)
 
@@ -125,10 +135,11 @@ class Originals:
             site = sources[0].site
             read = list(dict.fromkeys(s.site.operands[0].ref for s in sources))
             targets = np.concatenate([self.targets[s.ref] for s in sources], axis=1)
-            result = site.results[0]
-            count = positions(result, 1 if site.node.op.name == "Conv" else result.rank - 1)
-            held = held_out(self.samples, count)
-            moments = measure(patch_rows(tape, site, read), targets[None], held).train
+
+            def made(site: Site = site, read: list[ValueRef] = read, y: np.ndarray = targets) -> Moments:
+                return measure(patch_rows(tape, site, read), y[None], held_out(self.samples, _count(site))).train
+
+            moments = self._kept.moments(f"moments {sources[0].ref}", made)
             pooled = Pooled(
                 moments, sources, [sizes[r] for r in read], [self.targets[s.ref].shape[1] for s in sources]
             )
@@ -140,12 +151,24 @@ class Originals:
         dim = self._streams.channels.channel_dim(result)
         if dim is None:
             return
-        rows: np.ndarray | None = None
         for group in source.groups:
             entries = self._streams.group(group).entries(result.axis(dim))
             if entries.shape[1] == 1:
-                rows = value_rows(tape, result.ref, dim) if rows is None else rows
+                rows = self._kept(f"features {source.ref}", partial(value_rows, tape, result.ref, dim))
                 self.features.setdefault(place.index, {})[group] = rows[:, entries[:, 0]]
+
+
+def _spread(tape: Tape, ref: ValueRef) -> np.ndarray:
+    """[2, channels]: mean and variance of a value per channel."""
+    x = np.moveaxis(tape.read(ref), 1, -1)
+    x = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    return np.stack([x.mean(axis=0), x.var(axis=0)])
+
+
+def _count(site: Site) -> int:
+    """Output positions per sample of a layer."""
+    result = site.results[0]
+    return positions(result, 1 if site.node.op.name == "Conv" else result.rank - 1)
 
 
 def is_depthwise(site: Site, role: Role) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from compiler.ir.verify import verify
 from compiler.passes.base import Resources
 from compiler.passes.dead import sweep
 from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge import merging, originals
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.labels import Channel, Unit, average, check, own, separate
@@ -214,14 +216,14 @@ def test_random_labels_keep_the_closure(family, seed):
     graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("abc")))
     streams = Streams(graph, align(graph), ChannelMap(graph))
     use = data(graph, 8)
-    originals = Originals(graph, streams, list(use.batches(graph)))
+    measured = Originals(graph, streams, list(use.batches(graph)))
     rng = np.random.default_rng(seed)
 
     def decide(assembly, place, found):
         return {s.index: random_channels(streams, s, rng) for s in found}
 
     work = graph.copy()
-    assembly = Assembly(work, streams, originals, decide)
+    assembly = Assembly(work, streams, measured, decide)
     assembly.run()
     check(streams, assembly.labelling)
     sweep(work)
@@ -249,9 +251,9 @@ def test_separate_labels_are_the_separate_networks_with_their_own_bits():
     for family in FAMILIES:
         graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("ab")))
         streams = Streams(graph, align(graph), ChannelMap(graph))
-        originals = Originals(graph, streams, list(data(graph, 24).batches(graph)))
+        measured = Originals(graph, streams, list(data(graph, 24).batches(graph)))
         work = graph.copy()
-        Assembly(work, streams, originals, lambda a, p, f: {s.index: separate(streams, s) for s in f}).run()  # noqa: B023
+        Assembly(work, streams, measured, lambda a, p, f: {s.index: separate(streams, s) for s in f}).run()  # noqa: B023
         sweep(work)
         feeds = feed(graph)
         assert all(difference(outputs(work, feeds)[t], y) < 1e-6 for t, y in outputs(graph, feeds).items())
@@ -395,3 +397,20 @@ def test_another_activation_ends_the_sharing():
         "Relu",
         "Tanh",
     }
+
+
+def test_statistics_are_kept_by_content(tmp_path, monkeypatch):
+    graph = joined(*(FAMILIES["depthwise"](t, i) for i, t in enumerate("ab")))
+    use = replace(data(graph), cache=tmp_path)
+    one = Merge(max_drift=0.9, max_loss=3.0)
+    first = one(graph, use)
+    assert len(list(tmp_path.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(originals, "value_rows", None)  # nothing is measured again
+        patch.setattr(merging, "check_wiring", lambda *args: None)
+        assert digest(one(graph, use)) == digest(first)
+    one(graph, replace(data(graph, seed=4), cache=tmp_path))
+    other = joined(*(FAMILIES["depthwise"](t, i + 1) for i, t in enumerate("ab")))
+    one(other, replace(data(other), cache=tmp_path))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert digest(one(graph, data(graph))) == digest(first)
