@@ -184,7 +184,7 @@ def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs")
     p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
     p.add_argument("--option", action="append", default=[], metavar="K=V", help="another option of prune-channels")
-    p.add_argument("--calibration", default="", metavar="X.npz", help="unlabelled inputs for scores and recovery")
+    p.add_argument("--calibration", default="", metavar="X", help="unlabelled inputs (.npz, .npy, a folder)")
     p.add_argument("--samples", type=int, default=512, help="calibration samples to use")
     p.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names that must keep their size"

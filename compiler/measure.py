@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from compiler.calibration.data import CalibrationSet
 from compiler.calibration.engine import Engine
 from compiler.calibration.evaluation import Outputs, Runner, TaskEvaluation, collect, compare
 from compiler.calibration.metrics import metric
+from compiler.calibration.samples import Feeds
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
@@ -132,6 +132,6 @@ def evaluate_release(
     return compare(before, after, compiled, labels, chosen)
 
 
-def _only(feeds: CalibrationSet, graph: Graph) -> list[dict[str, np.ndarray]]:
+def _only(feeds: Feeds, graph: Graph) -> list[dict[str, np.ndarray]]:
     names = [v.ref.name for v in graph.inputs]
     return [{n: feed[n] for n in names} for feed in feeds()]

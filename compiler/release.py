@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays
-from compiler.calibration.samples import StreamedSet, open_calibration
+from compiler.calibration.samples import Feeds, open_calibration
 from compiler.config import Config, TaskConfig
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import CompilerError, ConfigError
@@ -126,7 +126,7 @@ def _data_digests(config: Config) -> dict[str, str]:
     return found
 
 
-def calibration_of(config: Config, graph: Graph) -> CalibrationSet | StreamedSet | None:
+def calibration_of(config: Config, graph: Graph) -> Feeds | None:
     """The unlabelled inputs of a release as feeds of `graph`; None where the config names none."""
     source = config.calibration.data
     if not source:

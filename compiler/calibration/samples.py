@@ -68,6 +68,10 @@ class StreamedSet:
             raise ConfigError(f"a sample for input '{value.ref}' has shape {list(arrays[0].shape)}") from None
 
 
+Feeds = CalibrationSet | StreamedSet
+"""What starts the feeds of a network at every call."""
+
+
 def _of(value: Value, sample: Sample) -> np.ndarray:
     if value.ref.name not in sample:
         have = ", ".join(sorted(sample)) or "nothing"
@@ -87,9 +91,7 @@ def _step(value: Value, sample: Sample) -> int:
 
 
 # ---------------------------------------------------------------------- sources
-def open_calibration(
-    source: str, folder: Path, inputs: tuple[Value, ...], limit: int
-) -> CalibrationSet | StreamedSet:
+def open_calibration(source: str, folder: Path, inputs: tuple[Value, ...], limit: int) -> Feeds:
     """The unlabelled inputs that a release names: an .npz or .npy file or a folder of arrays, relative to
     `folder`, or "package.module:function" that returns a dict of arrays or an iterable of samples.
 
@@ -107,7 +109,7 @@ def open_calibration(
     return CalibrationSet(load_arrays(source, folder), inputs, limit)
 
 
-def _from_function(where: str, inputs: tuple[Value, ...], limit: int) -> CalibrationSet | StreamedSet:
+def _from_function(where: str, inputs: tuple[Value, ...], limit: int) -> Feeds:
     function = named_function(where)
     made = function()
     if isinstance(made, Mapping):

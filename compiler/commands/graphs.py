@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-from compiler.calibration.data import CalibrationSet, load_arrays
+from compiler.calibration.samples import open_calibration
 from compiler.commands import Grid, Result
 from compiler.commands.bundles import bundle_costs, inspect_bundle
 from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, refusal_grid, tasks_of
@@ -91,7 +91,7 @@ def prune(args: Namespace, say: Say) -> Result:
     options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
     calibration = None
     if args.calibration:
-        calibration = CalibrationSet(load_arrays(args.calibration, Path()), graph.inputs, args.samples)
+        calibration = open_calibration(args.calibration, Path(), graph.inputs, args.samples)
     use = Resources(calibration=calibration, seed=args.seed, exclude=tuple(args.exclude))
     passes = [make(name, {}) for name in ("fold-constants", "fold-batch-norm", "remove-dead-code")]
     passes += [make("dead-channels", {}), make("prune-channels", options)]
