@@ -27,6 +27,11 @@ def ridge(moments: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(scale, TINY)[:, None, None] * np.eye(p))
 
 
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """x.T @ x per group; of one matrix numpy knows that the product is symmetric and does half of the work."""
+    return np.stack([x.T @ x for x in rows])
+
+
 class Moments:
     """Sums over rows of inputs x [groups, rows, p] and targets y [groups, rows, outputs]: counts, means, second and
     cross moments per group. Before the first row everything is a scalar zero.
@@ -42,9 +47,9 @@ class Moments:
         self.rows += x.shape[1]
         self.x = self.x + x.sum(axis=1)
         self.y = self.y + y.sum(axis=1)
-        self.xx = self.xx + np.swapaxes(x, 1, 2) @ x
+        self.xx = self.xx + _gram(x)
         self.xy = self.xy + np.swapaxes(x, 1, 2) @ y
-        self.yy = self.yy + np.swapaxes(y, 1, 2) @ y
+        self.yy = self.yy + _gram(y)
 
     def select(self, inputs: np.ndarray, outputs: np.ndarray) -> Moments:
         """The moments of some inputs and some outputs."""
