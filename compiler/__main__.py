@@ -1,8 +1,6 @@
 """`python -m compiler` is `taskgraft`."""
 
-import sys
-
-from compiler.cli import main
+from compiler.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

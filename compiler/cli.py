@@ -8,6 +8,7 @@ configuration, 3 model not supported, 4 input refused, 5 back end, 70 internal e
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import os
 import signal
@@ -45,6 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, INTERNAL, args.debug)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run() -> None:
+    """The program `taskgraft`: `main` as an exit status."""
+    ended = [0]
+    atexit.register(_leave, ended)
+    ended[0] = main()
+    sys.exit(ended[0])
+
+
+def _leave(ended: Sequence[int]) -> None:
+    """Exit with the status of an interrupt: CPython dies of the signal, although it was handled, where it came
+    within `exec`, as imports use it."""
+    if ended[0] == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def _interrupt(number: int, frame: object) -> None:
