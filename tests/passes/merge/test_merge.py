@@ -22,13 +22,14 @@ from compiler.ir.verify import verify
 from compiler.passes.base import Resources
 from compiler.passes.dead import sweep
 from compiler.passes.extract import ExtractTasks
-from compiler.passes.merge import merging, originals
+from compiler.passes.merge import originals
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.labels import Channel, Unit, average, check, own, separate
 from compiler.passes.merge.match import align
-from compiler.passes.merge.merging import Merge
+from compiler.passes.merge.merging import WIRING, Merge
 from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.rows import value_rows
 from compiler.passes.merge.streams import Streams
 from compiler.passes.prune.channels import PruneChannels
 from compiler.pipeline import Pipeline, parse
@@ -403,12 +404,18 @@ def test_statistics_are_kept_by_content(tmp_path, monkeypatch):
     graph = joined(*(FAMILIES["depthwise"](t, i) for i, t in enumerate("ab")))
     use = replace(data(graph), cache=tmp_path)
     one = Merge(max_drift=0.9, max_loss=3.0)
+    measured = []
+
+    def counting(tape, *arguments):
+        measured.append(tape.samples)
+        return value_rows(tape, *arguments)
+
+    monkeypatch.setattr(originals, "value_rows", counting)
     first = one(graph, use)
-    assert len(list(tmp_path.iterdir())) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(originals, "value_rows", lambda *_: pytest.fail("measured again"))
-        patch.setattr(merging, "check_wiring", lambda *args: None)
-        assert digest(one(graph, use)) == digest(first)
+    assert len(list(tmp_path.iterdir())) == 1 and max(measured) > WIRING
+    measured.clear()
+    assert digest(one(graph, use)) == digest(first)
+    assert max(measured) == WIRING  # the check of the wiring alone measures again
     one(graph, replace(data(graph, seed=4), cache=tmp_path))
     other = joined(*(FAMILIES["depthwise"](t, i + 1) for i, t in enumerate("ab")))
     one(other, replace(data(other), cache=tmp_path))
