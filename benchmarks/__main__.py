@@ -16,6 +16,7 @@ STUDIES = {
     "pruning-coverage": "benchmarks.pruning_coverage",
     "pruning-updates": "benchmarks.pruning_updates",
     "sparse": "benchmarks.sparse",
+    "switching": "benchmarks.switching",
     "threads": "benchmarks.threads",
     "tune": "benchmarks.tune",
     "setup-peers": "benchmarks.setup_peers",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.codegen import driver, link, selftest
+from compiler.codegen import driver, example, link, selftest
 from compiler.codegen.golden import Golden, golden_files, golden_header
 from compiler.codegen.interface import Interface, interface
 from compiler.codegen.link import LinkFacts, Toolchain
@@ -243,8 +243,8 @@ def _texts(library: Library, face: Interface, target: Target, golden: Golden, id
         "src/golden.h": golden_header(face, golden),
         "src/selftest.c": selftest.selftest_text(face, target),
         "src/bench.c": selftest.bench_text(face),
-        "example/main.c": selftest.example_text(face),
-        "example/CMakeLists.txt": selftest.cmake_text(face),
+        "example/main.c": example.example_text(face),
+        "example/CMakeLists.txt": example.cmake_text(face),
     }
     data = {file: text.encode("ascii") for file, text in texts.items()}
     data |= {"src/kernels.o": link.hide_kernels(library.object_code), "weights.bin": library.pool}

@@ -10,7 +10,7 @@ import pytest
 from compiler.codegen import interface as interface_module
 from compiler.codegen.driver import driver_text, header_text
 from compiler.codegen.interface import interface
-from compiler.codegen.program import Library, Port, TaskIO
+from compiler.codegen.program import Level, Library, Port, Program, TaskIO
 from compiler.codegen.target import find_target
 from compiler.errors import ConfigError
 from compiler.ir.types import DType, TensorType
@@ -44,6 +44,32 @@ def test_driver_compiles_without_warnings(tmp_path: Path, name: str, listed: tup
     compiler = next((c for c in target.compilers if shutil.which(c)), target.compilers[0])
     command = [compiler, "-std=c11", *target.driver_flags, "-x", "c", "-I."]
     assert compiled(driver_text(library, face, target, "id"), tmp_path, command) == ""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("listed", [(1, 2, 3), (3,)])
+def test_driver_with_levels_compiles_without_warnings(tmp_path: Path, name: str, listed: tuple[int, ...]) -> None:
+    target, library = find_target(name), levelled(tiny_library(b"", listed))
+    face = interface(library)
+    (tmp_path / "tiny.h").write_text(header_text(face, target))
+    compiler = next((c for c in target.compilers if shutil.which(c)), target.compilers[0])
+    command = [compiler, "-std=c11", *target.driver_flags, "-x", "c", "-I."]
+    text = driver_text(library, face, target, "id")
+    assert compiled(text, tmp_path, command) == ""
+    assert "LEVELLED(0, 128)" in text and "SWITCH(1)" in text
+    assert {"tiny_measure", "tiny_run_within"} <= set(face.symbols)
+
+
+def levelled(library: Library) -> Library:
+    """The same library with two levels: the constant of its first call is another one at level 1."""
+
+    def changed(program: Program) -> Program:
+        first, *others = program.calls
+        arguments = (dataclasses.replace(a, stride=128 * (a.kind == "pool")) for a in first.arguments)
+        return dataclasses.replace(program, calls=(dataclasses.replace(first, arguments=tuple(arguments)), *others))
+
+    full, programs = changed(library.full), tuple(map(changed, library.programs))
+    return dataclasses.replace(library, full=full, programs=programs, levels=(Level(), Level()))
 
 
 def test_header_names_every_entry_task_and_workspace() -> None:

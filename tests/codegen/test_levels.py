@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -163,6 +165,14 @@ def test_a_call_falls_to_the_level_its_budget_allows(made: Made) -> None:
     assert made.net.run_within(made.feeds, hour, times, level=1).level == 1
 
 
+def test_the_example_holds_a_budget(made: Made, tmp_path: Path) -> None:
+    folder = made.net.bundle.path
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I.", "example/main.c", "libnested.a", "-lm"]
+    subprocess.run([*command, "-lpthread", "-o", tmp_path / "example"], cwd=folder, check=True)
+    done = subprocess.run([tmp_path / "example"], cwd=folder, check=True, capture_output=True, text=True)
+    assert re.search(r"^budget \d+ us: level [0-2](, late)?$", done.stdout, re.MULTILINE)
+
+
 def test_late_layers_alone_become_sparser(made: Made) -> None:
     """From the last switch point of the task on the table says that time is short."""
     times = made.net.measure(made.feeds, tasks=["a"])
@@ -200,6 +210,19 @@ def test_weights_that_no_kernel_can_switch_are_refused() -> None:
     part = np.zeros_like(weight)
     ref = b.graph.add_value("w", TensorType(DType.FLOAT32, weight.shape, form), weight, [part]).ref
     b.task("t", b.apply("Conv", b.input("x", 1, 8, 6, 6), ref, group=8))
-    graph = b.done()
+    _refused(b.done())
+
+
+def test_constants_that_become_code_cannot_have_levels() -> None:
+    b = Builder()
+    form, weight = BlockSparse(0, (16, 1)), np.ones((16, 16, 1, 1), np.float32)
+    ref = b.graph.add_value("w", TensorType(DType.FLOAT32, weight.shape, form), weight, [weight]).ref
+    slope = np.full(1, 0.1, np.float32)
+    other = b.graph.add_value("slope", TensorType(DType.FLOAT32, (1,)), slope, [2 * slope]).ref
+    b.task("t", b.apply("PRelu", b.apply("Conv", b.input("x", 1, 16, 6, 6), ref), other))
+    _refused(b.done())
+
+
+def _refused(graph: Graph) -> None:
     with pytest.raises(LoweringError, match="no strategy applies to weights with 2 levels"):
         decide(graph, make_groups(graph), find_target("host"), Sources())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from compiler import parse_pass
+from compiler import Resources, parse_pass
 from compiler.errors import ConfigError, PassError
 from compiler.ir.encoding import BlockSparse
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
+from compiler.ir.reference import evaluate
 from compiler.ir.text import digest
+from compiler.passes.sparsify.level_biases import HELD_OUT
 from tests.graphs import Builder
 
 
@@ -35,7 +39,7 @@ def nested(graph: Graph) -> dict[str, list[np.ndarray]]:
     height=st.sampled_from([4, 8, 16]),
     seed=st.integers(0, 100),
 )
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 def test_every_level_is_nested_in_the_one_before(levels: list[int], scope: str, height: int, seed: int) -> None:
     shares = "+".join(str(n / 20) for n in sorted(levels))
     before = network(seed)
@@ -120,3 +124,60 @@ def test_extract_level_is_the_level() -> None:
         assert level_count(parse_pass(f"extract-level{{level={level},alone=true}}")(graph)) == 1
     with pytest.raises(ConfigError, match="no level 3"):
         parse_pass("extract-level{level=3}")(graph)
+
+
+# ---------------------------------------------------------------------- biases by level
+def inputs(count: int = 48) -> Resources:
+    """Inputs with a mean, so that lost weights shift the layers behind them."""
+    x = np.random.default_rng(1).normal(0.7, 1.0, (count, 16, 6, 6)).astype(np.float32)
+    return Resources(calibration={"x": x})
+
+
+def without_bias() -> Graph:
+    """One layer without a bias, one whose bias is scaled, two that share one."""
+    b = Builder(seed=3)
+    y = b.apply("Relu", b.apply("Conv", b.input("x", 1, 16, 6, 6), b.weight(32, 16, 3, 3)))
+    shared = b.weight(32)
+    y = b.apply(
+        "Conv", b.apply("Relu", b.apply("Conv", y, b.weight(32, 32, 1, 1), shared)), b.weight(32, 32, 1, 1), shared
+    )
+    flat = b.apply("Flatten", b.apply("Relu", y))
+    weight = b.weight(20, b.graph.value(flat).shape[1])
+    b.task("t", b.apply("Gemm", flat, weight, b.weight(20), transB=1, beta=0.5))
+    return b.done()
+
+
+@pytest.mark.parametrize("make", [network, without_bias])
+def test_corrected_biases_keep_the_means_of_every_level(make: Callable[[], Graph]) -> None:
+    before, use = make(), inputs()
+    spec = "nest{levels=0+0.5+0.8,dense=(),pattern=block8x1"
+    shared, corrected = parse_pass(spec + "}")(before), parse_pass(spec + ",biases=corrected}")(before, use)
+    for value in shared.parameters():
+        if isinstance(value.type.encoding, BlockSparse):
+            other = corrected.value(value.ref)
+            assert all(np.array_equal(a, b) for a, b in zip(value.sparser, other.sparser, strict=True))
+    fitted = [f for i, f in enumerate(use.batches(before)) if i % HELD_OUT]
+    for level in range(3):
+        gaps = [_mean_gap(before, at_level(g, level), fitted) for g in (shared, corrected)]
+        assert gaps[1] < 1e-5
+        assert level == 0 or gaps[0] > 1e-2
+
+
+def _mean_gap(original: Graph, part: Graph, feeds: list[dict[str, np.ndarray]]) -> float:
+    """Largest difference of the means of the outputs over their largest value."""
+    found = []
+    for task in original.tasks.values():
+        name = task.outputs[0].name
+        a, b = (np.mean([evaluate(g, f)[name] for f in feeds], axis=0, dtype=np.float64) for g in (original, part))
+        axes = tuple(d for d in range(a.ndim) if d != 1)
+        found.append(np.abs(a.mean(axis=axes) - b.mean(axis=axes)).max() / np.abs(a).max())
+    return float(max(found))
+
+
+def test_biases_need_inputs() -> None:
+    with pytest.raises(PassError, match="no calibration data"):
+        parse_pass("nest{levels=0+0.5,biases=corrected}")(network())
+    with pytest.raises(PassError, match="3 calibration inputs; biases=corrected needs 4 or more"):
+        parse_pass("nest{levels=0+0.5,biases=corrected}")(network(), inputs(3))
+    with pytest.raises(ConfigError, match="samples is 1"):
+        parse_pass("nest{levels=0+0.5,samples=1}")(network())

@@ -52,7 +52,7 @@ class BlockSparse(Strategy):
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         encoding = group.anchor.operands[1].type.encoding
-        if not isinstance(encoding, Sparse) or encoding.rows != output_axis(group):
+        if not isinstance(encoding, Sparse) or encoding.rows != output_axis(group) or _levels_elsewhere(group):
             return []
         known = sparse_facts(group, situation)
         found = []
@@ -96,6 +96,13 @@ class BlockSparse(Strategy):
             self.name,
             shape.tiling.parts,
         )
+
+
+def _levels_elsewhere(group: Group) -> bool:
+    """Whether constants besides weight and bias differ by level: others become part of the code."""
+    site = group.anchor
+    tables = {v.ref for v in (site.operands[1], site.operands.optional(2), group.bias) if v is not None}
+    return any(v.sparser and v.ref not in tables for s in group.sites for _, v in s.operands.present())
 
 
 def register_width(block: int, height: int, lanes: int) -> int:

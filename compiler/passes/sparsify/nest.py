@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from compiler.errors import ConfigError, VerifyError
+from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import Batch, Pass, Refusal, Resources
 from compiler.passes.sparsify.layers import Candidate, Limits, candidates
+from compiler.passes.sparsify.level_biases import HELD_OUT, correct
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
 from compiler.passes.sparsify.patterns import FLOOR, block_norms, ranked
 
@@ -33,9 +35,10 @@ class Nest(Pass):
     `levels`: the share of weights that each level leaves out, rising from level 0, the densest: 0+0.5+0.75.
     `pattern`: blocks of R outputs at one input that come and go together (R is best the target's vector width);
     weights that are stored in blocks already keep theirs, and level 0 has no more than is stored. `scope`: every
-    layer alone, or all ranked together (global), where each keeps 1/64. `dense`: first, last or both stay the same
-    at all levels (`()` for neither). `min_inputs`: layers with fewer inputs stay the same. `exclude`: patterns of
-    names to leave alone. Comes after every pass that changes weights.
+    layer alone, or all ranked together (global), where each keeps 1/64. `biases`: shared by all levels, or
+    corrected for each from `samples` calibration inputs, so that the means of the layers stay those of the network.
+    `dense`: first, last or both stay the same at all levels (`()` for neither). `min_inputs`: layers with fewer
+    inputs stay the same. `exclude`: patterns of names to leave alone. Comes after every pass that changes weights.
     """
 
     name: ClassVar[str] = "nest"
@@ -44,6 +47,8 @@ class Nest(Pass):
     levels: tuple[float, ...] = ()
     pattern: Blocks = "block16x1"
     scope: Scope = "layer"
+    biases: Literal["shared", "corrected"] = "shared"
+    samples: int = 128
     dense: tuple[str, ...] = KEPT_DENSE
     min_inputs: int = 16
     exclude: tuple[str, ...] = ()
@@ -58,6 +63,8 @@ class Nest(Pass):
         unknown = [d for d in self.dense if d not in KEPT_DENSE]
         if unknown:
             problems.append(f"dense is '{unknown[0]}'; it can be {', '.join(KEPT_DENSE)}")
+        if self.samples < HELD_OUT:
+            problems.append(f"samples is {self.samples}; biases are corrected from at least {HELD_OUT} inputs")
         if self.min_inputs < 1:
             problems.append(f"min_inputs is {self.min_inputs}; it starts at 1")
         if problems:
@@ -68,11 +75,22 @@ class Nest(Pass):
         if not chosen:
             reasons = "; ".join(f"{r}" for r in refusals[:3])
             raise ConfigError(f"{self.name}: no layer can have levels, so there would be one only: {reasons}")
+        original = graph.copy()
         for group in [chosen] if self.scope == "global" else [[c] for c in chosen]:
             for layer, form, data in self._nested(group):
                 kind = replace(layer.weight.type, encoding=form)
                 graph.update(layer.weight.ref, type=kind, data=data[0], sparser=data[1:])
+        if self.biases == "corrected":
+            refusals += correct(graph, original, self._feeds(graph, use))
         return refusals
+
+    def _feeds(self, graph: Graph, use: Resources) -> list[Batch]:
+        feeds = list(islice(use.batches(graph), self.samples))
+        if len(feeds) < HELD_OUT:
+            raise PassError(
+                f"{self.name}: {len(feeds)} calibration inputs; biases=corrected needs {HELD_OUT} or more"
+            )
+        return feeds
 
     def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
         def excluded(name: str) -> bool:

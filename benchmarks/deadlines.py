@@ -1,0 +1,106 @@
+"""Calls with a budget of time while another process competes for memory: how many are in time, at which levels.
+
+The budget is twice the time of the densest level on an idle machine, the aim 99.9 % of calls in time. Beside it
+calls that stay at level 0, by the same clock: their table says that nothing takes time, so the level never falls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compiler.codegen.budgets import LevelTimes
+from compiler.codegen.runtime import Network
+
+ROUNDS = 31
+SLACK = 2.0
+"""Budget over the time of the densest level."""
+LOAD = """
+import os, sys
+import numpy as np
+os.sched_setaffinity(0, {int(sys.argv[1])})
+a, b = np.zeros(1 << 24), np.ones(1 << 24)  # 128 MiB each: far beyond the caches
+print("ready", flush=True)
+while True:
+    np.copyto(a, b)
+"""
+
+
+def under_load(
+    net: Network,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    calls: int,
+    core: int,
+) -> dict[str, Any]:
+    """Rows for an idle machine, a load on another core and one on the same core, with budgets and without."""
+    others = sorted({*range(os.cpu_count() or 1)} - {core})
+    places = {"idle": None} | ({"load on another core": others[0]} if others else {}) | {"load on this core": core}
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        times = net.measure(samples[0], rounds=ROUNDS)
+        budget = round(SLACK * times.seconds[0] * 1e6)
+        found: dict[str, Any] = {}
+        for where, place in places.items():
+            with loaded(place):
+                found[where] = _calls(net, samples, labels, times, budget, calls)
+                found[f"{where}, level 0 only"] = _calls(net, samples, labels, _never_falls(times), budget, calls)
+        return found
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@contextlib.contextmanager
+def loaded(core: int | None) -> Iterator[None]:
+    """A process that copies memory on `core` all the while; None: no such process."""
+    if core is None:
+        yield
+        return
+    command = [sys.executable, "-c", LOAD, str(core)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
+def _never_falls(times: LevelTimes) -> LevelTimes:
+    table = type(times.table).from_buffer_copy(times.table)
+    for rest in table.rest_ns:
+        rest[:] = [0] * len(rest)
+    return LevelTimes(times.tasks, table)
+
+
+def _calls(
+    net: Network,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    times: LevelTimes,
+    budget: int,
+    calls: int,
+) -> dict[str, Any]:
+    late, right = 0, Counter[str]()
+    levels = Counter[int]()
+    for i in range(calls):
+        k = i % len(samples)
+        reached = net.run_within(samples[k], budget, times)
+        late += reached.late
+        levels[reached.level] += 1
+        right.update(t for t in labels if int(reached.outputs[t].argmax()) == labels[t][k])
+    return {
+        "budget_us": budget,
+        "in_time": 1 - late / calls,
+        "mean_level": sum(k * n for k, n in levels.items()) / calls,
+        "levels": [levels[k] for k in range(len(net.levels))],
+        "accuracy": {t: right[t] / calls for t in labels},
+    }
