@@ -130,6 +130,10 @@ def _common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
+def _paths(what: str) -> _Adder:
+    return lambda p: p.add_argument("paths", metavar=what, nargs="+")  # type: ignore[return-value]
+
+
 def _path(what: str) -> _Adder:
     return lambda p: p.add_argument("path", metavar=what)  # type: ignore[return-value]
 
@@ -151,9 +155,9 @@ def _target(p: argparse.ArgumentParser) -> None:
     p.add_argument("--target", action="append", default=[], metavar="T", help="target; may be repeated")
 
 
-def _output(required: bool, what: str) -> _Adder:
+def _output(required: bool, what: str, default: str = "") -> _Adder:
     def add(p: argparse.ArgumentParser) -> None:
-        p.add_argument("-o", "--output", default="", required=required, metavar="PATH", help=what)
+        p.add_argument("-o", "--output", default=default, required=required, metavar="PATH", help=what)
         p.add_argument("--force", action="store_true", help="replace what is there")
 
     return add
@@ -224,6 +228,7 @@ def _run_arguments(p: argparse.ArgumentParser) -> None:
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--ssh", default="", metavar="USER@BOARD", help="run there instead of here")
     p.add_argument("--threads", type=int, default=1, metavar="N", help="threads that share each call")
+    p.add_argument("--save", action="store_true", help="keep the times in the bundle, for taskgraft report")
 
 
 def _seconds(default: float, what: str) -> _Adder:
@@ -324,6 +329,12 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         f"{_BUILDS}:bench",
         "measured time of every combination",
         (_path("BUNDLE"), _target, _bench, _seconds(0.5, "time per combination")),
+    ),
+    (
+        "report",
+        "compiler.commands.reports:report",
+        "one page about one bundle, or about several side by side",
+        (_paths("BUNDLE"), _target, _output(False, "HTML file (report.html)", "report.html")),
     ),
     ("targets", f"{_LISTS}:targets", "what can be compiled for", ()),
     ("passes", f"{_LISTS}:passes", "the passes and their options", ()),

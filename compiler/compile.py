@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compiler.bundle_report import BundleReport
 from compiler.calibration.evaluation import TaskEvaluation
 from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
@@ -23,7 +24,7 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.tuning import TuningDatabase
 from compiler.config import Config
-from compiler.cost.combine import CostReport
+from compiler.cost.combine import MOST_TASKS, CostReport, cost_report
 from compiler.errors import GateError, LoweringError, TargetError
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
@@ -34,7 +35,7 @@ from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, paths, planning_of, tuned
 from compiler.release import Release, Say, calibration_of, load_release, silent, transform
-from compiler.report import combination_rows, layer_rows, summary, to_csv, to_json
+from compiler.report import summary
 from compiler.staging import staged
 
 GOLDEN_SAMPLES = 2
@@ -151,6 +152,10 @@ def build(
     with staged(root, [goal.name], force) as folder:
         built = _build(job, goal, folder, sources, selftest=selftest)
         _require_selftests([built])
+        if len(graph.tasks) <= MOST_TASKS:  # beyond, combinations have no table
+            costs = cost_report(graph, workspace=built.workspace)
+            report = BundleReport(graph, built.library, goal, str(built.bundle.manifest["build_id"]), costs)
+            _write_reports(report, built.bundle.path / "reports")
     _require_linked([built], root, allow_unlinked)
     return replace(built.bundle, path=root / goal.name)
 
@@ -189,7 +194,9 @@ def compile_release(
         job = _job(release, graph, records)
         builds = [_build(job, goal, folder, sources[goal.name], selftest=selftest, say=say) for goal in goals]
         compiled = _measured(release, graph, records, builds, folder, say)
-        _write_reports(compiled, builds)
+        for built in builds:
+            say(f"{built.target.name}: report")
+            _write_reports(_report(compiled, built), built.bundle.path / "reports")
         if any(g.verdict == "failed" for g in compiled.gates):
             raise FailedGates(compiled)
     _require_linked(builds, root, allow_unlinked)
@@ -326,20 +333,23 @@ def _selftest_gate(built: Built) -> GateResult:
     return GateResult("selftest", built.target.name, None, None, built.selftest.status, built.selftest.reason)
 
 
-def _write_reports(compiled: Compiled, builds: Sequence[Built]) -> None:
-    for built in builds:
-        folder = built.bundle.path / "reports"
-        folder.mkdir(exist_ok=True)
-        costs = compiled.release.costs(compiled.graph, built.workspace)
-        combos, layers = combination_rows(costs, compiled.evaluation), layer_rows(compiled.graph)
-        verdicts = {
-            "gates": [g.record() for g in compiled.gates],
-            "evaluation": [e.record() for e in compiled.evaluation],
-        }
-        (folder / "combos.csv").write_text(to_csv(combos))
-        (folder / "layers.csv").write_text(to_csv(layers))
-        (folder / "summary.csv").write_text(to_csv(summary(costs)))
-        (folder / "verify.json").write_text(to_json(verdicts))
+def _report(compiled: Compiled, built: Built) -> BundleReport:
+    return BundleReport(
+        graph=compiled.graph,
+        library=built.library,
+        target=built.target,
+        build_id=str(built.bundle.manifest["build_id"]),
+        costs=compiled.release.costs(compiled.graph, built.workspace),
+        records=compiled.records,
+        evaluation=compiled.evaluation,
+        gates=compiled.gates,
+    )
+
+
+def _write_reports(report: BundleReport, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, data in report.files().items():
+        (folder / name).write_bytes(data)
 
 
 def _require_selftests(builds: Sequence[Built]) -> None:

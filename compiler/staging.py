@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all."""
+"""Output folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def staged(root: Path, targets: Sequence[str], force: bool) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: the bundle is in it
                 parent.rmdir()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all; folders on the way are made. ConfigError where it cannot."""
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(data)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _publish(folder: Path, root: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_release_becomes_a_bundle_that_gives_the_originals_outputs(tmp_path):
     assert difference(outputs["b"], b) < 1e-5
     assert {e.task: round(e.final.drift, 3) for e in found.evaluation} == {"a": 0.0, "b": 0.0}
     assert all(g.verdict == "passed" for g in found.gates)
-    for name in ("combos.csv", "layers.csv", "summary.csv", "verify.json"):
+    for name in ("combos.csv", "layers.csv", "summary.csv", "verify.json", "report.json", "report.html"):
         assert (found.folder / "host" / "reports" / name).stat().st_size > 100
     manifest = found.builds[0].bundle.manifest
     assert {"a/a.onnx", "b/b.onnx", "data/calibration"} <= set(manifest["inputs"])
@@ -141,7 +141,7 @@ def test_golden_inputs_need_finite_outputs():
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [p for p in folder.rglob("*") if p.is_file() and "reports" not in p.parts]
+    files = [p for p in folder.rglob("*") if p.is_file()]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -156,7 +156,7 @@ def test_two_builds_in_other_folders_and_hash_seeds_give_the_same_bytes(tmp_path
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
         found.append(digests(folder / "out"))
     assert found[0] == found[1]
-    assert "host/libpair.so" in found[0]
+    assert {"host/libpair.so", "host/reports/report.html", "host/reports/report.json"} <= set(found[0])
 
 
 @pytest.mark.cross

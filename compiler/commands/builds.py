@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.bundle_report import measured_path
 from compiler.calibration.data import load_arrays
 from compiler.calibration.evaluation import Measured, TaskEvaluation
 from compiler.check import Verification, verify_bundle, verify_model
@@ -30,7 +31,8 @@ from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, planning_of
 from compiler.release import Say, load_release, transform
-from compiler.report import summary
+from compiler.report import summary, to_json
+from compiler.staging import write_whole
 
 
 def compile_(args: Namespace, say: Say) -> Result:
@@ -322,6 +324,10 @@ def bench(args: Namespace, say: Say) -> Result:
         )
     columns = ("tasks", "level", "median us", "fastest us", "FLOPs", "GFLOP/s")
     where = f"{args.ssh or 'this machine'}, {args.threads} thread{'s' * (args.threads > 1)}"
-    return Result(
-        {"target": bundle.target, "where": where, **found}, (Grid(f"{bundle.name}, {where}", columns, rows),)
-    )
+    record = {"target": bundle.target, "where": where, **found}
+    lines = []
+    if args.save:
+        path = measured_path(bundle, where)
+        write_whole(path, to_json(record).encode())
+        lines.append(f"wrote {path}; taskgraft report shows it")
+    return Result(record, (Grid(f"{bundle.name}, {where}", columns, rows),), tuple(lines))
