@@ -142,7 +142,7 @@ def _config(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the release file"
     )
-    p.add_argument("--allow-external-data", action="store_true", help="read tensor data beside the model file")
+    _external(p)
 
 
 def _input(p: argparse.ArgumentParser) -> None:
@@ -202,6 +202,14 @@ def _extract(p: argparse.ArgumentParser) -> None:
     p.add_argument("--alone", action="store_true", help="without the levels nested in it")
 
 
+def _external(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--allow-external-data", action="store_true", help="read tensor data beside the model file")
+
+
+def _release_name(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--name", default="", help="name of the release, part of C names; default: the file's")
+
+
 def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs")
     p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
@@ -248,6 +256,18 @@ _TOPICS = {"explain": "why a step of the compiler did what it did"}
 """Words in front of commands of two words."""
 _ANY = "RELEASE.toml|MODEL.onnx|BUNDLE"
 _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
+    (
+        "init",
+        "compiler.commands.starts:init",
+        "a commented release file for a set of models",
+        (
+            _paths("MODEL.onnx"),
+            _input,
+            _release_name,
+            _external,
+            _output(False, "release file (release.toml)", "release.toml"),
+        ),
+    ),
     (
         "compile",
         f"{_BUILDS}:compile_",

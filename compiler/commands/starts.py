@@ -1,0 +1,70 @@
+"""init: a first release file for a set of ONNX files."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from argparse import Namespace
+from pathlib import Path
+
+from compiler.commands import Grid, Result
+from compiler.commands.common import output_file, shapes_of
+from compiler.config import parse_config
+from compiler.proposal import Proposal, propose, release_text
+from compiler.release import Say, load_release
+from compiler.staging import write_whole
+
+
+def init(args: Namespace, say: Say) -> Result:
+    """A commented release file that compiles as it stands: it is read back and its networks are joined first."""
+    path = output_file(args)
+    files = [Path(f) for f in args.paths]
+    say(f"read {len(files)} models")
+    name, shapes = _name(args.name or path.stem), shapes_of(args.input)
+    proposal = propose(files, name, shapes=shapes, allow_external_data=args.allow_external_data)
+    text = release_text(proposal, path.parent)
+    config = parse_config(tomllib.loads(text), path.parent, str(path))
+    load_release(config, allow_external_data=args.allow_external_data, say=say)
+    write_whole(path, text.encode())
+    lines = [f"wrote {path}"]
+    if proposal.adapted():
+        lines.append(f"check the adapters of {', '.join(proposal.adapted())}: they follow from shapes only")
+    lines.append(f"next: taskgraft compile {path}")
+    return Result(_record(proposal, path), (_grid(proposal),), tuple(lines))
+
+
+def _name(text: str) -> str:
+    """A C name: what a release file takes."""
+    name = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]+", "_", text.lower())).strip("_")
+    return name if name[:1].isalpha() else f"release_{name}".rstrip("_")
+
+
+def _record(proposal: Proposal, path: Path) -> dict[str, object]:
+    return {
+        "output": str(path),
+        "name": proposal.name,
+        "inputs": {n: str(t) for n, t in proposal.shared.items()},
+        "tasks": {
+            n.task: {
+                "model": str(n.path),
+                "inputs": {own: shared for own, (shared, _) in proposal.bindings[n.task].items()},
+                "adapter": [dict(s) for _, steps in proposal.bindings[n.task].values() for s in steps],
+            }
+            for n in proposal.networks
+        },
+    }
+
+
+def _grid(proposal: Proposal) -> Grid:
+    rows = [
+        (
+            n.task,
+            n.path.name,
+            ", ".join(f"{own} {n.inputs[own]}" for own in n.inputs),
+            ", ".join(shared for shared, _ in proposal.bindings[n.task].values()),
+            " ".join(str(dict(s)) for _, steps in proposal.bindings[n.task].values() for s in steps) or None,
+        )
+        for n in proposal.networks
+    ]
+    inputs = ", ".join(f"{n} {t}" for n, t in proposal.shared.items())
+    return Grid(f"{proposal.name}: reads {inputs}", ("task", "model", "wants", "reads", "through"), rows)

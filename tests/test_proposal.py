@@ -1,0 +1,151 @@
+"""init: names, shared inputs, adapters; the file compiles as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from compiler.cli import main
+from compiler.codegen.bundle import read_bundle
+from compiler.config import load_config
+from compiler.errors import ConfigError, UnsupportedModelError
+from compiler.ir.types import DType, TensorType
+from compiler.proposal import adapter, propose, release_text, task_names
+from compiler.release import load_release
+from tests.small_models import model, network
+
+
+@pytest.mark.parametrize(
+    ("stems", "wanted"),
+    [
+        (["face_age_v2", "face_gender_v2"], ["age", "gender"]),
+        (["face-age", "face-age"], ["age", "age_2"]),
+        (["Age Net", "gender.net"], ["age", "gender"]),
+        (["model", "model_small"], ["model", "model_small"]),
+        (["1_class", "2_class"], ["task_1", "task_2"]),
+        (["resnet18"], ["resnet18"]),
+        (["___"], ["task"]),
+        (["a__b", "c"], ["a_b", "c"]),
+    ],
+)
+def test_tasks_are_named_by_what_differs(stems, wanted):
+    assert list(task_names([Path(f"{s}.onnx") for s in stems])) == wanted
+
+
+def image(*shape, dtype=DType.FLOAT32):
+    return TensorType(dtype, shape)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "steps"),
+    [
+        (image(1, 3, 8, 8), image(1, 3, 8, 8), ()),
+        (image(1, 3, 8, 8), image(1, 8, 8, 3), ({"layout": "NHWC"},)),
+        (image(1, 8, 8, 3), image(1, 3, 4, 6), ({"layout": "NCHW"}, {"resize": [4, 6]})),
+        (image(1, 3, 8, 8), image(1, 1, 4, 4), ({"gray": True}, {"resize": [4, 4]})),
+        (image(1, 8, 8, 3), image(1, 4, 4, 3), ({"layout": "NCHW"}, {"resize": [4, 4]}, {"layout": "NHWC"})),
+        (image(1, 3, 8, 8, dtype=DType.UINT8), image(1, 3, 8, 8), ({"cast": "float32"},)),
+        (image(1, 12), image(1, 3, 4), ({"reshape": [1, 3, 4]},)),
+        (image(1, 1, 8, 8), image(1, 3, 8, 8), None),  # colours cannot be made up
+        (image(1, 16), image(1, 3, 8, 8), None),
+        (image(2, 3, 8, 8), image(1, 3, 4, 4), None),
+    ],
+)
+def test_adapters_follow_from_types(given, wanted, steps):
+    assert adapter(given, wanted) == steps
+
+
+def other_network(name, shape):
+    """Global mean of each channel as `mean`."""
+    nodes = [helper.make_node("GlobalAveragePool", [name], ["mean"])]
+    return model(nodes, {name: shape}, {"mean": (1, shape[1], 1, 1)})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two networks on colour images of 8 x 8, one on grey ones of 6 x 4."""
+    onnx.save(network("image", 3), tmp_path / "face_age.onnx")
+    onnx.save(network("pixels", 2, seed=1), tmp_path / "face_sex.onnx")
+    onnx.save(other_network("grey", (1, 1, 6, 4)), tmp_path / "face_light.onnx")
+    return sorted(tmp_path.glob("*.onnx"))
+
+
+def test_the_file_compiles_as_it_stands(files, tmp_path, capsys):
+    path = tmp_path / "sub" / "faces.toml"
+    path.parent.mkdir()
+    assert main(["init", *map(str, files), "-o", str(path), "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "check the adapters of light" in out
+    config = load_config(path)
+    assert list(config.tasks) == ["age", "light", "sex"]
+    assert config.tasks["light"].adapter == ({"gray": True}, {"resize": [6, 4]})
+    assert config.tasks["age"].model == "../face_age.onnx"
+    assert dict(config.inputs or {}) == {"image": image(1, 3, 8, 8)}
+    assert main(["compile", str(path), "-o", str(tmp_path / "out"), "-q"]) == 0
+    bundle = read_bundle(tmp_path / "out")
+    assert [t["name"] for t in bundle.manifest["tasks"]] == ["age", "light", "sex"]
+    assert (bundle.path / "reports" / "report.html").stat().st_size < 1_000_000
+    assert main(["init", *map(str, files), "-o", str(path), "-q"]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_networks_no_adapter_leads_to_keep_their_own_input(tmp_path):
+    for name, made in (("a", network("x", 3)), ("b", network("x", 2)), ("c", other_network("x", (1, 5, 8, 8)))):
+        onnx.save(made, tmp_path / f"{name}.onnx")
+    found = propose(sorted(tmp_path.glob("*.onnx")), "three")
+    assert found.shared == {"x": image(1, 3, 8, 8), "x_2": image(1, 5, 8, 8)}
+    assert {t: b["x"] for t, b in found.bindings.items()} == {"a": ("x", ()), "b": ("x", ()), "c": ("x_2", ())}
+    (tmp_path / "r.toml").write_text(release_text(found, tmp_path))
+    graph = load_release(load_config(tmp_path / "r.toml")).graph
+    assert [v.ref.name for v in graph.inputs] == ["x", "x_2"]
+
+
+def test_open_axes(tmp_path):
+    open_batch = network("x", 3)
+    open_batch.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(open_batch, tmp_path / "a.onnx")
+    assert propose([tmp_path / "a.onnx"], "one").shared == {"x": image(1, 3, 8, 8)}
+    open_batch.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+    onnx.save(open_batch, tmp_path / "a.onnx")
+    with pytest.raises(UnsupportedModelError, match=r"a.onnx: input 'x' is \[\?,3,\?,8\]"):
+        propose([tmp_path / "a.onnx"], "one")
+    assert propose([tmp_path / "a.onnx"], "one", shapes={"x": (2, 3, 8, 8)}).shared == {"x": image(2, 3, 8, 8)}
+    with pytest.raises(UnsupportedModelError):
+        propose([tmp_path / "a.onnx"], "one", shapes={"x": (2, 4, 8, 8)})
+    with pytest.raises(ConfigError, match="no model has an input"):
+        propose([tmp_path / "a.onnx"], "one", shapes={"x": (2, 3, 8, 8), "y": (1,)})
+
+
+def test_networks_with_several_inputs_share_by_name_and_type(tmp_path):
+    def two(second, shape):
+        nodes = [helper.make_node("Add", ["x", second], ["sum"])]
+        return model(nodes, {"x": (1, 4), second: shape}, {"sum": (1, 4)})
+
+    onnx.save(two("y", (1, 4)), tmp_path / "a.onnx")
+    onnx.save(two("y", (1, 1)), tmp_path / "b.onnx")
+    found = propose([tmp_path / "a.onnx", tmp_path / "b.onnx"], "two")
+    assert found.shared == {"x": image(1, 4), "y": image(1, 4), "y_2": image(1, 1)}
+    (tmp_path / "r.toml").write_text(release_text(found, tmp_path))
+    release = load_release(load_config(tmp_path / "r.toml"))
+    assert [v.ref.name for v in release.graph.inputs] == ["x", "y", "y_2"]
+
+
+def test_names_that_toml_would_read_otherwise(tmp_path):
+    name = 'in "put".0\n[tasks]'
+    onnx.save(network(name, 3), tmp_path / 'odd "name".onnx')
+    onnx.save(network("x", 3), tmp_path / "b.onnx")
+    found = propose(sorted(tmp_path.glob("*.onnx")), "odd")
+    (tmp_path / "r.toml").write_text(release_text(found, tmp_path))
+    assert list(load_release(load_config(tmp_path / "r.toml")).graph.tasks) == ["b", "odd_name"]
+
+
+def test_element_types_without_a_form_here(tmp_path):
+    info = helper.make_tensor_value_info("x", TensorProto.STRING, (1,))
+    out = helper.make_tensor_value_info("y", TensorProto.STRING, (1,))
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [info], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "a.onnx")
+    with pytest.raises(UnsupportedModelError, match="input 'x'"):
+        propose([tmp_path / "a.onnx"], "strings")
