@@ -1,11 +1,11 @@
 """Sparsity levels of one library: what a switch costs against loading a variant, what levels take in memory against
 variants side by side, whether switching at random repeats every bit, and budgets of time under load.
 
-Variants are the levels as libraries of their own. `switch_us` is what calls take longer that go round all levels
-than calls that stay at one, the least over rounds. `load_us` is the least that bringing a variant in can cost:
-mapping the library and what its first call takes longer than later ones, files in the page cache, digests not
-checked. `memory_ratio` is the resident memory of all variants, each run, over that of the one library run at all
-levels.
+Variants are the levels as libraries of their own, planned alike, so that each stores what it needs and no more.
+`switch_us` is what calls take longer that go round all levels than calls that stay at one, the least over rounds.
+`load_us` is the least that bringing a variant in can cost: mapping the library and what its first call takes
+longer than later ones, files in the page cache, digests not checked. `memory_ratio` is the resident memory of all
+variants, each run, over that of the one library run at all levels.
 """
 
 from __future__ import annotations
@@ -34,19 +34,23 @@ from compiler.release import load_release, transform
 LEVELS = "0+0.125+0.25+0.375+0.5+0.625+0.75+0.875"
 """As many variants as the portfolio of DNNShifter (Eccles et al., FGCS 152, 2024) has."""
 FEW = "0+0.5+0.75"
-SWITCHES, ROUNDS, CALLS = 1_000_000, 25, 10_000
-QUICK_SWITCHES, QUICK_ROUNDS, QUICK_CALLS = 2_000, 3, 200
+ROUNDS = 25
 MODELS = Path(__file__).parent.parent / "models"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A nested network, compiled, with inputs; `labels` by task where there are any."""
+    """A nested network, compiled, with inputs; `labels` by task where there are any.
+
+    `switches` at random and `calls` with a budget are as many as its size allows.
+    """
 
     graph: Graph
     folder: Path
     samples: Sequence[Mapping[str, np.ndarray]]
     labels: Mapping[str, np.ndarray]
+    switches: int
+    calls: int
 
 
 def fashion(levels: str, settings: Settings, samples: int = 2000) -> Subject:
@@ -57,25 +61,26 @@ def fashion(levels: str, settings: Settings, samples: int = 2000) -> Subject:
     (name,) = (v.ref.name for v in graph.inputs)
     found = [{name: x[None]} for x in data[name][:samples]]
     labels = {t: data[t][:samples] for t in graph.tasks}
-    return Subject(graph, _built(graph, settings, f"fashion-{levels}"), found, labels)
+    return Subject(graph, _built(graph, settings, f"fashion-{levels}"), found, labels, 1_000_000, 10_000)
 
 
 def vgg(levels: str, settings: Settings) -> Subject:
     """VGG16 for images of 32 x 32 with random weights: large, for memory and loading."""
     ready = prepare(generated()["vgg16-32"], settings.kept)
     graph = parse_pass(f"nest{{levels={levels},pattern=block16x1}}")(through(ready.graph, PASSES))
-    return Subject(graph, _built(graph, settings, f"vgg-{levels}"), [ready.feeds], {})
+    return Subject(graph, _built(graph, settings, f"vgg-{levels}"), [ready.feeds], {}, 20_000, 500)
 
 
 SUBJECTS: dict[str, Callable[[str, Settings], Subject]] = {"fashion": fashion, "vgg16-32": vgg}
 
 
-def _built(graph: Graph, settings: Settings, identity: str, *, every_subset: bool = True) -> Path:
-    """The bundle of a graph from the folder of kept ones, built unless it is there."""
+def _built(graph: Graph, settings: Settings, identity: str, plan: Path | None = None) -> Path:
+    """The bundle of a graph from the folder of kept ones, built unless it is there: every subset of tasks, or all
+    tasks alone by the plan of another bundle."""
     folder = settings.kept / f"levels-{sources_digest()[:12]}-{identity}"
     if not folder.exists():
-        subsets = None if every_subset else [frozenset(graph.tasks)]
-        build(graph, settings.target, folder, name="net", subsets=subsets, selftest=False)
+        subsets = None if plan is None else [frozenset(graph.tasks)]
+        build(graph, settings.target, folder, name="net", subsets=subsets, selftest=False, plan=plan or ())
     return folder
 
 
@@ -115,13 +120,13 @@ def variants(subject: Subject, settings: Settings, name: str) -> list[Path]:
     """Every level as a library of its own, all tasks."""
     count = level_count(subject.graph)
     parts = (at_level(subject.graph, level, alone=True) for level in range(count))
-    return [
-        _built(part, settings, f"{name}-of{count}-alone{i}", every_subset=False) for i, part in enumerate(parts)
-    ]
+    names = (f"{name}-of{count}-alone{i}" for i in range(count))
+    return [_built(part, settings, own, subject.folder) for own, part in zip(names, parts, strict=True)]
 
 
 def measured(name: str, settings: Settings, *, quick: bool) -> dict[str, Any]:
     """All numbers of one network."""
+    less = QUICKER if quick else 1
     say(f"{name}: build")
     subject = SUBJECTS[name](FEW if quick else LEVELS, settings)
     others = variants(subject, settings, name)
@@ -129,7 +134,7 @@ def measured(name: str, settings: Settings, *, quick: bool) -> dict[str, Any]:
     feeds = subject.samples[0]
     say(f"{name}: time")
     with machine_lock(settings.lock):
-        added, levels = switch_seconds(net, feeds, QUICK_ROUNDS if quick else ROUNDS)
+        added, levels = switch_seconds(net, feeds, max(3, ROUNDS // less))
         one, many = resident([subject.folder], feeds, core), resident(others, feeds, core)
     switch_us, load_us = added * 1e6, float(np.median(many.load_us))
     sizes = [open_bundle(p).bundle.manifest["pool"]["bytes"] for p in others]
@@ -148,11 +153,14 @@ def measured(name: str, settings: Settings, *, quick: bool) -> dict[str, Any]:
     if subject.labels:
         record["accuracy"] = accuracies(net, subject)
     say(f"{name}: switch at random, then budgets")
-    record["random_switching"] = switch(net, subject.samples[:4], QUICK_SWITCHES if quick else SWITCHES, SEED)
+    record["random_switching"] = switch(net, subject.samples[:4], subject.switches // less, SEED)
     with machine_lock(settings.lock):
-        record["deadline"] = under_load(net, subject.samples, subject.labels, QUICK_CALLS if quick else CALLS, core)
+        record["deadline"] = under_load(net, subject.samples, subject.labels, subject.calls // less, core)
     return record
 
+
+QUICKER = 50
+"""A quick study makes this many times fewer calls."""
 
 RESOLUTION_US = 0.05
 """A switch is taken to cost this much at least when ratios are formed: less is not told from nothing."""

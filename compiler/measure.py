@@ -14,6 +14,7 @@ from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level, level_count
 from compiler.ir.reference import evaluate
 from compiler.release import Release, Say, calibration_of, evaluation_of, silent
 
@@ -21,7 +22,7 @@ from compiler.release import Release, Say, calibration_of, evaluation_of, silent
 class Runnable(Protocol):
     """An opened bundle, as far as evaluation cares."""
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, object]:
+    def run(self, inputs: Mapping[str, np.ndarray], *, level: int = 0) -> Mapping[str, object]:
         """Task -> array, or label -> array where a task has several outputs."""
 
 
@@ -94,11 +95,11 @@ def graph_runner(graph: Graph) -> Runner:
     return run
 
 
-def bundle_runner(network: Runnable, graph: Graph) -> Runner:
-    """A compiled library, outputs in the order of the graph's tasks."""
+def bundle_runner(network: Runnable, graph: Graph, level: int = 0) -> Runner:
+    """A compiled library at a level, outputs in the order of the graph's tasks."""
 
     def run(feed: Mapping[str, np.ndarray]) -> Outputs:
-        found = network.run(feed)
+        found = network.run(feed, level=level)
         return {t.name: _ordered(found[t.name], t.labels) for t in graph.tasks.values()}
 
     return run
@@ -114,7 +115,8 @@ def _ordered(found: object, labels: tuple[str, ...]) -> tuple[np.ndarray, ...]:
 def evaluate_release(
     release: Release, graph: Graph, network: Runnable | None = None, *, say: Say = silent
 ) -> tuple[TaskEvaluation, ...]:
-    """Every task of `graph` on the release's evaluation data, else on its calibration data (drift only).
+    """Every task of `graph` at every level on the release's evaluation data, else on its calibration data (drift
+    only).
 
     Empty where the release names no data. Raises ConfigError where data and network do not fit.
     """
@@ -126,10 +128,13 @@ def evaluate_release(
     labels, metrics = (labelled[1], config.evaluation.metric) if labelled else ({}, {})
     say(f"evaluate on {feeds.batches * feeds.batch_size} samples: originals, graph{', bundle' * bool(network)}")
     before = collect(originals(release), feeds())
-    after = collect(graph_runner(graph), _only(feeds, graph))
-    compiled = collect(bundle_runner(network, graph), _only(feeds, graph)) if network else None
     chosen = {t: metric(name) for t, name in metrics.items() if t in graph.tasks}
-    return compare(before, after, compiled, labels, chosen)
+    rows: list[TaskEvaluation] = []
+    for level in range(level_count(graph)):
+        after = collect(graph_runner(at_level(graph, level)), _only(feeds, graph))
+        compiled = collect(bundle_runner(network, graph, level), _only(feeds, graph)) if network else None
+        rows += compare(before, after, compiled, labels, chosen, level)
+    return tuple(rows)
 
 
 def _only(feeds: Feeds, graph: Graph) -> list[dict[str, np.ndarray]]:

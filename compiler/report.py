@@ -43,8 +43,8 @@ def _combination(row: Row, other: Row | None, evaluations: Sequence[TaskEvaluati
     record = {**row.record(), "tasks": "+".join(row.tasks)}
     record["separate_flops"] = other.cost.flops if other else None
     record["separate_parameters"] = other.cost.parameters if other else None
-    for one in evaluations:
-        known = one.task in row.tasks and row.level == 0  # sparser levels are not evaluated
+    for one in (e for e in evaluations if e.level == row.level):
+        known = one.task in row.tasks
         record[f"metric_{one.task}"] = one.final.metric if known else None
         record[f"drift_{one.task}"] = one.final.drift if known else None
     return record

@@ -16,9 +16,12 @@ from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, build, compile_release, golden_of
 from compiler.config import load_config
 from compiler.errors import ConfigError, LoweringError, TargetError
+from compiler.gates import check_tasks
 from compiler.ir.onnx_in import load
 from compiler.ir.reference import difference, evaluate
+from compiler.measure import evaluate_release
 from compiler.release import bound_shapes, load_release, transform
+from compiler.report import combination_rows
 from tests.graphs import Builder
 from tests.shared import ROOT
 from tests.small_models import RELEASE, model, network, write_release
@@ -54,6 +57,20 @@ def test_adapters_fold_into_the_first_layer(tmp_path):
     graph, _ = transform(release)
     assert [n.op.name for n in release.graph.nodes()].count("Mul") == 1
     assert [n.op.name for n in graph.nodes()].count("Mul") == 0
+
+
+def test_every_level_is_evaluated_and_gates_hold_the_densest(tmp_path):
+    nested = '"deduplicate", "nest{levels=0+0.9,dense=(),min_inputs=3,pattern=block4x1}"'
+    release = load_release(load_config(write_release(tmp_path, RELEASE.replace('"deduplicate"', nested))))
+    graph, _ = transform(release)
+    rows = evaluate_release(release, graph)
+    assert [(r.task, r.level) for r in rows] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert all((r.graph.drift > 0.01) == (r.level == 1) for r in rows)
+    assert all(g.verdict == "passed" for g in check_tasks(release.config.gates, rows))
+    table = combination_rows(release.costs(graph), rows)
+    assert [r["level"] for r in table] == [0, 0, 0, 1, 1, 1]
+    assert all((r["drift_a"] > 0.01) == (r["level"] == 1) for r in table if r["drift_a"] is not None)
+    assert table[5]["macs"] < table[2]["macs"]
 
 
 def test_two_targets_share_a_folder_and_force_replaces_one(tmp_path):

@@ -37,7 +37,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class TaskEvaluation:
-    """One task. `metric_name` is empty without labels; `bundle` is None where no library was run."""
+    """One task at one sparsity level. `metric_name` is empty without labels; `bundle` is None where no library was
+    run."""
 
     task: str
     metric_name: str
@@ -46,6 +47,7 @@ class TaskEvaluation:
     original: float | None
     graph: Measured
     bundle: Measured | None
+    level: int = 0
 
     @property
     def final(self) -> Measured:
@@ -62,6 +64,7 @@ class TaskEvaluation:
         """JSON-ready."""
         return {
             "task": self.task,
+            "level": self.level,
             "metric": self.metric_name or None,
             "samples": self.samples,
             "original": self.original,
@@ -88,8 +91,9 @@ def compare(
     bundle: Outputs | None,
     labels: Mapping[str, np.ndarray],
     metrics: Mapping[str, Metric],
+    level: int = 0,
 ) -> tuple[TaskEvaluation, ...]:
-    """A row per task of `graph`; metrics for the tasks that have one and labels."""
+    """A row per task of `graph`, which is that of `level`; metrics for the tasks that have one and labels."""
     rows = []
     for task, outputs in graph.items():
         metric, truth = metrics.get(task), _labels(task, metrics.get(task), labels, original[task][0])
@@ -102,6 +106,7 @@ def compare(
                 original=_score(metric, original[task], truth),
                 graph=_measured(metric, original[task], outputs, truth),
                 bundle=_measured(metric, original[task], bundle[task], truth) if bundle else None,
+                level=level,
             )
         )
     return tuple(rows)

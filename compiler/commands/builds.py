@@ -130,7 +130,18 @@ def gate_grid(gates: Sequence[GateResult]) -> Grid:
 
 def evaluation_grid(rows: Sequence[TaskEvaluation]) -> Grid:
     """Every task's metric and drift: originals, graph, compiled library."""
-    columns = ("task", "metric", "samples", "original", "graph", "bundle", "drift graph", "drift bundle", "flipped")
+    columns = (
+        "task",
+        "level",
+        "metric",
+        "samples",
+        "original",
+        "graph",
+        "bundle",
+        "drift graph",
+        "drift bundle",
+        "flipped",
+    )
     return Grid("evaluation", columns, [_evaluation_row(r) for r in rows])
 
 
@@ -140,6 +151,7 @@ def _evaluation_row(row: TaskEvaluation) -> tuple[Cell, ...]:
     flipped = row.final.flipped
     return (
         row.task,
+        row.level,
         row.metric_name or None,
         row.samples,
         row.original,
