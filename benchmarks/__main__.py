@@ -9,6 +9,7 @@ STUDIES = {
     "compile-time": "benchmarks.compile_time",
     "darb": "benchmarks.darb",
     "dense": "benchmarks.dense",
+    "fuzz": "benchmarks.fuzz.study",
     "multitask": "benchmarks.multitask",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",

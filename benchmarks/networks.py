@@ -54,10 +54,10 @@ class Net:
         pad: int | None = None,
     ) -> str:
         """A convolution with padding `pad`, by default k // 2."""
-        _, c, h, w = self.shapes[x]
+        n, c, h, w = self.shapes[x]
         inputs = [x, self.weight(out, c // group, k, k)] + ([self.weight(out, gain=0.1)] if bias else [])
         p = k // 2 if pad is None else pad
-        shape = (1, out, (h + 2 * p - k) // stride + 1, (w + 2 * p - k) // stride + 1)
+        shape = (n, out, (h + 2 * p - k) // stride + 1, (w + 2 * p - k) // stride + 1)
         pads = [p] * 4
         return str(
             self.apply("Conv", inputs, shape, kernel_shape=[k, k], strides=[stride] * 2, pads=pads, group=group)
@@ -124,9 +124,9 @@ class Net:
         n, c, _, _ = self.shapes[x]
         return self.gemm(self.flat(str(self.apply("GlobalAveragePool", [x], (n, c, 1, 1)))), classes)
 
-    def model(self, output: str) -> onnx.ModelProto:
+    def model(self, *outputs: str) -> onnx.ModelProto:
         """The finished model."""
-        info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shapes[n]) for n in ("x", output)]
+        info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shapes[n]) for n in ("x", *outputs)]
         body = helper.make_graph(self._nodes, self.name, info[:1], info[1:], self._weights)
         opset = [helper.make_opsetid("", 17)]
         model = helper.make_model(body, opset_imports=opset, ir_version=8, producer_name="taskgraft-benchmarks")

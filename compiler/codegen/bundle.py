@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,19 +17,24 @@ from compiler.codegen.golden import Golden, golden_files, golden_header
 from compiler.codegen.interface import Interface, interface
 from compiler.codegen.link import LinkFacts, Toolchain
 from compiler.codegen.manifest import (
+    ANY,
     build_id,
     canonical,
     manifest_record,
+    misfits,
     parse_manifest,
+    parse_object,
     sha256,
     target_record,
     toolchain_record,
 )
 from compiler.codegen.program import PLAN_SCHEMA, Library
 from compiler.codegen.target import Target
-from compiler.errors import BundleError, ConfigError, TargetError
+from compiler.errors import BundleError, ConfigError, TargetError, listed
 
 INDEX_SCHEMA = 1
+_INDEX: dict[str, object] = {"name": str, "targets": {ANY: {"manifest_sha256": str, "linked": bool}}}
+"""What readers of an index rely on."""
 
 
 @dataclass(frozen=True)
@@ -146,24 +150,23 @@ def read_bundle(path: Path, target: str | None = None) -> Bundle:
 def read_plan(bundle: Bundle) -> dict[str, Any]:
     """What the bundle's plan.json says: see docs/planning.md. BundleError where it is no plan of this schema."""
     where = bundle.path / "plan.json"
-    try:
-        record = json.loads(read_plain(bundle.path, "plan.json"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is not JSON: {error}") from None
-    schema, steps = (record.get("schema"), record.get("steps")) if isinstance(record, dict) else (None, None)
+    record = parse_object(read_plain(bundle.path, "plan.json"), str(where))
+    schema, steps = record.get("schema"), record.get("steps")
     if schema != PLAN_SCHEMA or not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
         raise BundleError(f"{where} is not a plan of schema {PLAN_SCHEMA}; compile the bundle again")
-    return dict(record)
+    return record
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """`root/index.json`: `name`, and `targets`: target name -> `manifest_sha256`, `linked`."""
-    try:
-        record = json.loads(read_plain(root, "index.json"))
-    except ValueError as error:
-        raise BundleError(f"{root / 'index.json'} is not JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("schema") != INDEX_SCHEMA or not record.get("targets"):
-        raise BundleError(f"{root / 'index.json'} is not an index of schema {INDEX_SCHEMA}")
+    """`root/index.json`: `name`, and `targets`: target name -> `manifest_sha256`, `linked`.
+
+    BundleError where it is not an index of this schema.
+    """
+    where = root / "index.json"
+    record = parse_object(read_plain(root, "index.json"), str(where))
+    problems = list(misfits(record, _INDEX))
+    if record.get("schema") != INDEX_SCHEMA or problems or not record["targets"]:
+        raise BundleError(f"{where} is not an index of schema {INDEX_SCHEMA}{listed(problems)}")
     return record
 
 
@@ -178,10 +181,14 @@ def read_plain(folder: Path, name: str) -> bytes:
 def plain_path(folder: Path, name: str) -> Path:
     """`folder/name`; BundleError for links, absolute names and `..`."""
     parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or ".." in parts:
+    if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
         raise BundleError(f"'{name}' is not a name inside the bundle")
     path = folder / name
-    if any((folder / Path(*parts[:i])).is_symlink() for i in range(1, len(parts) + 1)):
+    try:
+        linked = any((folder / Path(*parts[:i])).is_symlink() for i in range(1, len(parts) + 1))
+    except OSError as error:  # a name that is too long
+        raise BundleError(f"{path}: {error.strerror}") from None
+    if linked:
         raise BundleError(f"{path} is a link")
     return path
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -13,9 +14,28 @@ from compiler.codegen.interface import ABI, Entry, Interface, Parameter
 from compiler.codegen.link import LinkFacts
 from compiler.codegen.program import Library
 from compiler.codegen.target import Target
-from compiler.errors import BundleError
+from compiler.errors import BundleError, listed
+from compiler.ir.types import DType
 
 SCHEMA = 1
+
+ANY = "*"
+"""Key of a form that stands for every key."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DTYPES = frozenset(dtype.value for dtype in DType)
+_PORT = {"name": str, "label": str, "dtype": str, "shape": [int]}
+_FORM: dict[str, object] = {
+    "name": str,
+    "abi": int,
+    "linked": bool,
+    "target": {"name": str, "preset": str, "arch": str, "lanes": int, "features": [str]},
+    "tasks": [{"name": str, "bit": int, "outputs": [int]}],
+    "io": {"inputs": [_PORT], "outputs": [{**_PORT, "task": str}]},
+    "subsets": [dict],
+    "files": {ANY: {"sha256": str}},
+}
+"""What readers of a manifest rely on."""
 
 _DISTRIBUTIONS = ("taskgraft", "apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 
@@ -110,18 +130,74 @@ def build_id(inputs: Mapping[str, str], toolchain: Mapping[str, str], target: Ma
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The manifest in `data`. BundleError if it is not JSON of this schema; `where` names the file."""
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise BundleError(f"{where} is not JSON: {error}") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if schema != SCHEMA:
-        raise BundleError(f"{where} has schema {schema!r}, this version of taskgraft reads {SCHEMA}")
-    missing = sorted({"name", "abi", "target", "tasks", "io", "subsets", "files", "linked"} - set(record))
+    """The manifest in `data`. BundleError if it is not JSON of this schema; `where` names the file.
+
+    Everything that readers rely on is there afterwards, of the right type; other entries are not looked at.
+    """
+    record = parse_object(data, where)
+    if record.get("schema") != SCHEMA:
+        raise BundleError(f"{where} has schema {record.get('schema')!r}, this version of taskgraft reads {SCHEMA}")
+    missing = sorted(set(_FORM) - set(record))
     if missing:
         raise BundleError(f"{where} lacks {', '.join(missing)}")
-    return dict(record)
+    problems = list(misfits(record, _FORM))
+    problems = problems or list(_contradictions(record))
+    if problems:
+        raise BundleError(f"{where} is not a manifest; compile the bundle again:{listed(problems)}")
+    return record
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `data`; BundleError if it is none."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is not JSON: {error}") from error
+    return record if isinstance(record, dict) else {}
+
+
+def misfits(value: object, form: object, at: str = "") -> Iterator[str]:
+    """Where JSON data differs from a form.
+
+    A form is a type; a list of one form, for every entry; a dict of forms, for keys that have to be there; or a
+    dict whose only key is ANY, for all values.
+    """
+    if isinstance(form, type):
+        # bool is an int in Python and not in JSON
+        if not isinstance(value, form) or (isinstance(value, bool) and form is not bool):
+            yield f"{at} is {json.dumps(value)[:40]}, not of type {form.__name__}"
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            yield f"{at} is not a list"
+            return
+        for i, entry in enumerate(value):
+            yield from misfits(entry, form[0], f"{at}[{i}]")
+    elif isinstance(form, dict):
+        if not isinstance(value, dict):
+            yield f"{at} is not a table"
+            return
+        for key in value if ANY in form else form:
+            inner = f"{at}.{key}".lstrip(".")
+            if key in value:
+                yield from misfits(value[key], form.get(key, form.get(ANY)), inner)
+            else:
+                yield f"{inner} is missing"
+
+
+def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
+    """What in a manifest of the right form cannot be."""
+    if not _NAME.fullmatch(record["name"]):
+        yield f"name {record['name']!r} is no C name"
+    count = len(record["io"]["outputs"])
+    for i, task in enumerate(record["tasks"]):
+        if task["bit"] != i or not all(0 <= n < count for n in task["outputs"]):
+            yield f"tasks[{i}] has bit {task['bit']} and outputs {task['outputs']}; there are {count} outputs"
+    for side, ports in record["io"].items():
+        for i, port in enumerate(ports if isinstance(ports, list) else ()):
+            if port["dtype"] not in _DTYPES or not all(n >= 0 for n in port["shape"]):
+                yield f"io.{side}[{i}] is {port['dtype']} {port['shape']}"
+    if record["linked"] and f"lib{record['name']}.so" not in record["files"]:
+        yield f"files has no lib{record['name']}.so"
 
 
 def _task_record(face: Interface, bit: int) -> dict[str, object]:

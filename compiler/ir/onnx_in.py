@@ -81,14 +81,20 @@ def _guarded(source: Source, allow_external_data: bool, limits: Limits) -> tuple
 
 # ---------------------------------------------------------------------- soundness
 def _opset(model: onnx.ModelProto, where: str) -> int:
-    version = max((o.version for o in model.opset_import if o.domain in STANDARD), default=1)
-    newest = defs.onnx_opset_version()
+    stated = [
+        [o.version for o in opsets if o.domain in STANDARD]
+        for opsets in (model.opset_import, *(f.opset_import for f in model.functions))
+    ]
+    every, newest = [v for versions in stated for v in versions], defs.onnx_opset_version()
+    if min(every, default=1) < 1:
+        raise UnsafeInputError(f"{where}: opset {min(every)} does not exist; export the model again")
+    version = max(every, default=1)
     if version > newest:
         raise UnsupportedModelError(
             f"{where}: opset {version} is newer than the installed onnx knows ({newest}); update onnx or export "
             f"with opset {OPSET}"
         )
-    return version
+    return max(stated[0], default=1)
 
 
 def _check(model: onnx.ModelProto, version: int, where: str) -> None:

@@ -95,6 +95,9 @@ def _split(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Iterator[Batch]:
     missing = sorted(set(shapes) - set(arrays))
     if missing:
         raise PassError(f"the calibration data lacks input {', '.join(map(repr, missing))}")
+    single = sorted(n for n in shapes if not arrays[n].ndim)
+    if single:
+        raise PassError(f"the calibration data of input {', '.join(map(repr, single))} has no axis of samples")
     steps = {n: s[0] if s and len(arrays[n].shape) == len(s) else 1 for n, s in shapes.items()}
     count = min((len(arrays[n]) // steps[n] for n in shapes), default=0)
     for i in range(count):

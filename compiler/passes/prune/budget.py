@@ -234,9 +234,11 @@ def select(
 
     `global`: rising score per unit saved, over all groups. `local`: equal shares of every group. `score(gone)`
     gives the scores of all groups again when entries are gone. Raises PassError (with `refusals`) where even the
-    narrowest groups cost more.
+    narrowest groups cost more, or the networks cost nothing.
     """
     original = meter.total
+    if not original:
+        raise PassError("there is nothing to save: the networks have none of what the budget counts", refusals)
     budget = target * original
     history: list[Ladder] = []
     while meter.total > budget:

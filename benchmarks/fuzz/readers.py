@@ -1,0 +1,383 @@
+"""Damaged files for everything that reads files: ONNX, release files, bundles, indices, plans, tuning, data, specs.
+
+Allowed is to read them or to raise the reader's own errors. A finding is any other exception, the death of the
+process, a file opened outside the folder, or more than `MEMORY` bytes.
+
+`python -m benchmarks.fuzz.readers NAME --seconds S` attacks one reader in this process: guided by coverage where
+`atheris` is installed and `--coverage` is given, else by seeded mutation alone. The study runs it for each in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fuzz.mutate import Mutator, mutate_bytes, mutate_json, mutate_lines, mutate_onnx, one_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMORY = 3 << 30
+"""Address space of the attacked process: beyond it an allocation fails, and the failure is a finding."""
+SLOW = 20.0
+"""Seconds for one input that count as a hang."""
+RELEASE = ROOT / "models" / "fashion" / "release.toml"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`seeds`: whole files to start from. `prepare` fills a folder once, `read` reads one input within it."""
+
+    name: str
+    seeds: Callable[[], list[bytes]]
+    mutate: Mutator
+    read: Callable[[Path, bytes], object]
+    prepare: Callable[[Path], None] = lambda folder: None
+
+
+# ---------------------------------------------------------------------- what reads files
+def _models() -> list[bytes]:
+    from benchmarks.fuzz.families import family
+
+    found = [m.model.SerializeToString() for s in range(12) for m in family(s).members.values()]
+    return sorted(found, key=len)[:20]
+
+
+def _read_model(folder: Path, data: bytes) -> object:
+    from compiler.ir.onnx_in import load
+
+    (folder / "net.onnx").write_bytes(data)
+    return load(folder / "net.onnx", allow_external_data=True)
+
+
+def _read_release(folder: Path, data: bytes) -> object:
+    from compiler.config import load_config
+
+    (folder / "release.toml").write_bytes(data)
+    return load_config(folder / "release.toml").resolved()
+
+
+def _releases() -> list[bytes]:
+    return [p.read_bytes() for p in sorted((ROOT / "models").glob("*/*.toml"))] + [
+        block.encode()
+        for block in re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "cli.md").read_text(), re.DOTALL)
+    ]
+
+
+def _make_bundle(folder: Path) -> None:
+    from benchmarks.fuzz.families import family
+    from compiler.compile import build
+    from compiler.ir.onnx_in import load
+    from compiler.ir.union import union
+
+    models = {t: load(m.model, task=t) for t, m in family(3).members.items()}
+    build(union(models, input="image", name="net"), "host", folder, selftest=False)
+
+
+def _bundle_file(name: str) -> Callable[[], list[bytes]]:
+    def seeds() -> list[bytes]:
+        with tempfile.TemporaryDirectory() as work:
+            _make_bundle(Path(work))
+            return [(Path(work) / name).read_bytes()]
+
+    return seeds
+
+
+def _read_bundle(folder: Path, data: bytes) -> object:
+    """The manifest is damaged and the index agrees with it, as whoever damages one can arrange."""
+    from compiler.codegen.runtime import open_bundle
+
+    (folder / "host" / "manifest.json").write_bytes(data)
+    index = json.loads((folder / "index.json").read_bytes())
+    index["targets"]["host"]["manifest_sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "index.json").write_text(json.dumps(index))
+    return open_bundle(folder).inputs
+
+
+def _read_index(folder: Path, data: bytes) -> object:
+    from compiler.codegen.runtime import open_bundle
+
+    (folder / "index.json").write_bytes(data)
+    return open_bundle(folder).inputs
+
+
+def _read_bundle_plan(folder: Path, data: bytes) -> object:
+    from compiler.codegen.plans import load_plan
+
+    (folder / "plan.json").write_bytes(data)
+    return load_plan(folder / "plan.json")
+
+
+def _read_tuning(folder: Path, data: bytes) -> object:
+    from compiler.codegen.tuning import TuningDatabase
+
+    (folder / "tuning.json").write_bytes(data)
+    return TuningDatabase.load(folder / "tuning.json").digest
+
+
+def _databases() -> list[bytes]:
+    from compiler.codegen.strategies import STRATEGIES
+    from compiler.codegen.strategies.base import Choice
+    from compiler.codegen.tuning import TuningDatabase
+
+    made = TuningDatabase({})
+    for number, algorithm in enumerate(STRATEGIES):
+        made.add(f"layer {number % 3}", Choice(algorithm, (number + 1, 4)), 1e-3)
+    return [made.text().encode()]
+
+
+def _archives() -> list[bytes]:
+    found = []
+    for save in (np.savez, np.savez_compressed):
+        buffer = io.BytesIO()
+        save(buffer, image=np.arange(24, dtype=np.float32).reshape(2, 3, 4), label=np.array([1, 2]))
+        found.append(buffer.getvalue())
+    return found
+
+
+def _read_data(folder: Path, data: bytes) -> object:
+    from compiler.calibration.data import load_arrays
+
+    (folder / "data.npz").write_bytes(data)
+    return load_arrays("data.npz", folder)
+
+
+def _read_spec(folder: Path, data: bytes) -> object:
+    from compiler.pipeline import parse
+
+    return str(parse(data.decode("utf-8", "replace")))
+
+
+def _specs() -> list[bytes]:
+    from benchmarks.fuzz.families import pipeline
+    from benchmarks.fuzz.layers import Pick
+
+    return sorted({spec.encode() for seed in range(30) for spec in pipeline(Pick(seed))})
+
+
+READERS = {
+    r.name: r
+    for r in (
+        Reader("onnx", _models, mutate_onnx, _read_model),
+        Reader("release", _releases, mutate_lines, _read_release),
+        Reader("bundle", _bundle_file("host/manifest.json"), mutate_json, _read_bundle, _make_bundle),
+        Reader("index", _bundle_file("index.json"), mutate_json, _read_index, _make_bundle),
+        Reader("plan", _bundle_file("host/plan.json"), mutate_json, _read_bundle_plan),
+        Reader("tuning", _databases, mutate_json, _read_tuning),
+        Reader("data", _archives, mutate_bytes, _read_data),
+        Reader("spec", _specs, mutate_bytes, _read_spec),
+    )
+}
+
+
+# ---------------------------------------------------------------------- one input
+@dataclass
+class Watch:
+    """Files opened outside a folder while `active`, Python's own and temporary ones aside."""
+
+    folder: Path
+    active: bool = False
+    outside: list[str] = field(default_factory=list)
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook."""
+        if not self.active or event not in (
+            "open",
+            "os.listdir",
+            "os.remove",
+            "os.rename",
+            "os.mkdir",
+            "ctypes.dlopen",
+        ):
+            return
+        path = arguments[0]
+        if isinstance(path, int) or path is None:
+            return
+        name = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+        full = os.path.realpath(os.path.join(self.folder, name))  # noqa: PTH118  the name may be nonsense for Path
+        allowed = (str(self.folder), sys.prefix, sys.base_prefix, str(ROOT), *sys.path[1:], "/proc", "/usr/lib")
+        if "/" in name and not full.startswith(tuple(a for a in allowed if a)):
+            self.outside.append(name)
+
+
+@dataclass
+class Attack:
+    """Inputs fed to one reader so far, and what came of them."""
+
+    reader: Reader
+    folder: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: dict[str, bytes] = field(default_factory=dict)
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.folder)
+        self.reader.prepare(self.folder)
+        sys.addaudithook(self.watch.hear)
+
+    def feed(self, data: bytes) -> None:
+        """Read one input and note the outcome."""
+        from compiler.errors import CompilerError, VerifyError
+
+        (self.folder.parent / "last").write_bytes(data)
+        start = time.monotonic()
+        self.watch.active = True
+        try:
+            self.reader.read(self.folder, data)
+            self.counts["accepted"] += 1
+        except VerifyError as error:
+            self._found(error, data)
+        except CompilerError as error:
+            self.counts[type(error).__name__] += 1
+        except Exception as error:  # any other is what is being looked for
+            self._found(error, data)
+        finally:
+            self.watch.active = False
+        if time.monotonic() - start > SLOW:
+            self._keep(f"more than {SLOW:g} s", data)
+        if self.watch.outside:
+            self._keep(f"opened {sorted(set(self.watch.outside))[:3]}", data)
+            self.watch.outside.clear()
+
+    def _found(self, error: Exception, data: bytes) -> None:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/compiler/" in f.filename]
+        where = f"{Path(frames[-1].filename).name}:{frames[-1].name}" if frames else "?"
+        self._keep(
+            f"{type(error).__name__} in {where}: {str(error)[:120]}", data, f"{type(error).__name__} in {where}"
+        )
+
+    def _keep(self, what: str, data: bytes, key: str = "") -> None:
+        self.counts["found"] += 1
+        key = key or re.sub(r"\d+", "#", what)
+        if key not in self.findings:
+            self.findings[key] = data
+            print(f"FOUND {self.reader.name}: {what}", file=sys.stderr, flush=True)
+
+
+def mutated(reader: Reader, rng: np.random.Generator) -> Iterator[bytes]:
+    """Endless damage to the seeds, some of it on top of former damage."""
+    seeds = reader.seeds()
+    yield from seeds
+    pool = list(seeds)
+    while True:
+        data = reader.mutate(one_of(rng, pool), rng) if rng.random() < 0.9 else mutate_bytes(one_of(rng, pool), rng)
+        yield data
+        if rng.random() < 0.05:
+            if len(pool) < 4 * len(seeds) + 20:
+                pool.append(data)
+            else:
+                pool[int(rng.integers(len(seeds), len(pool)))] = data
+
+
+@contextlib.contextmanager
+def attacked(name: str) -> Iterator[Attack]:
+    """A reader with a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="taskgraft-readers-") as work:
+        folder = Path(work) / "here"
+        folder.mkdir()
+        yield Attack(READERS[name], folder)
+
+
+def by_seed(attack: Attack, seed: int, seconds: float, most: int = sys.maxsize) -> None:
+    """Feed seeded mutations for some time."""
+    inputs = mutated(attack.reader, np.random.default_rng([seed, len(attack.reader.name)]))
+    attack.feed(next(inputs))
+    until = time.monotonic() + seconds
+    for number, data in enumerate(inputs):
+        if time.monotonic() > until or number >= most:
+            return
+        attack.feed(data)
+
+
+def by_coverage(attack: Attack, seed: int, seconds: float) -> None:
+    """Feed what atheris makes of the seeds; ends the process' time, not the process."""
+    atheris = importlib.import_module("atheris")
+    with tempfile.TemporaryDirectory() as corpus:
+        for i, data in enumerate(attack.reader.seeds()):
+            (Path(corpus) / f"{i:03d}").write_bytes(data)
+
+        def mutator(data: bytes, most: int, number: int) -> bytes:
+            rng = np.random.default_rng([seed, number])
+            made = attack.reader.mutate(data, rng) if rng.random() < 0.7 else atheris.Mutate(data, most)
+            return bytes(made)[:most]
+
+        options = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", "-max_len=200000", "-rss_limit_mb=0",
+                   "-verbosity=0", "-print_final_stats=0"]  # fmt: skip
+        atheris.Setup(["readers", *options, corpus], attack.feed, custom_mutator=mutator)
+        atheris.Fuzz()
+
+
+# ---------------------------------------------------------------------- command line
+def attack(seconds: float, seed: int, coverage: bool = False) -> int:
+    """Every reader in a child of its own, `seconds` each; prints a line per reader. 1 where anything was found."""
+    status = 0
+    for name in READERS:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.fuzz.readers",
+            name,
+            "--seconds",
+            str(seconds),
+            "--seed",
+            str(seed),
+        ]
+        done = subprocess.run([*command, *["--coverage"] * coverage], check=False)
+        if done.returncode not in (0, 1):
+            print(f"{name}: FOUND the process died with {done.returncode}")
+        status |= int(done.returncode != 0)
+    return status
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Attack one reader here."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz.readers", description=__doc__)
+    parser.add_argument("name", choices=list(READERS))
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--coverage", action="store_true", help="guided by atheris, which has to be installed")
+    parser.add_argument("--keep", type=Path, default=Path(".fuzz"), help="where inputs that found something go")
+    options = parser.parse_args(arguments)
+    if options.coverage:
+        with importlib.import_module("atheris").instrument_imports(include=["compiler"]):
+            importlib.import_module("compiler.codegen.runtime")
+            importlib.import_module("compiler.pipeline")
+            importlib.import_module("compiler.config")
+    with attacked(options.name) as made:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        start = time.monotonic()
+        (by_coverage if options.coverage else by_seed)(made, options.seed, options.seconds)
+        _report(made, time.monotonic() - start, options.keep)
+        return int(bool(made.findings))
+
+
+def _report(made: Attack, seconds: float, keep: Path) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    total = sum(made.counts.values())
+    counts = ", ".join(f"{n} {k}" for k, n in made.counts.most_common())
+    print(f"{made.reader.name}: {total} inputs in {seconds:.0f} s, peak {peak} MB: {counts}", flush=True)
+    for number, (what, data) in enumerate(made.findings.items()):
+        print(f"  FOUND {what}")
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / f"{made.reader.name}-{number}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,294 @@
+"""One case through every stage of the compiler.
+
+Import, reference against onnxruntime, union, each pass, extraction of random subsets, export and import, compiled
+library with every subset on one thread and all tasks on two. Anything but a right result or a refusal with a reason
+is a finding.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.fuzz.adapt import adapted
+from benchmarks.fuzz.case import Case, Member
+from benchmarks.fuzz.judge import Allowance, allowance
+from compiler.calibration.engine import Engine
+from compiler.codegen.emulate import run_selftest
+from compiler.codegen.generate import generate
+from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.runtime import open_bundle
+from compiler.codegen.target import find_target
+from compiler.compile import write_library
+from compiler.cost.combine import cost_report
+from compiler.cost.count import totals
+from compiler.errors import ConfigError, PassError, UnsupportedModelError
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
+from compiler.ir.reference import evaluate, random_feeds
+from compiler.ir.text import digest
+from compiler.ir.union import Binding, union
+from compiler.ir.union import Member as Joined
+from compiler.passes.base import Pass, Resources
+from compiler.passes.extract import ExtractTasks
+from compiler.pipeline import ROUNDING, parse
+
+Arrays = dict[str, np.ndarray]
+CALIBRATION = 8
+"""Random inputs for passes that want some."""
+DRAWS = 4
+"""Inputs tried until every output is finite."""
+
+
+class Wrong(Exception):
+    """A result that differs from what it has to be; the message says which and by how much."""
+
+
+class Refused(Exception):
+    """The compiler said that it does not take the case, and why: one line per reason."""
+
+    def __init__(self, stage: str, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.stage = stage
+        self.reasons = tuple(reasons)
+
+
+class Unrunnable(Exception):
+    """onnxruntime itself does not run a network: there is no judge."""
+
+
+@dataclass
+class Done:
+    """What a case that went through showed. `skipped`: passes that gave a reason not to run."""
+
+    nodes: int = 0
+    unjudged: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+Tell = Callable[[str], None]
+
+
+def check(case: Case, tell: Tell = lambda stage: None) -> Done:
+    """Take a case through all stages; `tell` hears the name of each before it starts.
+
+    Raises Refused where the compiler refuses a network with a reason, Unrunnable where onnxruntime cannot run one,
+    Wrong for a wrong result. Whatever else leaves is a defect.
+    """
+    done = Done(nodes=case.nodes)
+    tell("import")
+    members = {t: _imported(t, m.model) for t, m in case.members.items()}
+    tell("union")
+    graph = _joined(case, members)
+    feeds, expected, other = _judged(case, graph)
+    tell("reference")
+    allowed = allowance(graph, feeds, case.seed, (other, expected))
+    done.unjudged = allowed.unjudged
+    _equal(_outputs(graph, evaluate(graph, feeds)), expected, allowed)
+    graph = _passes(case, graph, feeds, done, tell)
+    reference = evaluate(graph, feeds)
+    allowed = allowance(graph, feeds, case.seed)
+    tell("extract")
+    _extracted(case, graph, feeds, reference)
+    tell("export")
+    _exported(graph, feeds, reference, allowed)
+    _compiled(case, graph, feeds, reference, allowed, tell)
+    return done
+
+
+def _equal(found: Mapping[str, np.ndarray], expected: Arrays, allowed: Allowance, least: float = 0.0) -> None:
+    wrong = allowed.wrong(found, expected, least)
+    if wrong:
+        raise Wrong(wrong)
+
+
+# ---------------------------------------------------------------------- import and union
+def _imported(task: str, model: onnx.ModelProto) -> Graph:
+    try:
+        return load(model, task=task)
+    except UnsupportedModelError as error:
+        kinds = [line.strip() for line in str(error).splitlines()[1:] if line.startswith("  ")]
+        raise Refused("import", [_reason(k) for k in kinds] or [str(error)]) from None
+
+
+def _reason(line: str) -> str:
+    """A line of the list of refused nodes without count and place."""
+    name, _, rest = line.partition(" x")
+    return f"{name}: {rest.partition(': ')[2] or rest}"
+
+
+def _joined(case: Case, members: Mapping[str, Graph]) -> Graph:
+    joined: dict[str, Graph | Joined] = {}
+    for task, graph in members.items():
+        member = case.members[task]
+        if member.shared:
+            binding = Binding(member.shared, member.adapter)
+            joined[task] = Joined(graph, {v.ref.name: binding for v in graph.inputs})
+        else:
+            joined[task] = graph
+    read = {m.shared for m in case.members.values()}
+    return union(joined, {i: t for i, t in case.inputs.items() if i in read} or None, name="fuzzed")
+
+
+def _outputs(graph: Graph, values: Mapping[str, np.ndarray]) -> Arrays:
+    """Outputs by value name, in the order of tasks."""
+    return {r.name: values[r.name] for t in graph.tasks.values() for r in t.outputs}
+
+
+def _judged(case: Case, graph: Graph) -> tuple[Arrays, Arrays, Arrays]:
+    """Feeds, and onnxruntime's outputs for them from the plain and from the optimised original networks."""
+    engines = {t: _engines(m) for t, m in case.members.items()}
+    for draw in range(DRAWS):
+        feeds = random_feeds(graph, np.random.default_rng([case.seed, 9, draw]))
+        plain, optimised = (
+            {k: v for t in graph.tasks for k, v in _original(case, graph, t, engines[t][i], feeds).items()}
+            for i in (0, 1)
+        )
+        if all(np.isfinite(a).all() for a in plain.values() if a.dtype.kind == "f"):
+            break
+    return feeds, plain, optimised
+
+
+def _engines(member: Member) -> tuple[Engine, Engine]:
+    try:
+        return Engine(member.model, optimise=False), Engine(member.model)
+    except UnsupportedModelError as error:
+        raise Unrunnable(str(error)) from None
+
+
+def _original(case: Case, graph: Graph, task: str, engine: Engine, feeds: Arrays) -> Arrays:
+    member = case.members[task]
+    own = dict.fromkeys(engine.inputs, adapted(feeds[member.shared], member.adapter)) if member.shared else feeds
+    try:
+        found = engine.run(own)
+    except UnsupportedModelError as error:
+        raise Unrunnable(str(error)) from None
+    made = graph.tasks[task]
+    return {r.name: found[label] for r, label in zip(made.outputs, made.labels, strict=True)}
+
+
+# ---------------------------------------------------------------------- passes
+def _passes(case: Case, graph: Graph, feeds: Arrays, done: Done, tell: Tell) -> Graph:
+    use = Resources(calibration=_calibration(graph, case.seed), seed=case.seed)
+    for spec in case.passes:
+        tell(spec.partition("{")[0])
+        pass_ = parse(spec)
+        try:
+            after = pass_(graph, use)
+        except (PassError, ConfigError) as error:
+            done.skipped.append(f"{pass_.name}: {str(error).splitlines()[0]}")
+            continue
+        if pass_.exact:
+            _unchanged(pass_, graph, after, feeds, case.seed)
+        graph = after
+    return graph
+
+
+def _calibration(graph: Graph, seed: int) -> Arrays:
+    draws = [random_feeds(graph, np.random.default_rng([seed, 5, i])) for i in range(CALIBRATION)]
+    return {n: (np.concatenate if draws[0][n].ndim else np.stack)([d[n] for d in draws]) for n in draws[0]}
+
+
+def _unchanged(pass_: Pass, before: Graph, after: Graph, feeds: Arrays, seed: int) -> None:
+    old = evaluate(before, feeds)
+    new = evaluate(after, {v.ref.name: feeds[v.ref.name] for v in after.inputs})
+    allowed = allowance(before, feeds, seed)
+    renamed = {
+        a.name: new[b.name]
+        for t in before.tasks
+        for a, b in zip(before.tasks[t].outputs, after.tasks[t].outputs, strict=True)
+    }
+    tight = {n: None if v is None else max(ROUNDING, v if v > 1e-4 else 0.0) for n, v in allowed.limits.items()}
+    _equal(renamed, _outputs(before, old), Allowance(tight))
+
+
+# ---------------------------------------------------------------------- subsets
+def _subsets(graph: Graph, seed: int, most: int = 4) -> Iterator[tuple[str, ...]]:
+    """A few random subsets of tasks."""
+    tasks = list(graph.tasks)
+    every = [s for n in range(1, len(tasks) + 1) for s in combinations(tasks, n)]
+    chosen = np.random.default_rng([seed, 6]).permutation(len(every))[:most]
+    yield from (every[i] for i in sorted(chosen))
+
+
+def _extracted(case: Case, graph: Graph, feeds: Arrays, reference: Arrays) -> None:
+    """A subset gives the bits of the whole, at the cost that the report says."""
+    rows = {frozenset(r.tasks): r.cost for r in cost_report(graph).combinations}
+    for tasks in _subsets(graph, case.seed):
+        part = ExtractTasks(tasks)(graph)
+        found = evaluate(part, {v.ref.name: feeds[v.ref.name] for v in part.inputs})
+        for name, array in found.items():
+            if not np.array_equal(array, reference[name], equal_nan=array.dtype.kind == "f"):
+                raise Wrong(f"{'+'.join(tasks)} alone: '{name}' has other bits than in the whole graph")
+        if totals(part) != rows[frozenset(tasks)]:
+            raise Wrong(f"{'+'.join(tasks)} alone costs {totals(part)}; the report says {rows[frozenset(tasks)]}")
+
+
+def _exported(graph: Graph, feeds: Arrays, reference: Arrays, allowed: Allowance) -> None:
+    """The exported file gives the same in onnxruntime, and the same graph when it is read again."""
+    model = to_onnx(graph)
+    given = {v.ref.name: feeds[v.ref.name] for v in graph.inputs}
+    _equal(Engine(model, optimise=False).run(given), reference, allowed)
+    again = load(model)
+    if digest(load(to_onnx(again))) != digest(again):
+        raise Wrong("the exported file changes when it is read and exported again")
+    found = evaluate(again, given)
+    for old, new in zip(_outputs(graph, reference).values(), _outputs(again, found).values(), strict=True):
+        if not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
+            raise Wrong("the graph read back from the exported file gives other bits")
+
+
+# ---------------------------------------------------------------------- compiled
+def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, allowed: Allowance, tell: Tell) -> None:
+    target = find_target(case.target)
+    tell(f"generate for {case.target}")
+    library = generate(graph, target, name="fuzzed")
+    given = {v.ref.name: feeds[v.ref.name] for v in graph.inputs}
+    sample = Sample(
+        tuple(given.values()), tuple(reference[v.name] for t in graph.tasks.values() for v in t.outputs)
+    )
+    with tempfile.TemporaryDirectory(prefix="taskgraft-fuzz-") as work:
+        tell(f"link for {case.target}")
+        bundle = write_library(library, target, Path(work), Golden(0, (sample,)), graph)
+        tell(f"run on {case.target}")
+        if not target.native:
+            _emulated(run_selftest(bundle, target, quick=True, timeout=120), allowed)
+            return
+        network = open_bundle(bundle.path)
+        full = _by_value(graph, network.run(given), graph.tasks)
+        _equal(full, _outputs(graph, reference), allowed)
+        for tasks in _subsets(graph, case.seed, most=15):
+            _same_bits(full, _by_value(graph, network.run(given, tasks=tasks), tasks), "+".join(tasks))
+        with network.pool(2) as pool:
+            _same_bits(full, _by_value(graph, network.run(given, pool=pool), graph.tasks), "two threads")
+
+
+def _emulated(result: object, allowed: Allowance) -> None:
+    """The self-test knows nothing of ill-conditioned outputs, so it only counts where every output is judged."""
+    status, reason = getattr(result, "status", ""), getattr(result, "reason", "")
+    if status == "failed" and all(v is not None and v <= 1e-4 for v in allowed.limits.values()):
+        raise Wrong(f"self-test: {reason}")
+
+
+def _by_value(graph: Graph, found: Mapping[str, object], tasks: object) -> Arrays:
+    named: Arrays = {}
+    for task in graph.tasks.values():
+        if task.name not in found:
+            continue
+        result = found[task.name]
+        for ref, label in zip(task.outputs, task.labels, strict=True):
+            named[ref.name] = result[label] if isinstance(result, Mapping) else np.asarray(result)
+    return named
+
+
+def _same_bits(full: Arrays, part: Arrays, what: str) -> None:
+    for name, array in part.items():
+        if array.tobytes() != full[name].tobytes():
+            raise Wrong(f"{what}: '{name}' has other bits than in one call for all tasks")

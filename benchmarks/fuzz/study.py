@@ -1,0 +1,177 @@
+"""Generated networks through every stage of the compiler, judged by onnxruntime.
+
+`--count N --seed S` families of this repository's own generator, or every graph of `--corpus FOLDER`. What fails is
+minimised and kept under `--findings`; `--replay FOLDER` runs one kept case again, in this process.
+`--readers SECONDS` feeds damaged bytes to every reader instead, so long to each. Exit status 1 where anything was
+found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from benchmarks.fuzz.case import Case
+from benchmarks.fuzz.families import family
+from benchmarks.fuzz.minimise import minimise
+from benchmarks.fuzz.nnsmith import graph_case
+from benchmarks.fuzz.readers import attack
+from benchmarks.fuzz.worker import Result, Worker, run_here
+from benchmarks.ours import sources_digest
+from benchmarks.settings import say
+
+MINIMISED = 25
+"""Findings that are shrunk in one run, one per signature."""
+
+
+@dataclass
+class Tally:
+    """Counts over all cases."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    unrunnable: Counter[str] = field(default_factory=Counter)
+    findings: dict[tuple[str, str, str], list[Result]] = field(default_factory=dict)
+    nodes: int = 0
+    unjudged: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+
+    def add(self, result: Result) -> None:
+        """Count one case."""
+        self.verdicts[result.verdict] += 1
+        self.refusals.update(set(result.reasons))
+        self.skipped.update({s.partition(":")[0] for s in result.skipped})
+        if result.verdict == "unrunnable":
+            self.unrunnable[result.signature[2]] += 1
+        if result.found:
+            self.findings.setdefault(result.signature, []).append(result)
+        self.nodes += result.nodes
+        self.unjudged += result.unjudged
+        self.seconds += result.seconds
+        self.slowest = max(self.slowest, result.seconds)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "cases": sum(self.verdicts.values()),
+            "verdicts": dict(self.verdicts),
+            "refusals": dict(self.refusals.most_common()),
+            "passes_that_gave_a_reason_not_to_run": dict(self.skipped.most_common()),
+            "unrunnable": dict(self.unrunnable.most_common()),
+            "findings": [
+                {"signature": list(k), "cases": [r.name for r in v][:10], "count": len(v)}
+                for k, v in self.findings.items()
+            ],
+            "nodes": self.nodes,
+            "outputs_not_judged": self.unjudged,
+            "seconds": round(self.seconds),
+            "slowest": round(self.slowest, 1),
+        }
+
+
+def text(tally: Tally) -> str:
+    """The counts for a terminal."""
+    record = tally.record()
+    lines = [f"{record['cases']} cases, {record['nodes']} nodes: "
+             + ", ".join(f"{n} {v}" for v, n in tally.verdicts.most_common())]  # fmt: skip
+    lines += [f"  {tally.unjudged} outputs not judged: rounding alone moves them by more than 1 %"] * bool(
+        tally.unjudged
+    )
+    lines += [f"  refused, {n}x {r}" for r, n in tally.refusals.most_common()]
+    lines += [f"  not run, {n}x {p}" for p, n in tally.skipped.most_common()]
+    lines += [f"  onnxruntime does not run it, {n}x {r}" for r, n in tally.unrunnable.most_common()]
+    for (verdict, stage, what), results in tally.findings.items():
+        lines.append(f"  FOUND {len(results)}x {verdict} in {stage}: {what} ({results[0].name})")
+    lines.append(f"  {tally.seconds:.0f} s, the slowest case {tally.slowest:.1f} s")
+    return "\n".join(lines)
+
+
+def run_cases(cases: Iterable[Case], findings: Path, seconds: float, until: float) -> Tally:
+    """Run cases until the time `until` (monotonic), and shrink the first finding of every signature."""
+    tally = Tally()
+    with Worker(seconds) as worker:
+        for number, case in enumerate(cases):
+            if time.monotonic() > until:
+                break
+            result = worker.run(case)
+            tally.add(result)
+            if result.found:
+                say(f"{case.name}: {result.verdict} in {result.stage}: {result.detail.strip()[-400:]}")
+                if len(tally.findings[result.signature]) == 1 and len(tally.findings) <= MINIMISED:
+                    _keep(case, result, worker, findings)
+            if number % 100 == 99:
+                say(f"{number + 1} cases: {dict(tally.verdicts)}, {tally.seconds:.0f} s")
+    return tally
+
+
+def _keep(case: Case, result: Result, worker: Worker, findings: Path) -> None:
+    """Shrink a finding and write it down."""
+    small = minimise(case, lambda c: worker.run(c).signature == result.signature)
+    folder = findings / case.name.replace(" ", "-")
+    small.save(folder)
+    (folder / "finding.txt").write_text(f"{result.verdict} in {result.stage}\n{result.detail}\n")
+    say(f"  {case.nodes} nodes became {small.nodes}: python -m benchmarks fuzz --replay {folder}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run, print the counts, save them where asked."""
+    options = _parser().parse_args(arguments)
+    if options.replay:
+        result = run_here(Case.read(options.replay))
+        print(f"{result.verdict} in {result.stage}\n{result.detail}")
+        return int(result.found)
+    if options.readers:
+        return attack(options.readers, options.seed)
+    cases = (
+        _corpus(options.corpus)
+        if options.corpus
+        else map(family, range(options.seed, options.seed + options.count))
+    )
+    until = time.monotonic() + (options.seconds or float("inf"))
+    tally = run_cases(cases, options.findings, options.limit, until)
+    print(json.dumps(_record(tally, arguments), indent=1) if options.json else text(tally))
+    if options.save:
+        options.save.write_text(json.dumps(_record(tally, arguments), indent=1) + "\n")
+    return int(bool(tally.findings))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks fuzz", description=__doc__)
+    made.add_argument("--count", type=int, default=100, help="families to generate")
+    made.add_argument("--seed", type=int, default=0, help="seed of the first; the others follow")
+    made.add_argument("--corpus", type=Path, metavar="FOLDER", help="ONNX files to run instead of families")
+    made.add_argument("--limit", type=float, default=60, help="seconds after which a case counts as hanging")
+    made.add_argument("--seconds", type=float, help="start no case after so many seconds")
+    made.add_argument("--findings", type=Path, default=Path(".fuzz"), help="where failing cases are kept")
+    made.add_argument("--replay", type=Path, metavar="FOLDER", help="run one kept case and show what happens")
+    made.add_argument("--readers", type=float, metavar="SECONDS", help="feed damaged bytes to every reader")
+    made.add_argument("--json", action="store_true", help="print the counts as JSON")
+    made.add_argument("--save", type=Path, metavar="FILE", help="write the counts there too, as JSON")
+    return made
+
+
+def _corpus(folder: Path) -> Iterator[Case]:
+    return map(graph_case, sorted(folder.glob("*.onnx")))
+
+
+def _record(tally: Tally, arguments: Sequence[str]) -> dict[str, Any]:
+    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    command = " ".join(["python -m benchmarks fuzz", *arguments])
+    return {"command": command, "sources": sources_digest(), "versions": versions, **tally.record()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
