@@ -10,6 +10,7 @@ STUDIES = {
     "darb": "benchmarks.darb",
     "dense": "benchmarks.dense",
     "fuzz": "benchmarks.fuzz.study",
+    "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",

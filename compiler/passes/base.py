@@ -7,6 +7,7 @@ result is verified and frozen before anybody sees it.
 from __future__ import annotations
 
 import abc
+import importlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from compiler.errors import PassError
+from compiler.errors import PassError, TargetError
 from compiler.ir.graph import Graph
 from compiler.ir.levels import level_count
 from compiler.ir.types import TaskSet
@@ -44,6 +45,16 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Note(Refusal):
     """Something a pass did that is worth telling, in the same form."""
+
+
+def torch_module(name: str, wants: str) -> Any:
+    """Module `name` of compiler.training, loaded for the pass `wants`; TargetError where torch is not installed."""
+    try:
+        return importlib.import_module(f"compiler.training.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise TargetError(f"{wants}: needs torch, which is not installed; pip install 'taskgraft[train]'") from None
 
 
 def silent(line: str) -> None:

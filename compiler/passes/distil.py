@@ -6,20 +6,19 @@ and pruning decided: which channels there are, who may read them, and which elem
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from compiler.calibration.moments import content_key, data_key
-from compiler.errors import ConfigError, PassError, TargetError, VerifyError
+from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.text import digest
-from compiler.passes.base import Note, Pass, Refusal, Resources
+from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
 
 FEW = 10
 """Samples below which there is nothing to train on and to judge by."""
@@ -74,14 +73,14 @@ class Distil(Pass):
         problems += _teacher_problems(graph, use.teacher)
         if problems:
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
-        _training()
+        torch_module("distilling", self.name)
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None
         feeds = [dict(b) for b in islice(use.batches(graph), self.samples or None)]
         if len(feeds) < FEW:
             raise PassError(f"{self.name}: {len(feeds)} calibration batches are too few; give {FEW} or more")
-        training, loop = _training()
+        training, loop = torch_module("distilling", self.name), torch_module("loop", self.name)
         recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed)
         classes = frozenset(graph.tasks if self.loss == "kl" else self.classes)
         labels = {t: a for t, a in use.labels.items() if t in graph.tasks} if self.labels else {}
@@ -136,17 +135,6 @@ def _teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:
         for a, b in zip(task.outputs, teacher.tasks[name].outputs, strict=True)
         if graph.value(a).type != teacher.value(b).type
     ]
-
-
-def _training() -> tuple[Any, Any]:
-    """The modules that need torch; TargetError where it is not installed."""
-    try:
-        names = ("compiler.training.distilling", "compiler.training.loop")
-        return importlib.import_module(names[0]), importlib.import_module(names[1])
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise TargetError("distil: needs torch, which is not installed; pip install 'taskgraft[train]'") from None
 
 
 def _told(losses: Sequence[float], best: int, stopped: bool) -> str:

@@ -183,7 +183,7 @@ def test_workload_weighs_the_price() -> None:
         ({}, "give either flops or parameters"),
         ({"flops": 0.5, "parameters": 0.5}, "give either flops or parameters"),
         ({"flops": 0.0}, "the share must be above 0"),
-        ({"flops": 0.5, "score": "best"}, "score is 'best'; it can be auto, l1, l2, rms, obs, random"),
+        ({"flops": 0.5, "score": "best"}, "score is 'best'; it can be auto, l1, l2, rms, obs, fisher, random"),
         ({"flops": 0.5, "scope": "here"}, "scope is 'here'"),
         ({"flops": 0.5, "recover": "hope"}, "recover is 'hope'; it can be none, least-squares"),
         ({"flops": 0.5, "multiple": 0}, "multiple and samples start at 1"),

@@ -29,12 +29,14 @@ from compiler.passes.merge.lattice import Lattice, Limits, Round, exceeds, task_
 from compiler.passes.merge.layer import PriorOf, as_is
 from compiler.passes.merge.match import align
 from compiler.passes.merge.originals import Originals
-from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Zipit
+from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Wide, Zipit
 from compiler.passes.merge.relevance import Likeness, Prices, worth
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.stages import stages
 from compiler.passes.merge.streams import Place, Stream, Streams
 from compiler.passes.prune.surgery import ROUNDING, join_shared, split_shared
+
+STARTS = ("separate", "shared")
 
 POLICIES = ("lattice", "exact", "prefix", "mtz", "pam", "zipit")
 
@@ -52,7 +54,10 @@ class Merge(Pass):
     `policy`: lattice (the cheapest labels in expectation, within the limits), exact (identical computations
     only), prefix (one trunk), or the grouping of a published method: mtz, pam, zipit. `max_drift`: what a layer's
     results may lose, `max_loss`: what a task's outputs may lose on held-out inputs, both as shares of their
-    variance; lattice and prefix keep them, the published methods do not know limits. `limits`: max_loss per task,
+    variance; lattice and prefix keep them, the published methods do not know limits. `start`: where the lattice
+    begins: separate (labels grow by joins, within the limits) or shared (all networks' channels side by side under
+    one label, as deep as stages reach: loses nothing, costs more than the separate networks, and leaves it to
+    pruning and training which channels go). `limits`: max_loss per task,
     `task:0.01`. `caps`: most multiply-adds of a combination, `a/b:1500000`; PassError where they are not met.
     `multiple`: shared widths are multiples of it. `depth`: stages from the input on that prefix, mtz, pam and
     zipit share (0: as deep as the limits allow for prefix, all for the others). `share`: mtz, share of channels
@@ -67,6 +72,7 @@ class Merge(Pass):
     policy: str = "lattice"
     max_drift: float = 0.05
     max_loss: float = 0.05
+    start: str = "separate"
     limits: tuple[str, ...] = ()
     caps: tuple[str, ...] = ()
     multiple: int = 1
@@ -83,6 +89,10 @@ class Merge(Pass):
         problems = []
         if self.policy not in POLICIES:
             problems.append(f"policy is '{self.policy}'; it can be {', '.join(POLICIES)}")
+        if self.start not in STARTS or (self.start != "separate" and self.policy != "lattice"):
+            problems.append(
+                f"start is '{self.start}'; it can be {' or '.join(STARTS)}, the latter for lattice only"
+            )
         for name in ("max_drift", "max_loss", "beta", "alpha", "threshold"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} cannot be negative")
@@ -158,7 +168,7 @@ class Merge(Pass):
 
         limits = Limits(self.max_drift, self._losses(streams.graph))
         likeness, value = Likeness(streams, originals), worth(streams, originals)
-        if self.policy == "lattice":
+        if self.policy == "lattice" and self.start == "separate":
             prices = Prices(streams, self._workload(streams.graph, use))
             return Lattice(streams, originals, prices, limits, self.multiple, likeness, build).run()
         found = stages(streams)
@@ -168,6 +178,7 @@ class Merge(Pass):
             least = depth if self.depth else 0
             return _deepest(lambda d: finished(Prefix(*common, d)), least, depth, limits)
         policies: Mapping[str, Policy] = {
+            "lattice": Wide(*common, depth),
             "mtz": Mtz(*common, depth, self.share),
             "zipit": Zipit(*common, depth, self.alpha, self.beta),
             "pam": Pam(*common, depth, self.threshold),

@@ -84,6 +84,16 @@ class Prefix(Policy):
         return tuple(self.owned(stream, members, groups) for members in classes)
 
 
+class Wide(Policy):
+    """Every channel of every network may be read by all: nothing is joined and nothing is lost."""
+
+    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """The channels of all networks side by side under one label."""
+        groups = label(self.streams, stream)
+        units = (Unit(g, i) for g in groups for i in range(self.streams.group(g).width))
+        return tuple(average([u], groups) for u in units)
+
+
 @dataclass(frozen=True, eq=False)
 class Mtz(Policy):
     """Pairs of least distance share one channel; `share` of the narrower network's channels are paired."""

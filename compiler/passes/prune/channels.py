@@ -19,9 +19,16 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import Pass, Refusal, Resources, torch_module
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, select
-from compiler.passes.prune.criteria import CRITERIA, NEEDS_DATA, activation_scores, scores
+from compiler.passes.prune.criteria import (
+    CRITERIA,
+    NEEDS_DATA,
+    activation_scores,
+    fisher_scores,
+    gated_axes,
+    scores,
+)
 from compiler.passes.prune.fit import Readers
 from compiler.passes.prune.recover import refit
 from compiler.passes.prune.surgery import (
@@ -45,10 +52,10 @@ class PruneChannels(Pass):
     """Remove whole channels, hidden units and heads until a share of the original cost remains.
 
     `flops` or `parameters`: that share, 0 < share <= 1; what remains is at most the share and within one rounding
-    step below it. `score`: l1, l2, rms, obs or random; auto is obs with calibration inputs and l2 without.
-    `scope`: rank all groups together (global) or shrink each by the same share (local). `multiple`: widths stay
-    multiples of it; `floor`: share of every group that stays in any case. `exclude`: patterns of names to leave
-    alone. `allow_mixed`: also shrink axes under a softmax or normalisation, which changes their statistics.
+    step below it. `score`: l1, l2, rms, obs, fisher (needs torch) or random; auto is obs with calibration inputs
+    and l2 without. `scope`: rank all groups together (global) or shrink each by the same share (local). `multiple`:
+    widths stay multiples of it; `floor`: share of every group that stays in any case. `exclude`: patterns of names
+    to leave alone. `allow_mixed`: also shrink axes under a softmax or normalisation (their statistics change).
     `recover`: none, or least-squares from calibration inputs. `samples`: how many calibration batches are used.
     """
 
@@ -83,7 +90,7 @@ class PruneChannels(Pass):
         if self.multiple < 1 or not 0 <= self.floor < 1 or self.samples < 1:
             problems.append("multiple and samples start at 1, floor lies in [0, 1)")
         if use.calibration is None and (self.score in NEEDS_DATA or self.recover != "none"):
-            problems.append("score rms or obs and recover need calibration inputs")
+            problems.append("score rms, obs or fisher and recover need calibration inputs")
         if problems:
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
 
@@ -133,7 +140,12 @@ class PruneChannels(Pass):
         if kind == "obs":
             readers = Readers(graph, self._batches(graph, use))
             return lambda gone: activation_scores(graph, groups, True, readers, gone)
-        if kind == "rms":
+        if kind == "fisher":
+            gradients = torch_module("fisher", self.name).gate_gradients(
+                graph, self._batches(graph, use), gated_axes(graph, groups), use.seed
+            )
+            fixed = fisher_scores(graph, groups, gradients)
+        elif kind == "rms":
             fixed = activation_scores(graph, groups, False, Readers(graph, self._batches(graph, use)), {})
         else:
             fixed = scores(graph, groups, kind, use.rng(self))

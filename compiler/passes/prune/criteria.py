@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from compiler.ir.graph import Graph, Value
+from compiler.ir.op import MacOp
 from compiler.ir.ties import Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.passes.prune.fit import Readers
 
-CRITERIA = ("l1", "l2", "rms", "obs", "random")
-NEEDS_DATA = ("rms", "obs")
+CRITERIA = ("l1", "l2", "rms", "obs", "fisher", "random")
+NEEDS_DATA = ("rms", "obs", "fisher")
 
 Vector = Callable[[Axis], np.ndarray | None]
 """Contribution of every entry of an axis, or None where the axis has none."""
@@ -45,6 +46,36 @@ def activation_scores(
     level = float(np.mean([m.sum() for m in measured if m.any()] or [1.0]))
     plain = _norms(graph, 2)
     return [m if m.any() else level * _normalised(_summed(g, plain)) for m, g in zip(measured, groups, strict=True)]
+
+
+def gated_axes(graph: Graph, groups: Sequence[Group]) -> list[Axis]:
+    """Where gates of channels stand: the axes of groups on values that product operators read, one per value."""
+    read = {s.operands[0].ref for s in graph.sites() if isinstance(s.node.op, MacOp)}
+    found: dict[ValueRef, Axis] = {}
+    for axis in (a for g in groups for a in g.axes):
+        owner = axis.owner
+        if isinstance(owner, ValueRef) and owner in read and graph.value(owner).data is None:
+            found.setdefault(owner, axis)
+    return list(found.values())
+
+
+def fisher_scores(graph: Graph, groups: Sequence[Group], gradients: Mapping[Axis, np.ndarray]) -> list[np.ndarray]:
+    """The root mean square over the samples of the gradient by a gate on each atom, as a share of its group's sum.
+
+    `gradients`: axis -> [samples, entries]. The root ranks better than the square, which empties the last layers,
+    and shares keep layers of different depth comparable. Groups that no gate belongs to get their l2 scores.
+    """
+    plain = _norms(graph, 2)
+    found = []
+    for group in groups:
+        parts = [
+            np.stack([gradients[a][:, atom.entries[a]].sum(axis=1) for atom in group.atoms], axis=1)
+            for a in group.axes
+            if a in gradients
+        ]
+        measured = np.sqrt(np.mean(np.sum(parts, axis=0) ** 2, axis=0)) if parts else _summed(group, plain) ** 0.5
+        found.append(_normalised(measured))
+    return found
 
 
 def _summed(group: Group, vector: Vector) -> np.ndarray:

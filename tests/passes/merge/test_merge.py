@@ -290,6 +290,18 @@ def test_a_stream_needs_an_owner_with_all_its_layers():
         check(streams, {stream.index: (Channel((a, b), (Unit(b, 0), Unit(a, 0)), (1.0, 1.0), (1.0, 0.0)),)})
 
 
+@pytest.mark.parametrize("family", ["plain", "residual"])
+def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(family):
+    graph = joined(FAMILIES[family]("a", 0), FAMILIES[family]("b", 1))
+    outcome = Merge(start="shared").run(graph, data(graph))
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(outcome.graph, feeds)[task], expected) < 1e-4
+    hidden = [n for n in outcome.graph.nodes() if n.op.name == "Conv"]
+    needed = outcome.graph.needed_by()
+    assert {needed[n.ref] for n in hidden} == {frozenset("ab")}
+
+
 # ---------------------------------------------------------------------- options and refusals
 @pytest.mark.parametrize(
     "options,message",
@@ -297,6 +309,8 @@ def test_a_stream_needs_an_owner_with_all_its_layers():
         ({"policy": "best"}, "policy is 'best'; it can be lattice, exact"),
         ({"max_drift": -1.0}, "max_drift cannot be negative"),
         ({"share": 0.0}, "share lies in"),
+        ({"start": "wide"}, "start is 'wide'; it can be separate or shared"),
+        ({"start": "shared", "policy": "mtz"}, "start is 'shared'; .* the latter for lattice only"),
         ({"limits": ("z:0.1",)}, "limits: 'z:0.1' is not TASK:SHARE"),
         ({"caps": ("a/z:10",)}, "caps: 'a/z:10' is not TASK/TASK:MACS"),
     ],

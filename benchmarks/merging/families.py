@@ -1,0 +1,180 @@
+"""Families of tasks over one input: data in three disjoint parts, a network per task, its training.
+
+Training data train the single networks and, without their labels, everything after. Selection data choose between
+candidates, report data are looked at for the table alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.networks import Net
+from benchmarks.peers.client import ROOT
+
+SHARED = ROOT.parent / "shared" / "data"
+"""Where data sets are looked for unless `--data` says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Inputs [samples, *shape] and class numbers [samples] by task; -1 where a sample is none of the task's."""
+
+    inputs: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+    def first(self, count: int) -> Part:
+        """The first samples."""
+        return Part(self.inputs[:count], {t: v[:count] for t, v in self.labels.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The three disjoint parts."""
+
+    train: Part
+    selection: Part
+    report: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is trained. `images`: of the training part (0: all). Epochs: of single networks, after a merge, and
+    after every pruning step; `polish`: at the budgets next to the accuracy rule.
+    """
+
+    images: int
+    single: int
+    merged: int
+    pruned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Tasks with the number of classes of each. `network`: (task, seed) -> an untrained network over input "x"."""
+
+    name: str
+    what: str
+    tasks: Mapping[str, int]
+    load: Callable[[Path], Data]
+    network: Callable[[str, int], onnx.ModelProto]
+    full: Effort
+    quick: Effort
+
+    def effort(self, quick: bool) -> Effort:
+        """What `--quick` chooses."""
+        return self.quick if quick else self.full
+
+
+# ---------------------------------------------------------------------- Fashion-MNIST
+PAIR = {"first": range(5), "second": range(5, 10)}
+"""Two tasks of five classes each. Every image is shown to both: each has a sixth class for what is not its own."""
+
+FIVE = {"footwear": (5, 7, 9), "upper": (0, 2, 4, 6), "sleeveless": (0, 1, 3), "bag": (8, 1), "warm": (2, 4)}
+
+
+def fashion(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Images [n, 1, 28, 28] in 0..1 and labels [n] for training, and the test ones."""
+    with np.load(folder / "fashion_mnist" / "fashion_mnist.npz") as arrays:
+        images = [np.asarray(arrays[n], np.float32)[:, None] / 255 for n in ("x_train", "x_test")]
+        return images[0], arrays["y_train"].astype(np.int64), images[1], arrays["y_test"].astype(np.int64)
+
+
+def _split(folder: Path, labels_of: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Data:
+    """The test images report; the last 5,000 training images select."""
+    x, y, test_x, test_y = fashion(folder)
+    return Data(
+        Part(x[:-5000], labels_of(y[:-5000])),
+        Part(x[-5000:], labels_of(y[-5000:])),
+        Part(test_x, labels_of(test_y)),
+    )
+
+
+def _pair_labels(y: np.ndarray) -> dict[str, np.ndarray]:
+    return {t: np.where(np.isin(y, list(c)), y - c[0], len(c)) for t, c in PAIR.items()}
+
+
+def _five_labels(y: np.ndarray) -> dict[str, np.ndarray]:
+    return {t: np.isin(y, list(c)).astype(np.int64) for t, c in FIVE.items()}
+
+
+def lenet(task: str, classes: int, seed: int, widths: tuple[int, int, int]) -> onnx.ModelProto:
+    """Two 5x5 convolutions, each with a 2x2 pooling, and two matrix products on 28x28 images."""
+    net = Net(task, (1, 1, 28, 28), seed=seed)
+    x = "x"
+    for width in widths[:2]:
+        x = net.pool(net.relu(net.conv(x, width, 5, pad=0)))
+    return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[2])), classes))
+
+
+def small_vgg(task: str, classes: int, seed: int, widths: tuple[int, ...]) -> onnx.ModelProto:
+    """3x3 convolutions, a 2x2 pooling after each but the last, and a matrix product on what is left."""
+    net = Net(task, (1, 1, 28, 28), seed=seed)
+    x = "x"
+    for i, width in enumerate(widths):
+        x = net.relu(net.conv(x, width))
+        x = net.pool(x) if i < len(widths) - 1 else x
+    return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[-1])), classes))
+
+
+# ---------------------------------------------------------------------- spoken digits
+def _spoken(folder: Path) -> Data:
+    """Takes 0 to 4 report, 300 recordings drawn from the rest select; log-mel frames as in models/spoken."""
+    from models.training.spoken_data import Recordings, load_fsdd  # only this family needs it
+
+    train, test = load_fsdd(folder)
+    order = np.random.default_rng(0).permutation(len(train.digits))
+
+    def part(found: Recordings, rows: np.ndarray) -> Part:
+        return Part(found.frames[rows], {"digit": found.digits[rows], "speaker": found.speakers[rows]})
+
+    return Data(part(train, order[300:]), part(train, order[:300]), part(test, np.arange(len(test.digits))))
+
+
+def spectrogram(task: str, classes: int, seed: int, widths: tuple[int, ...]) -> onnx.ModelProto:
+    """3x3 convolutions with 2x2 poolings on log-mel frames, and two matrix products."""
+    net = Net(task, (1, 1, 40, 48), seed=seed)
+    x = "x"
+    for width in widths:
+        x = net.pool(net.relu(net.conv(x, width)))
+    return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[-1])), classes))
+
+
+# ---------------------------------------------------------------------- all of them
+FAMILIES = {
+    f.name: f
+    for f in (
+        Family(
+            "fashion-pair",
+            "LeNet-5-like networks on Fashion-MNIST; two tasks of five classes, the other five are a sixth one",
+            dict.fromkeys(PAIR, 6),
+            lambda folder: _split(folder, _pair_labels),
+            lambda task, seed: lenet(task, 6, seed, (6, 16, 64)),
+            Effort(0, 6, 5, 5),
+            Effort(5000, 6, 3, 2),
+        ),
+        Family(
+            "spoken",
+            "three convolutions on spoken digits: which digit, which speaker",
+            {"digit": 10, "speaker": 6},
+            _spoken,
+            lambda task, seed: spectrogram(task, 10 if task == "digit" else 6, seed, (8, 16, 24)),
+            Effort(0, 30, 10, 10),
+            Effort(0, 12, 4, 3),
+        ),
+        Family(
+            "fashion-five",
+            "small VGG-like networks on Fashion-MNIST; five tasks that each tell some classes from the rest",
+            dict.fromkeys(FIVE, 2),
+            lambda folder: _split(folder, _five_labels),
+            lambda task, seed: small_vgg(task, 2, seed, (8, 16, 24)),
+            Effort(0, 6, 5, 5),
+            Effort(6000, 3, 3, 2),
+        ),
+    )
+}
+"""Name on the command line -> family."""

@@ -1,0 +1,90 @@
+"""The accuracy rule, and what a method costs where it just holds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MEAN_DROP, WORST_DROP = 0.5, 1.0
+"""Points of accuracy below the single networks: of all tasks on average, and of any one."""
+
+Subset = tuple[str, ...]
+
+
+def all_subsets(tasks: Sequence[str]) -> list[Subset]:
+    """Every non-empty set of tasks, small ones first."""
+    return [q for n in range(1, len(tasks) + 1) for q in itertools.combinations(tasks, n)]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A method at one budget. `share`: of the separate networks' expected multiply-adds before pruning.
+    Accuracies in percent, on the data that choose and on those that report. `macs`: of every subset.
+    """
+
+    share: float
+    selection: Mapping[str, float]
+    report: Mapping[str, float]
+    macs: Mapping[Subset, int]
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "share": round(self.share, 4),
+            "accuracy_selection": {t: round(a, 2) for t, a in self.selection.items()},
+            "accuracy": {t: round(a, 2) for t, a in self.report.items()},
+            "macs": {"+".join(q): n for q, n in self.macs.items()},
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Point:
+        """The inverse of `record`, to its digits."""
+        macs = {tuple(q.split("+")): n for q, n in record["macs"].items()}
+        return cls(record["share"], record["accuracy_selection"], record["accuracy"], macs)
+
+
+@dataclass(frozen=True, slots=True)
+class AtRule:
+    """Where the rule holds with equality on the selection data. `macs` and `report` are interpolated between two
+    points; `bound`: the sparsest point still kept the rule, so that the cost is at most this.
+    """
+
+    macs: Mapping[Subset, float]
+    report: Mapping[str, float]
+    bound: bool
+
+
+def drops(single: Mapping[str, float], found: Mapping[str, float]) -> tuple[float, float]:
+    """Mean and worst drop in points."""
+    lost = [single[t] - found[t] for t in single]
+    return sum(lost) / len(lost), max(lost)
+
+
+def excess(single: Mapping[str, float], found: Mapping[str, float]) -> float:
+    """At most 1 where the rule holds: the larger of both drops over what they may be."""
+    mean, worst = drops(single, found)
+    return max(mean / MEAN_DROP, worst / WORST_DROP)
+
+
+def at_rule(points: Sequence[Point], single: Mapping[str, float]) -> AtRule | None:
+    """Cost at the rule from points in order of falling cost; None where none of them keeps it.
+
+    The sparsest point that keeps the rule counts, and a straight line from there to the next sparser one.
+    """
+    measured = [excess(single, p.selection) for p in points]
+    kept = [i for i, e in enumerate(measured) if e <= 1]
+    if not kept:
+        return None
+    last = kept[-1]
+    here = points[last]
+    if last + 1 == len(points):
+        return AtRule(dict(here.macs), here.report, True)
+    there = points[last + 1]
+    way = (1 - measured[last]) / (measured[last + 1] - measured[last])
+    return AtRule(
+        {q: n + way * (there.macs[q] - n) for q, n in here.macs.items()},
+        {t: a + way * (there.report[t] - a) for t, a in here.report.items()},
+        False,
+    )

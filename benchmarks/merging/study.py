@@ -1,0 +1,144 @@
+"""Networks trained apart, merged by every policy: what every subset of tasks costs at one accuracy rule.
+
+All methods get the single networks, the same pruner at the same budgets, and the same training towards the single
+networks after the merge and after every pruning step. The rule: on average 0.5 point below the single networks, no
+task more than 1 point. Where it holds is read from the selection data; accuracies in the table are those on the
+report data. The lattice knows what the other methods cost at the rule: its pruning is pushed towards the cheapest
+of them per subset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.merging import families, methods, rule
+from benchmarks.merging.families import FAMILIES, Data, Family
+from benchmarks.merging.methods import METHODS, Setting, sweep
+from benchmarks.merging.record import OURS, Seeded, expected, family_record, least, table
+from benchmarks.merging.rule import AtRule, Point, Subset, at_rule
+from benchmarks.merging.training import accuracy, joined, singles
+from compiler.calibration.moments import content_key
+from compiler.ir.text import digest
+
+REPORTED = 5000
+"""Most samples of the report and the selection data that `--quick` looks at."""
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, chosen: Sequence[str]) -> Seeded:
+    """All methods of one family at one seed; the lattice comes last, when the others' costs are its caps."""
+    effort = family.effort(quick)
+    say(f"{family.name}, seed {seed}: single networks")
+    originals = joined(singles(family, data.train, effort, seed, kept))
+    setting = Setting(originals, data, effort, seed, say)
+    single = accuracy(originals, data.selection), accuracy(originals, data.report)
+    sweeps: dict[str, dict[str, list[Point]]] = {}
+    starts: dict[str, str] = {}
+    found: dict[str, AtRule | None] = {}
+    for method in sorted(chosen, key=lambda m: m == OURS):
+        say(f"{family.name}, seed {seed}: {method}")
+        caps = least(found) if method == OURS else None
+        sweeps[method] = {start: kept_sweep(setting, start, caps, kept) for start in METHODS[method]}
+        starts[method] = min(sweeps[method], key=lambda s: expected(at_rule(sweeps[method][s], single[0])))
+        found[method] = at_rule(sweeps[method][starts[method]], single[0])
+        say(f"  {method}: {_macs(found[method])}")
+    return Seeded(seed, *single, sweeps, starts, found)
+
+
+def kept_sweep(setting: Setting, start: str, caps: Mapping[Subset, float] | None, kept: Path) -> list[Point]:
+    """The sweep, or what an earlier run with the same networks and settings left in the folder `kept`."""
+    what = (start, sorted((caps or {}).items()), setting.effort, setting.seed, methods.SHARES, methods.SAMPLES)
+    key = content_key(digest(setting.originals), repr(what), *sources())
+    file = kept / f"sweep-{key[:16]}.json"
+    if file.exists():
+        return [Point.of(p) for p in json.loads(file.read_text())]
+    points = sweep(setting, start, caps)
+    file.write_text(json.dumps([p.record() for p in points]))
+    return [Point.of(p.record()) for p in points]
+
+
+def sources() -> list[bytes]:
+    """The files whose change makes earlier sweeps worthless."""
+    return [p.read_bytes() for p in sorted(Path(__file__).parent.glob("[mt]*.py"))]
+
+
+def _macs(found: AtRule | None) -> str:
+    if found is None:
+        return "keeps the rule at none of its budgets"
+    return ", ".join(f"{'+'.join(q)} {n:,.0f}" for q, n in found.macs.items())
+
+
+def options_of(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks merging", description=__doc__)
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this one; may be repeated")
+    parser.add_argument("--method", action="append", choices=list(METHODS), help="only this one; may be repeated")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--quick", action="store_true", help="few images and epochs: minutes per family")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON instead of tables")
+    parser.add_argument("--save", type=Path, help="write merging-FAMILY.json into this folder")
+    parser.add_argument("--data", type=Path, default=families.SHARED, help="folder of the data sets")
+    parser.add_argument(
+        "--kept", type=Path, default=Path(".bench/merging"), help="folder of trained single networks"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """0; what could not be kept is in the record."""
+    options = options_of(arguments)
+    torch.set_num_threads(1)
+    if not options.data.exists():
+        say(f"{options.data} is not here: data sets are no part of the repository; name their folder with --data")
+        return 2
+    chosen = options.method or list(METHODS)
+    for name in options.family or list(FAMILIES):
+        started = time.monotonic()
+        family = FAMILIES[name]
+        data = _data(family, options)
+        seeds = [run_seed(family, data, options.quick, s, options.kept, chosen) for s in options.seeds]
+        record = {
+            "command": f"python -m benchmarks merging --family {name}{' --quick' if options.quick else ''}",
+            "seeds": options.seeds,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "effort": _effort(family, data, options.quick),
+            "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": methods.SHARES},
+            "families": [family_record(name, family.what, seeds)],
+        }
+        print(json.dumps(record, indent=1) if options.json else table(record["families"][0]), flush=True)
+        if options.save:
+            (options.save / f"merging-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _data(family: Family, options: argparse.Namespace) -> Data:
+    data, images = family.load(options.data), family.effort(options.quick).images
+    if not images:
+        return data
+    return Data(data.train.first(images), data.selection.first(REPORTED), data.report.first(REPORTED))
+
+
+def _effort(family: Family, data: Data, quick: bool) -> dict[str, int]:
+    effort = family.effort(quick)
+    return {
+        "train_images": len(data.train.inputs),
+        "selection_images": len(data.selection.inputs),
+        "report_images": len(data.report.inputs),
+        "epochs_single": effort.single,
+        "epochs_after_merge": effort.merged,
+        "epochs_after_each_pruning": effort.pruned,
+    }

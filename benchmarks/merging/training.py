@@ -1,0 +1,72 @@
+"""Single networks from labels, graphs from the single networks, and how well either does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from benchmarks.merging.families import Effort, Family, Part
+from compiler import Graph, load, to_onnx, union
+from compiler.calibration.moments import content_key
+from compiler.passes.base import Resources
+from compiler.passes.distil import Distil
+from compiler.passes.fold import FoldConstants
+from compiler.training.loop import Data, Recipe, Training, predict
+from compiler.training.losses import Objective
+from compiler.training.module import TorchNet
+
+BATCH = 64
+RATE = 2e-3
+"""Of every training: single networks, after a merge, after pruning."""
+
+
+def singles(family: Family, part: Part, effort: Effort, seed: int, kept: Path) -> dict[str, Graph]:
+    """A trained network per task; each is trained once and then read from the folder `kept`."""
+    found = {}
+    for number, task in enumerate(family.tasks):
+        model = family.network(task, 100 * seed + number)
+        key = content_key(model.SerializeToString(), part.inputs, part.labels[task], str((effort.single, seed)))
+        file = kept / f"{family.name}-{task}-{seed}-{key[:12]}.onnx"
+        if not file.exists():
+            graph = load(model, task=task).copy()
+            train_on_labels(graph, part, task, effort.single, seed)
+            kept.mkdir(parents=True, exist_ok=True)
+            onnx.save(to_onnx(graph), file)
+        found[task] = load(file, task=task)
+    return found
+
+
+def train_on_labels(graph: Graph, part: Part, task: str, epochs: int, seed: int) -> None:
+    """Cross entropy; one sample in ten chooses the epoch and is not trained on."""
+    net = TorchNet(graph)
+    output = graph.tasks[task].outputs[0]
+    inputs = net.feeds({graph.inputs[0].ref.name: part.inputs[:, None]})
+    data = Data(inputs, {}, {output: torch.from_numpy(part.labels[task])})
+    held = torch.arange(len(data)) % 10 == 9
+    recipe = Recipe(epochs, BATCH, RATE, 0, seed)
+    Training(net, Objective({}, {output: 1.0}), recipe, data.at(~held), data.at(held)).run()
+    net.store(graph)
+
+
+def joined(networks: dict[str, Graph]) -> Graph:
+    """The single networks as one graph over their common input."""
+    return FoldConstants()(union(networks, input="x", name="family"))
+
+
+def distilled(graph: Graph, use: Resources, epochs: int) -> Graph:
+    """The graph after training towards the single networks, without labels."""
+    return Distil(epochs=epochs, batch=BATCH, rate=RATE, loss="kl")(graph, use)
+
+
+def accuracy(graph: Graph, part: Part) -> dict[str, float]:
+    """Percent of samples that every task gets right."""
+    net = TorchNet(graph)
+    made = predict(net, net.feeds({graph.inputs[0].ref.name: part.inputs[:, None]}), 500)
+    found = {}
+    for name, task in graph.tasks.items():
+        decided = made[task.outputs[0]].reshape(len(part.inputs), -1).argmax(1).numpy()
+        found[name] = 100 * float(np.mean(decided == part.labels[name]))
+    return found

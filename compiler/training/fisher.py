@@ -1,0 +1,68 @@
+"""How much a network's answers depend on each channel, by gradients of gates.
+
+A gate multiplies one channel of one value and stands at 1. The gradient of a distillation loss there is zero as
+long as student and teacher are the same, so it ranks nothing. The Fisher information does: targets are drawn from
+the network's own answers, classes from the softened distribution, single scores with noise of the answers' own
+variance. A gradient is then zero on average, and its mean square says how far the answers move with the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compiler.ir.graph import Graph
+from compiler.ir.types import Axis, ValueRef
+from compiler.training.distilling import chosen_device
+from compiler.training.loop import predict
+from compiler.training.losses import variance
+from compiler.training.module import TorchNet
+
+BATCH = 64
+TEMPERATURE = 2.0
+
+
+def gate_gradients(
+    graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]], axes: Sequence[Axis], seed: int
+) -> dict[Axis, np.ndarray]:
+    """Axis -> [samples, entries]: per sample the gradient of the drawn targets' loss by a gate on each entry.
+
+    `axes`: of computed values, at most one per value. The loss adds up over all tasks.
+    """
+    net = TorchNet(graph, chosen_device("auto"))
+    generator = torch.Generator(device=net.device).manual_seed(seed)
+    arrays = net.feeds({n: np.stack([f[n] for f in feeds]) for n in feeds[0]})
+    spreads = {r: variance(y) for r, y in predict(net, arrays, BATCH).items()}
+    parts: dict[Axis, list[np.ndarray]] = {a: [] for a in axes}
+    for first in range(0, len(feeds), BATCH):
+        inputs = {n: x[first : first + BATCH] for n, x in arrays.items()}
+        count = len(next(iter(inputs.values())))
+        gates = {a: _gate(graph, a, count, net.device) for a in axes}
+        made = net.run(
+            inputs, {a.owner: (int(a.dim), g) for a, g in gates.items() if isinstance(a.owner, ValueRef)}
+        )
+        loss = torch.stack([_drawn_loss(y, spreads[r], generator) for r, y in made.items()]).sum()
+        gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+        for axis, gate, gradient in zip(gates, gates.values(), gradients, strict=True):
+            found = torch.zeros_like(gate) if gradient is None else gradient
+            parts[axis].append(found.double().cpu().numpy())
+    return {a: np.concatenate(p) for a, p in parts.items()}
+
+
+def _gate(graph: Graph, axis: Axis, count: int, device: torch.device) -> Tensor:
+    assert isinstance(axis.owner, ValueRef) and isinstance(axis.dim, int)
+    return torch.ones((count, graph.value(axis.owner).shape[axis.dim]), device=device, requires_grad=True)
+
+
+def _drawn_loss(answers: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+    """Sum over the samples of the negative log likelihood of targets drawn from the answers themselves."""
+    if answers.shape[-1] > 1:
+        scores = answers.reshape(-1, answers.shape[-1]) / TEMPERATURE
+        targets = torch.multinomial(scores.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(scores, targets, reduction="sum")
+    noise = torch.randn(answers.shape, generator=generator, device=answers.device) * spread**0.5
+    return ((answers - answers.detach() - noise) ** 2).sum() / (2 * spread)

@@ -1,0 +1,88 @@
+"""The merging study: the accuracy rule, costs at it, and what the record says."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.merging.record import Seeded, expected, family_record, least, table
+from benchmarks.merging.rule import Point, all_subsets, at_rule, excess
+
+SINGLE = {"a": 90.0, "b": 80.0}
+
+
+def point(share: float, a: float, b: float, cost: int, *, report: float = 0.0) -> Point:
+    macs = {("a",): cost, ("b",): 2 * cost, ("a", "b"): 3 * cost}
+    return Point(share, {"a": a, "b": b}, {"a": a - report, "b": b - report}, macs)
+
+
+def test_the_rule_is_half_a_point_on_average_and_one_for_each():
+    assert excess(SINGLE, {"a": 89.5, "b": 79.5}) == pytest.approx(1.0)
+    assert excess(SINGLE, {"a": 88.8, "b": 80.2}) == pytest.approx(1.2)  # mean 0.5, worst 1.2
+    assert excess(SINGLE, {"a": 91.0, "b": 81.0}) < 0
+
+
+def test_the_cost_at_the_rule_lies_between_two_points():
+    points = [point(1.0, 90, 80, 1000), point(0.5, 89.8, 79.7, 600), point(0.2, 89.0, 79.0, 200)]
+    found = at_rule(points, SINGLE)
+    # mean drop 0.25 at 600, 1.0 at 200: the rule is a third of the way
+    assert found is not None and not found.bound
+    assert found.macs[("a",)] == pytest.approx(600 - 400 / 3)
+    assert found.report["a"] == pytest.approx(89.8 - 0.8 / 3)
+
+
+def test_the_sparsest_point_that_keeps_the_rule_counts():
+    points = [point(1.0, 88, 79, 1000), point(0.5, 89.8, 79.8, 600), point(0.2, 89.0, 79.0, 200)]
+    found = at_rule(points, SINGLE)
+    assert found is not None and 200 < found.macs[("a",)] < 600
+
+
+def test_without_a_point_that_breaks_the_rule_the_cost_is_a_bound():
+    found = at_rule([point(1.0, 90, 80, 1000), point(0.5, 90, 80, 600)], SINGLE)
+    assert found is not None and found.bound and found.macs[("a",)] == 600
+
+
+def test_without_a_point_that_keeps_the_rule_there_is_no_cost():
+    assert at_rule([point(1.0, 88, 78, 1000)], SINGLE) is None
+    assert expected(None) == float("inf")
+
+
+def test_caps_are_the_least_of_the_methods_that_keep_the_rule():
+    one = at_rule([point(1.0, 90, 80, 1000)], SINGLE)
+    two = at_rule([point(1.0, 90, 80, 900)], SINGLE)
+    assert least({"x": one, "y": two, "z": None}) == {("a",): 900, ("b",): 1800, ("a", "b"): 2700}
+    assert least({"z": None}) is None
+
+
+@pytest.fixture
+def record() -> dict:
+    methods = {"separate": 1000, "mtz": 900, "lattice": 950}
+    sweeps = {m: {"": [point(1.0, 90, 80, cost, report=0.2)]} for m, cost in methods.items()}
+    found = {m: at_rule(s[""], SINGLE) for m, s in sweeps.items()}
+    seed = Seeded(0, SINGLE, SINGLE, sweeps, dict.fromkeys(methods, ""), found)
+    return family_record("pair", "two tasks", [seed, seed])
+
+
+def test_the_record_has_the_keys_that_others_read(record):
+    assert record["tasks"] == ["a", "b"]
+    assert record["accuracy_single"] == SINGLE
+    assert record["accuracy_merged"] == {"a": 89.8, "b": 79.8}
+    assert record["accuracy_drop_mean"] == pytest.approx(0.2)
+    assert [row["tasks"] for row in record["subsets"]] == [["a"], ["b"], ["a", "b"]]
+    assert record["subsets"][2]["macs"] == {"separate": 3000, "mtz": 2700, "lattice": 2850}
+
+
+def test_every_subset_that_another_method_computes_cheaper_is_listed(record):
+    assert record["misses"] == [
+        {"tasks": row["tasks"], "against": "mtz", "ratio": 1.056} for row in record["subsets"]
+    ]
+
+
+def test_the_table_shows_all_subsets_and_drops(record):
+    lines = table(record).splitlines()
+    assert lines[0] == "| pair | separate | mtz | lattice |"
+    assert lines[4] == "| a + b | 3,000 | 2,700 | 2,850 |"
+    assert lines[5] == "| mean drop, points | 0.20 | 0.20 | 0.20 |"
+
+
+def test_subsets_come_small_ones_first():
+    assert all_subsets(("a", "b", "c"))[2:4] == [("c",), ("a", "b")]
