@@ -10,6 +10,7 @@ variants, each run, over that of the one library run at all levels.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,10 @@ LEVELS = "0+0.125+0.25+0.375+0.5+0.625+0.75+0.875"
 """As many variants as the portfolio of DNNShifter (Eccles et al., FGCS 152, 2024) has."""
 FEW = "0+0.5+0.75"
 ROUNDS = 25
+QUICKER = 50
+"""A quick study makes this many times fewer calls."""
+RESOLUTION_US = 0.05
+"""A switch is taken to cost this much at least when ratios are formed: less is not told from nothing."""
 MODELS = Path(__file__).parent.parent / "models"
 
 
@@ -124,11 +129,11 @@ def variants(subject: Subject, settings: Settings, name: str) -> list[Path]:
     return [_built(part, settings, own, subject.folder) for own, part in zip(names, parts, strict=True)]
 
 
-def measured(name: str, settings: Settings, *, quick: bool) -> dict[str, Any]:
+def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one network."""
-    less = QUICKER if quick else 1
+    less = QUICKER if given.quick else 1
     say(f"{name}: build")
-    subject = SUBJECTS[name](FEW if quick else LEVELS, settings)
+    subject = SUBJECTS[name](FEW if given.quick else LEVELS, settings)
     others = variants(subject, settings, name)
     net, core = open_bundle(subject.folder), settings.cores[0]
     feeds = subject.samples[0]
@@ -153,22 +158,18 @@ def measured(name: str, settings: Settings, *, quick: bool) -> dict[str, Any]:
     if subject.labels:
         record["accuracy"] = accuracies(net, subject)
     say(f"{name}: switch at random, then budgets")
-    record["random_switching"] = switch(net, subject.samples[:4], subject.switches // less, SEED)
+    record["random_switching"] = switch(net, subject.samples[:4], given.switches or subject.switches // less, SEED)
+    calls = given.calls or subject.calls // less
     with machine_lock(settings.lock):
-        record["deadline"] = under_load(net, subject.samples, subject.labels, subject.calls // less, core)
+        record["deadline"] = under_load(net, subject.samples, subject.labels, calls, core)
     return record
-
-
-QUICKER = 50
-"""A quick study makes this many times fewer calls."""
-
-RESOLUTION_US = 0.05
-"""A switch is taken to cost this much at least when ratios are formed: less is not told from nothing."""
 
 
 def main(arguments: list[str]) -> int:
     """0 unless bits differed or a library is larger than it may be."""
     options = parser("switching", __doc__)
+    options.add_argument("--switches", type=int, metavar="N", help="calls at random subsets and levels")
+    options.add_argument("--calls", type=int, metavar="N", help="calls with a budget, per load")
     given = options.parse_args(arguments)
     settings, wrong = Settings.of(given), False
     results = {}
@@ -179,7 +180,7 @@ def main(arguments: list[str]) -> int:
             **facts(),
             "build": sources_digest()[:8],
             "network": name,
-            **measured(name, settings, quick=given.quick),
+            **measured(name, settings, given),
         }
         results[name] = record
         wrong |= record["random_switching"]["wrong"] > 0 or record["pool_bytes"]["over_densest"] > 1.05
