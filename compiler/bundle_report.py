@@ -186,12 +186,14 @@ def _times(data: bytes, where: Path) -> dict[str, Any]:
 
 
 def comparison(records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """One row per bundle for summary.csv of several: its full set's cost, size, and every task's metric."""
+    """One row per bundle for summary.csv of several: cost, size, metrics of all tasks at the densest level."""
     rows = []
     tasks = list(dict.fromkeys(t for r in records for t in r["tasks"]))
     for record in records:
         compiled = record["summary"][-1]
-        metrics = {e["task"]: (e["bundle"] or e["graph"])["metric"] for e in record["evaluation"]}
+        metrics = {
+            e["task"]: (e["bundle"] or e["graph"])["metric"] for e in record["evaluation"] if not e.get("level")
+        }
         rows.append(
             {
                 "name": record["name"],

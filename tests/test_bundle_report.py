@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 
-from compiler.bundle_report import COLUMNS, MOST_COMBINATIONS, BundleReport, read_measured, read_report
+from compiler.bundle_report import COLUMNS, MOST_COMBINATIONS, BundleReport, comparison, read_measured, read_report
 from compiler.cli import main
 from compiler.codegen.bundle import read_bundle
 from compiler.codegen.program import Library, PoolEntry, TaskIO
@@ -257,3 +257,10 @@ def test_reports_of_another_kind_are_refused(compiled, record, change, message):
             read_report(read_bundle(compiled.folder))
     finally:
         path.write_text(before)
+
+
+def test_bundles_are_compared_at_their_densest_level() -> None:
+    rows = [{"task": "a", "level": k, "bundle": None, "graph": {"metric": 0.9 - k / 10}} for k in range(3)]
+    record = {"name": "n", "target": "t", "tasks": ["a"], "evaluation": rows, "pool": {"bytes": 1}}
+    (found,) = comparison([{**record, "summary": [{"stage": "compiled", "flops": 5}]}])
+    assert (found["metric_a"], found["flops"]) == (0.9, 5)

@@ -27,7 +27,7 @@ function section(id, title, ...content) {
 function comparisonSections() {
   const tasks = [...new Set(REPORTS.flatMap((r) => r.tasks))];
   const metric = (report, task) => {
-    const found = report.evaluation.find((e) => e.task === task);
+    const found = report.evaluation.find((e) => e.task === task && !e.level);
     return found ? (found.bundle || found.graph).metric : null;
   };
   const rows = REPORTS.map((r) => ({
@@ -114,10 +114,10 @@ function accuracyContent(report) {
   if (!report.evaluation.length) return [el("p", { class: "faint", text: "Not measured: the build was given neither evaluation nor calibration data." })];
   const rows = report.evaluation.map((e) => {
     const final = e.bundle || e.graph;
-    return { task: e.task, metric: e.metric, samples: e.samples, original: e.original, graph: e.graph.metric,
+    return { task: e.task, level: e.level, metric: e.metric, samples: e.samples, original: e.original, graph: e.graph.metric,
       compiled: e.bundle?.metric ?? null, drift: final.drift, flipped: final.flipped };
   });
-  const titles = { task: "task", metric: "metric", samples: "samples", original: "original", graph: "graph", compiled: "compiled library", drift: "drift" };
+  const titles = { task: "task", ...(rows.some((r) => r.level) ? { level: "level" } : {}), metric: "metric", samples: "samples", original: "original", graph: "graph", compiled: "compiled library", drift: "drift" };
   const columns = Object.entries(titles).map(([key, title]) => ({ key, title }));
   columns.push({ key: "flipped", title: "decisions changed", format: percent });
   const plots = REPORTS.length > 1 ? [] : [...accuracyPlots([report], "flops", "FLOPs"), ...accuracyPlots([report], "seconds", "µs")];

@@ -78,20 +78,21 @@ function poolPlot(report) {
   return stackedPlot(report, "Bytes of the weight pool by storage form, and by the tasks that read them", rows, "bytes");
 }
 
-/** {task, metric, what, value, flops, seconds} of every version of every task that was measured. */
+/** {task, metric, what, value, flops, seconds} of every version and sparsity level of every task that was measured. */
 function accuracyPoints(reports) {
   const points = [];
   for (const report of reports) {
     const where = reports.length > 1 ? `${report.name} for ${report.target}` : "compiled";
     for (const found of report.evaluation) {
+      const level = found.level ?? 0;
       if (missing(found.original)) continue;
       const mask = 2 ** report.tasks.indexOf(found.task);
-      const row = combinations(report).find((r) => r.mask === mask && r.level === 0);
+      const row = combinations(report).find((r) => r.mask === mask && r.level === level);
       if (!row) continue;
       const base = { task: found.task, metric: found.metric, lower: found.lower_is_better };
-      points.push({ ...base, what: "original", value: found.original, flops: row.separate_flops, seconds: null });
-      const seconds = measuredSeconds(report, found.task, 0);
-      points.push({ ...base, what: where, value: (found.bundle || found.graph).metric, flops: row.flops, seconds });
+      if (!level) points.push({ ...base, what: "original", value: found.original, flops: row.separate_flops, seconds: null });
+      const seconds = measuredSeconds(report, found.task, level);
+      points.push({ ...base, what: level ? `${where}, level ${level}` : where, value: (found.bundle || found.graph).metric, flops: row.flops, seconds });
     }
   }
   return points;
