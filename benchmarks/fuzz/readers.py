@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -81,23 +82,29 @@ def _releases() -> list[bytes]:
     ]
 
 
-def _make_bundle(folder: Path) -> None:
+@functools.cache
+def _bundle() -> dict[str, bytes]:
+    """Every file of a small bundle for this machine, by its path below the output folder."""
     from benchmarks.fuzz.families import family
     from compiler.compile import build
     from compiler.ir.onnx_in import load
     from compiler.ir.union import union
 
     models = {t: load(m.model, task=t) for t, m in family(3).members.items()}
-    build(union(models, input="image", name="net"), "host", folder, selftest=False)
+    with tempfile.TemporaryDirectory() as work:
+        build(union(models, input="image", name="net"), "host", work, selftest=False)
+        found = [p for p in Path(work).rglob("*") if p.is_file()]
+        return {str(p.relative_to(work)): p.read_bytes() for p in found}
+
+
+def _lay_out(folder: Path) -> None:
+    for name, data in _bundle().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def _bundle_file(name: str) -> Callable[[], list[bytes]]:
-    def seeds() -> list[bytes]:
-        with tempfile.TemporaryDirectory() as work:
-            _make_bundle(Path(work))
-            return [(Path(work) / name).read_bytes()]
-
-    return seeds
+    return lambda: [_bundle()[name]]
 
 
 def _read_bundle(folder: Path, data: bytes) -> object:
@@ -177,8 +184,8 @@ READERS = {
     for r in (
         Reader("onnx", _models, mutate_onnx, _read_model),
         Reader("release", _releases, mutate_lines, _read_release),
-        Reader("bundle", _bundle_file("host/manifest.json"), mutate_json, _read_bundle, _make_bundle),
-        Reader("index", _bundle_file("index.json"), mutate_json, _read_index, _make_bundle),
+        Reader("bundle", _bundle_file("host/manifest.json"), mutate_json, _read_bundle, _lay_out),
+        Reader("index", _bundle_file("index.json"), mutate_json, _read_index, _lay_out),
         Reader("plan", _bundle_file("host/plan.json"), mutate_json, _read_bundle_plan),
         Reader("tuning", _databases, mutate_json, _read_tuning),
         Reader("data", _archives, mutate_bytes, _read_data),
