@@ -187,7 +187,8 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
     yield ""
     yield f"extern HIDDEN const unsigned char {face.pool_symbol}[];"
     for kernel in library.kernels:
-        types = ["void *"] * kernel.parameters + ["int32_t"] * (2 if kernel.parts else 0)
+        numbers = bool(kernel.members) + (2 if kernel.parts else 0)
+        types = ["void *"] * kernel.parameters + ["int32_t"] * numbers
         yield f"extern HIDDEN int32_t {kernel.symbol}({', '.join(types) or 'void'});"
 
 
@@ -277,7 +278,8 @@ _GIVEN = "tasks, in, out, ws, level"
 def _programs(library: Library, face: Interface) -> Iterator[str]:
     for entry in face.entries:
         if entry.specialised:
-            yield from _program(face, f"{entry.mask:x}", [_step(face, call) for call in entry.calls], entry.shares)
+            steps = [_step(face, call, entry.mask) for call in entry.calls]
+            yield from _program(face, f"{entry.mask:x}", steps, entry.shares)
     if face.needs_table:
         yield "/* The calls of all tasks in order; each runs when a task that needs it is asked for. */"
         steps = [f"if (tasks & UINT64_C({call.mask:#x})) {_step(face, call)}" for call in library.full.calls]
@@ -300,19 +302,28 @@ def _program(face: Interface, name: str, steps: Sequence[str], shares: bool) -> 
     yield ""
 
 
-def _step(face: Interface, call: Call) -> str:
-    """A call, behind its switch point where it has one."""
+def _step(face: Interface, call: Call, tasks: int | None = None) -> str:
+    """A call, behind its switch point where it has one; `tasks`: those it runs for, None where they are known when
+    it runs."""
     if not call.levelled:
-        return _run(call)
-    return f"{{ SWITCH({face.switch_points.index(call.nodes) + 1}); {_run(call)} }}"
+        return _run(call, tasks)
+    return f"{{ SWITCH({face.switch_points.index(call.nodes) + 1}); {_run(call, tasks)} }}"
 
 
-def _run(call: Call) -> str:
+def _run(call: Call, tasks: int | None) -> str:
     arguments = _arguments(call.arguments)
+    if call.members:
+        arguments += f", {_active(call) if tasks is None else f'{call.active(tasks):#x}'}"
     if call.shared:
         return f"SHARE({call.parts}, {call.kernel}({arguments}, part.begin, part.end));"
     part = f", 0, {call.parts}" if call.parts else ""
     return f"RUN({call.kernel}({arguments}{part}));"
+
+
+def _active(call: Call) -> str:
+    """C: the members of a call that `tasks` need."""
+    bits = (f"((tasks & UINT64_C({mask:#x})) != 0) << {i}" for i, mask in enumerate(call.members))
+    return f"({' | '.join(bits)})"
 
 
 def _arguments(arguments: Iterable[Argument]) -> str:

@@ -127,6 +127,12 @@ def _shapes(step: Mapping[str, Any], key: str, layout: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------------- why
 def _why(step: Mapping[str, Any]) -> str:
     """What the choice rests on, and how far behind the best of the others are."""
+    siblings = f"{len(step['members'])} siblings by one kernel; " if step.get("members") else ""
+    return siblings + _grounds(step)
+
+
+def _grounds(step: Mapping[str, Any]) -> str:
+    """Why this choice among all of them."""
     if step["ways"] == 1:
         return "the only way"
     kind = "measured" if step["measured_ns"] is not None else "predicted"

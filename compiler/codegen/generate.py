@@ -17,11 +17,10 @@ from compiler.codegen.layouts import assign_layouts
 from compiler.codegen.lower import Compiled, compile_kernels
 from compiler.codegen.memory import Interval, place
 from compiler.codegen.pack import Pool
-from compiler.codegen.planner import Decision, Decisions, Sources, decide, wanted_borders
+from compiler.codegen.planner import Decision, Decisions, Sources, decide, form, wanted_borders
 from compiler.codegen.program import PLAN_SCHEMA, Argument, Call, Kernel, Level, Library, Port, Program, TaskIO
 from compiler.codegen.record import step_record
 from compiler.codegen.sharing import worth_sharing
-from compiler.codegen.siblings import layer_order
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.target import Target
 from compiler.cost.count import parameter_cost
@@ -43,6 +42,13 @@ class Step:
     nodes: tuple[str, ...]
     decision: Decision | None = None
     flops: int = 0
+    members: tuple[int, ...] = ()
+    """Of a kernel with members: the tasks that need each."""
+
+    def needs(self, tasks: int) -> tuple[bool, ...]:
+        """By slot, whether a call for these tasks uses it."""
+        active = sum(1 << i for i, mask in enumerate(self.members) if mask & tasks)
+        return tuple(bool(u & active) for u in self.built.users) or (True,) * len(self.built.slots)
 
 
 @dataclass
@@ -57,10 +63,9 @@ class _Plan:
     alias: dict[Slot, Slot] = field(default_factory=dict)
     """Values that lie where another one does: reinterpreted shapes, network inputs and outputs, constants."""
 
-    def add(
-        self, built: Built, mask: int, nodes: tuple[str, ...], decision: Decision | None = None, flops: int = 0
-    ) -> None:
-        self.steps.append(Step(built, mask, nodes, decision, flops))
+    def add(self, built: Built, mask: int, nodes: tuple[str, ...]) -> None:
+        """A step without anything to choose."""
+        self.steps.append(Step(built, mask, nodes))
 
     def home(self, slot: Slot) -> Slot:
         """Where a slot's bytes are: a caller's pointer, the pool, or the value that owns the buffer."""
@@ -87,7 +92,7 @@ def generate(
     compiled.
     """
     sources = sources or Sources()
-    groups = layer_order(make_groups(graph, templates=templates))
+    groups = form(graph, make_groups(graph, templates=templates), target, sources)
     decisions = decide(graph, groups, target, sources)
     layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
     pool = Pool()
@@ -107,7 +112,7 @@ def generate(
         inputs=tuple(_port(v, v.ref.name) for v in graph.inputs),
         tasks=tuple(_task_io(graph, t) for t in graph.tasks),
         kernels=tuple(
-            Kernel(s, len(b.slots) + bool(compiled.scratch.get(s)), b.template, b.parts)
+            Kernel(s, len(b.slots) + bool(compiled.scratch.get(s)), b.template, b.parts, b.members)
             for b, s in symbols.values()
         ),
         full=full,
@@ -157,7 +162,8 @@ def _plan_group(plan: _Plan, group: Group, needs_plain: Mapping[ValueRef, int]) 
         return
     decision = plan.decisions[group.anchor.node.ref]
     built = STRATEGIES[decision.choice.algorithm].build(plan.builder, group, decision.choice, stored)
-    plan.add(built, group.mask, describe(group), decision, sum(s.node.op.flops(s) for s in group.sites))
+    flops, members = sum(s.node.op.flops(s) for s in group.sites), tuple(m.mask for m in group.members)
+    plan.steps.append(Step(built, group.mask, describe(group), decision, flops, members))
     written_plain = {s.ref for s in built.slots if s.kind == "plain"}
     for value in stored:
         layout = plan.builder.layout(value.ref)
@@ -218,15 +224,18 @@ def _symbols(steps: Sequence[Step], name: str) -> dict[Hashable, tuple[Built, st
 def _program(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], compiled: Compiled, mask: int) -> Program:
     """The steps the tasks of `mask` need, with workspace offsets of their own."""
     steps = [s for s in plan.steps if s.mask & mask]
-    placement = place(_intervals(plan, steps, symbols, compiled))
+    placement = place(_intervals(plan, steps, symbols, compiled, mask))
     calls = []
     for number, step in enumerate(steps):
         symbol = symbols[step.built.key][1]
-        arguments = [_argument(plan.home(s), placement.offsets) for s in step.built.slots]
+        arguments = [
+            _argument(plan.home(s), placement.offsets) if needed else Argument("none", 0)
+            for s, needed in zip(step.built.slots, step.needs(mask), strict=True)
+        ]
         if compiled.scratch.get(symbol):
             arguments.append(Argument("scratch", placement.offsets[f"{number:06d} scratch"]))
         shared = _shared(plan, step)
-        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes, step.built.parts, shared))
+        calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes, step.built.parts, shared, step.members))
     return Program(mask, tuple(calls), placement.bytes, placement.lower_bound)
 
 
@@ -250,12 +259,12 @@ def _buffer(home: Slot) -> str:
 
 
 def _intervals(
-    plan: _Plan, steps: Sequence[Step], symbols: Mapping[Hashable, tuple[Built, str]], compiled: Compiled
+    plan: _Plan, steps: Sequence[Step], symbols: Mapping[Hashable, tuple[Built, str]], compiled: Compiled, mask: int
 ) -> list[Interval]:
-    """Lifetimes of every workspace buffer over these steps, scratch memory included."""
+    """Lifetimes of every workspace buffer over these steps for the tasks of `mask`, scratch memory included."""
     found: dict[str, Interval] = {}
     for number, step in enumerate(steps):
-        for slot in step.built.slots:
+        for slot in itertools.compress(step.built.slots, step.needs(mask)):
             home = plan.home(slot)
             if home.kind not in ("value", "plain") or home.ref is None:
                 continue
@@ -311,6 +320,10 @@ def _task_io(graph: Graph, task: str) -> TaskIO:
     return TaskIO(task, tuple(_port(graph.value(r), n) for r, n in zip(made.outputs, made.labels, strict=True)))
 
 
+def _names(plan: _Plan, mask: int) -> list[str]:
+    return [task for i, task in enumerate(plan.graph.tasks) if mask >> i & 1]
+
+
 def _record(
     plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], target: Target, database: str
 ) -> dict[str, object]:
@@ -323,7 +336,8 @@ def _record(
                 "nodes": list(step.nodes),
                 "kernel": symbols[step.built.key][1],
                 "template": step.built.template,
-                "tasks": [t for i, t in enumerate(plan.graph.tasks) if step.mask >> i & 1],
+                "tasks": _names(plan, step.mask),
+                **({"members": [_names(plan, mask) for mask in step.members]} if step.members else {}),
                 "units": step.built.parts,
                 "shared": _shared(plan, step),
                 **chosen,

@@ -18,10 +18,10 @@ from compiler.ir.levels import site_at
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
-Family = Literal["conv", "depthwise", "grouped", "transposed", "gemm", "recurrent", "generic", "view"]
+Family = Literal["conv", "siblings", "depthwise", "grouped", "transposed", "gemm", "recurrent", "generic", "view"]
 """What a group is; which algorithm runs it is chosen later among the strategies of its family."""
 
-CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed")
+CONVOLUTIONS = ("conv", "siblings", "depthwise", "grouped", "transposed")
 """Families that read and write blocked activations with a halo."""
 
 MAX_SEGMENTS = 16
@@ -52,10 +52,17 @@ class Group:
     segments: tuple[Value, ...] = ()
     """Convolutions: the buffers whose channels, one after another, are the input. More than one where the graph
     concatenates them only for convolutions to read."""
+    members: tuple[Group, ...] = ()
+    """Siblings: the convolutions that one kernel computes, each with its own results, tasks and epilogue."""
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        return self.sites[-1].results
+        return tuple(v for part in self.parts for v in part.sites[-1].results)
+
+    @property
+    def parts(self) -> tuple[Group, ...]:
+        """The members, or the group itself."""
+        return self.members or (self,)
 
     @property
     def levels(self) -> int:
@@ -75,6 +82,8 @@ class Group:
 
     def inputs(self) -> tuple[Value, ...]:
         """Values the group reads from outside (constants too), each once, in order of first use."""
+        if self.members:
+            return tuple({v.ref: v for part in self.members for v in part.inputs()}.values())
         inside = {v.ref for s in self.sites for v in s.results}
         found = {v.ref: v for v in self.segments}
         if self.segments:
@@ -315,6 +324,18 @@ def _packed_constant(site: Site, *positions: int) -> bool:
         if value is not None and (value.data is None or (value.size > 1 and splat_value(value.data) is not None)):
             return False
     return True
+
+
+def joint(members: Sequence[Group]) -> Group:
+    """Siblings as one group."""
+    mask = 0
+    for member in members:
+        mask |= member.mask
+    segments = {v.ref: v for member in members for v in member.segments}
+    sites = [site for member in members for site in member.sites]
+    group = Group("siblings", sites, mask, True, open=False, members=tuple(members))
+    group.segments = tuple(segments.values())
+    return group
 
 
 def describe(group: Group) -> tuple[str, ...]:

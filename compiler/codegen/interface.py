@@ -313,6 +313,8 @@ def describe(parameter: Parameter) -> str:
 
 def argument_text(argument: Argument) -> str:
     """A kernel argument as the driver writes it."""
+    if argument.kind == "none":
+        return "0"
     if argument.stride:
         return f"LEVELLED({argument.at}, {argument.stride})"
     return f"{_MACROS[argument.kind]}({argument.at})"

@@ -54,6 +54,13 @@ class Built:
     parts: int = 0
     """Independent units of work of a divided kernel; 0: the kernel takes no range."""
     note: Mapping[str, object] = field(default_factory=dict)
+    users: tuple[int, ...] = ()
+    """Of a kernel with members, by slot: bit i is set where member i needs it."""
+
+    @property
+    def members(self) -> int:
+        """Results that a call may leave out; 0: the kernel has one, or computes all."""
+        return max(self.users, default=0).bit_length()
 
 
 @dataclass

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from compiler.codegen.groups import CONVOLUTIONS, Group, describe
+from compiler.codegen.groups import CONVOLUTIONS, Group, describe, joint
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import channel_widths
+from compiler.codegen.siblings import layer_order, sibling_sets
 from compiler.codegen.strategies import STRATEGIES, strategies_for
 from compiler.codegen.strategies.base import Candidate, Choice, Situation
 from compiler.codegen.target import Target
@@ -21,6 +22,10 @@ from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, LoweringError, listed
 from compiler.ir.graph import Graph
 from compiler.ir.types import NodeRef, ValueRef
+
+WORTH_JOINING = 0.92
+"""Predicted share of the siblings' time from which on one kernel for them is built: above it, measured times went
+either way, and a kernel of its own costs code."""
 
 
 class Measured(Protocol):
@@ -76,6 +81,44 @@ def decide(graph: Graph, groups: Sequence[Group], target: Target, sources: Sourc
             "Compile without it, or make a new plan from these models"
         )
     return {g.anchor.node.ref: _decide(g, ranked[g.anchor.node.ref.name], target, sources) for g in groups}
+
+
+def form(graph: Graph, groups: Sequence[Group], target: Target, sources: Sources) -> tuple[Group, ...]:
+    """The groups layer by layer, siblings as one group where a single kernel for them is recorded or, without a
+    record of them, better: measured so where all of it was measured, else predicted."""
+    ordered = layer_order(groups)
+    known = situation(graph, ordered, target)
+    joined: dict[int, Group | None] = {}
+    for members in sibling_sets(ordered):
+        made = joint([ordered[n] for n in members])
+        recorded = _recorded_joint(made, sources)
+        if _worth_joining(made, known, sources) if recorded is None else recorded:
+            joined |= dict.fromkeys(members) | {members[0]: made}
+    formed = (joined.get(n, group) for n, group in enumerate(ordered))
+    return tuple(g for g in formed if g is not None)
+
+
+def _recorded_joint(made: Group, sources: Sources) -> bool | None:
+    """Whether a recorded plan has one kernel for siblings; None where it does not say."""
+    names = [m.anchor.node.ref.name for m in made.members]
+    if sources.fused is not None:
+        return sources.fused.get(names[0]) == describe(made)
+    if any(n in sources.recorded for n in names[1:]):
+        return False
+    first = sources.recorded.get(names[0])
+    return None if first is None else first.algorithm in [s.name for s in strategies_for("siblings")]
+
+
+def _worth_joining(made: Group, known: Situation, sources: Sources) -> bool:
+    """Whether the best single kernel clearly beats the sum of the members' best."""
+    together = candidates(made, known)
+    if not together:
+        return False
+    if sources.measured is not None:
+        times = [list(sources.measured.times(g, known.target).values()) for g in (made, *made.members)]
+        if all(times):
+            return min(times[0]) < sum(map(min, times[1:]))
+    return together[0].seconds < WORTH_JOINING * sum(candidates(m, known)[0].seconds for m in made.members)
 
 
 def situation(graph: Graph, groups: Iterable[Group], target: Target) -> Situation:

@@ -23,10 +23,10 @@ class Argument:
     `input` / `output`: `at` is the index into the network's inputs / the outputs of all tasks in order.
     `pool` / `workspace`: `at` is the byte offset, plus `stride` for each sparsity level. `scratch`: memory that
     holds nothing between calls; for the calling thread `at` is its byte offset in the workspace, other threads have
-    memory of their own.
+    memory of their own. `none`: a null pointer, where the call leaves out what would use it.
     """
 
-    kind: Literal["input", "output", "pool", "workspace", "scratch"]
+    kind: Literal["input", "output", "pool", "workspace", "scratch", "none"]
     at: int
     stride: int = 0
 
@@ -35,14 +35,17 @@ class Argument:
 class Kernel:
     """A compiled function `int32_t symbol(void *a0, ..., void *aN)`; returns 0.
 
-    With `parts` > 0 two more arguments `int32_t begin, int32_t end` follow: the call does the units begin to
-    end - 1 of `parts` independent ones, so that threads share a call and the result does not depend on how they do.
+    With `members` > 0 one more argument `int32_t active` follows, whose bit i says whether to compute member i, a
+    result of its own; the others are not touched. With `parts` > 0 two more, `int32_t begin, int32_t end`: the call
+    does the units begin to end - 1 of `parts` independent ones, so that threads share a call and the result does
+    not depend on how they do.
     """
 
     symbol: str
     parameters: int
     template: str
     parts: int = 0
+    members: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,12 @@ class Call:
     """As of the kernel: units of work that may run in any grouping."""
     shared: bool = False
     """Whether threads divide the units; False where there is too little work to repay their meeting."""
+    members: tuple[int, ...] = ()
+    """Of a kernel with members: the tasks that need each of them, as in `mask`."""
+
+    def active(self, tasks: int) -> int:
+        """The members that a set of tasks needs: bit i for member i."""
+        return sum(1 << i for i, mask in enumerate(self.members) if mask & tasks)
 
     @property
     def levelled(self) -> bool:

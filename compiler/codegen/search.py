@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import Group, make_groups
-from compiler.codegen.planner import Sources, candidates, situation
+from compiler.codegen.planner import Sources, candidates, form, situation
 from compiler.codegen.profile import StepTime, profile_library
 from compiler.codegen.program import Library
 from compiler.codegen.strategies.base import Candidate, Choice
@@ -122,7 +122,7 @@ def tune(
 
 def _layers(graph: Graph, target: Target, database: TuningDatabase) -> list[_Layer]:
     """The layers worth measuring, by shape."""
-    groups = make_groups(graph)
+    groups = form(graph, make_groups(graph), target, Sources(measured=database))
     known = situation(graph, groups, target)
     members: dict[str, list[tuple[Group, tuple[Candidate, ...]]]] = {}
     for group in groups:

@@ -159,11 +159,20 @@ def shipped(target: Target) -> TuningDatabase:
     return TuningDatabase.load(path) if path.exists() else TuningDatabase()
 
 
+def _members(group: Group) -> str:
+    """Siblings: channels of each result, after the numbers of the segments that are read for it."""
+    at = {value.ref: number for number, value in enumerate(group.segments)}
+    parts = (("+".join(str(at[v.ref]) for v in m.segments), m.outputs[0].shape[1]) for m in group.members)
+    return ";".join(f"{read}-{channels}" for read, channels in parts)
+
+
 def layer_key(group: Group, target: Target) -> str | None:
     """Name of a group's shape, weights, epilogue and instruction set; None for families with nothing to choose."""
     site = group.anchor
     if group.family in CONVOLUTIONS:
         shape = f"{facts(site).signature}|{'+'.join(str(v.shape[1]) for v in group.segments)}"
+        if group.members:
+            shape += "|" + _members(group)
     elif group.family == "gemm":
         inner, columns = matrix_extent(site)
         shape = f"{site.operands[0].size // inner}x{inner}-{columns}"

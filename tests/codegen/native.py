@@ -37,6 +37,8 @@ class Memory:
         return [self._address(a, pool, elsewhere) for a in call.arguments]
 
     def _address(self, argument: Argument, pool: np.ndarray, elsewhere: bool) -> ctypes.c_void_p:
+        if argument.kind == "none":
+            return ctypes.c_void_p(None)
         if argument.kind == "scratch" and elsewhere:
             return ctypes.c_void_p(self.scratch.ctypes.data)
         bases = {"pool": pool, "workspace": self.workspace, "scratch": self.workspace}
@@ -82,7 +84,7 @@ class NativeLibrary:
         memory = Memory(self.library, program, feeds)
         for call in program.calls:
             for i, part in enumerate(self._parts(call.parts)):
-                self._call(call, memory, part, elsewhere=call.shared and i > 0)
+                self._call(call, memory, (*_active(call, program), *part), elsewhere=call.shared and i > 0)
         memory.check_canaries()
         made = iter(memory.outputs)
         found = {t.name: [next(made) for _ in t.outputs] for t in self.library.tasks}
@@ -92,22 +94,23 @@ class NativeLibrary:
         """Assert that the units of every shared call write bytes of their own and read none that others write."""
         memory = Memory(self.library, program, feeds)
         for call in program.calls:
+            active = _active(call, program)
             if call.shared:
-                self._check_units(call, memory)
+                self._check_units(call, memory, active)
             else:
-                self._call(call, memory, (0, call.parts) if call.parts else ())
+                self._call(call, memory, (*active, 0, call.parts) if call.parts else active)
         memory.check_canaries()
 
-    def _check_units(self, call: Call, memory: Memory) -> None:
+    def _check_units(self, call: Call, memory: Memory, active: tuple[int, ...]) -> None:
         before = [a.copy() for a in memory.written()]
-        self._call(call, memory, (0, call.parts), elsewhere=True)
+        self._call(call, memory, (*active, 0, call.parts), elsewhere=True)
         after = [a.copy() for a in memory.written()]
         taken = [np.zeros(a.shape, bool) for a in before]
         for part in self._ranges(call.parts):
             for array, old in zip(memory.written(), before, strict=True):
                 array[:] = old
             memory.scratch[: self.library.scratch_bytes] = 0xFF
-            self._call(call, memory, part, elsewhere=True)
+            self._call(call, memory, (*active, *part), elsewhere=True)
             for array, old, new, mine in zip(memory.written(), before, after, taken, strict=True):
                 changed = array != old
                 assert not (changed & mine).any(), (call.kernel, call.nodes, part, "writes what other units write")
@@ -121,6 +124,11 @@ class NativeLibrary:
         cuts = sorted({count * i // self.MOST_RANGES for i in range(self.MOST_RANGES + 1)})
         return list(itertools.pairwise(cuts))
 
-    def _call(self, call: Call, memory: Memory, part: tuple[int, ...], elsewhere: bool = False) -> None:
+    def _call(self, call: Call, memory: Memory, numbers: tuple[int, ...], elsewhere: bool = False) -> None:
         function = getattr(self._kernels, call.kernel)
-        assert function(*memory.addresses(call, self._pool, elsewhere), *part) == 0, call
+        assert function(*memory.addresses(call, self._pool, elsewhere), *numbers) == 0, call
+
+
+def _active(call: Call, program: Program) -> tuple[int, ...]:
+    """The argument that says which members of a kernel a program needs; none where it has no members."""
+    return (call.active(program.mask),) if call.members else ()

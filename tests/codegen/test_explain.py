@@ -61,6 +61,7 @@ def explained(*steps: dict, times=None):
     [
         ({"ways": 1}, "the only way"),
         ({}, "best predicted of 9"),
+        ({"members": [["a", "b"], ["a"]]}, "2 siblings by one kernel; best predicted of 9"),
         (
             {"others": [other("w", 1500), other("v", 1100), other("u", None)]},
             "best predicted of 9; then v 2 +10%, w 2 +50%",

@@ -1,16 +1,25 @@
-"""Which convolutions are siblings, and in what order groups run."""
+"""Which convolutions are siblings, in what order groups run, and kernels that compute several siblings."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest import mock
 
-from compiler.codegen import generate as generation
+import numpy as np
+import pytest
+
+from compiler import build, open_bundle
+from compiler.codegen import planner
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import Group, make_groups
+from compiler.codegen.planner import Sources, candidates, form, situation
+from compiler.codegen.plans import parse_plan
 from compiler.codegen.siblings import layer_order, sibling_sets
-from compiler.codegen.target import find_target
+from compiler.codegen.strategies.base import Choice
+from compiler.codegen.target import Target, find_target
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
+from tests.codegen.test_generate import check
 from tests.graphs import Builder
 
 LABELS = {"ab": 16, "a": 8, "b": 16}
@@ -70,7 +79,83 @@ def test_siblings_run_next_to_each_other_after_what_they_read():
 
 def test_a_layer_at_a_time_takes_less_workspace_than_a_task_at_a_time():
     graph, target = labelled(layers=6), find_target("host")
-    with mock.patch.object(generation, "layer_order", lambda groups: groups):
+    with mock.patch.object(planner, "layer_order", tuple):
         by_task = generate(graph, target)
     by_layer = generate(graph, target)
     assert by_layer.full.workspace_bytes < by_task.full.workspace_bytes
+
+
+# ---------------------------------------------------------------------- one kernel
+def planned(graph: Graph, sources: Sources | None = None, target: str = "host") -> list[Group]:
+    """The groups as they will be built."""
+    return list(form(graph, make_groups(graph), find_target(target), sources or Sources()))
+
+
+@pytest.mark.parametrize("target", ["host", "x86-64-v3"])
+@pytest.mark.parametrize("side", [12, 13])
+def test_one_kernel_computes_what_each_subset_needs(side: int, target: str, tmp_path: Path) -> None:
+    # `check` holds results to the reference, subsets bit by bit to all tasks, and units to their independence
+    assert "winograd4x4-siblings" in check(labelled(side=side), tmp_path, target=target)
+
+
+def test_siblings_with_residuals_strides_and_blocks_of_several_widths(tmp_path: Path) -> None:
+    b = Builder()
+    image = b.input("x", 1, 3, 16, 16)
+    x = [b.apply("Relu", b.conv(image, n, 3, pads=(1,) * 4)) for n in (32, 24)]
+    for task, reads, channels in (("a", x[:1], 16), ("b", x, 12), ("c", x, 40)):
+        seen = reads[0] if len(reads) == 1 else b.apply("Concat", *reads, axis=1)
+        y = b.conv(seen, channels, 3, strides=(2, 2), pads=(1,) * 4)
+        b.task(task, b.apply("Relu", b.apply("Add", b.conv(seen, channels, 1, strides=(2, 2)), y)))
+    graph = b.done()
+    assert [len(g.members) for g in planned(graph) if g.members] == [3]
+    assert any(t.endswith("-siblings") for t in check(graph, tmp_path))
+
+
+def test_a_kernel_for_siblings_is_chosen_where_it_is_predicted_faster() -> None:
+    graph = labelled()
+    groups = planned(graph)
+    joined = [g for g in groups if g.members]
+    known = situation(graph, groups, find_target("host"))
+    assert joined, "wide layers on small images repay it"
+    for group in joined:
+        together = candidates(group, known)[0].seconds
+        assert together < sum(candidates(m, known)[0].seconds for m in group.members)
+    slow = Times({c.choice: 10**6 for c in candidates(joined[0], known)})
+    assert not any(g.members for g in planned(graph, Sources(measured=slow)))
+
+
+class Times:
+    """Measurements: these of siblings, a microsecond of anything else."""
+
+    def __init__(self, joint: dict[Choice, int]) -> None:
+        self.joint = joint
+
+    def times(self, group: Group, target: Target) -> dict[Choice, int]:
+        return self.joint if group.members else {Choice("conv", (1, 1, 1)): 1000}
+
+
+def test_a_recorded_plan_decides_what_is_one_kernel() -> None:
+    graph, target = labelled(), find_target("host")
+    library = generate(graph, target)
+    plan = parse_plan(library.plan)
+    again = generate(graph, target, sources=plan.sources)
+    assert (again.object_code, again.plan["steps"]) == (library.object_code, library.plan["steps"])
+    apart = {n: c for g in make_groups(graph) if g.family == "conv" for n, c in [_best(graph, g)]}
+    assert not any(g.members for g in planned(graph, Sources(apart)))
+
+
+def _best(graph: Graph, group: Group) -> tuple[str, Choice]:
+    groups = make_groups(graph)
+    return group.anchor.node.ref.name, candidates(group, situation(graph, groups, find_target("host")))[0].choice
+
+
+def test_the_driver_asks_for_the_members_of_any_subset(tmp_path: Path) -> None:
+    bundle = build(labelled(), "host", tmp_path / "b", name="net", subsets=[frozenset("ab")], threads=False)
+    text = (bundle.path / "src" / "net_driver.c").read_text()
+    assert "((tasks & UINT64_C(0x3)) != 0) << 0 | ((tasks & UINT64_C(0x1)) != 0) << 1" in text
+    net = open_bundle(bundle.path)
+    feed = np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32)
+    both = net.run(feed)
+    for task in "ab":
+        alone = net.run(feed, tasks=[task])
+        np.testing.assert_array_equal(alone[task], both[task])

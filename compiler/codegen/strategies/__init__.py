@@ -12,6 +12,7 @@ from compiler.codegen.strategies.grouped import GroupedConv
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
+from compiler.codegen.strategies.siblings import Siblings2x2, Siblings4x2, Siblings4x4
 from compiler.codegen.strategies.transposed import Transposed
 from compiler.codegen.strategies.winograd import (
     Winograd1x2,
@@ -34,6 +35,9 @@ STRATEGIES: dict[str, Strategy] = {
         Winograd4x1(),
         Winograd1x2(),
         Winograd1x4(),
+        Siblings2x2(),
+        Siblings4x2(),
+        Siblings4x4(),
         BlockSparse(),
         RegularBlock(),
         Depthwise(),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
-from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.groups import Family, Group
+from compiler.codegen.kernels import Builder, Built, Slot, value_slot
 from compiler.codegen.layout import Border
-from compiler.codegen.layouts import block_width, tile_vectors
+from compiler.codegen.layouts import tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
+    blocked_plane,
     epilogue_slots,
     facts,
     input_loads,
@@ -42,23 +44,34 @@ MOST_ERROR = 2e-5
 _GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
 
 
-class _Winograd(Strategy):
-    """Tiles of m x n outputs. Tile: tiles transformed together, tiles and output vectors in registers."""
+class Winograd(Strategy):
+    """Tiles of m x n outputs. Tile: tiles transformed together, tiles and output vectors in registers.
 
-    families = ("conv",)
+    A group of siblings is computed by one kernel, which transforms what several of them read once.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("conv",)
     version = 5
     outputs: ClassVar[tuple[int, int]]
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
-        known = facts(group.anchor)
+        known = _together(group)
         exact = all(axis.points <= MOST_POINTS for axis in self.axes(known))
         if not exact or not _applies(known, self.outputs, situation.target.lanes):
             return []
-        found = [self._candidate(group, known, situation, tile) for tile in self._tiles(known, group, situation)]
+        found = [self._candidate(group, situation, tile) for tile in self._tiles(group, situation)]
         ranked = sorted(found, key=lambda c: (c.seconds, c.choice.tile))
-        return ranked if not ranked or self.error(group.anchor) <= MOST_ERROR else []
+        return ranked if all(self.error(part.anchor) <= MOST_ERROR for part in group.parts) else []
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
+        found: dict[ValueRef, Border] = {}
+        for part in group.parts:
+            for ref, border in self._borders(part).items():
+                found[ref] = border.join(found[ref]) if ref in found else border
+        return found
+
+    def _borders(self, group: Group) -> dict[ValueRef, Border]:
+        """What one convolution reads."""
         found = padding_borders(group)
         known = facts(group.anchor)
         for value in group.segments:
@@ -71,24 +84,49 @@ class _Winograd(Strategy):
         return found
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        site = group.anchor
-        count, rows, vectors = choice.tile
-        shape = winograd.WinogradShape(conv_shape(builder, group), self.outputs, count, rows, vectors)
-        weight, bias = site.operands[1], site.operands.optional(2)
-        fixed = pack_bias(None if bias is None else bias.constant, shape.conv.y.channels, shape.lanes)
-        packed = winograd.pack(weight4(site), shape.axes, shape.lanes)
-        slots = [value_slot(v) for v in group.segments]
-        slots += [
-            builder.constant(weight, packed, f"{self.name}-{shape.lanes}"),
-            builder.constant(bias or weight, fixed, "bias"),
-        ]
+        shape = self._shape(builder, group, choice.tile)
+        slots, users = [value_slot(v) for v in group.segments], []
+        for segment in range(len(slots)):
+            users.append(sum(1 << m for m, member in enumerate(shape.members) if segment in member.reads))
+        for number, (part, member) in enumerate(zip(group.parts, shape.members, strict=True)):
+            own = [*self._constants(builder, part, shape.lanes(member)), *epilogue_slots(part)]
+            slots += own
+            users += [1 << number] * len(own)
         return Built(
             (self.name, shape),
             winograd.winograd_kernel(shape),
-            (*slots, *epilogue_slots(group)),
+            tuple(slots),
             self.name,
             shape.units.count,
+            users=tuple(users) if group.members else (),
         )
+
+    def _shape(self, builder: Builder, group: Group, tile: tuple[int, ...]) -> winograd.WinogradShape:
+        count, rows, vectors = tile
+        convs = [conv_shape(builder, part) for part in group.parts]
+        at = {value.ref: number for number, value in enumerate(group.segments)}
+        members = tuple(
+            winograd.Member(conv.y, conv.epilogue, tuple(at[v.ref] for v in part.segments))
+            for part, conv in zip(group.parts, convs, strict=True)
+        )
+        planes = tuple(blocked_plane(builder, v) for v in group.segments)
+        unroll = min(conv.lane_unroll for conv in convs)
+        # what the kernel does not depend on is the same for all, so that equal kernels have equal shapes
+        geometry = replace(
+            convs[0], x=planes, lane_unroll=unroll, weights_outer=True, by_tiles=True, prefetch=False
+        )
+        return winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors)
+
+    def _constants(self, builder: Builder, group: Group, lanes: int) -> list[Slot]:
+        """Transformed weights and bias of one convolution."""
+        site = group.anchor
+        weight, bias = site.operands[1], site.operands.optional(2)
+        fixed = pack_bias(None if bias is None else bias.constant, site.results[0].shape[1], lanes)
+        packed = winograd.pack(weight4(site), self.axes(facts(site)), lanes)
+        return [
+            builder.constant(weight, packed, f"{self.name}-{lanes}"),
+            builder.constant(bias or weight, fixed, "bias"),
+        ]
 
     def error(self, site: Site, tiles: int = 4) -> float:
         """Error of one output of the algorithm in float32 on random inputs, relative to the largest result."""
@@ -110,11 +148,11 @@ class _Winograd(Strategy):
         """The arithmetic of a convolution's tiles."""
         return winograd.tile_axes(self.outputs, known.kernel, known.stride)
 
-    def _tiles(self, known: ConvFacts, group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
+    def _tiles(self, group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
+        known, room = facts(group.anchor), situation.target.vector_registers
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
-        blocks = -(-known.outputs // output_block(group.anchor, situation))
-        room = situation.target.vector_registers
-        for vectors in (1, *tile_vectors(blocks)):
+        blocks = [-(-p.anchor.results[0].shape[1] // output_block(p.anchor, situation)) for p in group.parts]
+        for vectors in sorted({1, *(v for b in blocks for v in tile_vectors(b))}):
             fitting = (
                 r for r in range(1, min(count, room) + 1) if fits_registers(situation.target, r, vectors, SPARE)
             )
@@ -122,13 +160,41 @@ class _Winograd(Strategy):
                 sizes = {rows * -(-min(size, count) // rows) for size in (*_GROUPS, count if count <= 200 else 1)}
                 yield from ((size, rows, vectors) for size in sorted(sizes))
 
-    def _candidate(
-        self, group: Group, known: ConvFacts, situation: Situation, tile: tuple[int, int, int]
-    ) -> Candidate:
+    def _candidate(self, group: Group, situation: Situation, tile: tuple[int, int, int]) -> Candidate:
         """Products by registers and caches, transforms by loads and stores."""
-        machine, (size, rows, vectors) = situation.target.machine, tile
-        block = output_block(group.anchor, situation)
+        machine, known, size = situation.target.machine, facts(group.anchor), tile[0]
+        axes = self.axes(known)
+        points, products = axes[0].points * axes[1].points, winograd.products_per_tile(axes)
+        phases = len(winograd.phase_pairs(axes))
+        count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
+        inputs = sum(v.shape[1] for v in group.segments)
+        read = sum(-(-v.shape[1] // situation.block(v.shape[1])) for v in group.segments)
+        blocks = [output_block(p.anchor, situation) for p in group.parts]
+        outputs = [-(-p.anchor.results[0].shape[1] // b) for p, b in zip(group.parts, blocks, strict=True)]
+        scratch = 4 * points * size * (phases * inputs + sum(n * b for n, b in zip(outputs, blocks, strict=True)))
+        packed = [
+            4 * products * facts(p.anchor).inputs * n * b
+            for p, n, b in zip(group.parts, outputs, blocks, strict=True)
+        ]
+        near = sum(packed) + scratch <= machine.l2
+        product_seconds = sum(
+            self._product_seconds(part, situation, tile, (size_, scratch, near))
+            for part, size_ in zip(group.parts, packed, strict=True)
+        )
+        moved = count * (products * read + points * sum(outputs))
+        transforms = moved * (3.0 if scratch <= machine.l2 else 5.0) / machine.clock
+        return Candidate(Choice(self.name, tile), product_seconds + transforms)
+
+    def _product_seconds(
+        self, group: Group, situation: Situation, tile: tuple[int, int, int], memory: tuple[int, int, bool]
+    ) -> float:
+        """Of one convolution. `memory`: bytes of its weights and of the kernel's intermediates, and whether these
+        and all weights of the kernel fit in the second-level cache."""
+        packed, scratch, near = memory
+        machine, (size, rows, most) = situation.target.machine, tile
+        known, block = facts(group.anchor), output_block(group.anchor, situation)
         blocks, rate = -(-known.outputs // block), machine.rate(block)
+        vectors = winograd.panel_vectors(blocks, most)
         axes = self.axes(known)
         points, products = axes[0].points * axes[1].points, winograd.products_per_tile(axes)
         phases = len(winograd.phase_pairs(axes))
@@ -140,70 +206,69 @@ class _Winograd(Strategy):
             (rows * input_loads(situation.target) + vectors / rate) / machine.loads_per_cycle,
             machine.fma_latency / 2,
         )
-        scratch = 4 * points * size * (phases * known.inputs + blocks * block)
         step *= _cache_factor(machine, 4 * phases * known.inputs * size, scratch)
         sums = products * known.inputs * step + points * (12 + rows * vectors)
         unit = (blocks // vectors) * sums / machine.clock
-        packed = 4 * products * known.inputs * blocks * block
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
-        cached = packed + scratch <= machine.l2
         narrow = max(1.0, WIDE_PANEL / (4 * block * vectors))
         first = max(unit, weight_seconds(packed, situation) * narrow)
-        again = unit if cached else max(unit, packed / machine.cache_bandwidth)
-        product_seconds = first + (groups - 1) * again + (units - groups) * unit
-        read = products * -(-known.inputs // block_width(known.inputs, machine))
-        moved = count * (read + points * blocks)
-        transforms = moved * (3.0 if scratch <= machine.l2 else 5.0) / machine.clock
-        return Candidate(Choice(self.name, tile), product_seconds + transforms)
+        again = unit if near else max(unit, packed / machine.cache_bandwidth)
+        return first + (groups - 1) * again + (units - groups) * unit
 
 
-class Winograd2x2(_Winograd):
+class Winograd2x2(Winograd):
     """Tiles of 2x2: for 3x3 at stride 1 2.25 times fewer multiplications, 1.8 times the weight bytes."""
 
     name = "winograd2x2"
     outputs = (2, 2)
 
 
-class Winograd4x2(_Winograd):
+class Winograd4x2(Winograd):
     """Tiles of 4x2: 3 times fewer multiplications, 2.7 times the weight bytes; wastes less than 4x4 at 7 x 7."""
 
     name = "winograd4x2"
     outputs = (4, 2)
 
 
-class Winograd4x4(_Winograd):
+class Winograd4x4(Winograd):
     """Tiles of 4x4: 4 times fewer multiplications, another digit of rounding error, 4 times the weight bytes."""
 
     name = "winograd4x4"
     outputs = (4, 4)
 
 
-class Winograd2x1(_Winograd):
+class Winograd2x1(Winograd):
     """Tiles of 2 along the rows, for filters of one column: for 5 taps 1.7 times fewer multiplications."""
 
     name = "winograd2x1"
     outputs = (2, 1)
 
 
-class Winograd4x1(_Winograd):
+class Winograd4x1(Winograd):
     """Tiles of 4 along the rows, for filters of one column: for 5 taps 2.5 times fewer multiplications."""
 
     name = "winograd4x1"
     outputs = (4, 1)
 
 
-class Winograd1x2(_Winograd):
+class Winograd1x2(Winograd):
     """Tiles of 2 along the columns, for filters of one row."""
 
     name = "winograd1x2"
     outputs = (1, 2)
 
 
-class Winograd1x4(_Winograd):
+class Winograd1x4(Winograd):
     """Tiles of 4 along the columns, for filters of one row."""
 
     name = "winograd1x4"
     outputs = (1, 4)
+
+
+def _together(group: Group) -> ConvFacts:
+    """The facts of a convolution; of siblings with the channels that they read and make together."""
+    inputs = sum(v.shape[1] for v in group.segments)
+    return replace(facts(group.anchor), inputs=inputs, outputs=sum(v.shape[1] for v in group.outputs))
 
 
 def _cache_factor(machine: Machine, slab: int, scratch: int) -> float:

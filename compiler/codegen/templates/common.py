@@ -6,7 +6,7 @@ accumulator vector is a buffer of its own: small enough for the stack, from wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ class KernelBuilder:
     begin: Any = None
     end: Any = None
     """Units of work this call does, where the kernel is divided into parts."""
+    active: Any = None
+    """Bit i is set where the call computes member i, where the kernel has members."""
 
     def each_part(self) -> Any:
         """The loop over the units of this call: `with made.each_part() as part:`."""
@@ -31,19 +33,39 @@ class KernelBuilder:
     def portion(self, first: int, count: int, **pointers: Any) -> KernelBuilder:
         """A view of the same function in which its units from `first` on are units 0 to `count`, for templates that
         consist of several loops; `pointers` are known there by these names as well."""
-        part = KernelBuilder()
-        part.pointers = {**self.pointers, **pointers}
+        part = self.renamed(**pointers)
         part.begin, part.end = T.max(self.begin - first, 0), T.min(self.end - first, count)
         return part
+
+    def renamed(self, **pointers: Any) -> KernelBuilder:
+        """A view of the same function in which `pointers` are known by these names as well."""
+        part = KernelBuilder()
+        part.pointers = {**self.pointers, **pointers}
+        part.begin, part.end, part.active = self.begin, self.end, self.active
+        return part
+
+    @contextmanager
+    def wanted(self, members: Iterable[int]) -> Iterator[None]:
+        """The body runs if the call computes one of these members."""
+        if self.active is None:
+            yield
+            return
+        with T.If(tirx.NE(tirx.bitwise_and(self.active, sum(1 << m for m in members)), 0)), T.Then():
+            yield
 
 
 @contextmanager
 def kernel(
-    parameters: Sequence[str], dtypes: dict[str, str] | None = None, *, divided: bool = False
+    parameters: Sequence[str],
+    dtypes: dict[str, str] | None = None,
+    *,
+    divided: bool = False,
+    members: bool = False,
 ) -> Iterator[KernelBuilder]:
     """A PrimFunc whose parameters are raw pointers (float32 unless `dtypes` says otherwise).
 
-    `divided`: two more parameters say which of the kernel's independent units of work a call does.
+    `members`: one more parameter says which of several results a call computes. `divided`: two more parameters say
+    which of the kernel's independent units of work it does.
     """
     made = KernelBuilder()
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -51,6 +73,8 @@ def kernel(
         T.func_attr({"tirx.noalias": True})
         types = dtypes or {}
         made.pointers = {p: T.arg(p, T.handle(types.get(p, "float32"))) for p in parameters}
+        if members:
+            made.active = T.arg("active", T.int32())
         if divided:
             made.begin, made.end = (T.arg(n, T.int32()) for n in ("begin", "end"))
         yield made

@@ -6,6 +6,9 @@ per output for 2 x 2, 3 for 4 x 2, 2.25 for 4 x 4. A group of tiles is transform
 matrix product per point, and transformed back; both intermediates live in scratch. At stride 2 the phases of
 the input (`winograd_axis`) are further channels of these products. Weights are transformed in float64 when they
 are packed. The last tiles read past the image, where the input's buffer must hold zeros.
+
+A kernel may compute several convolutions of equal geometry (members) that read some of the same segments: these are
+transformed once. What a member computes does not depend on which others a call asks for.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from compiler.codegen.templates.blocked import Output
+from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import ConvShape, segment_names
 from compiler.codegen.templates.units import Units
@@ -60,17 +63,29 @@ def phase_pairs(axes: Axes) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of the convolutions that a kernel computes: its result, and the numbers of the segments it reads in the
+    order of its weights."""
+
+    y: Plane
+    epilogue: Epilogue
+    reads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WinogradShape:
-    """Everything the generated code depends on; `conv.tile` and its loop order are not used."""
+    """Everything the generated code depends on."""
 
     conv: ConvShape
+    """Geometry, and all segments; tile, loop order, result and epilogue are not used."""
+    members: tuple[Member, ...]
     outputs: tuple[int, int]
     """Rows and columns of outputs of a tile."""
     group: int
     """Tiles transformed together: a multiple of `rows`."""
     rows: int
     vectors: int
-    """Tiles and output vectors held in registers during the products."""
+    """Tiles and, at most, output vectors held in registers during the products."""
 
     @property
     def axes(self) -> Axes:
@@ -85,7 +100,7 @@ class WinogradShape:
     @property
     def tiles(self) -> tuple[int, int]:
         """Tiles along the rows and columns of the output."""
-        return tile_counts(self.conv.y.extent, self.outputs)
+        return tile_counts(self.members[0].y.extent, self.outputs)
 
     @property
     def count(self) -> int:
@@ -95,17 +110,31 @@ class WinogradShape:
     @property
     def units(self) -> Units:
         """Independent units: `rows` tiles by one panel of output channels."""
-        return Units(-(-self.count // self.rows), self.panels)
+        return Units(-(-self.count // self.rows), sum(self.panels(m) for m in self.members))
 
-    @property
-    def lanes(self) -> int:
+    def lanes(self, member: Member) -> int:
         """Output channels of a panel of weights."""
-        return self.conv.y.block * self.vectors
+        return member.y.block * panel_vectors(member.y.blocks, self.vectors)
+
+    def panels(self, member: Member) -> int:
+        """Panels of output channels."""
+        return member.y.blocks // panel_vectors(member.y.blocks, self.vectors)
+
+    def names(self, member: int) -> dict[str, str]:
+        """Pointer parameters of a member: weights, bias, what its epilogue reads, result."""
+        number = "" if len(self.members) == 1 else str(member)
+        return {n: n + number for n in ("w", "b", *self.members[member].epilogue.parameters, "y")}
 
     @property
-    def panels(self) -> int:
-        """Panels of output channels."""
-        return self.conv.y.blocks // self.vectors
+    def parameters(self) -> tuple[str, ...]:
+        """Pointers: the segments, then those of every member."""
+        own = [n for m in range(len(self.members)) for n in self.names(m).values()]
+        return (*segment_names(self.conv.x), *own)
+
+
+def panel_vectors(blocks: int, most: int) -> int:
+    """Output vectors of a panel: the largest number that divides the blocks of the result."""
+    return next(v for v in range(min(blocks, most), 0, -1) if blocks % v == 0)
 
 
 def tile_axes(outputs: Sequence[int], taps: Sequence[int], stride: Sequence[int]) -> Axes:
@@ -144,8 +173,9 @@ def pack(weight: np.ndarray, axes: Axes, lanes: int) -> np.ndarray:
 
 
 def winograd_kernel(shape: WinogradShape) -> Any:
-    """The PrimFunc for `shape`; parameters as those of the direct convolution, then the range of units."""
-    with kernel(shape.conv.parameters, divided=True) as made:
+    """The PrimFunc for `shape`; parameters as `shape.parameters`, then, where there are several members, which of
+    them the call computes, then the range of units."""
+    with kernel(shape.parameters, divided=True, members=len(shape.members) > 1) as made:
         _Winograd(shape, made).emit()
     return made.func
 
@@ -156,26 +186,48 @@ def _pitch(lanes: int) -> int:
     return (lines + (lines % 2 == 0)) * LINE
 
 
+class _Part:
+    """Emission state of one member: its buffers, and where its panels and products are among those of all."""
+
+    def __init__(self, shape: WinogradShape, number: int, made: KernelBuilder, before: tuple[int, int]) -> None:
+        member, pointers = shape.members[number], made.pointers
+        self.number, self.y, self.reads = number, member.y, member.reads
+        self.vectors = panel_vectors(member.y.blocks, shape.vectors)
+        self.lanes, self.panels = shape.lanes(member), shape.panels(member)
+        self.first_panel, self.first_lane = before
+        self.channels = sum(shape.conv.x[i].channels for i in member.reads)
+        size = products_per_tile(shape.axes) * self.channels * self.lanes * self.panels
+        own = made.renamed(**{name: pointers[full] for name, full in shape.names(number).items()})
+        self.W = view(own.pointers["w"], (size,))
+        self.out = Output(own, member.y, shape.conv.batch, member.epilogue)
+
+    def size(self, run: PointRun) -> int:
+        """Weights of one panel at one point."""
+        return len(run.phases) * self.channels * self.lanes
+
+
 class _Winograd:
     """Emission state of one kernel."""
 
     def __init__(self, shape: WinogradShape, made: KernelBuilder) -> None:
         self.s, self.c, self.made, self.axes = shape, shape.conv, made, shape.axes
-        x, y = self.c.x, self.c.y
+        x = self.c.x
         self.across = self.axes[1].points
         self.X = [
             view(made.pointers[n], p.physical(self.c.batch)) for n, p in zip(segment_names(x), x, strict=True)
         ]
-        self.size = products_per_tile(self.axes) * self.c.channels * shape.lanes * shape.panels
-        self.W = view(made.pointers["w"], (self.size,))
-        self.out = Output(made, y, self.c.batch, self.c.epilogue)
+        self.parts, panels, lanes = [], 0, 0
+        for number, member in enumerate(shape.members):
+            self.parts.append(_Part(shape, number, made, (panels, lanes)))
+            panels, lanes = panels + shape.panels(member), lanes + member.y.lanes
         self.depth = sum(p.lanes for p in x)
         phases = len(phase_pairs(self.axes))
         self.inputs = T.alloc_buffer((shape.points, shape.group, _pitch(phases * self.depth)), "float32")
-        self.products = T.alloc_buffer((shape.points, shape.group, _pitch(y.lanes)), "float32")
+        self.products = T.alloc_buffer((shape.points, shape.group, _pitch(lanes)), "float32")
+        blocks = sorted({m.y.block for m in shape.members})
         self.input_tile = {b: Registers(shape.points, b) for b in sorted({p.block for p in x})}
-        self.output_tile = Registers(shape.outputs[0] * self.across, y.block)
-        self.acc = Registers(shape.rows * shape.vectors, y.block)
+        self.output_tile = {b: Registers(shape.outputs[0] * self.across, b) for b in blocks}
+        self.acc = {b: Registers(shape.rows * shape.vectors, b) for b in blocks}
         if self.c.lane_unroll > 1:
             self.elements = Registers(shape.rows, self.c.lane_unroll)
 
@@ -185,7 +237,9 @@ class _Winograd:
         Inputs of a set of tiles of which the call has some panels only are transformed all the same.
         """
         s = self.s
-        self.out.clear_halo(self.made.begin)
+        for part in self.parts:
+            with self.made.wanted([part.number]):
+                part.out.clear_halo(self.made.begin)
         first, behind = s.units.tile_range(self.made)
         limit = T.min(behind * s.rows, s.count)
         steps = s.group // s.rows
@@ -193,12 +247,14 @@ class _Winograd:
             base = (first + g * steps) * s.rows
             with self._each_tile(base, limit) as at:
                 self._transform_inputs(*at)
-            start = 0
+            points = 0
             for run in point_runs(self.axes):
-                self._multiply_run(run, start, first + g * steps)
-                start += len(run.rows) * len(run.columns) * self._panel_size(run) * s.panels
+                self._multiply_run(run, points, first + g * steps)
+                points += len(run.rows) * len(run.columns) * len(run.phases)
             with self._each_tile(base, limit) as at:
-                self._transform_output(base, *at)
+                for part in self.parts:
+                    with self.made.wanted([part.number]):
+                        self._transform_output(part, base, *at)
 
     @contextmanager
     def _each_tile(self, base: Any, limit: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -212,11 +268,12 @@ class _Winograd:
 
     # ------------------------------------------------------------------ inputs
     def _transform_inputs(self, t: Any, n: Any, row: Any, column: Any) -> None:
+        readers = [[p.number for p in self.parts if i in p.reads] for i in range(len(self.c.x))]
         for index, (a, b) in enumerate(phase_pairs(self.axes)):
             phases = (self.axes[0].phases[a], self.axes[1].phases[b])
             first = index * self.depth
             for segment, x in enumerate(self.c.x):
-                with T.serial(x.blocks) as block:
+                with self.made.wanted(readers[segment]), T.serial(x.blocks) as block:
                     self._transform_block(segment, phases, (t, n, row, column), block, first)
                 first += x.lanes
 
@@ -245,87 +302,104 @@ class _Winograd:
                 T.buffer_store(self.inputs, value, place)
 
     # ------------------------------------------------------------------ products
-    def _panel_size(self, run: PointRun) -> int:
-        """Weights of one panel at one point."""
-        return len(run.phases) * self.c.channels * self.s.lanes
-
-    def _multiply_run(self, run: PointRun, start: int, first: Any) -> None:
-        """The products at some points; their weights begin at `start`, the group with set `first` of tiles."""
-        size, rows = self._panel_size(run), self.s.rows
-        with T.serial(len(run.rows)) as i, T.serial(len(run.columns)) as j, T.serial(self.s.panels) as panel:
+    def _multiply_run(self, run: PointRun, points: int, first: Any) -> None:
+        """The products at some points, `points` (times phases) behind the first, of the group with set `first` of
+        tiles. Members take turns at every point, so that what they read stays in the nearest cache."""
+        with T.serial(len(run.rows)) as i, T.serial(len(run.columns)) as j:
             point = (i + run.rows.start) * self.across + (j + run.columns.start)
-            weights = ((i * len(run.columns) + j) * self.s.panels + panel) * size + start
-            with T.serial(self.s.group // rows) as u, self.s.units.where(self.made, first + u, panel):
-                self._multiply(run, point, panel, weights, u * rows)
+            for part in self.parts:
+                start = points * part.channels * part.lanes * part.panels
+                with self.made.wanted([part.number]), T.serial(part.panels) as panel:
+                    weights = ((i * len(run.columns) + j) * part.panels + panel) * part.size(run) + start
+                    self._multiply_panel(part, run, point, (panel, weights), first)
 
-    def _multiply(self, run: PointRun, point: Any, panel: Any, weights: Any, first: Any) -> None:
+    def _multiply_panel(self, part: _Part, run: PointRun, point: Any, at: tuple[Any, Any], first: Any) -> None:
+        """A panel (`at`: its number, where its weights begin) by the call's tiles of the group."""
+        rows, units = self.s.rows, self.s.units
+        panel, weights = at
+        with T.serial(self.s.group // rows) as u, units.where(self.made, first + u, panel + part.first_panel):
+            self._multiply(part, run, point, panel, weights, u * rows)
+
+    def _multiply(self, part: _Part, run: PointRun, point: Any, panel: Any, weights: Any, first: Any) -> None:
         """`rows` tiles by one panel of weights; lanes that fill up a block have no weights and are skipped."""
-        v = self.c.y.block
-        cells = [(u, o, u * self.s.vectors + o) for u in range(self.s.rows) for o in range(self.s.vectors)]
+        v = part.y.block
+        acc = self.acc[v]
+        cells = [(u, o, u * part.vectors + o) for u in range(self.s.rows) for o in range(part.vectors)]
         for _, _, k in cells:
-            self.acc.put(k, splat(0.0, v))
-        for lane, channels in self._channel_runs(run):
+            acc.put(k, splat(0.0, v))
+        for lane, channels in self._channel_runs(part, run):
             unroll = self.c.lane_unroll
             whole = channels // unroll * unroll if unroll > 1 else 0
             if whole:
                 step = UNROLLED if whole % (UNROLLED * unroll) == 0 else 1
                 with T.serial(whole // (unroll * step)) as c:
                     for i in range(step):
-                        self._by_element(cells, point, first, ((c * step + i) * unroll, lane), weights)
+                        self._by_element(part, cells, point, first, ((c * step + i) * unroll, lane), weights)
             if channels - whole:
                 with T.serial(channels - whole) as c:
-                    self._broadcast(cells, point, first, (c + whole, lane), weights)
-            weights = weights + channels * self.s.lanes
+                    self._broadcast(part, cells, point, first, (c + whole, lane), weights)
+            weights = weights + channels * part.lanes
         for u, o, k in cells:
-            place = [point, first + u, vector(panel * self.s.lanes + o * v, v)]
-            T.buffer_store(self.products, self.acc.get(k), place)
+            lanes = vector(panel * part.lanes + (part.first_lane + o * v), v)
+            T.buffer_store(self.products, acc.get(k), [point, first + u, lanes])
 
-    def _weight(self, weights: Any, channel: Any, o: int) -> Any:
-        v = self.c.y.block
-        return self.W[vector(weights + channel * self.s.lanes + o * v, v)]
+    def _weight(self, part: _Part, weights: Any, channel: Any, o: int) -> Any:
+        v = part.y.block
+        return part.W[vector(weights + channel * part.lanes + o * v, v)]
 
-    def _broadcast(self, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any) -> None:
+    def _broadcast(
+        self, part: _Part, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any
+    ) -> None:
         """One channel (`at`: its number, the lane of channel 0) of every tile by its weights."""
+        acc = self.acc[part.y.block]
         for u, o, k in cells:
-            value = splat(self.inputs[point, first + u, at[0] + at[1]], self.c.y.block)
-            self.acc.put(k, self.acc.get(k) + value * self._weight(weights, at[0], o))
+            value = splat(self.inputs[point, first + u, at[0] + at[1]], part.y.block)
+            acc.put(k, acc.get(k) + value * self._weight(part, weights, at[0], o))
 
-    def _by_element(self, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any) -> None:
+    def _by_element(
+        self, part: _Part, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any
+    ) -> None:
         """Some channels from `at` on: one vector of them per tile, multiplied element by element."""
+        acc = self.acc[part.y.block]
         for u in range(self.s.rows):
             lanes = vector(at[0] + at[1], self.c.lane_unroll)
             self.elements.put(u, self.inputs[point, first + u, lanes])
         for c in range(self.c.lane_unroll):
             for u, o, k in cells:
-                value = splat(self.elements.lane(u, c), self.c.y.block)
-                self.acc.put(k, self.acc.get(k) + value * self._weight(weights, at[0] + c, o))
+                value = splat(self.elements.lane(u, c), part.y.block)
+                acc.put(k, acc.get(k) + value * self._weight(part, weights, at[0] + c, o))
 
-    def _channel_runs(self, run: PointRun) -> list[tuple[int, int]]:
-        """(first lane, channels) of stretches of the transformed inputs without lanes that only fill up."""
+    def _channel_runs(self, part: _Part, run: PointRun) -> list[tuple[int, int]]:
+        """(first lane, channels) of stretches of the transformed inputs that a member reads, without filled-up
+        lanes."""
         pairs = phase_pairs(self.axes)
+        offsets = [0, *itertools.accumulate(x.lanes for x in self.c.x)]
         found: list[tuple[int, int]] = []
         for phase in run.phases:
-            lane = pairs.index(phase) * self.depth
-            for x in self.c.x:
+            for segment in part.reads:
+                lane, channels = pairs.index(phase) * self.depth + offsets[segment], self.c.x[segment].channels
                 if found and sum(found[-1]) == lane:
-                    found[-1] = (found[-1][0], found[-1][1] + x.channels)
+                    found[-1] = (found[-1][0], found[-1][1] + channels)
                 else:
-                    found.append((lane, x.channels))
-                lane += x.lanes
+                    found.append((lane, channels))
         return found
 
     # ------------------------------------------------------------------ outputs
-    def _transform_output(self, base: Any, t: Any, n: Any, row: Any, column: Any) -> None:
+    def _transform_output(self, part: _Part, base: Any, t: Any, n: Any, row: Any, column: Any) -> None:
         """The blocks of the call's panels of tile t of the group that begins with tile `base`."""
-        s, tiles = self.s, tirx.truncdiv(base + t, self.s.rows)
-        with T.serial(s.panels) as panel, s.units.where(self.made, tiles, panel), T.serial(s.vectors) as o:
-            self._transform_output_block(t, (n, panel * s.vectors + o, row, column))
+        units, tiles = self.s.units, tirx.truncdiv(base + t, self.s.rows)
+        with (
+            T.serial(part.panels) as panel,
+            units.where(self.made, tiles, panel + part.first_panel),
+            T.serial(part.vectors) as o,
+        ):
+            self._transform_output_block(part, t, (n, panel * part.vectors + o, row, column))
 
-    def _transform_output_block(self, t: Any, place: tuple[Any, Any, Any, Any]) -> None:
+    def _transform_output_block(self, part: _Part, t: Any, place: tuple[Any, Any, Any, Any]) -> None:
         """Columns, then rows of one block of channels; `place` is the tile's first output."""
         n, block, row, column = place
-        y = self.c.y
-        at = vector(block * y.block, y.block)
+        y, tile = part.y, self.output_tile[part.y.block]
+        at = vector(block * y.block + part.first_lane, y.block)
 
         def const(value: float) -> Any:
             return splat(value, y.block)
@@ -333,25 +407,25 @@ class _Winograd:
         for j in range(self.across):
             cells = [self.products[q * self.across + j, t, at] for q in range(self.axes[0].points)]
             for i, value in enumerate(self.axes[0].interpolate(cells, const)):
-                self.output_tile.put(i * self.across + j, value)
+                tile.put(i * self.across + j, value)
         for i in range(self.s.outputs[0]):
-            cells = [self.output_tile.get(i * self.across + q) for q in range(self.across)]
+            cells = [tile.get(i * self.across + q) for q in range(self.across)]
             for j, value in enumerate(self.axes[1].interpolate(cells, const)):
-                self._guarded((n, block, row + i, column + j), (i, j), value + self.out.bias(block))
+                self._guarded(part, (n, block, row + i, column + j), (i, j), value + part.out.bias(block))
 
-    def _guarded(self, place: Any, at: tuple[int, int], value: Any) -> None:
+    def _guarded(self, part: _Part, place: Any, at: tuple[int, int], value: Any) -> None:
         """Store one output; only those of the last tiles can lie outside the image."""
         outside = [
             position < extent
-            for position, extent, i, m in zip(place[2:], self.c.y.extent, at, self.s.outputs, strict=True)
+            for position, extent, i, m in zip(place[2:], part.y.extent, at, self.s.outputs, strict=True)
             if extent % m and i >= extent % m
         ]
         if not outside:
-            self.out.store(place, value)
+            part.out.store(place, value)
             return
         condition = outside[0] if len(outside) == 1 else tirx.And(*outside)
         with T.If(condition), T.Then():
-            self.out.store(place, value)
+            part.out.store(place, value)
 
 
 def reference(x: np.ndarray, weight: np.ndarray, axes: Axes) -> np.ndarray:
