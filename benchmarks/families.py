@@ -1,4 +1,4 @@
-"""Families of tasks that become one library: those of models/, and a synthetic trunk with heads."""
+"""Families of tasks that become one library: those of models/, a synthetic trunk with heads, a merged network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx
 
+from benchmarks.labelled import labelled
 from benchmarks.networks import Net
 from benchmarks.ours import PASSES, through
 from benchmarks.peers.client import ROOT
@@ -37,6 +38,11 @@ def synthetic() -> Graph:
     return through(union({t: load(trunk_and_head(t), task=t) for t in HEADS}, input="image", name="trunk"), PASSES)
 
 
+def merged() -> Graph:
+    """Three networks that share channels by sets of tasks in every layer."""
+    return through(union({t: load(labelled(t), task=t) for t in "abc"}, input="image", name="labels"), PASSES)
+
+
 def _released(name: str) -> Callable[[], Graph]:
     def graph() -> Graph:
         return transform(load_release(load_config(MODELS / name / "release.toml")))[0]
@@ -47,7 +53,7 @@ def _released(name: str) -> Callable[[], Graph]:
 def families() -> dict[str, Callable[[], Graph]]:
     """Name -> the joined graph after its passes."""
     found = sorted(path.parent.name for path in MODELS.glob("*/release.toml"))
-    return {"trunk-and-heads": synthetic} | {name: _released(name) for name in found}
+    return {"trunk-and-heads": synthetic, "labels": merged} | {name: _released(name) for name in found}
 
 
 def subsets(graph: Graph) -> Iterator[tuple[str, ...]]:

@@ -37,7 +37,7 @@ def test_too_many_cores_are_refused(tmp_path):
 
 
 def test_families_are_the_synthetic_one_and_those_of_the_repository():
-    assert list(families()) == ["trunk-and-heads", "fashion", "shared-backbone", "spoken"]
+    assert list(families()) == ["trunk-and-heads", "labels", "fashion", "shared-backbone", "spoken"]
 
 
 def test_the_synthetic_family_shares_its_trunk():
