@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler import __version__
 from compiler.errors import CompilerError
+from compiler.progress import silent
 
 if TYPE_CHECKING:
     from compiler.commands import Result
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CompilerError as error:
         return _failed(error, error.exit_code, args.debug)
     except KeyboardInterrupt:
-        print("interrupted; nothing half-written remains", file=sys.stderr)
+        print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
@@ -74,8 +75,12 @@ def _run(args: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace, Callable[[str], None]], Result]
     command = getattr(importlib.import_module(module), function)
     tables: Any = importlib.import_module("compiler.tables") if not (args.json and args.quiet) else None
-    say = (lambda line: None) if args.quiet else tables.progress()
-    result = command(args, say)
+    say: Any = silent if args.quiet or args.progress == "none" else tables.progress(args.progress)
+    try:
+        result = command(args, say)
+    finally:
+        if say is not silent:
+            say.close()
     if args.json:
         sys.stdout.write(importlib.import_module("compiler.report").to_json(result.record))
     else:
@@ -127,6 +132,12 @@ def parser() -> argparse.ArgumentParser:
 def _common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print the result as JSON")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    p.add_argument(
+        "--progress",
+        choices=("auto", "bar", "plain", "json", "none"),
+        default="auto",
+        help="how progress is shown on stderr; auto: a bar on a terminal, else plain lines",
+    )
     p.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 

@@ -34,6 +34,7 @@ from compiler.ir.reference import evaluate, random_feeds
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, paths, planning_of, tuned
+from compiler.progress import tracked
 from compiler.release import Release, Say, calibration_of, load_release, silent, transform
 from compiler.report import summary
 from compiler.staging import staged
@@ -192,7 +193,10 @@ def compile_release(
         if tune is not None:
             sources = tuned(graph, goals, planning, root, say)
         job = _job(release, graph, records)
-        builds = [_build(job, goal, folder, sources[goal.name], selftest=selftest, say=say) for goal in goals]
+        builds = [
+            _build(job, goal, folder, sources[goal.name], selftest=selftest, say=say)
+            for goal in tracked(say, "targets", goals)
+        ]
         compiled = _measured(release, graph, records, builds, folder, say)
         for built in builds:
             say(f"{built.target.name}: report")
@@ -280,7 +284,7 @@ def _build(
     job: _Job, target: Target, folder: Path, sources: Sources, *, selftest: bool, say: Say = silent
 ) -> Built:
     say(f"{target.name}: generate")
-    library = generate(job.graph, target, name=job.name, subsets=job.subsets, sources=sources)
+    library = generate(job.graph, target, name=job.name, subsets=job.subsets, sources=sources, say=say)
     costs = None if job.release is None else job.release.costs(job.graph, workspace_of(library))
     say(f"{target.name}: {len(library.kernels)} kernels, {len(library.programs)} subsets; link")
     bundle = write_bundle(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.reference import evaluate
+from compiler.progress import tracked
 from compiler.release import Release, Say, calibration_of, evaluation_of, silent
 
 
@@ -127,12 +128,19 @@ def evaluate_release(
         return ()
     labels, metrics = (labelled[1], config.evaluation.metric) if labelled else ({}, {})
     say(f"evaluate on {feeds.batches * feeds.batch_size} samples: originals, graph{', bundle' * bool(network)}")
-    before = collect(originals(release), feeds())
+
+    def counted(stage: str, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+        return tracked(say, f"evaluate: {stage}", samples, feeds.batches)
+
+    before = collect(originals(release), counted("originals", feeds()))
     chosen = {t: metric(name) for t, name in metrics.items() if t in graph.tasks}
     rows: list[TaskEvaluation] = []
     for level in range(level_count(graph)):
-        after = collect(graph_runner(at_level(graph, level)), _only(feeds, graph))
-        compiled = collect(bundle_runner(network, graph, level), _only(feeds, graph)) if network else None
+        after = collect(graph_runner(at_level(graph, level)), counted(f"graph, level {level}", _only(feeds, graph)))
+        compiled = None
+        if network:
+            samples = counted(f"bundle, level {level}", _only(feeds, graph))
+            compiled = collect(bundle_runner(network, graph, level), samples)
         rows += compare(before, after, compiled, labels, chosen, level)
     return tuple(rows)
 

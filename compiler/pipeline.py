@@ -19,6 +19,7 @@ from compiler.ir.text import digest
 from compiler.passes import find
 from compiler.passes.base import Note, Pass, Refusal, Resources
 from compiler.passes.spec import changed, convert, split
+from compiler.progress import tracked
 
 ROUNDING = 1e-5
 """Largest drift of an exact pass, relative to the tensor: passes may re-associate sums."""
@@ -111,7 +112,7 @@ class Pipeline:
         if stop_after is not None and all(p.name != stop_after for p in self.passes):
             raise PassError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
         known = Facts.of(graph)
-        for pass_ in self.passes:
+        for pass_ in tracked(use.say, "passes", self.passes):
             before = graph
             graph, record = self._step(pass_, before, known, use)
             known = record.after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,11 @@ from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
 from compiler.ir.union import Binding, Member, union
 from compiler.passes.base import Resources
-from compiler.passes.base import silent as silent
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import Observer, PassRecord, Pipeline
-
-Say = Callable[[str], None]
-"""Receives one line per stage."""
+from compiler.progress import Say as Say
+from compiler.progress import silent as silent
+from compiler.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
     members: dict[str, Graph] = {}
     sources: dict[str, str] = {}
     failures: list[CompilerError] = []
-    for key, task in config.tasks.items():
+    for key, task in tracked(say, "networks", config.tasks.items()):
         say(f"import {key}: {task.model}")
         path = config.path(task.model)
         try:

@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from compiler.commands import Cell, Grid
 
 _WIDE = 200
+EVERY = 2.0
+"""Seconds between two lines of one count."""
+
+
+class Pace:
+    """The clock of a run: seconds since its start, and how long a counted stage will still take."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._began: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._start
+
+    def left(self, stage: str, done: int, total: int | None) -> float | None:
+        """Seconds left if the rest of a stage goes as its done part went; None before its first part is done."""
+        now = time.monotonic()
+        if not done:
+            self._began[stage] = now
+        if not done or total is None:
+            return None
+        return (now - self._began.get(stage, now)) / done * (total - done)
+
+    def due(self) -> bool:
+        """Whether EVERY seconds have passed since this last was true."""
+        now = time.monotonic()
+        if now - self._last < EVERY:
+            return False
+        self._last = now
+        return True
 
 
 def show(grids: Iterable[Grid], stream: TextIO) -> None:
@@ -42,12 +84,67 @@ def cell_text(cell: Cell) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else cell
 
 
-def progress() -> Callable[[str], None]:
-    """A function that prints one line per stage to stderr, with the seconds since the start."""
-    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-    start = time.monotonic()
+class Plain:
+    """Progress as lines on stderr: one per stage with the seconds since the start, and a count now and then."""
 
-    def say(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - start:6.1f}s[/dim] {escape(line)}")
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._pace = Pace()
 
-    return say
+    def __call__(self, line: str) -> None:
+        self._console.print(f"[dim]{self._pace.seconds:6.1f}s[/dim] {escape(line)}")
+
+    def count(self, stage: str, done: int, total: int | None) -> None:
+        """A line at most every EVERY seconds, and none for what is done sooner."""
+        left = self._pace.left(stage, done, total)
+        if self._pace.due():
+            self(f"{stage}: {done} of {total or '?'}{'' if left is None else f', {left:.0f} s left'}")
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+class Lines(Plain):
+    """Progress as JSON lines on stderr: `event` is `stage` or `count`, `seconds` since the start."""
+
+    def __call__(self, line: str) -> None:
+        self._print({"event": "stage", "stage": line})
+
+    def count(self, stage: str, done: int, total: int | None) -> None:
+        """Every count; `seconds_left` is null where it cannot be told."""
+        left = self._pace.left(stage, done, total)
+        rounded = None if left is None else round(left, 3)
+        self._print({"event": "count", "stage": stage, "done": done, "total": total, "seconds_left": rounded})
+
+    def _print(self, record: dict[str, object]) -> None:
+        print(json.dumps({**record, "seconds": round(self._pace.seconds, 3)}), file=sys.stderr, flush=True)
+
+
+class Bar(Plain):
+    """Progress on a terminal: stages as lines, below them a bar per count with the time left, while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+        self._running: dict[str, TaskID] = {}
+        self._bars.start()
+
+    def count(self, stage: str, done: int, total: int | None) -> None:
+        """The bar of a stage appears with its first part and goes with its last."""
+        if stage not in self._running:
+            self._running[stage] = self._bars.add_task(escape(stage), total=total)
+        self._bars.update(self._running[stage], completed=done)
+        if total is not None and done >= total:
+            self._bars.remove_task(self._running.pop(stage))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bars.stop()
+
+
+def progress(kind: str = "auto") -> Plain:
+    """What shows progress on stderr: `bar`, `plain`, `json`; `auto` is a bar where stderr is a terminal."""
+    if kind == "auto":
+        kind = "bar" if sys.stderr.isatty() else "plain"
+    return {"bar": Bar, "plain": Plain, "json": Lines}[kind]()

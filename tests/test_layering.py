@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compiler.machine",
         "compiler.errors",
         "compiler.page",
+        "compiler.progress",
         "compiler.toml_table",
         "compiler.ir",
         "compiler",

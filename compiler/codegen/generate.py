@@ -28,6 +28,7 @@ from compiler.errors import ConfigError, LoweringError
 from compiler.ir.graph import Graph, Ref, Value
 from compiler.ir.levels import level_count
 from compiler.ir.types import ValueRef
+from compiler.progress import Say, silent, tracked
 
 MOST_LISTED_TASKS = 6
 """Up to this many tasks every subset is listed by default."""
@@ -82,6 +83,7 @@ def generate(
     subsets: Iterable[frozenset[str]] | None = None,
     templates: bool = True,
     sources: Sources | None = None,
+    say: Say = silent,
 ) -> Library:
     """Compile every task of `graph` for `target`.
 
@@ -99,7 +101,7 @@ def generate(
     plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks(), decisions)
     _plan_inputs(plan)
     needs_plain = _plain_readers(groups, layouts)
-    for group in groups:
+    for group in tracked(say, f"{target.name}: layers", groups):
         _plan_group(plan, group, needs_plain)
     _plan_outputs(plan)
     symbols = _symbols(plan.steps, name or graph.name)

@@ -23,6 +23,7 @@ from compiler.ir.levels import level_count
 from compiler.ir.types import TaskSet
 from compiler.ir.verify import verify
 from compiler.passes.spec import render
+from compiler.progress import Say, silent
 
 Batch = Mapping[str, np.ndarray]
 """Graph input name -> array of exactly that input's shape."""
@@ -57,10 +58,6 @@ def torch_module(name: str, wants: str) -> Any:
         raise TargetError(f"{wants}: needs torch, which is not installed; pip install 'taskgraft[train]'") from None
 
 
-def silent(line: str) -> None:
-    """Says nothing."""
-
-
 @dataclass(frozen=True)
 class Resources:
     """What a spec string cannot carry, passed by hand.
@@ -81,7 +78,7 @@ class Resources:
     cache: Path | None = None
     teacher: Graph | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
-    say: Callable[[str], None] = silent
+    say: Say = silent
 
     def rng(self, pass_: Pass) -> np.random.Generator:
         """A generator that depends on the seed and the pass only, so other passes do not change its numbers."""
