@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.host import pinned
 from compiler.codegen.budgets import MOST_BUDGET, LevelTimes
 from compiler.codegen.runtime import Network
 
@@ -44,9 +45,7 @@ def under_load(
     """Rows for an idle machine, a load on another core and one on the same core, with budgets and without."""
     others = sorted({*range(os.cpu_count() or 1)} - {core})
     places = {"idle": None} | ({"load on another core": others[0]} if others else {}) | {"load on this core": core}
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
+    with pinned(core):
         times = net.measure(samples[0], rounds=ROUNDS)
         budget = round(SLACK * times.seconds[0] * 1e6)
         found: dict[str, Any] = {}
@@ -54,9 +53,7 @@ def under_load(
             with loaded(place):
                 found[where] = _calls(net, samples, labels, times, budget, budget, calls)
                 found[f"{where}, level 0 only"] = _calls(net, samples, labels, times, MOST_BUDGET, budget, calls)
-        return found
-    finally:
-        os.sched_setaffinity(0, allowed)
+    return found
 
 
 @contextlib.contextmanager

@@ -79,6 +79,17 @@ def machine_lock(path: Path | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """This process on one processor, then where it was allowed before."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def versions(names: Sequence[str]) -> dict[str, str]:
     """Distribution -> installed version in this environment; those that are missing are left out."""
     found = {"python": platform.python_version()}

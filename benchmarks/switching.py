@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.cases import SEED, generated, prepare
 from benchmarks.deadlines import under_load
-from benchmarks.host import facts, machine_lock
+from benchmarks.host import facts, machine_lock, pinned
 from benchmarks.ours import PASSES, sources_digest, through
 from benchmarks.random_switching import switch
 from benchmarks.resident import resident
@@ -138,7 +138,7 @@ def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[s
     net, core = open_bundle(subject.folder), settings.cores[0]
     feeds = subject.samples[0]
     say(f"{name}: time")
-    with machine_lock(settings.lock):
+    with machine_lock(settings.lock), pinned(core):
         added, levels = switch_seconds(net, feeds, max(3, ROUNDS // less))
         one, many = resident([subject.folder], feeds, core), resident(others, feeds, core)
     switch_us, load_us = added * 1e6, float(np.median(many.load_us))

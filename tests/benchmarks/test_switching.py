@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ def test_the_cost_of_a_switch_is_what_mixed_levels_take_longer():
 
 @pytest.mark.filterwarnings("ignore")
 def test_budgets_are_counted_beside_calls_that_stay_at_the_densest_level(monkeypatch):
-    monkeypatch.setattr(deadlines.os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(deadlines, "pinned", lambda core: contextlib.nullcontext())
     monkeypatch.setattr(deadlines, "LOAD", "print('ready', flush=True)\nimport time\ntime.sleep(60)")
     rows = deadlines.under_load(FakeNetwork(), SAMPLES, {"a": np.array([0, 1])}, 10, core=0)
     assert len(rows) == 2 * len([w for w in rows if not w.endswith("level 0 only")])
