@@ -5,13 +5,15 @@ Variants are the levels as libraries of their own, planned alike, so that each s
 `switch_us` is what calls take longer that go round all levels than calls that stay at one, the least over rounds.
 `load_us` is the least that bringing a variant in can cost: mapping the library and what its first call takes
 longer than later ones, files in the page cache, digests not checked. `memory_ratio` is the resident memory of all
-variants, each run, over that of the one library run at all levels.
+variants, each run, over that of the one library run at all levels. `load_average` says how busy the machine was
+besides: budgets are of elapsed time, and on a busy machine they tell about its other work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +147,7 @@ def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[s
     sizes = [open_bundle(p).bundle.manifest["pool"]["bytes"] for p in others]
     pool = net.bundle.manifest["pool"]["bytes"]
     record: dict[str, Any] = {
+        "load_average": os.getloadavg(),
         "switch_us": switch_us,
         "load_us": load_us,
         "opened_us": float(np.median(many.opened_us)),
