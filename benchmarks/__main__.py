@@ -14,6 +14,7 @@ STUDIES = {
     "multitask": "benchmarks.multitask",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",
+    "pruning": "benchmarks.pruning",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
     "pruning-updates": "benchmarks.pruning_updates",

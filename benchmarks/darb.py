@@ -41,11 +41,11 @@ class Tagger(nn.Module):
 
     def __init__(self, words: int, suffixes: int, tags: int) -> None:
         super().__init__()
-        self.word = nn.Embedding(words, 96, padding_idx=0)
+        self.word = nn.Embedding(words, 64, padding_idx=0)
         self.suffix = nn.Embedding(suffixes, 32, padding_idx=0)
         self.dropout = nn.Dropout(0.3)
-        self.lstm = nn.LSTM(128, 192, batch_first=True, bidirectional=True)
-        self.out = nn.Linear(384, tags)
+        self.lstm = nn.LSTM(96, 128, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(256, tags)
 
     def forward(self, words: Tensor, suffixes: Tensor) -> Tensor:
         """Scores of every tag for every token."""
@@ -62,8 +62,8 @@ class Wide(nn.Sequential):
     """Two wide hidden layers: [b, 784] to [b, 10]."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Linear(784, 1024), nn.ReLU(), nn.Dropout(0.2), nn.Linear(1024, 512), nn.ReLU())
-        self.append(nn.Linear(512, 10))
+        super().__init__(nn.Linear(784, 512), nn.ReLU(), nn.Dropout(0.2), nn.Linear(512, 256), nn.ReLU())
+        self.append(nn.Linear(256, 10))
 
     def matrices(self) -> list[nn.Parameter]:
         """What is pruned: all three layers."""
@@ -119,7 +119,7 @@ def tagger(data: Path, quick: bool) -> Case:
         part(bank.dev),
         part(bank.test),
         3e-3,
-        (1, 1, 1) if quick else (8, 2, 6),
+        (1, 1, 1) if quick else (12, 1, 4),
         f"embedding tables of {bank.words} words and {bank.suffixes} suffixes",
     )
 
@@ -132,7 +132,7 @@ def mlp(data: Path, quick: bool) -> Case:
     y = torch.from_numpy(y.astype(np.int64))
     cuts = (slice(0, 2000 if quick else 55000), slice(55000, 60000), slice(60000, None))
     train, dev, test = ((x[c], y[c]) for c in cuts)
-    return Case("mlp-mnist", Wide, train, dev, test, 1e-3, (1, 1, 1) if quick else (10, 2, 8), "nothing")
+    return Case("mlp-mnist", Wide, train, dev, test, 1e-3, (1, 1, 1) if quick else (12, 2, 12), "nothing")
 
 
 CASES = {"mlp-mnist": mlp, "lstm-tagger": tagger}
@@ -204,13 +204,19 @@ def rows(case: Case, patterns: Sequence[str], densities: Sequence[float], seed: 
 
 
 def thinned(net: Any, case: Case, pattern: Pattern, density: float, seed: int) -> Masks:
-    """Fine-tune `net` down to `density`, round by round."""
+    """Fine-tune `net` down to `density`, round by round, with less dropout the fewer weights there are (Han et al.,
+    arXiv 1506.02626: by the square root of their share)."""
     masks = Masks(net.matrices(), pattern)
     rounds = steps_to(density)
+    rates = {m: m.p for m in net.modules() if isinstance(m, nn.Dropout)}
     for number, step in enumerate(rounds):
         masks.shrink(step)
+        for module, rate in rates.items():
+            module.p = rate * step**0.5
         epochs = case.epochs[1] if number + 1 < len(rounds) else case.epochs[2]
         train(net, case, epochs, seed + number + 1, masks, case.rate)
+    for module, rate in rates.items():
+        module.p = rate
     return masks
 
 

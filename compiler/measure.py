@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.calibration.engine import Engine
 from compiler.calibration.evaluation import Outputs, Runner, TaskEvaluation, collect, compare
+from compiler.calibration.judge import graph_runner
 from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds
 from compiler.ir.adapters import Adapter
@@ -83,17 +84,6 @@ def _adapter(release: Release, steps: tuple[Mapping[str, object], ...], sources:
     for own, shared in sources.items():
         graph.set_task(own, [adapter.apply(inputs[shared], steps).ref])
     return graph.freeze()
-
-
-def graph_runner(graph: Graph) -> Runner:
-    """A graph in onnxruntime, through its ONNX form."""
-    engine = Engine.of(graph)
-
-    def run(feed: Mapping[str, np.ndarray]) -> Outputs:
-        found = engine.run(feed)
-        return {t.name: tuple(found[r.name] for r in t.outputs) for t in graph.tasks.values()}
-
-    return run
 
 
 def bundle_runner(network: Runnable, graph: Graph, level: int = 0) -> Runner:

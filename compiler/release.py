@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from compiler.ir.onnx_in import load
 from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
 from compiler.ir.union import Binding, Member, union
-from compiler.passes.base import Resources
+from compiler.passes.base import Judge, Resources, Timer
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.progress import Say as Say
@@ -164,7 +165,32 @@ def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
         labels=labels_of(config, graph),
         say=say,
         cache=config.path(config.calibration.cache) if config.calibration.cache else None,
+        clock=_clock,
+        judge=judge_of(config, graph),
     )
+
+
+def _clock(target: str) -> Timer:
+    """Predicted times on a target; the planner is loaded only where a pass asks for them."""
+    from compiler.codegen.predict import planner_clock
+
+    return planner_clock(target)
+
+
+def judge_of(config: Config, graph: Graph) -> Judge | None:
+    """Accuracy lost against `graph` on the evaluation data of a release; None where it names no metric."""
+    if not (config.evaluation.metric and config.evaluation.data):
+        return None
+
+    @functools.cache
+    def ready() -> Judge:
+        from compiler.calibration.judge import AccuracyJudge
+
+        found = evaluation_of(config, graph)
+        assert found is not None
+        return AccuracyJudge(graph, *found, config.evaluation.metric)
+
+    return lambda candidate: ready()(candidate)
 
 
 def transform(

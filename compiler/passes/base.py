@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 import numpy as np
 
 from compiler.errors import PassError, TargetError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import Graph, Site
 from compiler.ir.levels import level_count
-from compiler.ir.types import TaskSet
+from compiler.ir.types import NodeRef, TaskSet
 from compiler.ir.verify import verify
 from compiler.passes.spec import render
 from compiler.progress import Say, silent
@@ -30,6 +30,24 @@ Batch = Mapping[str, np.ndarray]
 
 Calibration = Callable[[], Iterable[Batch]]
 """A factory: every call starts the same sequence of feeds again."""
+
+
+Judge = Callable[[Graph], Mapping[str, float]]
+"""A graph -> how much worse every task with labels is than the original, in its metric."""
+
+
+class Timer(Protocol):
+    """Predicted times on one target."""
+
+    @property
+    def lanes(self) -> int:
+        """Channels that take the same time as one."""
+
+    def graph(self, graph: Graph) -> Mapping[NodeRef, float]:
+        """Seconds of every kernel of the graph's plan, by its first node."""
+
+    def site(self, site: Site, constants: frozenset[int]) -> float:
+        """Seconds of one node on its own, operands at the positions `constants` being weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,8 @@ class Resources:
     (fnmatch) of value and node names that no pass may shrink. `cache`: a folder where statistics of calibration
     data and checkpoints are kept under the digest of network and data (None: nowhere). `teacher`: the original
     networks as one graph, for passes that train. `labels`: task -> class numbers [samples, ...] of the calibration
-    data, where it has any. `say`: told about the progress of long passes."""
+    data, where it has any. `say`: told about the progress of long passes. `clock`: name of a target -> predicted
+    times there. `judge`: accuracy on evaluation data."""
 
     calibration: Mapping[str, np.ndarray] | Calibration | None = None
     machine: Any = None
@@ -79,6 +98,14 @@ class Resources:
     teacher: Graph | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     say: Say = silent
+    clock: Callable[[str], Timer] | None = None
+    judge: Judge | None = None
+
+    def timer(self, target: str) -> Timer:
+        """Predicted times on a target; PassError where there are none."""
+        if self.clock is None:
+            raise PassError(f"times on '{target}' are not known here; pass Resources(clock=...)")
+        return self.clock(target)
 
     def rng(self, pass_: Pass) -> np.random.Generator:
         """A generator that depends on the seed and the pass only, so other passes do not change its numbers."""

@@ -114,7 +114,7 @@ def units(value: Value) -> int:
     ids=lambda o: o["pattern"],
 )
 def test_outputs_move_less_than_by_magnitude(options: dict[str, object]) -> None:
-    graph, use = network(), Resources(calibration=images(64))
+    graph, use = network(), Resources(calibration=images(32))
     plain = Sparsify(**options)(graph, use)  # type: ignore[arg-type]
     outcome = Sparsify(**options, update="obs").run(graph, use)  # type: ignore[arg-type]
     assert error(graph, outcome.graph) < 0.75 * error(graph, plain)
@@ -156,7 +156,7 @@ def test_calibration_inputs_are_needed() -> None:
     assert str(pass_) == "sparsify{density=0.5,update=obs}"
     with pytest.raises(ConfigError, match="update=obs needs calibration inputs"):
         pass_(network())
-    with pytest.raises(PassError, match="3 calibration batches; update=obs needs 4 at least"):
+    with pytest.raises(PassError, match="3 calibration batches; update=obs and budgets need 4 at least"):
         pass_(network(), Resources(calibration=images(3)))
     with pytest.raises(ConfigError, match="samples is 0"):
         Sparsify(density=0.5, update="obs", samples=0)(network(), Resources(calibration=images(4)))

@@ -18,12 +18,13 @@ from compiler.errors import PassError
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.op import Kept
 from compiler.ir.ties import Atom, Group
-from compiler.ir.types import Axis, NodeRef, TaskSet, ValueRef, splat_value
+from compiler.ir.types import Axis, TaskSet, splat_value
+from compiler.passes.base import Timer
+from compiler.passes.budget.limits import MICRO, shares
 from compiler.passes.prune.surgery import shrunk
 
-Quantity = Literal["flops", "parameters"]
+Quantity = Literal["flops", "parameters", "weight_bytes", "latency_us"]
 Scope = Literal["global", "local"]
-Owner = ValueRef | NodeRef
 
 REPRICE = 0.05
 
@@ -37,8 +38,9 @@ class Meter:
     """The cost of a graph while atoms are taken away and put back, without surgery.
 
     `flops` counts multiply-adds of product operators (2 FLOPs each, so the share is that of the headline number),
-    weighted with the probability that the workload needs the node; `parameters` counts elements of float
-    parameters. `axes` (axis -> size) are those that must not become empty.
+    weighted with the probability that the workload needs the node; `latency_us` sums the predicted times of these
+    nodes on their own, weighted alike (`timer`); `parameters` counts elements of float parameters, `weight_bytes`
+    their bytes if they are dense. `axes` (axis -> size) are those that must not become empty.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class Meter:
         quantity: Quantity,
         workload: Mapping[TaskSet, float] | None = None,
         axes: Mapping[Axis, int] | None = None,
+        timer: Timer | None = None,
     ) -> None:
+        self._timer = timer if quantity == "latency_us" else None
+        self._bytes = quantity == "weight_bytes"
         self._units, self._weights = _units(graph, quantity, workload or {})
         self._sizes = [_sizes(u) for u in self._units]
         self._by_axis: dict[Axis, list[int]] = {}
@@ -108,9 +113,13 @@ class Meter:
     def _cost(self, unit: int) -> float:
         what, gone = self._units[unit], self._times_gone
         if isinstance(what, Value):
-            return float(math.prod(int(np.sum(gone[axis] == 0)) for axis in self._sizes[unit]))
+            count = math.prod(int(np.sum(gone[axis] == 0)) for axis in self._sizes[unit])
+            return float(count * what.dtype.bytes if self._bytes else count)
         kept = {a: np.flatnonzero(gone[a] == 0) for a in self._sizes[unit] if gone[a].any()}
         small = shrunk(what, Kept(kept)) if kept else what
+        if self._timer is not None:
+            constants = frozenset(i for i, v in what.operands.present() if v.data is not None)
+            return self._timer.site(small, constants) * MICRO * self._weights[unit]
         return what.node.op.macs(small) * self._weights[unit]
 
 
@@ -118,21 +127,12 @@ def _units(
     graph: Graph, quantity: Quantity, workload: Mapping[TaskSet, float]
 ) -> tuple[list[Site | Value], list[float]]:
     """What is priced: parameters, or nodes with multiply-adds and the probability that they run."""
-    if quantity == "parameters":
+    if quantity in ("parameters", "weight_bytes"):
         values: list[Site | Value] = [v for v in graph.parameters() if is_parameter(v)]
         return values, [1.0] * len(values)
-    share = _shares(graph, workload)
+    share = shares(graph, workload)
     sites: list[Site | Value] = [s for s in graph.sites() if s.node.op.macs(s)]
     return sites, [share.get(s.node.ref, 0.0) for s in sites if isinstance(s, Site)]
-
-
-def _shares(graph: Graph, workload: Mapping[TaskSet, float]) -> dict[Owner, float]:
-    """Probability that a call needs each vertex."""
-    needed = graph.needed_by()
-    if not workload:
-        return dict.fromkeys(needed, 1.0)
-    total = math.fsum(workload.values())
-    return {ref: math.fsum(p for q, p in workload.items() if q & tasks) / total for ref, tasks in needed.items()}
 
 
 def _sizes(unit: Site | Value) -> dict[Axis, int]:
@@ -256,6 +256,14 @@ def select(
     _put_back(meter, history, budget)
     atoms = tuple(a for ladder in ladders for a in ladder.removed)
     return Selection(atoms, meter.total / original, _smallest_step(meter, ladders) / original)
+
+
+def narrowed(ladder: Ladder, meter: Meter) -> Sequence[Atom]:
+    """Take every step that a ladder has, away from `meter` too; the atoms that are gone then."""
+    while ladder.next and meter.leaves_some(ladder.next):
+        meter.remove(ladder.next)
+        ladder.advance()
+    return ladder.removed
 
 
 def _round(meter: Meter, ladders: Sequence[Ladder], goal: float, scope: Scope) -> list[Ladder]:

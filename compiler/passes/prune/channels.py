@@ -7,20 +7,22 @@ recovery: sizes can be right where the meaning is wrong.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar, get_args
 
 import numpy as np
 
-from compiler.errors import ConfigError, VerifyError
+from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
 from compiler.passes.base import Pass, Refusal, Resources, torch_module
-from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, select
+from compiler.passes.budget.accuracy import cheapest
+from compiler.passes.budget.limits import Limit, check_drop, limit_of, problems_of
+from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, narrowed, select
 from compiler.passes.prune.criteria import (
     CRITERIA,
     NEEDS_DATA,
@@ -44,18 +46,30 @@ from compiler.passes.prune.surgery import (
 
 AUTO = "auto"
 
+TRIES = 6
+"""Selections that are made until one is within an absolute budget."""
+
+LEAST = 1e-6
+
+NEAR = 0.95
+"""Share of a budget that is used, if steps allow it, before the search for a better use ends."""
+
 Scorer = Callable[[Mapping[Axis, np.ndarray]], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
-    """Remove whole channels, hidden units and heads until a share of the original cost remains.
+    """Remove whole channels, hidden units and heads until a budget holds.
 
-    `flops` or `parameters`: that share, 0 < share <= 1; what remains is at most the share and within one rounding
-    step below it. `score`: l1, l2, rms, obs, fisher (needs torch) or random; auto is obs with calibration inputs
-    and l2 without. `scope`: rank all groups together (global) or shrink each by the same share (local). `multiple`:
-    widths stay multiples of it; `floor`: share of every group that stays in any case. `exclude`: patterns of names
-    to leave alone. `allow_mixed`: also shrink axes under a softmax or normalisation (their statistics change).
+    The budget, one of: `flops` or `parameters`, a share of the original's products or parameters that stays, within
+    one rounding step; `flops` or `weight_bytes` above 1, FLOPs of the expected call or bytes of all weights
+    (`weight_bytes` up to 1 is a share too); `latency_us`, microseconds of the expected call as the planner of
+    `target` predicts, for which widths become whole vectors. `accuracy_drop`: how much worse any task may become on
+    the evaluation data; alone it asks for the fewest FLOPs.
+    `score`: l1, l2, rms, obs, fisher (needs torch) or random; auto is obs with calibration inputs and l2 without.
+    `scope`: rank all groups together (global) or shrink each by the same share (local). `multiple`: widths stay
+    multiples of it; `floor`: share of every group that stays in any case. `exclude`: patterns of names to leave
+    alone. `allow_mixed`: also shrink axes under a softmax or normalisation, which changes their statistics.
     `recover`: none, or least-squares from calibration inputs. `samples`: how many calibration batches are used.
     """
 
@@ -72,14 +86,19 @@ class PruneChannels(Pass):
     allow_mixed: bool = False
     recover: str = "none"
     samples: int = 256
+    weight_bytes: float | None = None
+    latency_us: float | None = None
+    target: str = "host"
+    accuracy_drop: float | None = None
 
     def requires(self, graph: Graph, use: Resources) -> None:
         problems = []
-        share = self.flops if self.parameters is None else self.parameters
-        if (self.flops is None) == (self.parameters is None):
-            problems.append("give either flops or parameters, for example prune-channels{flops=0.5}")
-        elif share is None or not 0 < share <= 1:
-            problems.append(f"the share must be above 0 and at most 1, not {share}")
+        given = [v for v in (self.flops, self.parameters, self.weight_bytes, self.latency_us) if v is not None]
+        if len(given) > 1 or (not given and self.accuracy_drop is None):
+            problems.append("give either flops or parameters, for example prune-channels{flops=0.5}, or one budget")
+        elif self.parameters is not None and not 0 < self.parameters <= 1:
+            problems.append(f"the share must be above 0 and at most 1, not {self.parameters}")
+        problems += problems_of(self, use)
         for option, value, allowed in (
             ("score", self.score, (AUTO, *CRITERIA)),
             ("scope", self.scope, get_args(Scope)),
@@ -95,6 +114,28 @@ class PruneChannels(Pass):
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        told: list[Refusal] = []
+        if self._only_drop:
+            assert self.accuracy_drop is not None
+            whole = graph.copy().freeze()
+            share, points = cheapest(lambda s: self._at(s).run(whole, use).graph, use, self.accuracy_drop)
+            told += [p.note for p in points]
+            if share == 1:
+                return told
+            told += self._at(share).rewrite(graph, use)
+        else:
+            told += self._prune(graph, use)
+        check_drop(self, graph, use)
+        return told
+
+    @property
+    def _only_drop(self) -> bool:
+        return all(v is None for v in (self.flops, self.parameters, self.weight_bytes, self.latency_us))
+
+    def _at(self, share: float) -> PruneChannels:
+        return replace(self, flops=share, accuracy_drop=None)
+
+    def _prune(self, graph: Graph, use: Resources) -> list[Refusal]:
         origin = split_shared(graph)
         original = graph.copy().freeze()
         closure = self.closure(original, use)
@@ -121,16 +162,94 @@ class PruneChannels(Pass):
         return Closure(graph, exclude=excluded, allow_mixed=self.allow_mixed)
 
     def select(self, graph: Graph, closure: Closure, use: Resources, refusals: Sequence[Refusal] = ()) -> Selection:
-        """The atoms that the pass removes from `graph`."""
-        quantity: Quantity = "flops" if self.flops is not None else "parameters"
-        target = self.flops if self.flops is not None else self.parameters
-        assert target is not None
-        groups = closure.groups
+        """The atoms that the pass removes from `graph`. PassError where the budget cannot be met."""
+        limit = None if self._is_share else limit_of(self, graph, use)
+        if limit is None:
+            quantity: Quantity = "flops" if self.parameters is None else "parameters"
+            share = self.flops if self.parameters is None else self.parameters
+            assert share is not None
+            return self._select(graph, closure, use, quantity, share, refusals)
+        return self._within(graph, closure, use, limit, refusals)
+
+    @property
+    def _is_share(self) -> bool:
+        """Whether the budget is a share of products or parameters, which the meter knows exactly."""
+        return self.parameters is not None or (self.flops is not None and self.flops <= 1)
+
+    def _within(
+        self, graph: Graph, closure: Closure, use: Resources, limit: Limit, refusals: Sequence[Refusal]
+    ) -> Selection:
+        """A selection with which the whole graph costs no more than the limit.
+
+        The meter sees products or weights alone; what it does not see is taken to stay, and the share it is given
+        falls until the cost of the graph itself fits.
+        """
+        cost = limit.cost(graph, use)
+        if cost <= limit.value:
+            return Selection((), 1.0, 0.0)
+        seen = self._meter(graph, closure, use, limit.quantity).total
+        seen *= 2 if limit.quantity == "flops" else 1
+        share = max(1 - (cost - limit.value) / max(seen, 1e-30), LEAST)
+        best: tuple[float, Selection] | None = None
+        held, over = LEAST, 1.0
+        for _ in range(TRIES):
+            try:
+                selection = self._select(graph, closure, use, limit.quantity, share, refusals)
+            except PassError as error:
+                selection = self._narrowest(graph, closure, use, limit)
+                cost = self._cost(graph, closure, selection, limit, use)
+                if cost > limit.value:
+                    raise limit.missed(cost, "when every removable channel is gone") from error
+            else:
+                cost = self._cost(graph, closure, selection, limit, use)
+            if cost <= limit.value:
+                best, held = max(best or (0.0, selection), (cost, selection), key=lambda b: b[0]), share
+                if cost >= NEAR * limit.value:
+                    break
+            else:
+                over = share
+            share = (held + over) / 2 if best else max(share - 1.1 * (cost - limit.value) / max(seen, 1e-30), LEAST)
+        if best is None:
+            raise limit.missed(cost, f"after {TRIES} tries")
+        return best[1]
+
+    def _cost(self, graph: Graph, closure: Closure, selection: Selection, limit: Limit, use: Resources) -> float:
+        trial = graph.copy()
+        remove(trial, closure.removal(selection.atoms))
+        return limit.cost(trial, use)
+
+    def _narrowest(self, graph: Graph, closure: Closure, use: Resources, limit: Limit) -> Selection:
+        """What goes when every group becomes as narrow as it may."""
+        groups, multiple = closure.groups, self._multiple(limit.quantity, use)
+        meter = self._meter(graph, closure, use, limit.quantity)
+        ladders = [Ladder(g, np.zeros(len(g.atoms)), multiple, self.floor) for g in groups]
+        gone = tuple(a for ladder in ladders for a in narrowed(ladder, meter))
+        return Selection(gone, 0.0, 0.0)
+
+    def _multiple(self, quantity: Quantity, use: Resources) -> int:
+        """Time is a staircase in channels with the vector width as its step."""
+        whole = quantity == "latency_us" and self.multiple == 1
+        return use.timer(self.target).lanes if whole else self.multiple
+
+    def _meter(self, graph: Graph, closure: Closure, use: Resources, quantity: Quantity) -> Meter:
+        axes = {axis: closure.size(axis) for group in closure.groups for axis in group.axes}
+        timer = use.timer(self.target) if quantity == "latency_us" else None
+        return Meter(graph, quantity, use.workload, axes, timer)
+
+    def _select(
+        self,
+        graph: Graph,
+        closure: Closure,
+        use: Resources,
+        quantity: Quantity,
+        share: float,
+        refusals: Sequence[Refusal],
+    ) -> Selection:
+        groups, multiple = closure.groups, self._multiple(quantity, use)
         score = self._scorer(graph, groups, use)
-        ladders = [Ladder(g, s, self.multiple, self.floor) for g, s in zip(groups, score({}), strict=True)]
-        axes = {axis: closure.size(axis) for group in groups for axis in group.axes}
-        meter = Meter(graph, quantity, use.workload, axes)
-        return select(meter, ladders, target, "local" if self.scope == "local" else "global", score, refusals)
+        ladders = [Ladder(g, s, multiple, self.floor) for g, s in zip(groups, score({}), strict=True)]
+        meter = self._meter(graph, closure, use, quantity)
+        return select(meter, ladders, share, "local" if self.scope == "local" else "global", score, refusals)
 
     def _scorer(self, graph: Graph, groups: Sequence[Group], use: Resources) -> Scorer:
         """Scores of all groups when some entries are gone; only `obs` depends on these."""

@@ -11,7 +11,10 @@ from typing import ClassVar, Literal
 from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.passes.base import Batch, Pass, Refusal, Resources
+from compiler.passes.budget.accuracy import cheapest
+from compiler.passes.budget.limits import check_drop, limit_of, problems_of
 from compiler.passes.prune.recover import HELD_OUT
+from compiler.passes.sparsify.assign import assign
 from compiler.passes.sparsify.checks import check_density, check_survivors, count_survivors
 from compiler.passes.sparsify.goals import Goal, goals_of, largest
 from compiler.passes.sparsify.layers import Candidate, Limits, candidates
@@ -35,9 +38,13 @@ class Sparsify(Pass):
     `density` or `sparsity`: the share that stays or goes, 0 < density <= 1; regular patterns have it in their name.
     `scope`: every layer alone, or all ranked together (global), where each keeps 1/64. `dense`: first, last or both
     stay dense (`()` for neither). `min_inputs`: layers with fewer inputs stay dense. `exclude`: patterns of names
-    to leave alone. `update`: none keeps the largest magnitudes as they are; obs chooses by what a
-    loss costs the layer's outputs on calibration inputs, and fits what stays to make up for it. `samples`: how many
-    calibration batches are used.
+    to leave alone. A budget in place of a density, one of: `flops` or `weight_bytes`, a share of the original's up
+    to 1, else FLOPs of the expected call or bytes of all weights; `latency_us`, microseconds of the expected call
+    as the planner of `target` predicts. Then every layer stays dense or takes one of the densities of `pattern` or
+    of the patterns `among`, so that little is lost. `accuracy_drop`: how much worse any task may become on the
+    evaluation data; alone it asks for the fewest FLOPs. `update`: none keeps the largest magnitudes as they are;
+    obs chooses by what a loss costs the layer's outputs on calibration inputs, and fits what stays to make up for
+    it. `samples`: how many calibration batches are used.
     """
 
     name: ClassVar[str] = "sparsify"
@@ -52,11 +59,22 @@ class Sparsify(Pass):
     exclude: tuple[str, ...] = ()
     update: Update = "none"
     samples: int = 256
+    flops: float | None = None
+    weight_bytes: float | None = None
+    latency_us: float | None = None
+    target: str = "host"
+    accuracy_drop: float | None = None
+    among: tuple[Pattern, ...] = ()
 
     def requires(self, graph: Graph, use: Resources) -> None:
-        problems = []
+        problems = problems_of(self, use)
         given = [v for v in (self.density, self.sparsity) if v is not None]
-        if self.pattern.startswith("regular"):
+        if self._budgeted:
+            if given:
+                problems.append("a budget chooses the densities; give no density or sparsity with it")
+        elif self.among:
+            problems.append("among is for budgets; give flops, weight_bytes, latency_us or accuracy_drop")
+        elif self.pattern.startswith("regular"):
             if given:
                 problems.append(f"{self.pattern} keeps one weight in {self.pattern[7:]}; give no density")
         elif len(given) != 1:
@@ -90,14 +108,54 @@ class Sparsify(Pass):
         return 1.0 if self.sparsity is None else 1.0 - self.sparsity
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        told: list[Refusal] = []
+        if self._only_drop:
+            assert self.accuracy_drop is not None
+            whole = graph.copy().freeze()
+            share, points = cheapest(lambda s: self._at(s).run(whole, use).graph, use, self.accuracy_drop)
+            told += [p.note for p in points]
+            if share == 1:
+                return told
+            told += self._at(share).rewrite(graph, use)
+        else:
+            told += self._sparsify(graph, use)
+        check_drop(self, graph, use)
+        return told
+
+    @property
+    def _budgeted(self) -> bool:
+        return any(v is not None for v in (self.flops, self.weight_bytes, self.latency_us)) or self._only_drop
+
+    @property
+    def _only_drop(self) -> bool:
+        others = (self.flops, self.weight_bytes, self.latency_us, self.density, self.sparsity)
+        return self.accuracy_drop is not None and all(v is None for v in others) and self._share_is_free
+
+    @property
+    def _share_is_free(self) -> bool:
+        return bool(self.among) or not self.pattern.startswith("regular")
+
+    def _at(self, share: float) -> Sparsify:
+        return replace(self, flops=share, accuracy_drop=None)
+
+    def _sparsify(self, graph: Graph, use: Resources) -> list[Refusal]:
         chosen, refusals = self._candidates(graph, use)
-        goals = self._goals(chosen)
+        limit = limit_of(self, graph, use)
+        if limit is None:
+            goals = {c.weight.ref: g for c, g in zip(chosen, self._goals(chosen), strict=True)}
+        else:
+            feeds = self._feeds(graph, use) if use.calibration is not None else []
+            goals, notes = assign(graph, chosen, self.among or (self.pattern,), limit, use, feeds)
+            refusals += notes
+        named = {c.weight.ref: (c, goals[c.weight.ref]) for c in chosen if c.weight.ref in goals}
         if self.update == "obs":
-            named = {c.weight.ref: (c, g) for c, g in zip(chosen, goals, strict=True)}
-            return [*refusals, *update(graph, named, self._feeds(graph, use))]
-        for layer, goal in zip(chosen, goals, strict=True):
-            type_ = replace(layer.weight.type, encoding=goal.form)
-            graph.update(layer.weight.ref, type=type_, data=largest(layer.weight.constant, goal))
+            refusals += update(graph, named, self._feeds(graph, use))
+        else:
+            for layer, goal in named.values():
+                type_ = replace(layer.weight.type, encoding=goal.form)
+                graph.update(layer.weight.ref, type=type_, data=largest(layer.weight.constant, goal))
+        if limit is not None and (cost := limit.cost(graph, use)) > limit.value:
+            raise limit.missed(cost, "after the update of weights")
         return refusals
 
     def _goals(self, layers: Sequence[Candidate]) -> list[Goal]:
@@ -113,8 +171,8 @@ class Sparsify(Pass):
         found = list(islice(use.batches(graph), self.samples))
         if len(found) < HELD_OUT:
             raise PassError(
-                f"{self.name}: {len(found)} calibration batches; update=obs needs {HELD_OUT} at least, one in "
-                f"{HELD_OUT} to judge by and more to be sure of"
+                f"{self.name}: {len(found)} calibration batches; update=obs and budgets need {HELD_OUT} at least, "
+                f"one in {HELD_OUT} to judge by"
             )
         return found
 
@@ -126,7 +184,7 @@ class Sparsify(Pass):
 
     @property
     def _height(self) -> int:
-        return int(self.pattern[5:-2]) if self.pattern.startswith("block") else 1
+        return max(int(p[5:-2]) if p.startswith("block") else 1 for p in self.among or (self.pattern,))
 
     # ------------------------------------------------------------------ what is promised
     def ensures(self, before: Graph, after: Graph) -> None:
@@ -138,7 +196,7 @@ class Sparsify(Pass):
                 counts.append(check_survivors(old, new))
             elif new.type.encoding != old.type.encoding:
                 counts.append(count_survivors(old, new))
-        if not self.pattern.startswith(("block", "unstructured")):
+        if self._budgeted or not self.pattern.startswith(("block", "unstructured")):
             return
         for group in [counts] if self.scope == "global" and counts else [[c] for c in counts]:
             check_density(group, self.share, self._floor)

@@ -1,0 +1,117 @@
+"""Do budgets hold? Random budgets on five networks: never exceeded, or refused with the constraint and by how much.
+
+Every case draws a pass (`prune-channels`, `sparsify`), a quantity (FLOPs, bytes of weights, predicted time) and a
+share of what the network costs. The finished graph is priced; a refusal has to name the quantity, and the least
+cost that it states has to exceed the budget. No accuracy is measured here: weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.host import facts
+from benchmarks.networks import NETWORKS
+from compiler.codegen.predict import planner_clock
+from compiler.errors import PassError
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.passes.base import Pass, Resources
+from compiler.passes.budget.limits import QUANTITIES, Limit
+from compiler.passes.prune.channels import PruneChannels
+from compiler.passes.sparsify.magnitude import Sparsify
+
+CHOSEN = ("resnet-folded", "mobilenet-v2", "densenet", "vgg-flatten", "lstm")
+TARGET = "x86-64-v3"
+BUDGETS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One budget. `verdict`: held, refused, exceeded, or unexplained (a refusal that does not say enough)."""
+
+    network: str
+    spec: str
+    original: float
+    allowed: float
+    found: float | None
+    verdict: str
+    seconds: float
+    message: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the budget held or was refused with the reason."""
+        return self.verdict in ("held", "refused")
+
+
+def rows(name: str, count: int, seed: int) -> Iterator[Row]:
+    """Random budgets on one network."""
+    graph, use = load(NETWORKS[name]()), Resources(clock=planner_clock)
+    draw = np.random.default_rng([seed, CHOSEN.index(name)])
+    for _ in range(count):
+        quantity = QUANTITIES[draw.integers(len(QUANTITIES))]
+        original = Limit(quantity, 0.0, TARGET).cost(graph, use)
+        limit = Limit(quantity, float(draw.uniform(0.02, 1.05)) * original, TARGET)
+        kind = (PruneChannels, Sparsify)[draw.integers(2)]
+        pass_ = kind(**{quantity: limit.value}, target=TARGET)  # type: ignore[arg-type]
+        start = time.monotonic()
+        verdict, found, message = judged(pass_, graph, limit, use)
+        seconds = time.monotonic() - start
+        yield Row(name, str(pass_), original, limit.value, found, verdict, seconds, message)
+
+
+def judged(pass_: Pass, graph: Graph, limit: Limit, use: Resources) -> tuple[str, float | None, str]:
+    """Verdict, the cost that was reached or stated, and what a refusal says."""
+    try:
+        found = limit.cost(pass_(graph, use), use)
+    except PassError as error:
+        message = str(error).partition("\n")[0]
+        stated = re.match(rf"{limit.quantity}: at most \S+ .* are allowed and (\S+) remain", message)
+        least = float(stated[1]) if stated else None
+        return ("refused" if least is not None and least > limit.value else "unexplained"), least, message
+    return ("held" if found <= limit.value else "exceeded"), found, ""
+
+
+def main(arguments: list[str]) -> int:
+    """Print a row per budget; 1 where one was exceeded or refused without the reason."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks pruning", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=list(CHOSEN), choices=CHOSEN, help="networks")
+    parser.add_argument("--quick", action="store_true", help="4 budgets per network in place of 20")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.add_argument("--save", type=Path, help="folder for pruning-budgets.json")
+    given = parser.parse_args(arguments)
+    found = []
+    for name in given.only:
+        for row in rows(name, 4 if given.quick else BUDGETS, given.seed):
+            found.append(row)
+            if not given.json:
+                reached = "" if row.found is None else f"{row.found:.6g}"
+                print(
+                    f"{row.network:14} {row.verdict:11} {reached:>12} of {row.allowed:.6g}  {row.spec}", flush=True
+                )
+    record = {
+        "command": f"python -m benchmarks pruning --seed {given.seed}" + " --quick" * given.quick,
+        "seeds": [given.seed],
+        "versions": facts()["versions"],
+        "held": sum(r.verdict == "held" for r in found),
+        "refused": sum(r.verdict == "refused" for r in found),
+        "failed": sum(not r.good for r in found),
+        "rows": [asdict(r) for r in found],
+    }
+    if given.json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(f"{record['held']} held, {record['refused']} refused with the reason, {record['failed']} failed")
+    if given.save:
+        given.save.mkdir(parents=True, exist_ok=True)
+        (given.save / "pruning-budgets.json").write_text(json.dumps(record, indent=1) + "\n")
+    return int(any(not r.good for r in found))

@@ -1,0 +1,130 @@
+"""What a network may cost, in which quantity, and what it costs: expected values under the workload."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from compiler.cost.count import node_cost, parameter_cost
+from compiler.errors import PassError
+from compiler.ir.graph import Graph, Ref
+from compiler.ir.types import TaskSet
+from compiler.passes.base import Resources
+
+Quantity = Literal["flops", "weight_bytes", "latency_us"]
+QUANTITIES: tuple[Quantity, ...] = ("flops", "weight_bytes", "latency_us")
+UNITS: Mapping[Quantity, str] = {"flops": "FLOPs", "weight_bytes": "bytes of weights", "latency_us": "us predicted"}
+MICRO = 1e6
+
+
+class Budgeted(Protocol):
+    """A pass with the options of a budget."""
+
+    @property
+    def flops(self) -> float | None:
+        """A share of the original's up to 1, else FLOPs of the expected call."""
+
+    @property
+    def weight_bytes(self) -> float | None:
+        """A share of the original's up to 1, else bytes of all weights with their positions."""
+
+    @property
+    def latency_us(self) -> float | None:
+        """Microseconds of the expected call, as the planner of `target` predicts."""
+
+    @property
+    def target(self) -> str:
+        """The target whose time is meant."""
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """How much worse any task may become on the evaluation data, in its metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `value` of a quantity, in its own unit."""
+
+    quantity: Quantity
+    value: float
+    target: str = ""
+
+    def cost(self, graph: Graph, use: Resources) -> float:
+        """What `graph` costs in this quantity."""
+        return math.fsum(prices(graph, self.quantity, self.target, use).values())
+
+    def missed(self, found: float, why: str) -> PassError:
+        """The error for a budget that cannot be met; `found` is the least cost there is."""
+        unit, over = UNITS[self.quantity], found - self.value
+        return PassError(
+            f"{self.quantity}: at most {self.value:.6g} {unit} are allowed and {found:.6g} remain {why}, "
+            f"{over:.4g} too many ({over / self.value:.1%}); allow more, or free more layers (options exclude, "
+            "dense, floor, pattern)"
+        )
+
+
+def shares(graph: Graph, workload: Mapping[TaskSet, float]) -> dict[Ref, float]:
+    """Probability that a call needs each vertex; 1 without a workload."""
+    needed = graph.needed_by()
+    if not workload:
+        return dict.fromkeys(needed, 1.0)
+    total = math.fsum(workload.values())
+    return {ref: math.fsum(p for q, p in workload.items() if q & tasks) / total for ref, tasks in needed.items()}
+
+
+def prices(graph: Graph, quantity: Quantity, target: str, use: Resources) -> dict[Ref, float]:
+    """Cost of every node, or of every parameter for `weight_bytes`, which are there whether called or not.
+
+    PassError for `latency_us` where `use` has no clock.
+    """
+    if quantity == "weight_bytes":
+        return {v.ref: float(parameter_cost(v).weight_bytes) for v in graph.parameters()}
+    share = shares(graph, use.workload)
+    if quantity == "flops":
+        return {s.node.ref: node_cost(s).flops * share.get(s.node.ref, 0.0) for s in graph.sites()}
+    times = use.timer(target).graph(graph)
+    return {ref: seconds * MICRO * share.get(ref, 0.0) for ref, seconds in times.items()}
+
+
+def problems_of(options: Budgeted, use: Resources) -> list[str]:
+    """What is wrong with the options of a budget."""
+    given = [q for q in QUANTITIES if getattr(options, q) is not None]
+    found = [f"give one of {', '.join(given)}: a budget is in one quantity"] if len(given) > 1 else []
+    found += [f"{q} must be above 0, not {getattr(options, q)}" for q in given if not getattr(options, q) > 0]
+    if options.accuracy_drop is not None:
+        if not options.accuracy_drop >= 0:
+            found.append(f"accuracy_drop must be 0 or more, not {options.accuracy_drop}")
+        if use.judge is None:
+            found.append("accuracy_drop needs evaluation data with a metric")
+    if options.latency_us is not None and use.clock is None:
+        found.append("latency_us needs predictions of a planner; a release has them, and Resources(clock=...)")
+    return found
+
+
+def limit_of(options: Budgeted, graph: Graph, use: Resources) -> Limit | None:
+    """The limit that options set for `graph`; None where they set none."""
+    for quantity in QUANTITIES:
+        value = getattr(options, quantity)
+        if value is None:
+            continue
+        if quantity != "latency_us" and value <= 1:
+            value *= Limit(quantity, 0.0).cost(graph, use)
+        return Limit(quantity, float(value), options.target if quantity == "latency_us" else "")
+    return None
+
+
+def check_drop(options: Budgeted, graph: Graph, use: Resources) -> None:
+    """PassError that names the task where a network within its budget loses more accuracy than is allowed."""
+    if options.accuracy_drop is None or use.judge is None:
+        return
+    drops = use.judge(graph)
+    task = max(drops, key=lambda t: drops[t])
+    over = drops[task] - options.accuracy_drop
+    if over > 0:
+        given = [f"{q}={getattr(options, q):g}" for q in QUANTITIES if getattr(options, q) is not None]
+        raise PassError(
+            f"accuracy_drop: task '{task}' loses {drops[task]:.4g} where {options.accuracy_drop:g} is allowed, "
+            f"{over:.4g} too much, at the best found for {', '.join(given)}; allow more of either"
+        )

@@ -1,0 +1,194 @@
+"""Which layer becomes how sparse under one budget: dense, or one of several patterns and densities each.
+
+Every way of every layer is tried on its own: what it loses (held-out error of its outputs, or weight energy without
+calibration inputs) and what the whole network then costs. The losses of all layers together become as small as the
+budget allows (multiple-choice knapsack). Then the network is made and priced as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compiler.ir.encoding import BlockSparse
+from compiler.ir.graph import Graph, Ref
+from compiler.ir.types import ValueRef
+from compiler.passes.base import Note, Refusal, Resources
+from compiler.passes.budget.knapsack import choose
+from compiler.passes.budget.limits import Limit, prices
+from compiler.passes.prune.fit import Reader, reader_of
+from compiler.passes.prune.recover import bias_of
+from compiler.passes.sparsify.compensate import WORK, solve, work
+from compiler.passes.sparsify.goals import Goal, form_of, goals_of, largest
+from compiler.passes.sparsify.layers import Candidate
+from compiler.passes.sparsify.patterns import DARB_SIZES
+from compiler.passes.sparsify.update import RIDGES, Measured, Walk
+
+DENSITIES = (0.8, 0.65, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625, 0.0312)
+"""Shares that ranked patterns are tried with."""
+
+TRIES = 6
+"""Assignments that are made until the network as a whole is within its budget."""
+
+SAFETY = 1.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ways:
+    """What one layer can become: None, which is dense, first; the loss and the cost of each way."""
+
+    goals: tuple[Goal | None, ...]
+    losses: tuple[float, ...]
+    costs: tuple[float, ...]
+
+
+def assign(
+    graph: Graph,
+    layers: Sequence[Candidate],
+    patterns: Sequence[str],
+    limit: Limit,
+    use: Resources,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> tuple[dict[ValueRef, Goal], list[Refusal]]:
+    """The goal of every weight that does not stay dense, and a note on what was chosen.
+
+    `feeds`: calibration inputs, or none. PassError where the network costs too much with every layer as sparse as
+    `patterns` allow.
+    """
+    whole = prices(graph, limit.quantity, limit.target, use)
+    total = math.fsum(whole.values())
+    if total <= limit.value:
+        return {}, [
+            Note("budget", f"{limit.quantity} are {total:.6g} already, at most {limit.value:.6g} are allowed")
+        ]
+    goals = [ways_of(layer, patterns) for layer in layers]
+    losses = _losses(graph, layers, goals, feeds)
+    costs = _costs(graph, layers, goals, limit, use)
+    every = [Ways(*parts) for parts in zip(goals, losses, costs, strict=True)]
+    rest = total - math.fsum(w.costs[0] for w in every)
+    capacity, found = limit.value - rest, total
+    for _ in range(TRIES):
+        chosen = choose([w.losses for w in every], [w.costs for w in every], capacity)
+        if chosen is None:
+            break
+        taken = {c.weight.ref: g for c, w, n in zip(layers, every, chosen, strict=True) if (g := w.goals[n])}
+        found = limit.cost(trial(graph, layers, taken), use)
+        if found <= limit.value:
+            return taken, [_note(limit, found, every, chosen)]
+        capacity -= SAFETY * (found - limit.value)
+    least = {c.weight.ref: g for c, w in zip(layers, every, strict=True) if (g := w.goals[_cheapest(w)])}
+    raise limit.missed(limit.cost(trial(graph, layers, least), use), "when every layer is as sparse as it can be")
+
+
+def ways_of(layer: Candidate, patterns: Sequence[str]) -> tuple[Goal | None, ...]:
+    """Dense, and every pattern at every density that it can have."""
+    found: list[Goal | None] = [None]
+    data = layer.weight.constant
+    for pattern in patterns:
+        if pattern == "darb":
+            shares = [1 / s for s in DARB_SIZES]
+            found += [g for share in shares for g in goals_of(pattern, [layer], [data], share, 0.0)]
+        elif pattern.startswith("regular"):
+            found += goals_of(pattern, [layer], [data], 1.0, 0.0)
+        else:
+            form = form_of(pattern, layer)
+            height = form.height if isinstance(form, BlockSparse) else 1
+            units = -(-data.shape[layer.rows] // height) * (data.size // data.shape[layer.rows])
+            found += [Goal(form, max(1, math.floor(d * units))) for d in DENSITIES]
+    return tuple(found)
+
+
+def trial(graph: Graph, layers: Sequence[Candidate], goals: Mapping[ValueRef, Goal]) -> Graph:
+    """The graph with the largest magnitudes left where a layer has a goal: costs what the final one costs."""
+    made = graph.copy()
+    for layer in layers:
+        if goal := goals.get(layer.weight.ref):
+            type_ = replace(layer.weight.type, encoding=goal.form)
+            made.update(layer.weight.ref, type=type_, data=largest(layer.weight.constant, goal))
+    return made
+
+
+def _note(limit: Limit, found: float, every: Sequence[Ways], chosen: Sequence[int]) -> Note:
+    dense = sum(n == 0 for n in chosen)
+    lost = math.fsum(w.losses[n] for w, n in zip(every, chosen, strict=True))
+    return Note(
+        "budget",
+        f"{limit.quantity} {found:.6g} of at most {limit.value:.6g}; {len(chosen) - dense} layers sparse, {dense} "
+        f"dense, expected loss {lost:.3g}",
+    )
+
+
+def _cheapest(ways: Ways) -> int:
+    return min(range(len(ways.costs)), key=lambda n: ways.costs[n])
+
+
+def _costs(
+    graph: Graph,
+    layers: Sequence[Candidate],
+    goals: Sequence[Sequence[Goal | None]],
+    limit: Limit,
+    use: Resources,
+) -> list[tuple[float, ...]]:
+    """Cost of every way of every layer: way n of all layers is priced in one graph."""
+    found: list[list[float]] = [[] for _ in layers]
+    owners: list[tuple[Ref, ...]] = [(*layer.readers, layer.weight.ref) for layer in layers]
+    for number in range(max(map(len, goals), default=0)):
+        picked = {c.weight.ref: g[number] for c, g in zip(layers, goals, strict=True) if number < len(g)}
+        made = trial(graph, layers, {ref: goal for ref, goal in picked.items() if goal})
+        priced = prices(made, limit.quantity, limit.target, use)
+        for own, layer, refs in zip(found, layers, owners, strict=True):
+            if layer.weight.ref in picked:
+                own.append(math.fsum(priced.get(r, 0.0) for r in refs))
+    return [tuple(own) for own in found]
+
+
+# ---------------------------------------------------------------------- losses
+def _losses(
+    graph: Graph,
+    layers: Sequence[Candidate],
+    goals: Sequence[Sequence[Goal | None]],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> list[tuple[float, ...]]:
+    """Loss of every way of every layer on its own, all inputs as in the original."""
+    found = {c.weight.ref: tuple(_energy(c, g) for g in own) for c, own in zip(layers, goals, strict=True)}
+    if feeds:
+        ways = {c.weight.ref: (c, own) for c, own in zip(layers, goals, strict=True)}
+        walk = Walk(graph, feeds)
+        for node in walk:
+            weight = graph.operands(node).optional(1)
+            reader = reader_of(graph, graph.site(node)) if weight is not None and weight.ref in ways else None
+            if weight is not None and reader is not None:
+                layer, own = ways[weight.ref]
+                found[weight.ref] = _errors(reader, layer, own, walk.measure(reader))
+    return [found[c.weight.ref] for c in layers]
+
+
+def _energy(layer: Candidate, goal: Goal | None) -> float:
+    """Share of the squared weights that is lost."""
+    if goal is None:
+        return 0.0
+    data = layer.weight.constant.astype(np.float64)
+    return 1.0 - float(np.sum(largest(data, goal) ** 2)) / max(float(np.sum(data**2)), 1e-30)
+
+
+def _errors(
+    reader: Reader, layer: Candidate, goals: Sequence[Goal | None], measured: Measured
+) -> tuple[float, ...]:
+    """Held-out error of every way after one fit; of the plain survivors where a fit would take too long."""
+    old, base, shape = reader.matrix(reader.weight.constant)[0].T, bias_of(reader), layer.weight.shape
+    quadratic = measured.quadratic(old, RIDGES[1])
+    importance = solve(quadratic, np.ones(old.shape, bool), len(old)).importance
+    shaped = np.asarray(reader.restore(importance.T[None])).reshape(shape)
+    found = []
+    for goal in goals:
+        if goal is None:
+            found.append(0.0)
+            continue
+        alive = reader.matrix(goal.mask(shaped).astype(np.float64))[0].T != 0
+        slow = work(alive, goal.height) > WORK
+        weights = old * alive if slow else solve(quadratic, alive, goal.height).weights
+        found.append(measured.loss(weights, base if slow else measured.offset(weights, base)))
+    return tuple(found)
