@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -313,22 +313,30 @@ def by_seed(attack: Attack, seed: int, seconds: float, most: int = sys.maxsize) 
         attack.feed(data)
 
 
-def by_coverage(attack: Attack, seed: int, seconds: float) -> None:
-    """Feed what atheris makes of the seeds; ends the process' time, not the process."""
+def by_coverage(attack: Attack, seed: int, seconds: float, finish: Callable[[], int]) -> NoReturn:
+    """Feed what atheris makes of the seeds, then exit with what `finish` returns: libFuzzer never returns."""
     atheris = importlib.import_module("atheris")
+    until = time.monotonic() + seconds
+
+    def one(data: bytes) -> None:
+        attack.feed(data)
+        if time.monotonic() > until:
+            status = finish()
+            sys.stdout.flush()
+            os._exit(status)
+
+    def mutator(data: bytes, most: int, number: int) -> bytes:
+        rng = np.random.default_rng([seed, number])
+        made = attack.reader.mutate(data, rng) if rng.random() < 0.7 else atheris.Mutate(data, most)
+        return bytes(made)[:most]
+
     with tempfile.TemporaryDirectory() as corpus:
         for i, data in enumerate(attack.reader.seeds()):
             (Path(corpus) / f"{i:03d}").write_bytes(data)
-
-        def mutator(data: bytes, most: int, number: int) -> bytes:
-            rng = np.random.default_rng([seed, number])
-            made = attack.reader.mutate(data, rng) if rng.random() < 0.7 else atheris.Mutate(data, most)
-            return bytes(made)[:most]
-
-        options = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", "-max_len=200000", "-rss_limit_mb=0",
-                   "-verbosity=0", "-print_final_stats=0"]  # fmt: skip
-        atheris.Setup(["readers", *options, corpus], attack.feed, custom_mutator=mutator)
+        options = [f"-seed={seed + 1}", "-max_len=200000", "-rss_limit_mb=0", "-verbosity=0"]
+        atheris.Setup(["readers", *options, corpus], one, custom_mutator=mutator)
         atheris.Fuzz()
+    raise AssertionError("libFuzzer returned")
 
 
 # ---------------------------------------------------------------------- command line
@@ -370,9 +378,15 @@ def main(arguments: Sequence[str]) -> int:
     with attacked(options.name) as made:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         start = time.monotonic()
-        (by_coverage if options.coverage else by_seed)(made, options.seed, options.seconds)
-        _report(made, time.monotonic() - start, options.keep)
-        return int(bool(made.findings))
+
+        def finish() -> int:
+            _report(made, time.monotonic() - start, options.keep)
+            return int(bool(made.findings))
+
+        if options.coverage:
+            by_coverage(made, options.seed, options.seconds, finish)
+        by_seed(made, options.seed, options.seconds)
+        return finish()
 
 
 def _report(made: Attack, seconds: float, keep: Path) -> None:
