@@ -217,6 +217,10 @@ def _external(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-external-data", action="store_true", help="read tensor data beside the model file")
 
 
+def _layer(p: argparse.ArgumentParser) -> None:
+    p.add_argument("layer", metavar="LAYER", help="a node, or a layer without task and label")
+
+
 def _release_name(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", default="", help="name of the release, part of C names; default: the file's")
 
@@ -336,6 +340,12 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "compiler.commands.merges:explain_merge",
         "per layer: what networks share, and why the rest is not",
         (_path("RELEASE.toml|MODEL.onnx"), _config, _input),
+    ),
+    (
+        "explain layer",
+        "compiler.commands.answers:explain_layer",
+        "one layer of a bundle: its owners, why its kernel runs, what passes did with it or left alone",
+        (_path("BUNDLE"), _layer, _target),
     ),
     (
         "evaluate",

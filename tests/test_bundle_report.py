@@ -264,3 +264,17 @@ def test_bundles_are_compared_at_their_densest_level() -> None:
     record = {"name": "n", "target": "t", "tasks": ["a"], "evaluation": rows, "pool": {"bytes": 1}}
     (found,) = comparison([{**record, "summary": [{"stage": "compiled", "flops": 5}]}])
     assert (found["metric_a"], found["flops"]) == (0.9, 5)
+
+
+def test_a_layer_is_explained_from_the_records(compiled, capsys):
+    path = str(compiled.folder)
+    assert main(["explain", "layer", path, "conv", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {n["node"]: n["kernel"]["choice"].partition(" ")[0] for n in found["nodes"]} == {
+        "a/conv": "conv",
+        "b/conv": "conv",
+    }
+    assert main(["explain", "layer", path, "a/head", "-q"]) == 0
+    assert "a/head" in capsys.readouterr().out
+    assert main(["explain", "layer", path, "b/cnov", "-q"]) == 2
+    assert "did you mean b/conv" in capsys.readouterr().err

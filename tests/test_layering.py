@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.__main__",),
     ("compiler.cli",),
     (
+        "compiler.commands.answers",
         "compiler.commands.builds",
         "compiler.commands.graphs",
         "compiler.commands.lists",
