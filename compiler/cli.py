@@ -221,6 +221,10 @@ def _layer(p: argparse.ArgumentParser) -> None:
     p.add_argument("layer", metavar="LAYER", help="a node, or a layer without task and label")
 
 
+def _code(p: argparse.ArgumentParser) -> None:
+    p.add_argument("code", type=int, metavar="CODE", help="a number")
+
+
 def _release_name(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", default="", help="name of the release, part of C names; default: the file's")
 
@@ -346,6 +350,12 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "compiler.commands.answers:explain_layer",
         "one layer of a bundle: its owners, why its kernel runs, what passes did with it or left alone",
         (_path("BUNDLE"), _layer, _target),
+    ),
+    (
+        "explain code",
+        "compiler.commands.answers:explain_code",
+        "what a return code of a library or an exit status of taskgraft means",
+        (_code,),
     ),
     (
         "evaluate",

@@ -278,3 +278,12 @@ def test_a_layer_is_explained_from_the_records(compiled, capsys):
     assert "a/head" in capsys.readouterr().out
     assert main(["explain", "layer", path, "b/cnov", "-q"]) == 2
     assert "did you mean b/conv" in capsys.readouterr().err
+
+
+def test_codes_are_explained(capsys):
+    assert main(["explain", "code", "4", "--json", "-q"]) == 0
+    means = [m["means"] for m in json.loads(capsys.readouterr().out)["meanings"]]
+    assert means[0] == "level not in this bundle"
+    assert any("outside its folder" in m for m in means[1:])
+    assert main(["explain", "code", "99", "-q"]) == 2
+    assert "neither a return code" in capsys.readouterr().err

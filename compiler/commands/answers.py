@@ -1,4 +1,6 @@
-"""explain layer: what a bundle recorded about one layer: its owners, its kernel, and what passes said of it."""
+"""explain layer: what a bundle recorded about one layer: its owners, its kernel, and what passes said of it.
+explain code: what a return code of a library and an exit status of the command line mean.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler import errors
 from compiler.bundle_report import read_report
+from compiler.codegen.interface import MESSAGES
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen
 from compiler.errors import ConfigError
@@ -30,6 +34,25 @@ def explain_layer(args: Namespace, say: Say) -> Result:
     lines = () if told else ("no pass recorded anything about it",)
     found = [{**n, "kernel": _step(record, n)} for n in nodes]
     return Result({"layer": args.layer, "nodes": found, "told": told}, tuple(grids), lines)
+
+
+def explain_code(args: Namespace, say: Say) -> Result:
+    """What a number means, as the return code of a C function of a library and as an exit status of taskgraft."""
+    statuses: dict[int, list[str]] = {
+        0: ["done, all gates passed"],
+        130: ["interrupted; nothing half-written remains"],
+    }
+    for kind in errors.CompilerError.__subclasses__():
+        statuses.setdefault(kind.exit_code, []).append((kind.__doc__ or "").strip().splitlines()[0])
+    rows = [("return code of a library", MESSAGES[args.code])] if 0 <= args.code < len(MESSAGES) else []
+    rows += [("exit status of taskgraft", text) for text in statuses.get(args.code, [])]
+    if not rows:
+        raise ConfigError(
+            f"{args.code} is neither a return code of a library (0 to {len(MESSAGES) - 1}) nor an exit status of "
+            f"taskgraft ({', '.join(map(str, sorted(statuses)))})"
+        )
+    record = {"code": args.code, "meanings": [{"of": of, "means": means} for of, means in rows]}
+    return Result(record, (Grid(f"code {args.code}", ("as", "means"), rows),))
 
 
 def _named(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
