@@ -29,6 +29,9 @@ TILE_CYCLES = 10
 MOST_PRODUCTS = 2048
 """Multiply-adds of one tile, all unrolled: what fits the instruction cache."""
 
+READ_AHEAD = 8
+"""Registers of inputs that are read before they are used (ARM)."""
+
 
 class Depthwise(Strategy):
     """Tile: output columns and rows in registers."""
@@ -42,12 +45,13 @@ class Depthwise(Strategy):
         height, width = known.extent
         budget = situation.target.vector_registers - 2  # one input, one weight
         taps = known.kernel[0] * known.kernel[1]
-        found = []
+        tiles = []
         for rows in (r for r in TILE_ROWS if height % r == 0):
             most = min(width, budget // rows, MOST_PRODUCTS // (rows * taps))
-            for columns in range(1, max(1, most) + 1):
-                seconds = _seconds(group, known, situation, (columns, rows))
-                found.append(Candidate(Choice(self.name, (columns, rows)), seconds))
+            tiles += [(columns, rows) for columns in range(1, max(1, most) + 1)]
+        if situation.target.arch != "x86_64":
+            tiles = [t for t in tiles if _fits_registers(t, taps, situation)] or tiles
+        found = [Candidate(Choice(self.name, tile), _seconds(group, known, situation, tile)) for tile in tiles]
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
@@ -78,6 +82,13 @@ class Depthwise(Strategy):
         ]
         func = depthwise.depthwise_kernel(shape)
         return Built(("depthwise", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.units.count)
+
+
+def _fits_registers(tile: tuple[int, int], taps: int, situation: Situation) -> bool:
+    """Whether sums, weights and inputs under way stay in registers where no operand can lie in memory: LLVM reads
+    the inputs of several rows ahead, and spills sums for them."""
+    columns, rows = tile
+    return rows <= 2 and columns * rows + taps + READ_AHEAD <= situation.target.vector_registers
 
 
 def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[int, int]) -> float:
