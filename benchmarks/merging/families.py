@@ -34,11 +34,39 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The three disjoint parts."""
+    """Three disjoint parts, and unlabelled inputs for everything after the single networks: training images,
+    others than those the single networks were trained on where there are enough.
+    """
 
     train: Part
     selection: Part
     report: Part
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        """Inputs [samples, *shape]."""
+        return self.train.inputs
+
+    def reduced(self, images: int, judged: int) -> Data:
+        """`images` to train single networks on, as many others without labels, at most `judged` to judge on."""
+        return Reduced(
+            self.train.first(images),
+            self.selection.first(judged),
+            self.report.first(judged),
+            self.train.inputs[images : 2 * images],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced(Data):
+    """Few images: enough are left to train without labels on others."""
+
+    others: np.ndarray
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        """Inputs [samples, *shape] that no single network has seen."""
+        return self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +183,7 @@ FAMILIES = {
             lambda folder: _split(folder, _pair_labels),
             lambda task, seed: lenet(task, 6, seed, (6, 16, 64)),
             Effort(0, 6, 5, 5),
-            Effort(5000, 6, 3, 2),
+            Effort(5000, 6, 6, 5),
         ),
         Family(
             "spoken",

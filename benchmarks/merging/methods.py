@@ -29,10 +29,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mtz": ("merge{policy=mtz}",),
     "pam": ("merge{policy=pam}",),
     "zipit": ("merge{policy=zipit}",),
-    "lattice": (
-        "merge{policy=lattice,max_drift=0.3,max_loss=0.3}",
-        "merge{policy=lattice,start=shared}",
-    ),
+    "lattice": ("merge{policy=lattice,start=shared}",),
 }
 """Method -> how it may start. Where there are several, the selection data choose; every one is trained alike."""
 
@@ -49,7 +46,7 @@ class Setting:
 
     def use(self, graph: Graph, caps: Mapping[Subset, float] | None) -> Resources:
         """Resources with the workload that pruning is priced by: uniform, or pushed towards the caps."""
-        inputs = {self.originals.inputs[0].ref.name: self.data.train.inputs[:, None]}
+        inputs = {self.originals.inputs[0].ref.name: self.data.unlabelled[:, None]}
         weights = {frozenset(q): 1.0 for q in all_subsets(tuple(graph.tasks))}
         if caps:
             now = macs(graph)
@@ -88,9 +85,7 @@ def _pruned(setting: Setting, graph: Graph, ratio: float, caps: Mapping[Subset, 
     if ratio >= 1:
         return graph
     use = _few(setting.use(graph, caps), SAMPLES)
-    return PruneChannels(flops=ratio, score="obs", recover="least-squares", floor=0.02, samples=SAMPLES // 2)(
-        graph, use
-    )
+    return PruneChannels(flops=ratio, score="fisher", floor=0.02, samples=SAMPLES)(graph, use)
 
 
 def _few(use: Resources, count: int) -> Resources:

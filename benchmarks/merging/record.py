@@ -16,7 +16,9 @@ NOT_COMPARED = (OURS, "zipit")
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """One family at one seed. `sweeps`: method -> start -> points; `chosen`: method -> the start that counts."""
+    """One family at one seed. `sweeps`: method -> start -> points; `chosen`: method -> the start that counts.
+    `minutes`: of all sweeps, when they ran.
+    """
 
     seed: int
     single_selection: Mapping[str, float]
@@ -24,6 +26,7 @@ class Seeded:
     sweeps: Mapping[str, Mapping[str, Sequence[Point]]]
     chosen: Mapping[str, str]
     found: Mapping[str, AtRule | None]
+    minutes: float
 
 
 def least(found: Mapping[str, AtRule | None]) -> dict[Subset, float] | None:

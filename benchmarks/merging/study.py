@@ -48,26 +48,32 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
     sweeps: dict[str, dict[str, list[Point]]] = {}
     starts: dict[str, str] = {}
     found: dict[str, AtRule | None] = {}
+    minutes = 0.0
     for method in sorted(chosen, key=lambda m: m == OURS):
         say(f"{family.name}, seed {seed}: {method}")
         caps = least(found) if method == OURS else None
-        sweeps[method] = {start: kept_sweep(setting, start, caps, kept) for start in METHODS[method]}
+        done = {start: kept_sweep(setting, start, caps, kept) for start in METHODS[method]}
+        sweeps[method] = {start: points for start, (points, _) in done.items()}
+        minutes += sum(took for _, took in done.values())
         starts[method] = min(sweeps[method], key=lambda s: expected(at_rule(sweeps[method][s], single[0])))
         found[method] = at_rule(sweeps[method][starts[method]], single[0])
         say(f"  {method}: {_macs(found[method])}")
-    return Seeded(seed, *single, sweeps, starts, found)
+    return Seeded(seed, *single, sweeps, starts, found, minutes)
 
 
-def kept_sweep(setting: Setting, start: str, caps: Mapping[Subset, float] | None, kept: Path) -> list[Point]:
-    """The sweep, or what an earlier run with the same networks and settings left in the folder `kept`."""
+def kept_sweep(
+    setting: Setting, start: str, caps: Mapping[Subset, float] | None, kept: Path
+) -> tuple[list[Point], float]:
+    """The sweep and the minutes it took, or what an earlier run with the same networks left in `kept`."""
     what = (start, sorted((caps or {}).items()), setting.effort, setting.seed, methods.SHARES, methods.SAMPLES)
     key = content_key(digest(setting.originals), repr(what), *sources())
     file = kept / f"sweep-{key[:16]}.json"
-    if file.exists():
-        return [Point.of(p) for p in json.loads(file.read_text())]
-    points = sweep(setting, start, caps)
-    file.write_text(json.dumps([p.record() for p in points]))
-    return [Point.of(p.record()) for p in points]
+    if not file.exists():
+        started = time.monotonic()
+        records = [p.record() for p in sweep(setting, start, caps)]
+        file.write_text(json.dumps({"minutes": (time.monotonic() - started) / 60, "points": records}))
+    held = json.loads(file.read_text())
+    return [Point.of(p) for p in held["points"]], held["minutes"]
 
 
 def sources() -> list[bytes]:
@@ -106,15 +112,14 @@ def main(arguments: list[str]) -> int:
         return 2
     chosen = options.method or list(METHODS)
     for name in options.family or list(FAMILIES):
-        started = time.monotonic()
         family = FAMILIES[name]
         data = _data(family, options)
         seeds = [run_seed(family, data, options.quick, s, options.kept, chosen) for s in options.seeds]
         record = {
-            "command": f"python -m benchmarks merging --family {name}{' --quick' if options.quick else ''}",
+            "command": _command(name, options),
             "seeds": options.seeds,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            "minutes": round((time.monotonic() - started) / 60, 1),
+            "minutes": round(sum(s.minutes for s in seeds), 1),
             "effort": _effort(family, data, options.quick),
             "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": methods.SHARES},
             "families": [family_record(name, family.what, seeds)],
@@ -125,17 +130,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _command(name: str, options: argparse.Namespace) -> str:
+    chosen = "".join(f" --method {m}" for m in options.method or ())
+    return f"python -m benchmarks merging --family {name}{' --quick' if options.quick else ''}{chosen}"
+
+
 def _data(family: Family, options: argparse.Namespace) -> Data:
     data, images = family.load(options.data), family.effort(options.quick).images
-    if not images:
-        return data
-    return Data(data.train.first(images), data.selection.first(REPORTED), data.report.first(REPORTED))
+    return data.reduced(images, REPORTED) if images else data
 
 
 def _effort(family: Family, data: Data, quick: bool) -> dict[str, int]:
     effort = family.effort(quick)
     return {
         "train_images": len(data.train.inputs),
+        "unlabelled_images": len(data.unlabelled),
         "selection_images": len(data.selection.inputs),
         "report_images": len(data.report.inputs),
         "epochs_single": effort.single,

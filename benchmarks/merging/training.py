@@ -19,8 +19,8 @@ from compiler.training.losses import Objective
 from compiler.training.module import TorchNet
 
 BATCH = 64
-RATE = 2e-3
-"""Of every training: single networks, after a merge, after pruning."""
+RATE, DISTILLED = 2e-3, 2e-3
+"""Learning rates of single networks, and of every training after that."""
 
 
 def singles(family: Family, part: Part, effort: Effort, seed: int, kept: Path) -> dict[str, Graph]:
@@ -58,7 +58,7 @@ def joined(networks: dict[str, Graph]) -> Graph:
 
 def distilled(graph: Graph, use: Resources, epochs: int) -> Graph:
     """The graph after training towards the single networks, without labels."""
-    return Distil(epochs=epochs, batch=BATCH, rate=RATE, loss="kl")(graph, use)
+    return Distil(epochs=epochs, batch=BATCH, rate=DISTILLED, loss="kl")(graph, use)
 
 
 def accuracy(graph: Graph, part: Part) -> dict[str, float]:

@@ -58,7 +58,7 @@ def record() -> dict:
     methods = {"separate": 1000, "mtz": 900, "lattice": 950}
     sweeps = {m: {"": [point(1.0, 90, 80, cost, report=0.2)]} for m, cost in methods.items()}
     found = {m: at_rule(s[""], SINGLE) for m, s in sweeps.items()}
-    seed = Seeded(0, SINGLE, SINGLE, sweeps, dict.fromkeys(methods, ""), found)
+    seed = Seeded(0, SINGLE, SINGLE, sweeps, dict.fromkeys(methods, ""), found, 1.0)
     return family_record("pair", "two tasks", [seed, seed])
 
 
