@@ -73,12 +73,14 @@ EXCEPTIONS = {
 
 GUARDED = {
     "tvm": (
+        "compiler.codegen.flatten",
         "compiler.codegen.functions",
         "compiler.codegen.generic.*",
         "compiler.codegen.lower",
         "compiler.codegen.templates.*",
     ),
     "tvm_ffi": (
+        "compiler.codegen.flatten",
         "compiler.codegen.functions",
         "compiler.codegen.generic.*",
         "compiler.codegen.kernels",

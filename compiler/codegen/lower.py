@@ -19,6 +19,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from compiler.codegen.flatten import flattened
 from compiler.codegen.functions import expand
 from compiler.codegen.target import Target
 from compiler.errors import LoweringError, TargetError
@@ -77,7 +78,8 @@ def _compile(funcs: Mapping[str, Any], target: Target) -> Compiled:
     tvm_target = tvm.target.Target({**target.tvm, "cl-opt": list(LLVM_OPTIONS)})
     named = {s: f.with_attr("global_symbol", s) for s, f in sorted(funcs.items())}
     module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(named))
-    module = tvm.ir.transform.Sequential(_loop_passes())(module)
+    module = tvm.ir.transform.Sequential(_index_passes())(module)
+    module = tvm.ir.transform.Sequential(_loop_passes())(flattened(module))
     module, scratch = _raw_pointers(module, tvm_target)
     module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
     module = _fused(module)
@@ -126,17 +128,20 @@ def _with_aligned_frames(built: Any, folder: Path) -> Any:
     return tvm.runtime.load_module(str(path))
 
 
+def _index_passes() -> list[Any]:
+    """What comes before buffers are flat."""
+    s = s_tir.transform
+    return [s.CanonicalizeLoop(), s.StmtSimplify()]
+
+
 def _loop_passes() -> list[Any]:
-    """From loops over buffers to flat loops, in the order of TVM's own host pipeline.
+    """From loops over flat buffers to machine code's loops; with `_index_passes` the order of TVM's host pipeline.
 
     Kernels have no schedulable blocks, so the passes that lower those are left out; one of them
     (CompactBufferAllocation) overflows where a loop takes its bounds from the caller.
     """
     s, t = s_tir.transform, tirx.transform
     return [
-        s.CanonicalizeLoop(),
-        s.StmtSimplify(),
-        t.FlattenBuffer(),
         t.BF16ComputeLegalize(),
         t.NarrowDataType(32),
         s.LoopPartition(),
