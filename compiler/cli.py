@@ -149,6 +149,14 @@ def _path(what: str) -> _Adder:
     return lambda p: p.add_argument("path", metavar=what)  # type: ignore[return-value]
 
 
+def _two(what: str) -> _Adder:
+    def add(p: argparse.ArgumentParser) -> None:
+        p.add_argument("before", metavar="BEFORE", help=what)
+        p.add_argument("after", metavar="AFTER", help=what)
+
+    return add
+
+
 def _config(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the release file"
@@ -313,6 +321,12 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         f"{_GRAPHS}:inspect",
         "ports, layers, owners, files",
         (_path(_ANY), _config, _input, _target, _text),
+    ),
+    (
+        "diff",
+        "compiler.commands.differences:diff",
+        "what differs between two: nodes, tensors, costs, accuracy; status 1 where anything does",
+        (_two(_ANY), _config, _input, _target, _output(False, "HTML page")),
     ),
     (
         "extract",

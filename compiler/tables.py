@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -63,6 +64,15 @@ def show(grids: Iterable[Grid], stream: TextIO) -> None:
     console = Console(file=stream, width=None if stream.isatty() else _WIDE, highlight=False)
     for grid in grids:
         console.print(_table(grid))
+
+
+def html(title: str, grids: Iterable[Grid]) -> str:
+    """Tables as one page that needs nothing else."""
+    console = Console(file=io.StringIO(), record=True, width=_WIDE, highlight=False)
+    console.print(escape(title), style="bold")
+    for grid in grids:
+        console.print(_table(grid))
+    return console.export_html()
 
 
 def _table(grid: Grid) -> Table:

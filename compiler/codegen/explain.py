@@ -120,7 +120,7 @@ def _seconds(nanoseconds: int | None) -> float | None:
 
 def _shapes(step: Mapping[str, Any], key: str, layout: str) -> tuple[str, ...]:
     """Shapes with layouts; a copy has one shape and two layouts."""
-    values = step.get(key) or [{"shape": step["shape"], "layout": step[layout]}]
+    values = step[key] if key in step else [{"shape": step["shape"], "layout": step[layout]}]
     return tuple(f"{'x'.join(map(str, v['shape'])) or 'scalar'} {v['layout']}" for v in values)
 
 

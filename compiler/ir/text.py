@@ -74,7 +74,8 @@ def node_text(graph: Graph, node: Node) -> str:
     reads = [operands.optional(i) for i in range(len(operands))]
     results = ", ".join(f"{_name(v.ref.name)}: {_type(v.type)}" for v in graph.results(node))
     arguments = ", ".join("_" if v is None else _name(v.ref.name) for v in reads)
-    return f"{results} = {node.op.name}({arguments}){_attributes(node.attrs)} {json.dumps(node.ref.name)}"
+    parts = (f"{results} = {node.op.name}({arguments})", attributes_text(node.attrs), json.dumps(node.ref.name))
+    return " ".join(p for p in parts if p)
 
 
 # ---------------------------------------------------------------------- pieces
@@ -103,9 +104,10 @@ def _type(type_: TensorType) -> str:
     return str(type_) if type_.encoding == Dense() else f"{type_} {type_.encoding}"
 
 
-def _attributes(attrs: Attrs) -> str:
+def attributes_text(attrs: Attrs) -> str:
+    """Attributes in order of their names, in braces; empty without any."""
     shown = [f"{k}={json.dumps(_attribute(v))}" for k, v in sorted(attrs.items())]
-    return f" {{{', '.join(shown)}}}" if shown else ""
+    return f"{{{', '.join(shown)}}}" if shown else ""
 
 
 def _attribute(value: Any) -> Any:

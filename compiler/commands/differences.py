@@ -1,0 +1,116 @@
+"""diff: what two models, releases or bundles do differently."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.bundle_report import read_report
+from compiler.commands import Cell, Grid, Result
+from compiler.commands.bundles import chosen
+from compiler.commands.common import MOST_ROWS, graph_of, output_file
+from compiler.difference import Change, CostChange, changes, cost_changes
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
+from compiler.release import Say
+from compiler.staging import write_whole
+from compiler.tables import html
+
+DIFFERENT = 1
+"""Exit status where something differs, as that of the program diff."""
+
+Metric = tuple[str, float | None]
+"""Name and value; None without labels."""
+
+Accuracy = dict[tuple[str, int], Metric]
+"""(task, level) -> what a bundle's evaluation found; empty for graphs."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    graph: Graph
+    accuracy: Accuracy
+
+
+def diff(args: Namespace, say: Say) -> Result:
+    """Nodes, tensors, cost per combination and accuracy; exit status 1 where anything differs."""
+    page = output_file(args) if args.output else None
+    before, after = (_side(path, args, say) for path in (args.before, args.after))
+    found, costs = changes(before.graph, after.graph), cost_changes(before.graph, after.graph)
+    metrics = [
+        _metric_record(*key, before.accuracy.get(key), after.accuracy.get(key))
+        for key in dict.fromkeys([*before.accuracy, *after.accuracy])
+    ]
+    record = {
+        "before": args.before,
+        "after": args.after,
+        "changes": [c.record() for c in found],
+        "costs": [c.record() for c in costs],
+        "accuracy": metrics,
+    }
+    grids = (_change_grid(found), _cost_grid(costs), *([_metric_grid(metrics)] if metrics else []))
+    if page is not None:
+        write_whole(page, html(f"{args.before} and {args.after}", grids).encode())
+    same = not found and all(c.same for c in costs) and all(m["before"] == m["after"] for m in metrics)
+    lines = ("nothing differs",) if same else ()
+    return Result(record, () if same else grids, lines, 0 if same else DIFFERENT)
+
+
+def _side(path: str, args: Namespace, say: Say) -> _Side:
+    if not Path(path).is_dir():
+        return _Side(graph_of(Namespace(**{**vars(args), "path": path}), say)[0], {})
+    bundle = chosen(Path(path), args.target)
+    say(f"read {path} for {bundle.target}")
+    accuracy = {(e["task"], e["level"]): _metric(e) for e in read_report(bundle)["evaluation"]}
+    return _Side(load(str(bundle.path / "merged.onnx")), accuracy)
+
+
+def _metric(evaluation: dict[str, Any]) -> Metric:
+    final = evaluation["bundle"] or evaluation["graph"]
+    return evaluation["metric"] or "", final["metric"]
+
+
+# ---------------------------------------------------------------------- tables
+def _change_grid(found: Sequence[Change]) -> Grid:
+    title = f"{len(found):,} differences of the graphs"
+    if len(found) > MOST_ROWS:
+        title += f" (the first {MOST_ROWS}; --json prints all)"
+    rows = [(c.part, c.name, c.kind, c.what, c.before, c.after) for c in found[:MOST_ROWS]]
+    return Grid(title, ("part", "name", "kind", "what", "before", "after"), rows)
+
+
+def _cost_grid(costs: Sequence[CostChange]) -> Grid:
+    columns = ["tasks", "level"]
+    for quantity in ("MACs", "FLOPs", "parameters"):
+        columns += [f"{quantity} before", f"{quantity} after", "change"]
+    rows = []
+    for one in costs[:MOST_ROWS]:
+        row: list[Cell] = ["+".join(one.tasks), one.level]
+        for pair in (one.macs, one.flops, one.parameters):
+            row += [*pair, _change(*pair)]
+        rows.append(row)
+    return Grid("cost of every combination", tuple(columns), rows)
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return ""
+    return f"{after / before - 1:+.1%}" if before else ("+0.0%" if not after else "new")
+
+
+def _metric_record(task: str, level: int, before: Metric | None, after: Metric | None) -> dict[str, Any]:
+    name = (after or before or ("", None))[0]
+    return {
+        "task": task,
+        "level": level,
+        "metric": name,
+        "before": before[1] if before else None,
+        "after": after[1] if after else None,
+    }
+
+
+def _metric_grid(records: Sequence[dict[str, Any]]) -> Grid:
+    return Grid("accuracy on the evaluation data", tuple(records[0]), [tuple(r.values()) for r in records])

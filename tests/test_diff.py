@@ -1,0 +1,80 @@
+"""diff: what differs between models and between bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import build, parse_pass
+from compiler.cli import main
+from compiler.difference import changes, cost_changes
+from compiler.ir.graph import Graph
+from compiler.ir.onnx_out import save
+from tests.passes.merge.families import plain
+
+
+def pruned(graph: Graph) -> Graph:
+    return parse_pass("prune-channels{flops=0.5}")(graph)
+
+
+@pytest.fixture
+def pair() -> tuple[Graph, Graph]:
+    graph = plain("a", 0, (8, 12))
+    return graph, pruned(graph)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict]:
+    status = main(["diff", "-q", "--json", *map(str, arguments)])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_equal_graphs_do_not_differ(pair):
+    graph, _ = pair
+    assert changes(graph, graph.copy()) == []
+    assert all(c.same for c in cost_changes(graph, graph.copy()))
+
+
+def test_every_changed_tensor_and_cost_is_told(pair):
+    before, after = pair
+    found = changes(before, after)
+    tensors = {c.name for c in found if c.part == "tensor"}
+    one = {v.ref.name: v for v in before.parameters()}
+    two = {v.ref.name: v for v in after.parameters()}
+    other = {n for n in one.keys() & two.keys() if one[n].shape != two[n].shape}
+    assert other and other <= tensors and tensors >= one.keys() ^ two.keys()
+    (cost,) = cost_changes(before, after)
+    assert cost.flops[1] < cost.flops[0] and not cost.same
+    assert [(c.name, c.before, c.after) for c in changes(after, before)] != [(c.name, c.before, c.after) for c in found]
+
+
+def test_one_element_is_a_difference(pair):
+    graph, _ = pair
+    other = graph.copy()
+    value = next(v for v in other.parameters() if v.type.shape)
+    data = np.array(value.constant)
+    data.flat[0] += 1
+    other.update(value.ref, data=data)
+    (one,) = changes(graph, other.freeze())
+    assert (one.part, one.name, one.kind, one.what) == ("tensor", value.ref.name, "changed", "data")
+
+
+def test_models_on_the_command_line(pair, tmp_path: Path, capsys):
+    for name, graph in zip(("a", "b"), pair, strict=True):
+        save(graph, tmp_path / f"{name}.onnx")
+    assert run(capsys, tmp_path / "a.onnx", tmp_path / "a.onnx")[0] == 0
+    page = tmp_path / "page.html"
+    status, record = run(capsys, tmp_path / "a.onnx", tmp_path / "b.onnx", "-o", page)
+    assert status == 1 and record["changes"] and record["costs"][0]["flops"][0] > record["costs"][0]["flops"][1]
+    assert "cost of every combination" in page.read_text() and "<html" in page.read_text()
+    assert main(["diff", "-q", str(tmp_path / "a.onnx"), str(tmp_path / "none.onnx")]) not in (0, 1)
+
+
+def test_bundles(pair, tmp_path: Path, capsys):
+    for name, graph in zip(("a", "b"), pair, strict=True):
+        build(graph, "host", tmp_path / name, selftest=False)
+    assert run(capsys, tmp_path / "a", tmp_path / "a")[0] == 0
+    status, record = run(capsys, tmp_path / "a", tmp_path / "b")
+    assert status == 1 and {c["kind"] for c in record["changes"]} >= {"changed"}
