@@ -15,9 +15,10 @@ from compiler.cli import main, parser
 from compiler.ir.onnx_in import load
 from tests.small_models import model, network, write_release
 
-COMMANDS = (
-    "init compile cost inspect extract prune explain evaluate verify run bench report targets passes ops".split()
-)
+COMMANDS = [
+    *"init compile cost inspect diff extract prune".split(),
+    *"explain evaluate verify run bench report targets passes ops".split(),
+]
 
 
 def run(capsys, *arguments):

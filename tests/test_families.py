@@ -57,7 +57,7 @@ def test_accuracy_of_the_manifest_is_that_of_the_held_out_samples(family: str, t
 @pytest.mark.parametrize(
     ("family", "targets"),
     [
-        ("fashion", ("host", "aarch64-cortex-a72", "aarch64-cortex-a76")),
+        ("fashion", ("host", "aarch64-cortex-a76")),
         ("spoken", ("host", "armv7-neon")),
         ("shared-backbone", ("host", "x86-64-v3", "armv7-neon")),
     ],
