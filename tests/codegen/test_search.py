@@ -9,6 +9,7 @@ import pytest
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import candidates, situation
 from compiler.codegen.search import EACH_ALGORITHM, MOST_TRIED, SLOWEST, to_try, tune
+from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Candidate, Choice
 from compiler.codegen.target import find_target
 from compiler.codegen.tuning import TuningDatabase, layer_key
@@ -130,10 +131,10 @@ def test_a_layer_is_tried_only_with_what_its_weights_bear(monkeypatch: pytest.Mo
     graph, clock = network(), Clock()
     inaccurate = graph.site(graph.nodes()[0]).operands[1].constant
 
-    def error(self, site):
+    def error(site):
         return 1.0 if site.operands[1].constant is inaccurate else 0.0
 
-    monkeypatch.setattr("compiler.codegen.strategies.winograd.Winograd4x4.error", error)
+    monkeypatch.setattr(STRATEGIES["winograd4x4"], "error", error)
     made = tune(graph, V4, TuningDatabase(), measure=clock)
     assert "winograd4x4" in {c.algorithm for c in made.known(key_of(graph, "conv"))}
     assert all(b["conv"].algorithm != "winograd4x4" for b in clock.builds)

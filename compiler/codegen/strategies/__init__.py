@@ -12,32 +12,15 @@ from compiler.codegen.strategies.grouped import GroupedConv
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
-from compiler.codegen.strategies.siblings import Siblings2x2, Siblings4x2, Siblings4x4
 from compiler.codegen.strategies.transposed import Transposed
-from compiler.codegen.strategies.winograd import (
-    Winograd1x2,
-    Winograd1x4,
-    Winograd2x1,
-    Winograd2x2,
-    Winograd4x1,
-    Winograd4x2,
-    Winograd4x4,
-)
+from compiler.codegen.strategies.winograd import Winograd
 
 STRATEGIES: dict[str, Strategy] = {
     s.name: s
     for s in (
         DirectConv(),
-        Winograd2x2(),
-        Winograd4x2(),
-        Winograd4x4(),
-        Winograd2x1(),
-        Winograd4x1(),
-        Winograd1x2(),
-        Winograd1x4(),
-        Siblings2x2(),
-        Siblings4x2(),
-        Siblings4x4(),
+        *(Winograd(tile) for tile in ((2, 2), (4, 2), (4, 4), (2, 1), (4, 1), (1, 2), (1, 4))),
+        *(Winograd(tile, "siblings") for tile in ((2, 2), (4, 2), (4, 4))),
         BlockSparse(),
         RegularBlock(),
         Depthwise(),

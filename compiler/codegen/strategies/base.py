@@ -61,11 +61,11 @@ class Situation:
 class Strategy(abc.ABC):
     """One algorithm."""
 
-    name: ClassVar[str]
+    name: str
     """Name in plans and reports."""
     version: ClassVar[int] = 1
     """Counted up whenever the generated code changes, so that stale measurements die."""
-    families: ClassVar[tuple[Family, ...]]
+    families: tuple[Family, ...]
     """Groups it can run."""
     levels: ClassVar[bool] = False
     """Whether it can run constants with sparsity levels."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -45,14 +44,24 @@ _GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
 
 
 class Winograd(Strategy):
-    """Tiles of m x n outputs. Tile: tiles transformed together, tiles and output vectors in registers.
+    """Tiles of `outputs`, m x n. Tile: tiles transformed together, tiles and output vectors in registers.
 
-    A group of siblings is computed by one kernel, which transforms what several of them read once.
+    Of a 3x3 filter at stride 1: 2x2 makes 2.25 times fewer multiplications of 1.8 times the weight bytes; 4x2 makes
+    3 times fewer of 2.7 times the bytes, and wastes less than 4x4 at 7 x 7; 4x4 makes 4 times fewer of 4 times the
+    bytes, with another digit of rounding error. Tiles along one axis serve filters of one row or one column: for 5
+    taps 2 outputs make 1.7 times fewer multiplications, 4 outputs 2.5 times.
+
+    The family `siblings` is computed by one kernel, which transforms what several of them read once. There is no
+    direct form: direct kernels of single siblings run as near to the multiply-add peak as that of an undivided
+    layer (docs/decisions/0013).
     """
 
-    families: ClassVar[tuple[Family, ...]] = ("conv",)
     version = 5
-    outputs: ClassVar[tuple[int, int]]
+
+    def __init__(self, outputs: tuple[int, int], family: Family = "conv") -> None:
+        self.outputs = outputs
+        self.families = (family,)
+        self.name = "winograd{}x{}".format(*outputs) + ("" if family == "conv" else f"-{family}")
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         known = _together(group)
@@ -214,55 +223,6 @@ class Winograd(Strategy):
         first = max(unit, weight_seconds(packed, situation) * narrow)
         again = unit if near else max(unit, packed / machine.cache_bandwidth)
         return first + (groups - 1) * again + (units - groups) * unit
-
-
-class Winograd2x2(Winograd):
-    """Tiles of 2x2: for 3x3 at stride 1 2.25 times fewer multiplications, 1.8 times the weight bytes."""
-
-    name = "winograd2x2"
-    outputs = (2, 2)
-
-
-class Winograd4x2(Winograd):
-    """Tiles of 4x2: 3 times fewer multiplications, 2.7 times the weight bytes; wastes less than 4x4 at 7 x 7."""
-
-    name = "winograd4x2"
-    outputs = (4, 2)
-
-
-class Winograd4x4(Winograd):
-    """Tiles of 4x4: 4 times fewer multiplications, another digit of rounding error, 4 times the weight bytes."""
-
-    name = "winograd4x4"
-    outputs = (4, 4)
-
-
-class Winograd2x1(Winograd):
-    """Tiles of 2 along the rows, for filters of one column: for 5 taps 1.7 times fewer multiplications."""
-
-    name = "winograd2x1"
-    outputs = (2, 1)
-
-
-class Winograd4x1(Winograd):
-    """Tiles of 4 along the rows, for filters of one column: for 5 taps 2.5 times fewer multiplications."""
-
-    name = "winograd4x1"
-    outputs = (4, 1)
-
-
-class Winograd1x2(Winograd):
-    """Tiles of 2 along the columns, for filters of one row."""
-
-    name = "winograd1x2"
-    outputs = (1, 2)
-
-
-class Winograd1x4(Winograd):
-    """Tiles of 4 along the columns, for filters of one row."""
-
-    name = "winograd1x4"
-    outputs = (1, 4)
 
 
 def _together(group: Group) -> ConvFacts:
