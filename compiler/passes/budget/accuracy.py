@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from compiler.errors import PassError
 from compiler.ir.graph import Graph
-from compiler.passes.base import Note, Resources
+from compiler.passes.base import Note, Pass, Refusal, Resources
 
 EVALUATIONS = 7
 """Networks that are made and measured: the share is then known to 1/128."""
@@ -25,6 +26,26 @@ class Point:
         """As it is told."""
         found = "cannot be reached" if self.drop is None else f"accuracy drop {self.drop:.4g}"
         return Note(f"share {self.share:.4f}", found)
+
+
+class Spending(Protocol):
+    """A pass that can be told what share of the original cost it may keep."""
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """How much worse any task may become, in its metric."""
+
+    def at_share(self, share: float) -> Pass:
+        """The pass at a share of the original cost, without a limit on accuracy."""
+
+
+def within_drop(options: Spending, graph: Graph, use: Resources) -> list[Refusal]:
+    """Rewrite `graph` at the least share of its cost that keeps `options.accuracy_drop`; every point tried."""
+    assert options.accuracy_drop is not None
+    whole = graph.copy().freeze()
+    share, points = cheapest(lambda s: options.at_share(s).run(whole, use).graph, use, options.accuracy_drop)
+    told: list[Refusal] = [p.note for p in points]
+    return told if share == 1 else [*told, *options.at_share(share).rewrite(graph, use)]
 
 
 def cheapest(make: Callable[[float], Graph], use: Resources, allowed: float) -> tuple[float, list[Point]]:

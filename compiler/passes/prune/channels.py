@@ -20,7 +20,7 @@ from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
 from compiler.passes.base import Pass, Refusal, Resources, torch_module
-from compiler.passes.budget.accuracy import cheapest
+from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import Limit, check_drop, limit_of, problems_of
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, narrowed, select
 from compiler.passes.prune.criteria import (
@@ -114,17 +114,7 @@ class PruneChannels(Pass):
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
-        told: list[Refusal] = []
-        if self._only_drop:
-            assert self.accuracy_drop is not None
-            whole = graph.copy().freeze()
-            share, points = cheapest(lambda s: self._at(s).run(whole, use).graph, use, self.accuracy_drop)
-            told += [p.note for p in points]
-            if share == 1:
-                return told
-            told += self._at(share).rewrite(graph, use)
-        else:
-            told += self._prune(graph, use)
+        told = within_drop(self, graph, use) if self._only_drop else self._prune(graph, use)
         check_drop(self, graph, use)
         return told
 
@@ -132,7 +122,8 @@ class PruneChannels(Pass):
     def _only_drop(self) -> bool:
         return all(v is None for v in (self.flops, self.parameters, self.weight_bytes, self.latency_us))
 
-    def _at(self, share: float) -> PruneChannels:
+    def at_share(self, share: float) -> PruneChannels:
+        """The same pass to a share of the FLOPs, whatever accuracy that costs."""
         return replace(self, flops=share, accuracy_drop=None)
 
     def _prune(self, graph: Graph, use: Resources) -> list[Refusal]:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.passes.base import Batch, Pass, Refusal, Resources
-from compiler.passes.budget.accuracy import cheapest
+from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import check_drop, limit_of, problems_of
 from compiler.passes.prune.recover import HELD_OUT
 from compiler.passes.sparsify.assign import assign
@@ -108,17 +108,7 @@ class Sparsify(Pass):
         return 1.0 if self.sparsity is None else 1.0 - self.sparsity
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
-        told: list[Refusal] = []
-        if self._only_drop:
-            assert self.accuracy_drop is not None
-            whole = graph.copy().freeze()
-            share, points = cheapest(lambda s: self._at(s).run(whole, use).graph, use, self.accuracy_drop)
-            told += [p.note for p in points]
-            if share == 1:
-                return told
-            told += self._at(share).rewrite(graph, use)
-        else:
-            told += self._sparsify(graph, use)
+        told = within_drop(self, graph, use) if self._only_drop else self._sparsify(graph, use)
         check_drop(self, graph, use)
         return told
 
@@ -135,7 +125,8 @@ class Sparsify(Pass):
     def _share_is_free(self) -> bool:
         return bool(self.among) or not self.pattern.startswith("regular")
 
-    def _at(self, share: float) -> Sparsify:
+    def at_share(self, share: float) -> Sparsify:
+        """The same pass to a share of the FLOPs, whatever accuracy that costs."""
         return replace(self, flops=share, accuracy_drop=None)
 
     def _sparsify(self, graph: Graph, use: Resources) -> list[Refusal]:
