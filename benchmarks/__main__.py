@@ -22,6 +22,7 @@ STUDIES = {
     "switching": "benchmarks.switching",
     "threads": "benchmarks.threads",
     "tune": "benchmarks.tune",
+    "workers": "benchmarks.workers",
     "setup-peers": "benchmarks.setup_peers",
 }
 """Name on the command line -> module with `main(arguments) -> exit status`."""

@@ -22,20 +22,23 @@ HEADS = {"first": 1, "second": 2, "third": 3}
 """Task -> seed of its head."""
 
 
-def trunk_and_head(task: str) -> onnx.ModelProto:
-    """A network of the synthetic family: all share the trunk's weights, each head has its own."""
+def trunk_and_head(task: str, seed: int) -> onnx.ModelProto:
+    """A network of the synthetic family: all share the trunk's weights, each seed has a head of its own."""
     net = Net(task, (1, 3, 112, 112), seed=0)
     x = "x"
     for out in TRUNK:
         x = net.relu(net.conv(net.relu(net.conv(x, out, 3, 2)), out))
-    net.rng = np.random.default_rng(HEADS[task])
+    net.rng = np.random.default_rng(seed)
     x = net.relu(net.conv(net.relu(net.conv(x, 96)), 96))
     return net.model(net.head(x))
 
 
 def synthetic() -> Graph:
     """Three networks joined, their common trunk found by deduplication."""
-    return through(union({t: load(trunk_and_head(t), task=t) for t in HEADS}, input="image", name="trunk"), PASSES)
+    return through(
+        union({t: load(trunk_and_head(t, seed), task=t) for t, seed in HEADS.items()}, input="image", name="trunk"),
+        PASSES,
+    )
 
 
 def merged() -> Graph:

@@ -47,6 +47,7 @@ _PUBLIC = {
     "Config": "compiler.config:Config",
     "compile_release": "compiler.compile:compile_release",
     "build": "compiler.compile:build",
+    "open_workers": "compiler.workers.choose:open_workers",
     "open_bundle": "compiler.codegen.runtime:open_bundle",
     "Bundle": "compiler.codegen.bundle:Bundle",
     "find_target": "compiler.codegen.target:find_target",

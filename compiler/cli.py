@@ -208,6 +208,12 @@ def _tune(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _workers(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="processes that compile kernels")
+    p.add_argument("--cluster", default="", metavar="ADDRESS", help="a Dask scheduler whose workers do, instead")
+    p.add_argument("--cache", metavar="DIR", help="keep compiled kernels here, for every later build")
+
+
 def _unlinked(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-unlinked", action="store_true", help="accept bundles that could not be linked")
 
@@ -306,6 +312,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
             _output(False, "bundle folder"),
             _planning,
             _tune,
+            _workers,
             _stop_after,
             _unlinked,
         ),

@@ -38,6 +38,7 @@ from compiler.progress import tracked
 from compiler.release import Release, Say, calibration_of, load_release, silent, transform
 from compiler.report import summary
 from compiler.staging import staged
+from compiler.workers.jobs import Workers
 
 GOLDEN_SAMPLES = 2
 
@@ -136,14 +137,17 @@ def build(
     selftest: bool = True,
     plan: str | Path | Sequence[str | Path] = (),
     tuning: str | Path | TuningDatabase | None = None,
+    workers: Workers | None = None,
 ) -> Bundle:
     """Compile a graph for one target into the folder `output`.
 
     `feeds` are the golden inputs (default: seeded standard normal ones). `threads`: whether calls can be shared
     among threads; without it the library needs no pthread. `plan`: a plan.json, or a bundle, whose choices of
     algorithms and tiles are repeated exactly. `tuning`: measurements to choose by, "none" for the rule alone
-    (default: those that come with taskgraft). Raises ConfigError (name, existing folder, a plan that does not fit),
-    LoweringError, TargetError (no linker; the bundle is there all the same), GateError where the self-test fails.
+    (default: those that come with taskgraft). `workers` compile the kernels; None: this process does.
+
+    Raises ConfigError (name, existing folder, a plan that does not fit), LoweringError, TargetError (no linker; the
+    bundle is there all the same), GateError where the self-test fails.
     """
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
@@ -151,7 +155,7 @@ def build(
     sources = planning.sources([goal])[goal.name]
     job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None, threads)
     with staged(root, [goal.name], force) as folder:
-        built = _build(job, goal, folder, sources, selftest=selftest)
+        built = _build(job, goal, folder, sources, selftest=selftest, workers=workers)
         _require_selftests([built])
         if len(graph.tasks) <= MOST_TASKS:  # beyond, combinations have no table
             costs = cost_report(graph, workspace=built.workspace)
@@ -173,12 +177,14 @@ def compile_release(
     plan: str | Path | Sequence[str | Path] = (),
     tuning: str | Path | None = None,
     tune: float | None = None,
+    workers: Workers | None = None,
     say: Say = silent,
 ) -> Compiled:
     """The whole release step. `output`, `targets`, `plan` and `tuning` replace those of the config.
 
     `plan`: files, bundles or output folders with the choices of every target. `tune`: seconds to measure choices
-    for on this machine; the measurements go to `tuning`, or to tuning.json beside the output folder.
+    for on this machine; the measurements go to `tuning`, or to tuning.json beside the output folder. `workers`
+    compile the kernels of all targets; None: this process does. The bytes are the same.
 
     Raises FailedGates with everything measured, TargetError where a target could not be linked and
     `allow_unlinked` is not set (its bundle is written nevertheless), and what the stages raise.
@@ -191,10 +197,10 @@ def compile_release(
         release = load_release(config, allow_external_data=allow_external_data, say=say)
         graph, records = transform(release, say=say)
         if tune is not None:
-            sources = tuned(graph, goals, planning, root, say)
+            sources = tuned(graph, goals, planning, root, say, workers)
         job = _job(release, graph, records)
         builds = [
-            _build(job, goal, folder, sources[goal.name], selftest=selftest, say=say)
+            _build(job, goal, folder, sources[goal.name], selftest=selftest, workers=workers, say=say)
             for goal in tracked(say, "targets", goals)
         ]
         compiled = _measured(release, graph, records, builds, folder, say)
@@ -281,10 +287,19 @@ def _finite(graph: Graph, seed: int, number: int) -> dict[str, np.ndarray]:
 
 
 def _build(
-    job: _Job, target: Target, folder: Path, sources: Sources, *, selftest: bool, say: Say = silent
+    job: _Job,
+    target: Target,
+    folder: Path,
+    sources: Sources,
+    *,
+    selftest: bool,
+    workers: Workers | None = None,
+    say: Say = silent,
 ) -> Built:
     say(f"{target.name}: generate")
-    library = generate(job.graph, target, name=job.name, subsets=job.subsets, sources=sources, say=say)
+    library = generate(
+        job.graph, target, name=job.name, subsets=job.subsets, sources=sources, workers=workers, say=say
+    )
     costs = None if job.release is None else job.release.costs(job.graph, workspace_of(library))
     say(f"{target.name}: {len(library.kernels)} kernels, {len(library.programs)} subsets; link")
     bundle = write_bundle(

@@ -68,6 +68,12 @@ class TargetError(CompilerError):
     exit_code = 5
 
 
+class JobError(CompilerError):
+    """A job of a build failed for a reason of its own, or its worker was lost again and again."""
+
+    exit_code = 5
+
+
 class VerifyError(CompilerError):
     """The graph broke a rule of the IR: a defect of taskgraft, not of the model."""
 

@@ -18,6 +18,7 @@ from compiler.config import Config
 from compiler.errors import ConfigError, TargetError
 from compiler.ir.graph import Graph
 from compiler.release import Say
+from compiler.workers.jobs import Workers
 
 NO_DATABASE = "none"
 """In place of a file: choose by rule alone."""
@@ -77,7 +78,14 @@ def planning_of(
     return Planning(tuple(plans), tuning, tune)
 
 
-def tuned(graph: Graph, targets: Sequence[Target], planning: Planning, root: Path, say: Say) -> dict[str, Sources]:
+def tuned(
+    graph: Graph,
+    targets: Sequence[Target],
+    planning: Planning,
+    root: Path,
+    say: Say,
+    workers: Workers | None = None,
+) -> dict[str, Sources]:
     """Measure the layers of `graph` on those targets that run here, and choose by the result.
 
     The measurements are added to the database of `planning`, else to the file beside the output folder `root`.
@@ -92,7 +100,7 @@ def tuned(graph: Graph, targets: Sequence[Target], planning: Planning, root: Pat
     database = TuningDatabase.load(file) if file.exists() else TuningDatabase()
     for target in able:
         say(f"tune: {target.preset}, at most {planning.tune / len(able):.0f} s")
-        database = tune(graph, target, database, seconds=planning.tune / len(able), say=say)
+        database = tune(graph, target, database, seconds=planning.tune / len(able), workers=workers, say=say)
         database.save(file)
     say(f"tune: wrote {file}")
     for target in targets:

@@ -117,13 +117,20 @@ def test_the_recipes_run(repository, capsys):
     assert load_config(ROOT / "models" / "fashion" / "release.toml").name in capsys.readouterr().out
 
 
+def test_the_program_with_workers_runs(repository):
+    (code,) = blocks(DOCS / "workers.md", "python")
+    exec(compile(code, "workers.md", "exec"), {"__name__": "__main__"})
+    assert (repository / "dist" / "season" / "host" / "libseason.so").exists()
+    assert len(list((repository / "dist" / "cache").iterdir())) > 5
+
+
 def test_commands_that_need_a_device_are_commands(capsys):
     """Blocks that cannot run here are at least accepted by the parser."""
-    for page in (DOCS / "recipes.md", DOCS / "tutorial.md"):
+    for page in (DOCS / "recipes.md", DOCS / "tutorial.md", DOCS / "workers.md"):
         for text in blocks(page, "console"):
             for line in text.replace("\\\n", " ").splitlines():
                 if line.startswith("taskgraft "):
-                    parser().parse_args(shlex.split(line.partition(" > ")[0])[1:])
+                    parser().parse_args(shlex.split(line.partition(" > ")[0], comments=True)[1:])
 
 
 # ---------------------------------------------------------------------- the site

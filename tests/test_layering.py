@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.ir.ops", "compiler.ir.ops.*", "compiler.ir.relations"),
     ("compiler.ir.op",),
     ("compiler.ir.graph",),
-    ("compiler.ir.types",),
+    ("compiler.ir.types", "compiler.workers", "compiler.workers.*"),
     (
         "compiler.ir.encoding",
         "compiler.machine",
@@ -64,6 +64,7 @@ SAME_ROW = (
     "compiler.calibration",
     "compiler.cost",
     "compiler.ir.ops",
+    "compiler.workers",
 )
 """Packages whose modules may import each other; passes and codegen do not know each other."""
 
@@ -92,6 +93,7 @@ GUARDED = {
     "networkx": ("compiler.ir.graph",),
     "onnx_graphsurgeon": (),
     "rich": ("compiler.tables",),
+    "distributed": ("compiler.workers.cluster",),
 }
 
 FILES = sorted((ROOT / "compiler").rglob("*.py"))

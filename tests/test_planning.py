@@ -83,7 +83,7 @@ def test_plan_and_database_are_inputs_of_the_manifest(tuned, tmp_path):
 def test_the_bundles_own_graph_with_its_plan_is_the_same_library(tuned, tmp_path):
     bundle = tuned / "out" / "host"
     again = build(load(bundle / "merged.onnx"), "host", tmp_path, name="pair", plan=bundle, selftest=False)
-    for name in ("src/kernels.o", "weights.bin", "plan.json", "pair.h"):
+    for name in ("src/kernels.a", "weights.bin", "plan.json", "pair.h"):
         assert (again.path / name).read_bytes() == (bundle / name).read_bytes(), name
 
 
@@ -153,7 +153,7 @@ def test_build_from_python(tuned, tmp_path):
 def test_measurements_are_added_to_a_file_and_chosen_by(tuned, tmp_path, monkeypatch):
     calls = []
 
-    def tune(graph, target, database, *, seconds, say):
+    def tune(graph, target, database, *, seconds, workers, say):
         calls.append((target.preset, seconds, len(database.entries)))
         return TuningDatabase({**database.entries, **measured_layers(graph, target).entries})
 

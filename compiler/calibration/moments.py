@@ -7,12 +7,13 @@ digest of both (`Cache`). Adding the same rows in the same order gives the same 
 from __future__ import annotations
 
 import hashlib
-import os
-import zipfile
+import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from compiler.workers.store import Store
 
 RIDGE = 1e-4
 """Ridge as a share of the mean eigenvalue of the Gram matrix."""
@@ -149,35 +150,24 @@ def data_key(feeds: Iterable[Mapping[str, np.ndarray]]) -> str:
 
 
 class Cache:
-    """Arrays by key in a folder, written aside and renamed. Without a folder nothing is kept.
-
-    A file that cannot be read counts as absent and is written anew.
-    """
+    """Arrays by key in a folder; see `Store`. Without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._store = Store(folder)
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays under `key`, or None."""
-        if self._folder is None:
+        content = self._store.load(key)
+        if content is None:
             return None
-        try:
-            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
 
     def store(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays under `key`."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        aside = self._folder / f".{key}.{os.getpid()}.npz"
-        try:
-            np.savez(aside, **dict(arrays))  # type: ignore[arg-type]
-            aside.replace(self._folder / f"{key}.npz")
-        finally:
-            aside.unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.savez(content, **dict(arrays))  # type: ignore[arg-type]
+        self._store.save(key, content.getvalue())
 
 
 class Kept:

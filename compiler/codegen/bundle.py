@@ -254,7 +254,7 @@ def _texts(library: Library, face: Interface, target: Target, golden: Golden, id
         "example/CMakeLists.txt": example.cmake_text(face),
     }
     data = {file: text.encode("ascii") for file, text in texts.items()}
-    data |= {"src/kernels.o": link.hide_kernels(library.object_code), "weights.bin": library.pool}
+    data |= {"src/kernels.a": link.kernel_archive(library.objects), "weights.bin": library.pool}
     return data | {"plan.json": canonical(library.plan)} | golden_files(golden, face)
 
 

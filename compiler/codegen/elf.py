@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from compiler.errors import LoweringError
 
@@ -31,6 +30,8 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
+    header: int
+    """Offset of its entry in the table of sections."""
     type: int
     offset: int
     size: int
@@ -84,6 +85,29 @@ class Elf:
                 edited[other] = edited[other] & ~3 | _STV_HIDDEN
         return bytes(edited)
 
+    def renamed(self, old: str, new: str) -> bytes:
+        """The same object with another name for the symbol `old`. LoweringError where there is none.
+
+        The new name goes behind a copy of the string table at the end of the file: nothing else moves.
+        """
+        edited = bytearray(self._data)
+        found = [
+            (at, s)
+            for s in self._sections
+            if s.type == _SHT_SYMTAB
+            for at, symbol in self._in(s)
+            if symbol.name == old
+        ]
+        if len(found) != 1:
+            raise LoweringError(f"an object has {len(found)} symbols '{old}'; 1 expected")
+        ((at, table),) = found
+        names = self._sections[table.link]
+        struct.pack_into("<I", edited, at, names.size)
+        kind, field = ("<QQ", 24) if self._wide else ("<II", 16)
+        text = self._data[names.offset : names.offset + names.size] + new.encode("ascii") + b"\0"
+        struct.pack_into(kind, edited, names.header + field, len(edited), len(text))
+        return bytes(edited + text)
+
     def _unpack(self, narrow: str, wide: str, at: int) -> tuple[int, ...]:
         return struct.unpack_from("<" + (wide if self._wide else narrow), self._data, at)
 
@@ -92,7 +116,7 @@ class Elf:
         size, count = struct.unpack_from("<HH", self._data, 58 if self._wide else 46)
         for i in range(count):
             _, kind, _, _, offset, length, link, _, _, entry = self._unpack("10I", "IIQQQQIIQQ", start + i * size)
-            yield _Section(kind, offset, length, link, entry)
+            yield _Section(start + i * size, kind, offset, length, link, entry)
 
     def _segments(self) -> Iterator[tuple[int, int, int]]:
         """Type, flags and alignment of each program header."""
@@ -105,15 +129,19 @@ class Elf:
     def _symbols(self, kind: int) -> Iterator[tuple[int, Symbol]]:
         """File offset and content of each named symbol."""
         for section in (s for s in self._sections if s.type == kind):
-            for at in range(section.offset, section.offset + section.size, section.entry_size):
-                if self._wide:
-                    name, info, _, index = struct.unpack_from("<IBBH", self._data, at)
-                else:
-                    name, _, _, info, _, index = struct.unpack_from("<IIIBBH", self._data, at)
-                bind = info >> 4
-                if name:
-                    text = self._string(section.link, name)
-                    yield at, Symbol(text, index != 0, bind == _STB_WEAK, bind == _STB_LOCAL)
+            yield from self._in(section)
+
+    def _in(self, section: _Section) -> Iterator[tuple[int, Symbol]]:
+        """The same of one table."""
+        for at in range(section.offset, section.offset + section.size, section.entry_size):
+            if self._wide:
+                name, info, _, index = struct.unpack_from("<IBBH", self._data, at)
+            else:
+                name, _, _, info, _, index = struct.unpack_from("<IIIBBH", self._data, at)
+            bind = info >> 4
+            if name:
+                text = self._string(section.link, name)
+                yield at, Symbol(text, index != 0, bind == _STB_WEAK, bind == _STB_LOCAL)
 
     def _dynamic(self) -> Iterator[tuple[int, str]]:
         """Tag and text of each dynamic entry; the text is empty for entries that are not names."""
@@ -143,8 +171,8 @@ class Elf:
         return self._data[start : self._data.index(b"\0", start)].decode("ascii", errors="replace")
 
 
-def write_archive(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
-    """Write a static library (GNU `ar`, with symbol index) without times or owners; names up to 15 characters."""
+def archive(members: Sequence[tuple[str, bytes]]) -> bytes:
+    """A static library (GNU `ar`, with symbol index) without times or owners; names up to 15 characters."""
     symbols = [
         (symbol.name, i)
         for i, (_, data) in enumerate(members)
@@ -159,9 +187,7 @@ def write_archive(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
         offsets.append(position)
         position += 60 + len(data) + len(data) % 2
     index = struct.pack(f">{len(symbols) + 1}I", len(symbols), *(offsets[i] for _, i in symbols)) + names
-    with path.open("wb") as file:
-        file.write(b"!<arch>\n")
-        for name, data in [("/", index), *((f"{name}/", data) for name, data in members)]:
-            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(data):<10}`\n".encode())
-            file.write(data)
-            file.write(b"\n" * (len(data) % 2))
+    made = [b"!<arch>\n"]
+    for name, data in [("/", index), *((f"{name}/", data) for name, data in members)]:
+        made += [f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(data):<10}`\n".encode(), data, b"\n" * (len(data) % 2)]
+    return b"".join(made)

@@ -29,6 +29,7 @@ from compiler.ir.graph import Graph, Ref, Value
 from compiler.ir.levels import level_count
 from compiler.ir.types import ValueRef
 from compiler.progress import Say, silent, tracked
+from compiler.workers.jobs import Workers
 
 MOST_LISTED_TASKS = 6
 """Up to this many tasks every subset is listed by default."""
@@ -83,13 +84,15 @@ def generate(
     subsets: Iterable[frozenset[str]] | None = None,
     templates: bool = True,
     sources: Sources | None = None,
+    workers: Workers | None = None,
     say: Say = silent,
 ) -> Library:
     """Compile every task of `graph` for `target`.
 
     `subsets` lists the task sets that get a function of their own; None lists all of them up to six tasks and
     each single task and the full set beyond. `templates=False` lowers everything by the generic route. `sources`
-    holds a recorded plan and measurements; without them algorithms and tiles are chosen by rule.
+    holds a recorded plan and measurements; without them algorithms and tiles are chosen by rule. `workers` compile
+    the kernels; None: this process does.
     Raises ConfigError for an unknown task or a plan that does not fit, LoweringError where a node cannot be
     compiled.
     """
@@ -105,7 +108,7 @@ def generate(
         _plan_group(plan, group, needs_plain)
     _plan_outputs(plan)
     symbols = _symbols(plan.steps, name or graph.name)
-    compiled = compile_kernels({s: b.func for b, s in symbols.values()}, target)
+    compiled = compile_kernels({s: b.func for b, s in symbols.values()}, target, workers, say)
     masks = _listed(graph, subsets)
     every = (1 << len(graph.tasks)) - 1
     full = _program(plan, symbols, compiled, every)
@@ -121,7 +124,7 @@ def generate(
         programs=tuple(full if m == every else _program(plan, symbols, compiled, m) for m in masks),
         pool=pool.data,
         pool_table=pool.table,
-        object_code=compiled.object_code,
+        objects=tuple(compiled.objects.values()),
         levels=tuple(_level(graph, i) for i in range(level_count(graph))),
         scratch_bytes=max((compiled.scratch.get(c.kernel, 0) for c in full.calls if c.shared), default=0),
         plan=_record(plan, symbols, target, sources.database),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from compiler.codegen import deadline
-from compiler.codegen.elf import Elf, write_archive
+from compiler.codegen.elf import Elf, archive
 from compiler.codegen.interface import ALIGNMENT, Interface
 from compiler.codegen.target import Target
 from compiler.codegen.threads import imports, libraries
@@ -108,9 +108,9 @@ def version_script(face: Interface) -> str:
     return "{ global: " + " ".join(f"{s};" for s in face.symbols) + " local: *; };\n"
 
 
-def hide_kernels(object_code: bytes) -> bytes:
-    """The kernels with hidden visibility: linked by anyone, they are not exported."""
-    return Elf(object_code).hide()
+def kernel_archive(objects: Sequence[bytes]) -> bytes:
+    """The kernels as a static library, with hidden visibility: linked by anyone, they are not exported."""
+    return archive([(f"{number:04d}.o", Elf(code).hide()) for number, code in enumerate(objects)])
 
 
 def build_commands(face: Interface, baseline: tuple[str, ...], work: str) -> tuple[tuple[str, ...], ...]:
@@ -128,7 +128,7 @@ def build_commands(face: Interface, baseline: tuple[str, ...], work: str) -> tup
             f"lib{name}.so",
             f"{work}/driver.o",
             f"{work}/weights.o",
-            "src/kernels.o",
+            "src/kernels.a",
             "-lm",
             *libraries(face),
         ),
@@ -144,17 +144,18 @@ def link_library(folder: Path, face: Interface, toolchain: Toolchain) -> LinkFac
         for arguments in build_commands(face, toolchain.baseline, work):
             run_tool((*toolchain.cc, f"-ffile-prefix-map={work}=.", *arguments), folder)
         whole = Path(work, "whole.o")
-        objects = (f"{work}/driver.o", f"{work}/weights.o", "src/kernels.o")
+        objects = (f"{work}/driver.o", f"{work}/weights.o", "src/kernels.a")
         run_tool((*toolchain.cc, "-r", "-nostdlib", "-o", str(whole), *objects), folder)
         if toolchain.objcopy:
             run_tool((toolchain.objcopy, "--localize-hidden", "--strip-unneeded", str(whole)), folder)
-        write_archive(folder / f"lib{face.name}.a", [(f"{face.name[:10]}.o", whole.read_bytes())])
+        static = archive([(f"{face.name[:10]}.o", whole.read_bytes())])
+        (folder / f"lib{face.name}.a").write_bytes(static)
     return check_library((folder / f"lib{face.name}.so").read_bytes(), face)
 
 
 def prepare_link(folder: Path, face: Interface, target: Target) -> None:
     """Where no compiler is at hand: `lib<name>.a` with the kernels alone, and `LINK.txt`, which adds the rest."""
-    write_archive(folder / f"lib{face.name}.a", [("kernels.o", (folder / "src/kernels.o").read_bytes())])
+    shutil.copyfile(folder / "src/kernels.a", folder / f"lib{face.name}.a")
     (folder / "LINK.txt").write_text(link_text(face, target), encoding="ascii")
 
 

@@ -1,4 +1,4 @@
-"""PrimFuncs to one relocatable object with plain C entry points: no TVM runtime, no allocation, no packed calls.
+"""PrimFuncs to relocatable objects with plain C entry points: no TVM runtime, no allocation, no packed calls.
 
 The usual host pipeline ends in TVM's packed calling convention. Here the same loop passes run, then every buffer
 parameter becomes a raw pointer, local buffers that would need the runtime's allocator move to a scratch pointer,
@@ -7,6 +7,7 @@ and LLVM emits `int32_t symbol(void *, ...)`.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tempfile
@@ -19,10 +20,13 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from compiler.codegen.elf import Elf
 from compiler.codegen.flatten import flattened
 from compiler.codegen.functions import expand
 from compiler.codegen.target import Target
 from compiler.errors import LoweringError, TargetError
+from compiler.progress import Say, silent, tracked
+from compiler.workers.jobs import Job, Workers
 
 STACK_LIMIT = 1024
 """Local buffers of at least this many bytes would become runtime calls; they move to scratch."""
@@ -31,15 +35,18 @@ LLVM_OPTIONS = ("-vectorize-loops:bool=false",)
 """LLVM's loop vectoriser is off: kernels carry explicit vectors, and LLVM 22 turns `x[i % 4]` inside a vectorised
 loop over i into a read of x[i] on AVX-512 (docs/decisions/0006)."""
 
+KERNEL = "kernel"
+"""Symbol that every function is compiled under: equal functions of different libraries give equal objects."""
+
 TVM_VERSION = "0.27.0"
 """Names of passes change between releases of TVM: a build is only made with the release it was tested with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """An object file and, per symbol, the bytes of scratch it wants as an extra last pointer (0: no pointer)."""
+    """Per symbol an object file, and the bytes of scratch it wants as an extra last pointer (0: no pointer)."""
 
-    object_code: bytes
+    objects: Mapping[str, bytes]
     scratch: Mapping[str, int]
 
 
@@ -52,18 +59,49 @@ def check_versions() -> None:
         )
 
 
-def compile_kernels(funcs: Mapping[str, Any], target: Target) -> Compiled:
-    """Compile PrimFuncs by symbol for `target`. LoweringError names the kernel that TVM or LLVM rejects."""
+def compile_kernels(
+    funcs: Mapping[str, Any], target: Target, workers: Workers | None = None, say: Say = silent
+) -> Compiled:
+    """Compile PrimFuncs by symbol for `target`, each to an object of its own.
+
+    Every kernel is a job, whose result does not depend on its symbol; without `workers` they are compiled in this
+    process. LoweringError names the kernel that TVM or LLVM rejects.
+    """
     check_versions()
-    try:
-        return _compile(funcs, target)
-    except _TVM_ERRORS as error:
-        for symbol in sorted(funcs):
+    stage = f"{target.name}: kernels"
+    if workers is None:
+        made = []
+        for symbol, func in tracked(say, stage, funcs.items(), len(funcs)):
             try:
-                _compile({symbol: funcs[symbol]}, target)
-            except _TVM_ERRORS as single:
-                raise LoweringError(f"TVM cannot compile kernel {symbol}: {_reason(single)}") from single
-        raise LoweringError(f"TVM cannot compile {len(funcs)} kernels together: {_reason(error)}") from error
+                made.append(_compile(func, target.tvm))
+            except LoweringError as error:
+                raise LoweringError(f"kernel {symbol} for {target.name}: {error}") from error
+    else:
+        jobs = [_job(symbol, func, target) for symbol, func in funcs.items()]
+        made = [_unpacked(result) for result in workers.perform(jobs, stage, say)]
+    named = dict(zip(funcs, made, strict=True))
+    return Compiled(
+        {symbol: Elf(code).renamed(KERNEL, symbol) for symbol, (code, _) in named.items()},
+        {symbol: scratch for symbol, (_, scratch) in named.items()},
+    )
+
+
+def compile_job(payload: bytes) -> bytes:
+    """A job: a PrimFunc and a target as text to the bytes of scratch (8 bytes, little-endian) and the object."""
+    check_versions()
+    record = json.loads(payload)
+    code, scratch = _compile(tvm.ir.load_json(record["function"]), record["target"])
+    return scratch.to_bytes(8, "little") + code
+
+
+def _job(symbol: str, func: Any, target: Target) -> Job:
+    record = {"target": target.tvm, "function": tvm.ir.save_json(func.with_attr("global_symbol", KERNEL))}
+    payload = json.dumps(record, sort_keys=True).encode()
+    return Job(f"kernel {symbol} for {target.name}", f"{__name__}:{compile_job.__name__}", payload)
+
+
+def _unpacked(result: bytes) -> tuple[bytes, int]:
+    return result[8:], int.from_bytes(result[:8], "little")
 
 
 _TVM_ERRORS = (tvm.error.InternalError, ValueError, RuntimeError, TypeError)
@@ -74,17 +112,24 @@ def _reason(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _compile(funcs: Mapping[str, Any], target: Target) -> Compiled:
-    tvm_target = tvm.target.Target({**target.tvm, "cl-opt": list(LLVM_OPTIONS)})
-    named = {s: f.with_attr("global_symbol", s) for s, f in sorted(funcs.items())}
-    module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(named))
+def _compile(func: Any, target: Mapping[str, object]) -> tuple[bytes, int]:
+    """Object with the symbol KERNEL, and bytes of scratch; LoweringError where TVM or LLVM reject the function."""
+    try:
+        return _lowered(func, tvm.target.Target({**target, "cl-opt": list(LLVM_OPTIONS)}))
+    except _TVM_ERRORS as error:
+        raise LoweringError(f"TVM cannot compile it: {_reason(error)}") from error
+
+
+def _lowered(func: Any, target: Any) -> tuple[bytes, int]:
+    named = {KERNEL: func.with_attr("global_symbol", KERNEL)}
+    module = tirx.transform.BindTarget(target.with_host(target))(tvm.IRModule(named))
     module = tvm.ir.transform.Sequential(_index_passes())(module)
     module = tvm.ir.transform.Sequential(_loop_passes())(flattened(module))
-    module, scratch = _raw_pointers(module, tvm_target)
+    module, scratch = _raw_pointers(module, target)
     module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
     module = _fused(module)
-    built = tvm.get_global_func("target.build.llvm")(module, tvm_target)
-    return Compiled(_object_bytes(built, target), scratch)
+    built = tvm.get_global_func("target.build.llvm")(module, target)
+    return _object_bytes(built, str(target.attrs["mtriple"])), scratch[KERNEL]
 
 
 def _fused(module: Any) -> Any:
@@ -105,10 +150,10 @@ def _fused(module: Any) -> Any:
     return tvm.IRModule(mapped)
 
 
-def _object_bytes(built: Any, target: Target) -> bytes:
+def _object_bytes(built: Any, triple: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernels.o")
-        module = _with_aligned_frames(built, Path(folder)) if target.arch == "x86_64" else built
+        module = _with_aligned_frames(built, Path(folder)) if triple.startswith("x86_64") else built
         module.write_to_file(str(path), "o")
         return path.read_bytes()
 

@@ -130,7 +130,7 @@ class TimedBundle(TimedProgram):
         def write(folder: Path) -> None:
             (folder / "src").mkdir()
             driver_file = f"src/{bundle.name}_driver.c"
-            for file in (f"{bundle.name}.h", driver_file, "src/weights.S", "src/kernels.o", "weights.bin"):
+            for file in (f"{bundle.name}.h", driver_file, "src/weights.S", "src/kernels.a", "weights.bin"):
                 (folder / file).write_bytes(read_plain(bundle.path, file))
 
         steps = read_plan(bundle)["steps"]
@@ -181,7 +181,7 @@ def _write_sources(library: Library, face: Interface, target: Target, folder: Pa
     }
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="ascii")
-    (folder / "src/kernels.o").write_bytes(link.hide_kernels(library.object_code))
+    (folder / "src/kernels.a").write_bytes(link.kernel_archive(library.objects))
     (folder / "weights.bin").write_bytes(library.pool)
 
 
@@ -231,7 +231,7 @@ def _load(target: Target, folder: Path) -> ctypes.CDLL:
         reason = "it does not run here" if not target.native else f"no C compiler for it ({target.compilers[0]})"
         raise TargetError(f"target '{target.name}' cannot be timed on this machine: {reason}")
     flags = ("-O2", "-fPIC", "-shared", "-w", "-pthread", "-I.", *toolchain.baseline)
-    sources = ("src/profile.c", "src/weights.S", "src/kernels.o", "-lm")
+    sources = ("src/profile.c", "src/weights.S", "src/kernels.a", "-lm")
     link.run_tool((*toolchain.cc, *flags, "-o", "profile.so", *sources), folder)
     return ctypes.CDLL(str(folder / "profile.so"))
 

@@ -139,8 +139,8 @@ class Library:
     """The listed subsets, by mask; includes the full one when it is listed."""
     pool: bytes
     pool_table: tuple[PoolEntry, ...]
-    object_code: bytes
-    """Relocatable object with every kernel."""
+    objects: tuple[bytes, ...]
+    """Relocatable objects that hold the kernels."""
     levels: tuple[Level, ...] = (Level(),)
     """Sparsity levels, the densest first."""
     scratch_bytes: int = 0

@@ -19,6 +19,7 @@ from compiler.codegen.strategies.base import Candidate, Choice
 from compiler.codegen.target import Target
 from compiler.codegen.tuning import TuningDatabase, layer_key
 from compiler.ir.graph import Graph
+from compiler.workers.jobs import Workers
 
 SMALL_SHARE = 0.01
 """Layers below this share of the predicted time are left to the rule."""
@@ -95,15 +96,17 @@ def tune(
     *,
     seconds: float = 300.0,
     measure: Measure | None = None,
+    workers: Workers | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> TuningDatabase:
     """`database` with measurements of every layer of `graph` that matters, within about `seconds`.
 
     What the database knows already is not measured again. `measure` replaces building and timing the network on
     this machine, which must be able to run `target` and be otherwise idle; TargetError where it is not able to.
+    `workers` compile kernels; they are idle while times are taken.
     """
     layers = _layers(graph, target, database)
-    time_in_place = measure or (lambda tried: in_place(graph, target, tried))
+    time_in_place = measure or (lambda tried: in_place(graph, target, tried, workers=workers))
     progress = _Progress(say, seconds)
     made = TuningDatabase(dict(database.entries))
     say(f"tune: {len(layers)} layer shapes, {sum(len(y.waiting) for y in layers)} candidates to measure")
@@ -158,8 +161,13 @@ def to_try(ranked: Sequence[Candidate]) -> list[Choice]:
 
 
 def in_place(
-    graph: Graph, target: Target, tried: Mapping[str, Choice], profiler: Profiler = profile_library
+    graph: Graph,
+    target: Target,
+    tried: Mapping[str, Choice],
+    profiler: Profiler = profile_library,
+    workers: Workers | None = None,
 ) -> dict[str, float]:
     """Seconds of each layer, by its first node, with the given choices. TargetError where `target` does not run."""
-    library = generate(graph, target, name="tuned", subsets=[frozenset(graph.tasks)], sources=Sources(tried))
+    full, sources = [frozenset(graph.tasks)], Sources(tried)
+    library = generate(graph, target, name="tuned", subsets=full, sources=sources, workers=workers)
     return {step.nodes[0]: step.seconds for step in profiler(library, target) if step.nodes[0] in tried}

@@ -33,6 +33,7 @@ from compiler.planning import Planning, planning_of
 from compiler.release import Say, load_release, transform
 from compiler.report import summary, to_json
 from compiler.staging import write_whole
+from compiler.workers.choose import open_workers
 
 
 def compile_(args: Namespace, say: Say) -> Result:
@@ -40,18 +41,20 @@ def compile_(args: Namespace, say: Say) -> Result:
     if args.stop_after:
         return _stopped(args, say)
     try:
-        compiled = compile_release(
-            config_of(args),
-            output=Path(args.output) if args.output else None,
-            targets=args.target,
-            force=args.force,
-            allow_unlinked=args.allow_unlinked,
-            allow_external_data=args.allow_external_data,
-            plan=args.plan,
-            tuning=args.tuning,
-            tune=args.tune,
-            say=say,
-        )
+        with open_workers(args.workers, cluster=args.cluster, cache=args.cache, say=say) as workers:
+            compiled = compile_release(
+                config_of(args),
+                output=Path(args.output) if args.output else None,
+                targets=args.target,
+                force=args.force,
+                allow_unlinked=args.allow_unlinked,
+                allow_external_data=args.allow_external_data,
+                plan=args.plan,
+                tuning=args.tuning,
+                tune=args.tune,
+                workers=workers,
+                say=say,
+            )
     except FailedGates as failure:
         result = _compiled(failure.compiled)
         return Result(result.record, result.grids, (f"FAILED: {failure}",), failure.exit_code)

@@ -103,6 +103,6 @@ def tiny_library(
         programs=tuple(Program(m, tuple(c for c in calls if c.mask & m), 96, 32) for m in listed),
         pool=SCALE.tobytes() + bytes(32) + BIAS.tobytes(),
         pool_table=(PoolEntry("scale", 0, 32, "plain"), PoolEntry("bias", 64, 32, "plain")),
-        object_code=object_code,
+        objects=(object_code,),
         plan={"groups": 3},
     )

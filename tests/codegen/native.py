@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,16 @@ class Memory:
             assert (array[size:] == 0xFF).all(), "a kernel wrote beyond its memory"
 
 
+def loaded(objects: Iterable[bytes], folder: Path, *flags: str) -> ctypes.CDLL:
+    """Objects linked into one shared library for this machine, and loaded."""
+    paths = []
+    for number, code in enumerate(objects):
+        paths.append(folder / f"{number}.o")
+        paths[-1].write_bytes(code)
+    subprocess.run(["gcc", "-shared", "-o", folder / "kernels.so", *paths, *flags], check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
 class NativeLibrary:
     """Kernels of a library, loaded; `run` executes one program."""
 
@@ -64,10 +74,7 @@ class NativeLibrary:
 
     def __init__(self, library: Library, folder: Path) -> None:
         self.library = library
-        (folder / "kernels.o").write_bytes(library.object_code)
-        path = folder / "kernels.so"
-        subprocess.run(["gcc", "-shared", "-o", path, folder / "kernels.o", "-lm"], check=True)
-        self._kernels = ctypes.CDLL(str(path))
+        self._kernels = loaded(library.objects, folder, "-lm")
         self._pool = aligned(len(library.pool))
         self._pool[:] = np.frombuffer(library.pool, np.uint8)
 

@@ -107,7 +107,7 @@ def team_library(object_code: bytes, listed: tuple[int, ...] = (1, 2, 3), *, sha
         programs=tuple(Program(m, tuple(c for c in calls if c.mask & m), size) for m in listed),
         pool=WEIGHTS.tobytes(),
         pool_table=(PoolEntry("w", 0, WEIGHTS.nbytes, "plain"),),
-        object_code=object_code,
+        objects=(object_code,),
         scratch_bytes=SCRATCH,
     )
 

@@ -72,7 +72,7 @@ def test_read_checks_and_agrees(bundle: Bundle) -> None:
         read_bundle(bundle.path.parent, "x86-64-v3")
 
 
-@pytest.mark.parametrize("name", ["libtiny.so", "tiny.h", "golden/out_001.bin", "src/kernels.o"])
+@pytest.mark.parametrize("name", ["libtiny.so", "tiny.h", "golden/out_001.bin", "src/kernels.a"])
 def test_changed_and_missing_files_are_named(bundle: Bundle, name: str) -> None:
     path = bundle.path / name
     path.write_bytes(path.read_bytes()[:-1] + b"\x55")

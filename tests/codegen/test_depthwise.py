@@ -86,7 +86,7 @@ def test_armv7_fuses_multiply_and_add() -> None:
     b = Builder()
     b.task("t", b.conv(b.input("x", 1, 8, 9, 9), 8, 3, group=8))
     library = generate(b.done(), find_target("armv7-neon"))
-    words = np.frombuffer(library.object_code[: len(library.object_code) // 4 * 4], "<u4")
+    words = np.concatenate([np.frombuffer(code[: len(code) // 4 * 4], "<u4") for code in library.objects])
     fused, product = (int(((words & 0xFFB00F50) == code).sum()) for code in (0xF2000C50, 0xF3000D50))
     assert fused >= 9
     assert product == 0

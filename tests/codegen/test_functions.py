@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import subprocess
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from compiler.codegen.functions import arithmetic, expand
 from compiler.codegen.lower import compile_kernels
 from compiler.codegen.target import find_target
 from compiler.codegen.templates.common import kernel, splat, vector, view
-from tests.codegen.native import aligned
+from tests.codegen.native import aligned, loaded
 
 COUNT = 4096
 EXACT = {
@@ -43,10 +42,8 @@ def elementwise(name: str, width: int):
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("functions")
     kernels = {f"{n}{w}": elementwise(n, w) for n in EXACT for w in (1, 4)}
-    (folder / "k.o").write_bytes(compile_kernels(kernels, find_target("host")).object_code)
     # without undefined symbols: nothing comes from libm
-    subprocess.run(["gcc", "-shared", "-Wl,-z,defs", "-o", folder / "k.so", folder / "k.o"], check=True)
-    return ctypes.CDLL(str(folder / "k.so"))
+    return loaded(compile_kernels(kernels, find_target("host")).objects.values(), folder, "-Wl,-z,defs")
 
 
 def call(library, symbol: str, values: np.ndarray) -> np.ndarray:

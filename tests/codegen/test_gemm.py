@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from compiler.codegen.strategies.matrix import register_tiles, rows_in_a_set, ti
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.templates import gemm
 from compiler.codegen.templates.product import balanced, pieces
-from tests.codegen.native import aligned
+from tests.codegen.native import aligned, loaded
 
 RNG = np.random.default_rng(3)
 SHAPES = [(int(r), int(k), int(n)) for r, k, n in RNG.integers(1, 70, (12, 3))] + [(1, 64, 130), (29, 13, 33)]
@@ -30,9 +29,7 @@ def floats(array: np.ndarray) -> np.ndarray:
 
 def load(shapes: dict[str, gemm.GemmShape], target: Target, folder: Path) -> ctypes.CDLL:
     compiled = compile_kernels({k: gemm.gemm_kernel(s) for k, s in shapes.items()}, target)
-    (folder / "k.o").write_bytes(compiled.object_code)
-    subprocess.run(["gcc", "-shared", "-o", folder / "k.so", folder / "k.o", "-lm"], check=True)
-    return ctypes.CDLL(str(folder / "k.so"))
+    return loaded(compiled.objects.values(), folder)
 
 
 def run(kernel, shape: gemm.GemmShape, x: np.ndarray, w: np.ndarray, b: np.ndarray, cuts: list[int]) -> np.ndarray:
@@ -84,7 +81,7 @@ def test_every_tile_computes_the_same(name: str, extent: tuple[int, int, int], t
 def test_compiles_for_arm(name: str) -> None:
     target = find_target(name)
     shapes = [gemm.GemmShape(9, 21, 14, 4, tile=t, input_lanes=target.input_lanes) for t in ((4, 2, 1), (1, 3, 2))]
-    assert compile_kernels({f"k{i}": gemm.gemm_kernel(s) for i, s in enumerate(shapes)}, target).object_code
+    assert compile_kernels({f"k{i}": gemm.gemm_kernel(s) for i, s in enumerate(shapes)}, target).objects
 
 
 def test_tiles_fit_the_registers() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from compiler.codegen.target import find_target
 from compiler.compile import golden_of
 from compiler.ir.graph import Graph, Value
 from compiler.ir.types import DType, ValueRef
-from tests.codegen.native import aligned
+from tests.codegen.native import aligned, loaded
 from tests.graphs import Builder
 
 CLOSE = 1e-5
@@ -146,9 +145,7 @@ def run_kernels(
 ) -> None:
     """Call each kernel, a divided one in two calls; outputs are written in place."""
     compiled = compile_kernels({f"k{i}": k.func for i, (k, _, _) in enumerate(kernels)}, find_target("host"))
-    (folder / "k.o").write_bytes(compiled.object_code)
-    subprocess.run(["gcc", "-shared", "-o", folder / "k.so", folder / "k.o", "-lm"], check=True)
-    library = ctypes.CDLL(str(folder / "k.so"))
+    library = loaded(compiled.objects.values(), folder)
     for i, (kernel, feeds, outs) in enumerate(kernels):
         arrays = [np.ascontiguousarray(a) for a in (*feeds, *kernel.tables)]
         scratch = aligned(compiled.scratch[f"k{i}"] + 64)

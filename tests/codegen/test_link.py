@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from compiler.codegen import link
-from compiler.codegen.elf import Elf, write_archive
+from compiler.codegen.elf import Elf, archive
 from compiler.codegen.interface import interface
 from compiler.codegen.target import Target, find_target
 from compiler.errors import LoweringError
@@ -109,7 +109,7 @@ def test_hiding_changes_visibility_and_nothing_else(tmp_path: Path) -> None:
 
 def test_archive_round_trip(tmp_path: Path) -> None:
     data = compile_kernels(needs_toolchain("host"), tmp_path)
-    write_archive(tmp_path / "x.a", [("one.o", data), ("two.o", data)])
+    (tmp_path / "x.a").write_bytes(archive([("one.o", data), ("two.o", data)]))
     listed = subprocess.run(["ar", "t", "x.a"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert listed.split() == ["one.o", "two.o"]
     subprocess.run(["ar", "x", "x.a", "two.o"], cwd=tmp_path, check=True)
@@ -128,3 +128,21 @@ def test_executable_stack_and_run_path_are_noticed(tmp_path: Path) -> None:
 def test_not_an_elf_file() -> None:
     with pytest.raises(LoweringError, match="ELF"):
         Elf(b"MZ")
+
+
+@pytest.mark.parametrize("target", ["host", "armv7-neon"])
+def test_a_symbol_gets_another_name_and_the_others_stay(target: str, tmp_path: Path) -> None:
+    before = compile_kernels(needs_toolchain(target), tmp_path)
+    after = Elf(before).renamed("k_tiny_1", "k_a_much_longer_name_of_a_kernel")
+    names = [s.name for s in Elf(before).symbols()]
+    assert [s.name for s in Elf(after).symbols()] == [
+        "k_a_much_longer_name_of_a_kernel" if n == "k_tiny_1" else n for n in names
+    ]
+    with pytest.raises(LoweringError, match="an object has 0 symbols 'k_tiny_9'; 1 expected"):
+        Elf(before).renamed("k_tiny_9", "k")
+    (tmp_path / "renamed.o").write_bytes(after)
+    toolchain = link.find_toolchain(needs_toolchain(target))
+    assert toolchain is not None
+    subprocess.run([*toolchain.cc, "-shared", "-o", "renamed.so", "renamed.o"], cwd=tmp_path, check=True)
+    exported = {s.name for s in Elf((tmp_path / "renamed.so").read_bytes()).symbols(dynamic=True)}
+    assert {"k_tiny_0", "k_a_much_longer_name_of_a_kernel"} <= exported

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from compiler.codegen.generate import generate
+from compiler.codegen.link import kernel_archive
 from compiler.codegen.target import find_target
 from compiler.ir.encoding import BlockSparse
 from compiler.ir.graph import Graph
@@ -41,11 +42,11 @@ class Loop:
         return sum(bool(pattern.search(line)) for line in self.lines)
 
 
-def hot_loop(object_code: bytes, folder: Path) -> Loop:
-    """Of all innermost loops of an object file the one with most vector multiply-adds."""
+def hot_loop(objects: Sequence[bytes], folder: Path) -> Loop:
+    """Of all innermost loops of object files the one with most vector multiply-adds."""
     assert OBJDUMP is not None
-    path = folder / "kernels.o"
-    path.write_bytes(object_code)
+    path = folder / "kernels.a"
+    path.write_bytes(kernel_archive(objects))
     command = [OBJDUMP, "-d", "--no-show-raw-insn", path]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # addresses begin anew in every section
@@ -103,7 +104,7 @@ def test_hot_loops_multiply_and_spill_nothing(case: str, tmp_path: Path) -> None
     graph = network(layer)
     library = generate(graph, find_target(TARGET), sources=preferring(graph, TARGET, algorithm))
     assert algorithm in {k.template for k in library.kernels}
-    loop = hot_loop(library.object_code, tmp_path)
+    loop = hot_loop(library.objects, tmp_path)
     multiplies = loop.count(MULTIPLY)
     assert loop.count(VECTOR_SPILL) <= (0 if by_element else 1), loop
     assert multiplies >= least * len(loop.lines), (multiplies, loop)

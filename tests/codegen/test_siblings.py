@@ -139,7 +139,7 @@ def test_a_recorded_plan_decides_what_is_one_kernel() -> None:
     library = generate(graph, target)
     plan = parse_plan(library.plan)
     again = generate(graph, target, sources=plan.sources)
-    assert (again.object_code, again.plan["steps"]) == (library.object_code, library.plan["steps"])
+    assert (again.objects, again.plan["steps"]) == (library.objects, library.plan["steps"])
     apart = {n: c for g in make_groups(graph) if g.family == "conv" for n, c in [_best(graph, g)]}
     assert not any(g.members for g in planned(graph, Sources(apart)))
 

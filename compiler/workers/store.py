@@ -1,0 +1,49 @@
+"""Results by key in a folder that any number of processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from compiler.errors import ConfigError
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+class Store:
+    """Bytes by key in a folder; without a folder nothing is kept.
+
+    A file is written aside and renamed, and holds the digest of its content: what is half-written or damaged counts
+    as absent and is written anew. Keys are names that depend on everything their content depends on, so nothing is
+    ever out of date, and several writers of a key write the same.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def load(self, key: str) -> bytes | None:
+        """The bytes under `key`, or None."""
+        if self._folder is None:
+            return None
+        try:
+            data = (self._folder / key).read_bytes()
+        except OSError:
+            return None
+        content = data[_DIGEST:]
+        return content if hashlib.sha256(content).digest() == data[:_DIGEST] else None
+
+    def save(self, key: str, content: bytes) -> None:
+        """Keep bytes under `key`; ConfigError where the folder cannot be written to."""
+        if self._folder is None:
+            return
+        aside = self._folder / f".{key}.{os.getpid()}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                aside.write_bytes(hashlib.sha256(content).digest() + content)
+                aside.replace(self._folder / key)
+            finally:
+                aside.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache {self._folder}: cannot be written: {error.strerror}; name another") from None
