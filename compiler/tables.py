@@ -21,8 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree as Branches
 
-from compiler.commands import Cell, Grid
+from compiler.commands import Cell, Grid, Tree
 
 _WIDE = 200
 EVERY = 2.0
@@ -59,11 +61,51 @@ class Pace:
         return True
 
 
-def show(grids: Iterable[Grid], stream: TextIO) -> None:
-    """Print tables to `stream`; plain text where it is no terminal."""
+def show(grids: Iterable[Grid | Tree], stream: TextIO) -> None:
+    """Print tables and trees to `stream`; plain text where it is no terminal, trees then in ASCII."""
     console = Console(file=stream, width=None if stream.isatty() else _WIDE, highlight=False)
     for grid in grids:
-        console.print(_table(grid))
+        if isinstance(grid, Grid):
+            console.print(_table(grid))
+        else:
+            _draw(grid, console)
+
+
+_COLOURS = (
+    "",
+    "cyan",
+    "magenta",
+    "green",
+    "yellow",
+    "blue",
+    "red",
+    "bright_cyan",
+    "bright_magenta",
+    "bright_green",
+)
+"""By kind of a line; kinds beyond take turns."""
+
+
+def _draw(tree: Tree, console: Console) -> None:
+    """Box characters and colours where the terminal has them; labels fold at the width, the rest is escaped."""
+    options = console.options
+    if not console.is_terminal:
+        options.encoding = "ascii"  # by which rich chooses the characters that connect lines
+    drawn = _branch(tree, options.encoding, Branches("", guide_style="dim"))
+    if console.is_terminal:
+        console.print(drawn)
+        return
+    text = "".join(segment.text for segment in console.render(drawn, options))
+    console.file.writelines(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def _branch(tree: Tree, encoding: str, drawn: Branches) -> Branches:
+    """`drawn` with the label and the children of `tree`."""
+    colour = _COLOURS[(tree.kind - 1) % (len(_COLOURS) - 1) + 1 if tree.kind else 0]
+    drawn.label = Text(tree.label.encode(encoding, "backslashreplace").decode(encoding), style=colour)
+    for child in tree.children:
+        _branch(child, encoding, drawn.add(""))
+    return drawn
 
 
 def html(title: str, grids: Iterable[Grid]) -> str:

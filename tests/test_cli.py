@@ -92,6 +92,7 @@ def test_inspect(tmp_path, bundle, capsys):
     assert "= Conv(" in out
     status, out, _ = run(capsys, "inspect", bundle)
     assert "pair_run_a__b" in out
+    assert "`-- 1  " in out or "+-- 1  " in out
 
 
 def test_explain_plan_of_a_bundle_a_release_and_a_model(tmp_path, bundle, capsys):

@@ -18,10 +18,19 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Tree:
+    """Lines below lines, drawn with their connections. `kind`: lines of one number have one colour; 0: none."""
+
+    label: str
+    children: tuple[Tree, ...] = ()
+    kind: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """What a command found: `record` for --json, tables and closing lines for people, and the exit status."""
+    """What a command found: `record` for --json; tables, trees and closing lines for people; the exit status."""
 
     record: object
-    grids: tuple[Grid, ...] = ()
+    grids: tuple[Grid | Tree, ...] = ()
     lines: tuple[str, ...] = ()
     code: int = 0

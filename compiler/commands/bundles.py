@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compiler.codegen.bundle import Bundle, read_bundle, read_index
-from compiler.commands import Grid, Result
+from compiler.commands import Grid, Result, Tree
 
 
 def targets_in(path: Path) -> tuple[str, ...]:
@@ -29,9 +30,8 @@ def bundle_costs(path: Path, targets: list[str]) -> Result:
     return Result({"combinations": rows, "separate": []}, (grid,))
 
 
-def inspect_bundle(path: Path, targets: list[str]) -> Result:
-    """Ports, subsets and files of a bundle."""
-    bundle = chosen(path, targets)
+def inspect_bundle(bundle: Bundle, outline: Sequence[dict[str, object]], picture: Tree) -> Result:
+    """Ports, outline, subsets and files of a bundle."""
     manifest = bundle.manifest
     ports = [("input", p["label"], f"{p['dtype']}{p['shape']}", "") for p in manifest["io"]["inputs"]]
     ports += [("output", p["label"], f"{p['dtype']}{p['shape']}", p["task"]) for p in manifest["io"]["outputs"]]
@@ -40,10 +40,11 @@ def inspect_bundle(path: Path, targets: list[str]) -> Result:
     title = f"{bundle.name} for {bundle.target}, build {str(manifest['build_id'])[:16]}"
     grids = (
         Grid(title, ("port", "name", "type", "task"), ports),
+        picture,
         Grid("subsets", columns, [_cells(r, columns) for r in manifest["subsets"]]),
         Grid("files", ("file", "bytes", "sha256"), files),
     )
-    return Result(dict(manifest), grids)
+    return Result({**manifest, "outline": list(outline)}, grids)
 
 
 def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[Any, ...]:

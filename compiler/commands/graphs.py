@@ -8,12 +8,14 @@ from pathlib import Path
 
 from compiler.calibration.samples import open_calibration
 from compiler.commands import Grid, Result
-from compiler.commands.bundles import bundle_costs, inspect_bundle
+from compiler.commands.bundles import bundle_costs, chosen, inspect_bundle
 from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, refusal_grid, tasks_of
+from compiler.commands.pictures import outline_records, outline_tree
 from compiler.cost.combine import cost_report
 from compiler.cost.count import totals
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
 from compiler.ir.text import digest, text
 from compiler.passes.base import Resources
@@ -35,7 +37,9 @@ def cost(args: Namespace, say: Say) -> Result:
 def inspect(args: Namespace, say: Say) -> Result:
     """Tensors, operators, tasks and owners of a release, a model or a bundle."""
     if Path(args.path).is_dir():
-        return inspect_bundle(Path(args.path), args.target)
+        bundle = chosen(Path(args.path), args.target)
+        graph = load(bundle.path / "merged.onnx")
+        return inspect_bundle(bundle, outline_records(graph), outline_tree(graph))
     graph, _ = graph_of(args, say)
     layers = layer_rows(graph)
     kinds = Counter(n.op.name for n in graph.nodes())
@@ -57,11 +61,13 @@ def inspect(args: Namespace, say: Say) -> Result:
         "macs": total.macs,
         "flops": total.flops,
         "layers": layers,
+        "outline": outline_records(graph),
     }
     if args.text:
         return Result(record, (), (text(graph).rstrip("\n"),))
     grids = (
         Grid(f"{graph.name}: {sum(kinds.values())} nodes", ("port", "name", "type", "task"), ports),
+        outline_tree(graph),
         Grid("layers", columns, [tuple(row[c] for c in columns) for row in layers]),  # type: ignore[misc]
     )
     return Result(record, grids)
