@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(args)
     except CompilerError as error:
         return _failed(error, error.exit_code, args.debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
+        _notes(stop)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
@@ -76,6 +77,8 @@ def _run(args: argparse.Namespace) -> int:
     command = getattr(importlib.import_module(module), function)
     tables: Any = importlib.import_module("compiler.tables") if not (args.json and args.quiet) else None
     say: Any = silent if args.quiet or args.progress == "none" else tables.progress(args.progress)
+    if say is not silent:
+        say.start()
     try:
         result = command(args, say)
     finally:
@@ -100,9 +103,14 @@ def _failed(error: Exception, status: int, debug: bool) -> int:
         print("this is a defect of taskgraft; --debug prints the traceback to report", file=sys.stderr)
     else:
         print(f"error: {error}", file=sys.stderr)
+    _notes(error)
+    return status
+
+
+def _notes(error: BaseException) -> None:
+    """What those who saw an error pass added to it."""
     for note in getattr(error, "__notes__", ()):
         print(f"  {note}", file=sys.stderr)
-    return status
 
 
 # ---------------------------------------------------------------------- arguments

@@ -112,7 +112,8 @@ class Pipeline:
         if stop_after is not None and all(p.name != stop_after for p in self.passes):
             raise PassError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
         known = Facts.of(graph)
-        for pass_ in tracked(use.say, "passes", self.passes):
+        for number, pass_ in enumerate(tracked(use.say, "passes", self.passes), 1):
+            use.say(f"pass {number} of {len(self.passes)}: {pass_}")
             before = graph
             graph, record = self._step(pass_, before, known, use)
             known = record.after

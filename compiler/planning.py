@@ -88,7 +88,8 @@ def tuned(
 ) -> dict[str, Sources]:
     """Measure the layers of `graph` on those targets that run here, and choose by the result.
 
-    The measurements are added to the database of `planning`, else to the file beside the output folder `root`.
+    The measurements are added to the database of `planning`, else to the file beside the output folder `root`,
+    after every build: an interrupt says where they are.
     TargetError where no target runs here.
     """
     assert planning.tune is not None
@@ -98,10 +99,22 @@ def tuned(
         raise TargetError(f"--tune measures on this machine, which runs none of {names}; compile without it")
     file = planning.tuning if isinstance(planning.tuning, Path) else root.parent / DATABASE
     database = TuningDatabase.load(file) if file.exists() else TuningDatabase()
-    for target in able:
-        say(f"tune: {target.preset}, at most {planning.tune / len(able):.0f} s")
-        database = tune(graph, target, database, seconds=planning.tune / len(able), workers=workers, say=say)
-        database.save(file)
+    try:
+        for target in able:
+            say(f"tune: {target.preset}, at most {planning.tune / len(able):.0f} s")
+            database = tune(
+                graph,
+                target,
+                database,
+                seconds=planning.tune / len(able),
+                workers=workers,
+                keep=lambda found: found.save(file),
+                say=say,
+            )
+            database.save(file)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"what was measured is in {file}; the same command measures the rest")
+        raise
     say(f"tune: wrote {file}")
     for target in targets:
         if not runs_here(target):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from typing import TextIO
@@ -13,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -31,12 +32,17 @@ EVERY = 2.0
 """Seconds between two lines of one count."""
 
 
+LONGEST = 30.0
+"""Most seconds between two signs of life of work that tells nothing; they come more and more rarely."""
+
+
 class Pace:
-    """The clock of a run: seconds since its start, and how long a counted stage will still take."""
+    """The clock of a run: seconds since its start, how long a counted stage will still take, when to say so."""
 
     def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
+        self._start = self._last = self._heard = time.monotonic()
         self._began: dict[str, float] = {}
+        self._patience = EVERY
 
     @property
     def seconds(self) -> float:
@@ -59,6 +65,18 @@ class Pace:
             return False
         self._last = now
         return True
+
+    def heard(self) -> None:
+        """Something was printed."""
+        self._heard, self._patience = time.monotonic(), EVERY
+
+    def overdue(self) -> float | None:
+        """Seconds since something was heard, where it is time to say so; the next time is twice as far away."""
+        quiet = time.monotonic() - self._heard
+        if quiet < self._patience:
+            return None
+        self._patience = min(2 * self._patience, quiet + LONGEST)
+        return quiet
 
 
 def show(grids: Iterable[Grid | Tree], stream: TextIO) -> None:
@@ -142,53 +160,129 @@ class Plain:
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._pace = Pace()
+        self._line = ""
+        self._counts: dict[str, tuple[int, int | None]] = {}
+        """Stages that are not done yet, the outermost first."""
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        """From now on a thread shows that work goes on where it tells nothing by itself; see `beat`."""
+        threading.Thread(target=self._beats, daemon=True).start()
 
     def __call__(self, line: str) -> None:
-        self._console.print(f"[dim]{self._pace.seconds:6.1f}s[/dim] {escape(line)}")
+        with self._lock:
+            self._line = line
+            self._print({"event": "stage", "stage": line}, line)
 
     def count(self, stage: str, done: int, total: int | None) -> None:
         """A line at most every EVERY seconds, and none for what is done sooner."""
-        left = self._pace.left(stage, done, total)
-        if self._pace.due():
-            self(f"{stage}: {done} of {total or '?'}{'' if left is None else f', {left:.0f} s left'}")
+        with self._lock:
+            left = self._note(stage, done, total)
+            if self._pace.due():
+                self._print(_record("count", stage, done, total, left), _counted(stage, done, total, left))
+
+    def beat(self) -> None:
+        """Say what is still going on, where nothing was said for EVERY seconds; then ever more rarely."""
+        with self._lock:
+            quiet = self._pace.overdue() if self._line or self._counts else None
+            if quiet is None:
+                return
+            if not self._counts:
+                self._print(_record("alive", self._line), f"{self._line}: {quiet:.0f} s so far", alive=True)
+                return
+            stage, (done, total) = next(reversed(self._counts.items()))
+            left = self._pace.left(stage, done, total) if done else None
+            text = f"{_counted(stage, done, total, left)}; {quiet:.0f} s since the last part"
+            self._print(_record("alive", stage, done, total, left), text, alive=True)
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """No sign of life from now on."""
+        self._closed.set()
+
+    def _beats(self) -> None:
+        while not self._closed.wait(EVERY / 4):
+            self.beat()
+
+    def _note(self, stage: str, done: int, total: int | None) -> float | None:
+        """Keep a count, forget those inside of it, and tell the seconds that are left."""
+        if stage in self._counts:
+            while next(reversed(self._counts)) != stage:
+                self._counts.popitem()
+        self._counts[stage] = done, total
+        if total is not None and done >= total:
+            del self._counts[stage]
+        return self._pace.left(stage, done, total)
+
+    def _print(self, record: dict[str, object], text: str, *, alive: bool = False) -> None:
+        """Write one line; `record` is the same for machines."""
+        self._write(record, text)
+        if not alive:
+            self._pace.heard()
+
+    def _write(self, record: dict[str, object], text: str) -> None:
+        self._console.print(f"[dim]{self._pace.seconds:6.1f}s[/dim] {escape(text)}")
+
+
+def _record(
+    event: str, stage: str, done: int | None = None, total: int | None = None, left: float | None = None
+) -> dict[str, object]:
+    rounded = None if left is None else round(left, 3)
+    return {"event": event, "stage": stage, "done": done, "total": total, "seconds_left": rounded}
+
+
+def _counted(stage: str, done: int, total: int | None, left: float | None) -> str:
+    return f"{stage}: {done} of {total or '?'}{'' if left is None else f', {left:.0f} s left'}"
 
 
 class Lines(Plain):
-    """Progress as JSON lines on stderr: `event` is `stage` or `count`, `seconds` since the start."""
-
-    def __call__(self, line: str) -> None:
-        self._print({"event": "stage", "stage": line})
+    """Progress as JSON lines on stderr: `event` is `stage`, `count` or `alive`, `seconds` since the start."""
 
     def count(self, stage: str, done: int, total: int | None) -> None:
         """Every count; `seconds_left` is null where it cannot be told."""
-        left = self._pace.left(stage, done, total)
-        rounded = None if left is None else round(left, 3)
-        self._print({"event": "count", "stage": stage, "done": done, "total": total, "seconds_left": rounded})
+        with self._lock:
+            self._print(_record("count", stage, done, total, self._note(stage, done, total)), "")
 
-    def _print(self, record: dict[str, object]) -> None:
+    def _write(self, record: dict[str, object], text: str) -> None:
         print(json.dumps({**record, "seconds": round(self._pace.seconds, 3)}), file=sys.stderr, flush=True)
 
 
 class Bar(Plain):
-    """Progress on a terminal: stages as lines, below them a bar per count with the time left, while it runs."""
+    """Progress on a terminal: stages as lines, below them the last one with its time and a bar per count."""
 
     def __init__(self) -> None:
         super().__init__()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bars = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[parts]}"),
+        )
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, *times, console=self._console, transient=True)
+        self._stage: TaskID | None = None
         self._running: dict[str, TaskID] = {}
         self._bars.start()
 
+    def start(self) -> None:
+        """Nothing to do: the bars move by themselves."""
+
+    def __call__(self, line: str) -> None:
+        super().__call__(line)
+        if self._stage is not None:
+            self._bars.remove_task(self._stage)
+        self._stage = self._bars.add_task(escape(line), total=None, parts="")
+
     def count(self, stage: str, done: int, total: int | None) -> None:
-        """The bar of a stage appears with its first part and goes with its last."""
+        """The bar of a stage appears with its first part and goes with its last, or when one around it moves."""
+        self._note(stage, done, total)
+        for other in [s for s in self._running if s not in self._counts]:
+            self._bars.remove_task(self._running.pop(other))
+        if stage not in self._counts:
+            return
         if stage not in self._running:
-            self._running[stage] = self._bars.add_task(escape(stage), total=total)
-        self._bars.update(self._running[stage], completed=done)
-        if total is not None and done >= total:
-            self._bars.remove_task(self._running.pop(stage))
+            self._running[stage] = self._bars.add_task(escape(stage), total=total, parts="")
+        self._bars.update(self._running[stage], completed=done, parts=f"{done} of {total or '?'}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -153,7 +153,7 @@ def test_build_from_python(tuned, tmp_path):
 def test_measurements_are_added_to_a_file_and_chosen_by(tuned, tmp_path, monkeypatch):
     calls = []
 
-    def tune(graph, target, database, *, seconds, workers, say):
+    def tune(graph, target, database, *, seconds, workers, keep, say):
         calls.append((target.preset, seconds, len(database.entries)))
         return TuningDatabase({**database.entries, **measured_layers(graph, target).entries})
 
@@ -190,3 +190,27 @@ def test_measured_on_this_machine(tmp_path):
     assert database.entries and plan_of(tmp_path / "dist" / "pair")["database"] == database.digest
     compile_release(config, plan=tmp_path / "dist" / "pair", output=tmp_path / "again")
     assert digests(tmp_path / "again") == digests(tmp_path / "dist" / "pair")
+
+
+def test_an_interrupt_keeps_what_was_measured_and_says_where(tmp_path, monkeypatch):
+    """The next run is given what the first had measured, and measures the rest."""
+    given = []
+
+    def tune(graph, target, database, *, keep, **options):
+        given.append(sum(map(len, database.entries.values())))
+        found = TuningDatabase({**database.entries, **measured_layers(graph, target).entries})
+        keep(found)
+        if len(given) == 1:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr("compiler.planning.tune", tune)
+    write_release(tmp_path, SMALL)
+    config = load_config(tmp_path / "release.toml")
+    with pytest.raises(KeyboardInterrupt) as stop:
+        compile_release(config, tune=7.0, selftest=False)
+    file = tmp_path / "dist" / "tuning.json"
+    assert stop.value.__notes__ == [f"what was measured is in {file}; the same command measures the rest"]
+    assert file.exists() and not (tmp_path / "dist" / "pair").exists()
+    compile_release(config, tune=7.0, selftest=False)
+    assert given[0] == 0 < given[1]

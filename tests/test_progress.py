@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 
+import numpy as np
 import pytest
 
 from compiler import tables
 from compiler.cli import main
-from compiler.progress import tracked
+from compiler.passes.base import Resources
+from compiler.pipeline import Pipeline, parse
+from compiler.progress import counted, heard_by, noted, tracked
+from tests.graphs import Builder
 from tests.small_models import write_release
 
 
@@ -108,3 +113,118 @@ def test_no_progress_on_demand(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     assert "FLOPs" in captured.out
+
+
+# ---------------------------------------------------------------------- work that tells nothing for a while
+def test_signs_of_life_come_after_two_seconds_and_then_more_and_more_rarely(clock, capsys):
+    say = tables.progress("plain")
+    say("pass 2 of 3: merge")
+    for _ in range(60):
+        clock[0] += 1.0
+        say.beat()
+    assert capsys.readouterr().err.splitlines() == [
+        "   0.0s pass 2 of 3: merge",
+        "   2.0s pass 2 of 3: merge: 2 s so far",
+        "   4.0s pass 2 of 3: merge: 4 s so far",
+        "   8.0s pass 2 of 3: merge: 8 s so far",
+        "  16.0s pass 2 of 3: merge: 16 s so far",
+        "  32.0s pass 2 of 3: merge: 32 s so far",
+    ]
+    say("link")
+    clock[0] += 1.9
+    say.beat()
+    assert capsys.readouterr().err == "  60.0s link\n"
+
+
+def test_signs_of_life_tell_the_innermost_count_and_its_time_left(clock, capsys):
+    say = tables.progress("plain")
+    say.count("passes", 0, 3)
+    say.count("passes", 1, 3)
+    for done in range(3):
+        say.count("layers", done, 8)
+        clock[0] += 1.0
+    clock[0] += 2.0
+    say.beat()
+    say.count("passes", 2, 3)  # what was counted inside is over, whether it came to its end or not
+    clock[0] += 7.0
+    say.beat()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-3:] == [
+        "   5.0s layers: 2 of 8, 15 s left; 3 s since the last part",
+        "   5.0s passes: 2 of 3, 2 s left",
+        "  12.0s passes: 2 of 3, 6 s left; 7 s since the last part",
+    ]
+
+
+def test_signs_of_life_are_events_for_machines(clock, capsys):
+    say = tables.progress("json")
+    say("link")
+    clock[0] += 2.5
+    say.beat()
+    assert [json.loads(line) for line in capsys.readouterr().err.splitlines()][1:] == [
+        {"event": "alive", "stage": "link", "done": None, "total": None, "seconds_left": None, "seconds": 2.5}
+    ]
+
+
+def test_a_thread_gives_them_until_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(tables, "EVERY", 0.02)
+    say = tables.progress("plain")
+    say("link")
+    say.start()
+    deadline = time.monotonic() + 20
+    while "so far" not in (shown := capsys.readouterr().err) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "link: 0 s so far" in shown
+    say.close()
+    time.sleep(0.1)
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------- loops inside of passes
+def test_counts_inside_reach_the_listener_of_the_block():
+    outer, inner = Counts(), Counts()
+    with heard_by(outer):
+        with heard_by(inner):
+            list(counted("parts", "ab"))
+        noted("rounds", 3)
+    list(counted("parts", "ab"))
+    assert inner.counts == [("parts", 0, 2), ("parts", 1, 2), ("parts", 2, 2)]
+    assert outer.counts == [("rounds", 3, None)]
+
+
+def two_networks():
+    b = Builder()
+    x = b.input("x", 1, 16, 5, 5)
+    for task in "ab":
+        b.task(task, b.conv(b.apply("Relu", b.conv(b.apply("Relu", b.conv(x, 16, 1)), 16, 3)), 16, 1))
+    return b.done()
+
+
+LONG = {
+    "prune-channels{flops=0.7,recover=least-squares}": {"recovery: nodes"},
+    "sparsify{pattern=block16x1,density=0.5,update=obs}": {"weights from moments: nodes"},
+    "nest{levels=0+0.5,biases=corrected,dense=()}": {"biases of levels: nodes"},
+    "merge{max_loss=0.2}": {"merge: layers measured", "merge: layers", "merge: rounds"},
+    "distil{epochs=1}": {"distil: batches of epoch 1"},
+}
+
+
+@pytest.mark.parametrize("spec", LONG)
+def test_long_passes_count_their_parts(spec):
+    if spec.startswith("distil"):
+        pytest.importorskip("torch", reason="needs the extra train")
+    graph, say = two_networks(), Counts()
+    x = np.random.default_rng(0).normal(size=(32, 16, 5, 5)).astype(np.float32)
+    parse(spec).run(graph, Resources(calibration={"x": x}, teacher=graph, say=say))
+    assert LONG[spec] <= {stage for stage, _, _ in say.counts}
+    for stage in LONG[spec] - {"merge: rounds"}:
+        last = [c for c in say.counts if c[0] == stage][-1]
+        assert last[1] == last[2] > 0
+
+
+def test_every_pass_of_a_pipeline_is_named(tmp_path):
+    say = Counts()
+    Pipeline.parse(["fold-constants", "remove-dead-code"]).run(two_networks(), Resources(say=say))
+    assert say.lines == ["pass 1 of 2: fold-constants", "pass 2 of 2: remove-dead-code"]

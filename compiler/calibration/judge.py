@@ -11,6 +11,7 @@ from compiler.calibration.evaluation import Outputs, Runner, collect, compare
 from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds
 from compiler.ir.graph import Graph
+from compiler.progress import counted
 
 
 def graph_runner(graph: Graph) -> Runner:
@@ -42,9 +43,13 @@ class AccuracyJudge:
     def __call__(self, graph: Graph) -> dict[str, float]:
         """Evaluate `graph`; the original is evaluated once, when it is first needed."""
         if self._before is None:
-            self._before = collect(graph_runner(self._original), self._feeds())
-        after = collect(graph_runner(graph), self._feeds())
+            self._before = self._collected(self._original)
+        after = self._collected(graph)
         metrics = {t: m for t, m in self._metrics.items() if t in graph.tasks}
         rows = compare(self._before, after, None, self._labels, metrics)
         drops = {r.task: r.worse_by(r.graph) for r in rows}
         return {task: drop for task, drop in drops.items() if drop is not None}
+
+    def _collected(self, graph: Graph) -> Outputs:
+        """Outputs on all samples."""
+        return collect(graph_runner(graph), counted("accuracy: batches", self._feeds(), self._feeds.batches))

@@ -19,6 +19,7 @@ from compiler.codegen.strategies.base import Candidate, Choice
 from compiler.codegen.target import Target
 from compiler.codegen.tuning import TuningDatabase, layer_key
 from compiler.ir.graph import Graph
+from compiler.progress import Say, silent
 from compiler.workers.jobs import Workers
 
 SMALL_SHARE = 0.01
@@ -68,7 +69,7 @@ class _Layer:
 class _Progress:
     """Says what was done, what is left and how long that takes."""
 
-    say: Callable[[str], None]
+    say: Say
     limit: float
     start: float = field(default_factory=lambda: time.perf_counter())
     builds: int = 0
@@ -97,16 +98,18 @@ def tune(
     seconds: float = 300.0,
     measure: Measure | None = None,
     workers: Workers | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    keep: Callable[[TuningDatabase], None] = lambda found: None,
+    say: Say = silent,
 ) -> TuningDatabase:
     """`database` with measurements of every layer of `graph` that matters, within about `seconds`.
 
     What the database knows already is not measured again. `measure` replaces building and timing the network on
     this machine, which must be able to run `target` and be otherwise idle; TargetError where it is not able to.
-    `workers` compile kernels; they are idle while times are taken.
+    `workers` compile kernels; they are idle while times are taken. `keep` is given the database after every build,
+    so that an interrupt loses no more than one.
     """
     layers = _layers(graph, target, database)
-    time_in_place = measure or (lambda tried: in_place(graph, target, tried, workers=workers))
+    time_in_place = measure or (lambda tried: in_place(graph, target, tried, workers=workers, say=say))
     progress = _Progress(say, seconds)
     made = TuningDatabase(dict(database.entries))
     say(f"tune: {len(layers)} layer shapes, {sum(len(y.waiting) for y in layers)} candidates to measure")
@@ -116,11 +119,17 @@ def tune(
         for layer in layers:
             for anchor in layer.allowed:
                 layer.note(tried[anchor], times[anchor])
+        _enter(made, layers)
+        keep(made)
         progress.report(layers)
+    return made
+
+
+def _enter(database: TuningDatabase, layers: Sequence[_Layer]) -> None:
+    """Put everything that is known of the layers into the database."""
     for layer in layers:
         for choice, best in layer.measured.items():
-            made.add(layer.key, choice, best)
-    return made
+            database.add(layer.key, choice, best)
 
 
 def _layers(graph: Graph, target: Target, database: TuningDatabase) -> list[_Layer]:
@@ -166,8 +175,9 @@ def in_place(
     tried: Mapping[str, Choice],
     profiler: Profiler = profile_library,
     workers: Workers | None = None,
+    say: Say = silent,
 ) -> dict[str, float]:
     """Seconds of each layer, by its first node, with the given choices. TargetError where `target` does not run."""
     full, sources = [frozenset(graph.tasks)], Sources(tried)
-    library = generate(graph, target, name="tuned", subsets=full, sources=sources, workers=workers)
+    library = generate(graph, target, name="tuned", subsets=full, sources=sources, workers=workers, say=say)
     return {step.nodes[0]: step.seconds for step in profiler(library, target) if step.nodes[0] in tried}

@@ -55,6 +55,12 @@ def compile_(args: Namespace, say: Say) -> Result:
                 workers=workers,
                 say=say,
             )
+    except KeyboardInterrupt as stop:
+        if args.cache:
+            stop.add_note(
+                f"kernels that were compiled are in {args.cache}; with --cache they are not compiled again"
+            )
+        raise
     except FailedGates as failure:
         result = _compiled(failure.compiled)
         return Result(result.record, result.grids, (f"FAILED: {failure}",), failure.exit_code)

@@ -23,7 +23,7 @@ from compiler.ir.levels import level_count
 from compiler.ir.types import NodeRef, TaskSet
 from compiler.ir.verify import verify
 from compiler.passes.spec import render
-from compiler.progress import Say, silent
+from compiler.progress import Say, heard_by, silent
 
 Batch = Mapping[str, np.ndarray]
 """Graph input name -> array of exactly that input's shape."""
@@ -188,7 +188,8 @@ class Pass(abc.ABC):
         self._refuse_levels(graph)
         self.requires(graph, use)
         after = graph.copy()
-        told = tuple(self.rewrite(after, use))
+        with heard_by(use.say):
+            told = tuple(self.rewrite(after, use))
         verify(after, stage=self.name)
         self.ensures(graph, after)
         notes = tuple(t for t in told if isinstance(t, Note))

@@ -84,15 +84,14 @@ class Distil(Pass):
         recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed)
         classes = frozenset(graph.tasks if self.loss == "kl" else self.classes)
         labels = {t: a for t, a in use.labels.items() if t in graph.tasks} if self.labels else {}
-        history = training.distil(
-            graph,
-            training.Material(use.teacher, feeds, labels),
-            training.Wanted(self._weights(graph), classes, self.temperature, self.labels),
-            recipe,
-            self.device,
-            self._checkpoint(graph, use, feeds),
-            use.say,
-        )
+        checkpoint = self._checkpoint(graph, use, feeds)
+        material = training.Material(use.teacher, feeds, labels)
+        wanted = training.Wanted(self._weights(graph), classes, self.temperature, self.labels)
+        try:
+            history = training.distil(graph, material, wanted, recipe, self.device, checkpoint, use.say)
+        except KeyboardInterrupt as stop:
+            stop.add_note(_goes_on(checkpoint))
+            raise
         return [Note(self.name, _told(history.losses, history.best, history.stopped))]
 
     def ensures(self, before: Graph, after: Graph) -> None:
@@ -118,6 +117,13 @@ class Distil(Pass):
         labels = data_key([use.labels]) if self.labels else ""
         key = content_key(str(self), str(use.seed), digest(graph), digest(use.teacher), data_key(feeds), labels)
         return use.cache / f"distil-{key}.pt"
+
+
+def _goes_on(checkpoint: Path | None) -> str:
+    """What becomes of an interrupted training."""
+    if checkpoint is None:
+        return "training starts anew; with a folder as [calibration] cache it would go on from its last epoch"
+    return f"training goes on from the last epoch that {checkpoint} holds"
 
 
 def _teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from compiler.ir.graph import Graph
 from compiler.ir.types import Axis, ValueRef
+from compiler.progress import counted
 from compiler.training.distilling import chosen_device
 from compiler.training.loop import predict
 from compiler.training.losses import variance
@@ -38,7 +39,7 @@ def gate_gradients(
     arrays = net.feeds({n: np.stack([f[n] for f in feeds]) for n in feeds[0]})
     spreads = {r: variance(y) for r, y in predict(net, arrays, BATCH).items()}
     parts: dict[Axis, list[np.ndarray]] = {a: [] for a in axes}
-    for first in range(0, len(feeds), BATCH):
+    for first in counted("gradients: batches", range(0, len(feeds), BATCH)):
         inputs = {n: x[first : first + BATCH] for n, x in arrays.items()}
         count = len(next(iter(inputs.values())))
         gates = {a: _gate(graph, a, count, net.device) for a in axes}

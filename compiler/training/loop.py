@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from compiler.ir.types import ValueRef
+from compiler.progress import counted
 from compiler.training.losses import Objective
 from compiler.training.module import TorchNet
 
@@ -127,7 +128,7 @@ class Training:
         return History(tuple(self._losses), self._best, self._stalled())
 
     def _epoch(self, number: int) -> None:
-        for rows in self._batches(number):
+        for rows in counted(f"distil: batches of epoch {number}", self._batches(number), self._steps):
             part = self._train.at(rows)
             self._optimizer.zero_grad()
             loss = self._objective(self._net.run(part.inputs), part.teacher, part.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import pytest
@@ -153,3 +154,23 @@ def test_what_is_tried_is_the_best_and_some_of_every_algorithm():
 def test_a_machine_that_cannot_run_the_target():
     with pytest.raises(TargetError, match="does not run here"):
         tune(network(1), find_target("aarch64-cortex-a72"), TuningDatabase(), seconds=1)
+
+
+def test_every_build_is_kept_so_that_an_interrupt_loses_one():
+    graph, kept = network(1), []
+    done = tune(graph, V4, TuningDatabase(), measure=Clock(), keep=lambda found: kept.append(found.text()))
+    assert len(kept) > 1
+    assert kept[-1] == done.text()
+
+    def interrupted(tried):
+        if len(clock.builds) == len(kept) // 2:
+            raise KeyboardInterrupt
+        return clock(tried)
+
+    clock, half = Clock(), []
+    with pytest.raises(KeyboardInterrupt):
+        tune(graph, V4, TuningDatabase(), measure=interrupted, keep=lambda found: half.append(found.text()))
+    assert half == kept[: len(kept) // 2]
+    rest = Clock()
+    assert tune(graph, V4, TuningDatabase.parse(json.loads(half[-1])), measure=rest) == done
+    assert len(rest.builds) == len(kept) - len(half)

@@ -9,6 +9,7 @@ from typing import Protocol
 from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.passes.base import Note, Pass, Refusal, Resources
+from compiler.progress import counted
 
 EVALUATIONS = 7
 """Networks that are made and measured: the share is then known to 1/128."""
@@ -56,7 +57,7 @@ def cheapest(make: Callable[[float], Graph], use: Resources, allowed: float) -> 
     """
     assert use.judge is not None
     low, high, points = 0.0, 1.0, []
-    for _ in range(EVALUATIONS):
+    for _ in counted("accuracy: networks tried", range(EVALUATIONS)):
         middle = (low + high) / 2
         try:
             drop: float | None = max(use.judge(make(middle)).values())

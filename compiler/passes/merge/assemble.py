@@ -26,6 +26,7 @@ from compiler.passes.merge.rows import restored
 from compiler.passes.merge.solve import Fit, Freedom
 from compiler.passes.merge.statistics import depthwise_taps, moved_statistics
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
+from compiler.progress import counted
 
 Decide = Callable[["Assembly", Place, Sequence[Stream]], Labelling]
 """Labels of streams that are about to be written for the first time; streams it leaves out stay as they are."""
@@ -81,7 +82,7 @@ class Assembly:
             Role.ROUTE: self._route,
             Role.WHOLE: self._whole,
         }
-        for place in self.streams.places:
+        for place in counted("merge: layers", self.streams.places):
             steps[place.role](place)
             self._release(place)
         return self.findings

@@ -24,6 +24,7 @@ from compiler.passes.merge.readings import Reading, readings
 from compiler.passes.merge.relevance import Likeness, Prices
 from compiler.passes.merge.rows import HELD_OUT
 from compiler.passes.merge.streams import Place, Stream, Streams
+from compiler.progress import noted
 
 LEAST = 2.0**-6
 """Share of its first budget below which a stream joins exact channels only."""
@@ -75,7 +76,10 @@ class Lattice:
 
     def run(self) -> Round:
         """The first round in which everything stays within the limits."""
+        rounds = 0
         while True:
+            noted("merge: rounds", rounds)
+            rounds += 1
             assembly = self._build(self._decide)
             losses = task_losses(self._streams, self._originals, assembly)
             blamed = self._blamed(assembly, losses)

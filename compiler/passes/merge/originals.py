@@ -17,6 +17,7 @@ from compiler.passes.merge.channels import Role
 from compiler.passes.merge.rows import held_out, matrix, patch_rows, positions, value_rows
 from compiler.passes.merge.solve import measure
 from compiler.passes.merge.streams import Place, Source, Streams
+from compiler.progress import counted
 
 WIDEST = 4096
 """Columns beyond which partners' layers are measured one by one: a Gram matrix of so many takes 130 MB."""
@@ -95,7 +96,7 @@ class Originals:
 
     def _walk(self, tape: Tape) -> None:
         left = {v.ref: len(tape.graph.uses(v.ref)) for v in tape.graph.values()}
-        for place in self._streams.places:
+        for place in counted("merge: layers measured", self._streams.places):
             if not self._kept.complete:
                 tape.run([s.site.node for s in place.sources])
             for source in place.sources:

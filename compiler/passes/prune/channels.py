@@ -43,6 +43,7 @@ from compiler.passes.prune.surgery import (
     remove,
     split_shared,
 )
+from compiler.progress import counted
 
 AUTO = "auto"
 
@@ -183,7 +184,7 @@ class PruneChannels(Pass):
         share = max(1 - (cost - limit.value) / max(seen, 1e-30), LEAST)
         best: tuple[float, Selection] | None = None
         held, over = LEAST, 1.0
-        for _ in range(TRIES):
+        for _ in counted("budget: selections tried, at most", range(TRIES)):
             try:
                 selection = self._select(graph, closure, use, limit.quantity, share, refusals)
             except PassError as error:

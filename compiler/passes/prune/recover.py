@@ -25,6 +25,7 @@ from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
 from compiler.passes.prune.fit import Batches, Reader, Stream, reader_of, sample
+from compiler.progress import counted
 
 HELD_OUT = 4
 """One batch in this many is held out."""
@@ -85,7 +86,7 @@ class Refit:
     def run(self) -> list[Refusal]:
         """Walk, fit, and say which layers kept their weights."""
         refusals = []
-        for node in self.original.nodes():
+        for node in counted("recovery: nodes", self.original.nodes()):
             self._before.step(node)
             site = self.pruned.site(self.pruned.node(node.ref))
             reader = reader_of(self.pruned, site)

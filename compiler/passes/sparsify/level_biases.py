@@ -17,6 +17,7 @@ from compiler.ir.graph import Graph, Node
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
+from compiler.progress import counted
 
 HELD_OUT = 4
 """One input in this many is held out."""
@@ -36,7 +37,7 @@ def correct(graph: Graph, original: Graph, feeds: Sequence[Feed]) -> list[Refusa
     corrected = [part.copy() for part in levels]
     walks = [_Walk(part, fitted) for part in corrected]
     wanted = _Walk(original, fitted)
-    for node in original.nodes():
+    for node in counted("biases of levels: nodes", original.nodes()):
         wanted.step(node)
         for walk in walks:
             walk.step(node)

@@ -22,6 +22,7 @@ from compiler.passes.prune.recover import HELD_OUT, bias_of, sink_of
 from compiler.passes.sparsify.compensate import Quadratic, compensate
 from compiler.passes.sparsify.goals import Goal, largest
 from compiler.passes.sparsify.layers import Candidate
+from compiler.progress import counted
 
 RIDGES = (1e-4, 1e-2, 1e-1)
 """Ridges towards the old weights that are tried, as shares of the mean eigenvalue of the Gram matrix."""
@@ -99,7 +100,7 @@ class Walk:
     def __iter__(self) -> Iterator[Node]:
         """Every node; its operands are there, and its result in the original. What is done to the graph meanwhile
         shows in the values after it."""
-        for node in self.graph.nodes():
+        for node in counted("weights from moments: nodes", self.graph.nodes()):
             self._before.run([node])
             yield node
             self._after.run([self.graph.node(node.ref)])
