@@ -33,6 +33,7 @@ _PUBLIC = {
     "DeadChannels": "compiler.passes.dead_channels:DeadChannels",
     "PruneChannels": "compiler.passes.prune.channels:PruneChannels",
     "Sparsify": "compiler.passes.sparsify.magnitude:Sparsify",
+    "Compress": "compiler.passes.compress.compress:Compress",
     "Nest": "compiler.passes.sparsify.nest:Nest",
     "ExtractLevel": "compiler.passes.extract_level:ExtractLevel",
     "ExtractTasks": "compiler.passes.extract:ExtractTasks",

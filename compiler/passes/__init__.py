@@ -22,6 +22,7 @@ REGISTRY = MappingProxyType(
         "prune-channels": "compiler.passes.prune.channels:PruneChannels",
         "distil": "compiler.passes.distil:Distil",
         "sparsify": "compiler.passes.sparsify.magnitude:Sparsify",
+        "compress": "compiler.passes.compress.compress:Compress",
         "nest": "compiler.passes.sparsify.nest:Nest",
         "extract-level": "compiler.passes.extract_level:ExtractLevel",
         "extract-tasks": "compiler.passes.extract:ExtractTasks",

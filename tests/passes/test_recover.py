@@ -188,7 +188,7 @@ def test_a_fit_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
     use = Resources(calibration=lambda: iter(data))
     plain = PruneChannels(flops=0.6, score="l2")(graph, use)
     errors = iter([0.1, 0.2])
-    monkeypatch.setattr(recover, "_output_error", lambda *args: next(errors))
+    monkeypatch.setattr(recover, "output_error", lambda *args: next(errors))
     outcome = PruneChannels(flops=0.6, score="l2", recover="least-squares").run(graph, use)
     assert any("would rise from 0.1 to 0.2; the old weights stay" in str(r) for r in outcome.refusals)
     for value in plain.parameters():

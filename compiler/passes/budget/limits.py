@@ -43,6 +43,14 @@ class Budgeted(Protocol):
         """How much worse any task may become on the evaluation data, in its metric."""
 
 
+class OverBudget(PassError):
+    """A budget that cannot be met. `found`: the least cost there is, in the unit of the budget."""
+
+    def __init__(self, found: float, message: str) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """At most `value` of a quantity, in its own unit."""
@@ -55,13 +63,14 @@ class Limit:
         """What `graph` costs in this quantity."""
         return math.fsum(prices(graph, self.quantity, self.target, use).values())
 
-    def missed(self, found: float, why: str) -> PassError:
+    def missed(self, found: float, why: str) -> OverBudget:
         """The error for a budget that cannot be met; `found` is the least cost there is."""
         unit, over = UNITS[self.quantity], found - self.value
-        return PassError(
+        return OverBudget(
+            found,
             f"{self.quantity}: at most {self.value:.6g} {unit} are allowed and {found:.6g} remain {why}, "
             f"{over:.4g} too many ({over / self.value:.1%}); allow more, or free more layers (options exclude, "
-            "dense, floor, pattern)"
+            "dense, floor, pattern)",
         )
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.errors import PassError
-from compiler.ir.graph import Graph, Site, Value
+from compiler.ir.graph import Graph, Ref, Site, Value
 from compiler.ir.op import Kept
 from compiler.ir.ties import Atom, Group
 from compiler.ir.types import Axis, TaskSet, splat_value
@@ -54,6 +54,7 @@ class Meter:
         self._timer = timer if quantity == "latency_us" else None
         self._bytes = quantity == "weight_bytes"
         self._units, self._weights = _units(graph, quantity, workload or {})
+        self._numbers = {_ref(u): i for i, u in enumerate(self._units)}
         self._sizes = [_sizes(u) for u in self._units]
         self._by_axis: dict[Axis, list[int]] = {}
         self._times_gone = {a: np.zeros(n, np.int32) for a, n in (axes or {}).items()}
@@ -67,6 +68,20 @@ class Meter:
     def total(self) -> float:
         """Cost of what is left."""
         return math.fsum(self._costs)
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """What is priced: nodes, or parameters."""
+        return tuple(self._numbers)
+
+    def cost_of(self, ref: Ref) -> float:
+        """What one of them costs now."""
+        return self._costs[self._numbers[ref]]
+
+    def touched(self, atoms: Sequence[Atom]) -> tuple[Ref, ...]:
+        """Those whose cost depends on `atoms`."""
+        refs = self.refs
+        return tuple(refs[i] for i in self._touched(atoms))
 
     def remove(self, atoms: Sequence[Atom]) -> None:
         """Take atoms away."""
@@ -133,6 +148,10 @@ def _units(
     share = shares(graph, workload)
     sites: list[Site | Value] = [s for s in graph.sites() if s.node.op.macs(s)]
     return sites, [share.get(s.node.ref, 0.0) for s in sites if isinstance(s, Site)]
+
+
+def _ref(unit: Site | Value) -> Ref:
+    return unit.ref if isinstance(unit, Value) else unit.node.ref
 
 
 def _sizes(unit: Site | Value) -> dict[Axis, int]:

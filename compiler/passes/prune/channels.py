@@ -57,6 +57,9 @@ NEAR = 0.95
 
 Scorer = Callable[[Mapping[Axis, np.ndarray]], Sequence[np.ndarray]]
 
+Chooser = Callable[[Graph, Closure, Sequence[Refusal]], Sequence[Atom]]
+"""A graph, its closure, and why channels are frozen -> the atoms to remove."""
+
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
@@ -128,15 +131,19 @@ class PruneChannels(Pass):
         return replace(self, flops=share, accuracy_drop=None)
 
     def _prune(self, graph: Graph, use: Resources) -> list[Refusal]:
+        return self.cut(graph, use, lambda original, closure, told: self.select(original, closure, use, told).atoms)
+
+    def cut(self, graph: Graph, use: Resources, choose: Chooser) -> list[Refusal]:
+        """Remove the atoms that `choose` names from `graph`, in place, and recover; says what stays and why."""
         origin = split_shared(graph)
         original = graph.copy().freeze()
         closure = self.closure(original, use)
         refusals = frozen(closure)
-        selection = self.select(original, closure, use, refusals)
-        removal = closure.removal(selection.atoms)
+        atoms = choose(original, closure, refusals)
+        removal = closure.removal(atoms)
         remove(graph, removal)
         verify(graph, stage=self.name)
-        if any(a.mixed for a in selection.atoms):
+        if any(a.mixed for a in atoms):
             refusals.append(Refusal(self.name, "statistics of mixed axes changed; not compared with the original"))
         else:
             check_masked(original, graph, removal)
@@ -179,7 +186,7 @@ class PruneChannels(Pass):
         cost = limit.cost(graph, use)
         if cost <= limit.value:
             return Selection((), 1.0, 0.0)
-        seen = self._meter(graph, closure, use, limit.quantity).total
+        seen = self.meter(graph, closure, use, limit.quantity).total
         seen *= 2 if limit.quantity == "flops" else 1
         share = max(1 - (cost - limit.value) / max(seen, 1e-30), LEAST)
         best: tuple[float, Selection] | None = None
@@ -212,18 +219,19 @@ class PruneChannels(Pass):
 
     def _narrowest(self, graph: Graph, closure: Closure, use: Resources, limit: Limit) -> Selection:
         """What goes when every group becomes as narrow as it may."""
-        groups, multiple = closure.groups, self._multiple(limit.quantity, use)
-        meter = self._meter(graph, closure, use, limit.quantity)
+        groups, multiple = closure.groups, self.step(limit.quantity, use)
+        meter = self.meter(graph, closure, use, limit.quantity)
         ladders = [Ladder(g, np.zeros(len(g.atoms)), multiple, self.floor) for g in groups]
         gone = tuple(a for ladder in ladders for a in narrowed(ladder, meter))
         return Selection(gone, 0.0, 0.0)
 
-    def _multiple(self, quantity: Quantity, use: Resources) -> int:
-        """Time is a staircase in channels with the vector width as its step."""
+    def step(self, quantity: Quantity, use: Resources) -> int:
+        """What widths are multiples of. Time is a staircase in channels with the vector width as its step."""
         whole = quantity == "latency_us" and self.multiple == 1
         return use.timer(self.target).lanes if whole else self.multiple
 
-    def _meter(self, graph: Graph, closure: Closure, use: Resources, quantity: Quantity) -> Meter:
+    def meter(self, graph: Graph, closure: Closure, use: Resources, quantity: Quantity) -> Meter:
+        """What the channels of `graph` cost."""
         axes = {axis: closure.size(axis) for group in closure.groups for axis in group.axes}
         timer = use.timer(self.target) if quantity == "latency_us" else None
         return Meter(graph, quantity, use.workload, axes, timer)
@@ -237,13 +245,13 @@ class PruneChannels(Pass):
         share: float,
         refusals: Sequence[Refusal],
     ) -> Selection:
-        groups, multiple = closure.groups, self._multiple(quantity, use)
-        score = self._scorer(graph, groups, use)
+        groups, multiple = closure.groups, self.step(quantity, use)
+        score = self.scorer(graph, groups, use)
         ladders = [Ladder(g, s, multiple, self.floor) for g, s in zip(groups, score({}), strict=True)]
-        meter = self._meter(graph, closure, use, quantity)
+        meter = self.meter(graph, closure, use, quantity)
         return select(meter, ladders, share, "local" if self.scope == "local" else "global", score, refusals)
 
-    def _scorer(self, graph: Graph, groups: Sequence[Group], use: Resources) -> Scorer:
+    def scorer(self, graph: Graph, groups: Sequence[Group], use: Resources) -> Scorer:
         """Scores of all groups when some entries are gone; only `obs` depends on these."""
         kind = self.score
         if kind == AUTO:

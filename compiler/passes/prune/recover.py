@@ -46,10 +46,10 @@ def refit(original: Graph, pruned: Graph, kept: Kept, batches: Batches) -> list[
 
     `kept`: which entries of `original` survive in `pruned`. Costs one evaluation of both graphs on all batches.
     """
-    before = _output_error(original, pruned, batches)
+    before = output_error(original, pruned, batches)
     fitting = Refit(original, pruned, kept, batches)
     refusals = fitting.run()
-    after = _output_error(original, pruned, batches)
+    after = output_error(original, pruned, batches)
     if after > before:
         fitting.undo()
         reason = f"held-out error would rise from {before:.3g} to {after:.3g}; the old weights stay"
@@ -62,7 +62,7 @@ def held_out(batches: Batches) -> Batches:
     return list(batches[HELD_OUT - 1 :: HELD_OUT]) or list(batches[-1:])
 
 
-def _output_error(original: Graph, pruned: Graph, batches: Batches) -> float:
+def output_error(original: Graph, pruned: Graph, batches: Batches) -> float:
     """Mean over outputs of |y' - y|^2 / |y|^2 on the held-out batches."""
     errors = []
     for feeds in held_out(batches):

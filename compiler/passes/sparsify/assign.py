@@ -19,13 +19,14 @@ from compiler.ir.types import ValueRef
 from compiler.passes.base import Note, Refusal, Resources
 from compiler.passes.budget.knapsack import choose
 from compiler.passes.budget.limits import Limit, prices
+from compiler.passes.budget.sensitivity import Sensitivity
 from compiler.passes.prune.fit import Reader, reader_of
 from compiler.passes.prune.recover import bias_of
-from compiler.passes.sparsify.compensate import WORK, solve, work
+from compiler.passes.sparsify.compensate import WORK, Quadratic, solve, work
 from compiler.passes.sparsify.goals import Goal, form_of, goals_of, largest
 from compiler.passes.sparsify.layers import Candidate
 from compiler.passes.sparsify.patterns import DARB_SIZES
-from compiler.passes.sparsify.update import RIDGES, Measured, Walk
+from compiler.passes.sparsify.update import RIDGES, Measured, Walk, shift
 
 DENSITIES = (0.8, 0.65, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625, 0.0312)
 """Shares that ranked patterns are tried with."""
@@ -65,8 +66,8 @@ def assign(
             Note("budget", f"{limit.quantity} are {total:.6g} already, at most {limit.value:.6g} are allowed")
         ]
     goals = [ways_of(layer, patterns) for layer in layers]
-    losses = _losses(graph, layers, goals, feeds)
-    costs = _costs(graph, layers, goals, limit, use)
+    losses = losses_of(graph, layers, goals, feeds)
+    costs = costs_of(graph, layers, goals, limit, use)
     every = [Ways(*parts) for parts in zip(goals, losses, costs, strict=True)]
     rest = total - math.fsum(w.costs[0] for w in every)
     capacity, found = limit.value - rest, total
@@ -125,7 +126,7 @@ def _cheapest(ways: Ways) -> int:
     return min(range(len(ways.costs)), key=lambda n: ways.costs[n])
 
 
-def _costs(
+def costs_of(
     graph: Graph,
     layers: Sequence[Candidate],
     goals: Sequence[Sequence[Goal | None]],
@@ -146,13 +147,15 @@ def _costs(
 
 
 # ---------------------------------------------------------------------- losses
-def _losses(
+def losses_of(
     graph: Graph,
     layers: Sequence[Candidate],
     goals: Sequence[Sequence[Goal | None]],
     feeds: Sequence[Mapping[str, np.ndarray]],
+    sensitivity: Sensitivity | None = None,
 ) -> list[tuple[float, ...]]:
-    """Loss of every way of every layer on its own, all inputs as in the original."""
+    """Loss of every way of every layer on its own, all inputs as in the original: held-out error of the layer's
+    outputs, in the unit of `sensitivity` where that is given; lost weight energy without `feeds`."""
     found = {c.weight.ref: tuple(_energy(c, g) for g in own) for c, own in zip(layers, goals, strict=True)}
     if feeds:
         ways = {c.weight.ref: (c, own) for c, own in zip(layers, goals, strict=True)}
@@ -162,7 +165,7 @@ def _losses(
             reader = reader_of(graph, graph.site(node)) if weight is not None and weight.ref in ways else None
             if weight is not None and reader is not None:
                 layer, own = ways[weight.ref]
-                found[weight.ref] = _errors(reader, layer, own, walk.measure(reader))
+                found[weight.ref] = _errors(reader, layer, own, walk.measure(reader), sensitivity)
     return [found[c.weight.ref] for c in layers]
 
 
@@ -175,20 +178,51 @@ def _energy(layer: Candidate, goal: Goal | None) -> float:
 
 
 def _errors(
-    reader: Reader, layer: Candidate, goals: Sequence[Goal | None], measured: Measured
+    reader: Reader,
+    layer: Candidate,
+    goals: Sequence[Goal | None],
+    measured: Measured,
+    sensitivity: Sensitivity | None,
 ) -> tuple[float, ...]:
-    """Held-out error of every way after one fit; of the plain survivors where a fit would take too long."""
-    old, base, shape = reader.matrix(reader.weight.constant)[0].T, bias_of(reader), layer.weight.shape
+    """Loss of every way after one fit; of the plain survivors where a fit would take too long."""
+    old, shape = reader.matrix(reader.weight.constant)[0].T, layer.weight.shape
     quadratic = measured.quadratic(old, RIDGES[1])
     importance = solve(quadratic, np.ones(old.shape, bool), len(old)).importance
     shaped = np.asarray(reader.restore(importance.T[None])).reshape(shape)
-    found = []
-    for goal in goals:
-        if goal is None:
-            found.append(0.0)
-            continue
-        alive = reader.matrix(goal.mask(shaped).astype(np.float64))[0].T != 0
-        slow = work(alive, goal.height) > WORK
-        weights = old * alive if slow else solve(quadratic, alive, goal.height).weights
-        found.append(measured.loss(weights, base if slow else measured.offset(weights, base)))
-    return tuple(found)
+    masks = [
+        np.ones(old.shape, bool) if goal is None else reader.matrix(goal.mask(shaped).astype(np.float64))[0].T != 0
+        for goal in goals
+    ]
+    heights = [goal.height if goal else len(old) for goal in goals]
+    return masked_losses(reader, masks, heights, measured, quadratic, sensitivity)
+
+
+def masked_losses(
+    reader: Reader,
+    masks: Sequence[np.ndarray],
+    heights: Sequence[int],
+    measured: Measured,
+    quadratic: Quadratic,
+    sensitivity: Sensitivity | None,
+) -> tuple[float, ...]:
+    """What is lost when only these weights [rows, p] of a layer stay, fitted; the old ones as they are where a fit
+    would take too long, or everything stays. `heights`: rows that share their support. In the unit of
+    `sensitivity`, without one the held-out error of the layer."""
+    old, base = reader.matrix(reader.weight.constant)[0].T, bias_of(reader)
+    fits = []
+    for alive, height in zip(masks, heights, strict=True):
+        plain = alive.all() or work(alive, height) > WORK
+        weights = old * alive if plain else solve(quadratic, alive, height).weights
+        fits.append((weights, base if plain else measured.offset(weights, base)))
+    errors = [0.0 if m.all() else measured.loss(*fit) for m, fit in zip(masks, fits, strict=True)]
+
+    if sensitivity is None:
+        return tuple(errors)
+
+    def change(graph: Graph, number: int) -> None:
+        weights, offset = fits[number]
+        data = np.asarray(reader.restore(weights.T[None])).reshape(reader.weight.shape)
+        graph.update(reader.weight.ref, data=np.ascontiguousarray(data, reader.weight.dtype.numpy))
+        shift(graph, reader, offset)
+
+    return tuple(sensitivity.scaled(errors, change))

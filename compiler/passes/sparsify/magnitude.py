@@ -130,7 +130,7 @@ class Sparsify(Pass):
         return replace(self, flops=share, accuracy_drop=None)
 
     def _sparsify(self, graph: Graph, use: Resources) -> list[Refusal]:
-        chosen, refusals = self._candidates(graph, use)
+        chosen, refusals = self.able(graph, use)
         limit = limit_of(self, graph, use)
         if limit is None:
             goals = {c.weight.ref: g for c, g in zip(chosen, self._goals(chosen), strict=True)}
@@ -167,7 +167,9 @@ class Sparsify(Pass):
             )
         return found
 
-    def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
+    def able(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
+        """The layers that can become sparse, and why the others stay dense."""
+
         def excluded(name: str) -> bool:
             return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
 

@@ -141,7 +141,7 @@ def update(graph: Graph, goals: Mapping[ValueRef, tuple[Candidate, Goal]], feeds
         made = fitted(reader, layer, goal, walk.measure(reader))
         _store(graph, layer, goal, made.weights)
         if made.updated:
-            _shift(graph, reader, made.offset)
+            shift(graph, reader, made.offset)
         told.append(Note(where, _said(made, goal, layer)))
     return told
 
@@ -157,7 +157,7 @@ def _store(graph: Graph, layer: Candidate, goal: Goal, data: np.ndarray) -> None
     graph.update(layer.weight.ref, type=replace(layer.weight.type, encoding=goal.form), data=array)
 
 
-def _shift(graph: Graph, reader: Reader, offset: np.ndarray) -> None:
+def shift(graph: Graph, reader: Reader, offset: np.ndarray) -> None:
     """Put the change of a layer's constant where it can be taken up."""
     sink = sink_of(graph, reader)
     if sink is not None:
