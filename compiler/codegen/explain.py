@@ -39,7 +39,8 @@ class StepFacts:
     weight_bytes: int
     """Packed constants."""
     zeros: str
-    """Sparse weights only: whether their zeros are `left out` or `multiplied`."""
+    """Sparse weights only: whether their zeros are `left out`, `multiplied`, or `left out in part`: of one of two
+    weights."""
     predicted: float | None
     seconds: float | None
     """Measured inside the whole network."""
@@ -169,13 +170,16 @@ def _share_lines(steps: Sequence[StepFacts], measured: bool) -> list[str]:
 
 
 def _dense_lines(steps: Sequence[StepFacts]) -> list[str]:
-    """Layers whose sparse weights are multiplied with all their zeros."""
-    found = [s for s in steps if s.zeros == "multiplied"]
-    if not found:
-        return []
-    named = ", ".join(f"{_name(s)} ({s.choice})" for s in found[:NAMED])
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return [f"{len(found)} layers with sparse weights run densely, because that is faster: {named}{more}"]
+    """Layers whose sparse weights are multiplied with all their zeros, or those of one of them."""
+    lines = []
+    for zeros, how in (("multiplied", "run densely"), ("left out in part", "run densely in part")):
+        found = [s for s in steps if s.zeros == zeros]
+        if not found:
+            continue
+        named = ", ".join(f"{_name(s)} ({s.choice})" for s in found[:NAMED])
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        lines.append(f"{len(found)} layers with sparse weights {how}, because that is faster: {named}{more}")
+    return lines
 
 
 def _warnings(steps: Sequence[StepFacts]) -> list[str]:

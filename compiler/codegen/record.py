@@ -84,11 +84,13 @@ def _work_record(builder: Builder, built: Built, nodes: tuple[str, ...]) -> dict
 def _weights_record(graph: Graph, nodes: tuple[str, ...], decision: Decision) -> dict[str, object]:
     """Form of sparse weights, and whether the kernel leaves their zeros out or multiplies with them."""
     operands = graph.operands(graph.node(NodeRef(nodes[0]))).present()
-    sparse = [v for _, v in operands if v.data is not None and v.type.encoding != Dense()]
+    sparse = {i: v for i, v in operands if v.data is not None and v.type.encoding != Dense()}
     if not sparse:
         return {}
-    skips = STRATEGIES[decision.choice.algorithm].skips_zeros
-    return {"weights": weight_form(sparse[0]), "zeros": "left out" if skips else "multiplied"}
+    strategy = STRATEGIES[decision.choice.algorithm]
+    multiplied = [strategy.multiplies_zeros(decision.choice, i) for i in sparse]
+    zeros = "multiplied" if all(multiplied) else "left out in part" if any(multiplied) else "left out"
+    return {"weights": ", ".join(dict.fromkeys(map(weight_form, sparse.values()))), "zeros": zeros}
 
 
 def _value_record(builder: Builder, slot: Slot) -> dict[str, object]:

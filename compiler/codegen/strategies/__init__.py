@@ -10,7 +10,7 @@ from compiler.codegen.strategies.direct import DirectConv
 from compiler.codegen.strategies.generic import Generic
 from compiler.codegen.strategies.grouped import GroupedConv
 from compiler.codegen.strategies.matrix import Gemm
-from compiler.codegen.strategies.recurrent import Recurrent
+from compiler.codegen.strategies.recurrent import Recurrent, SparseRecurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
 from compiler.codegen.strategies.transposed import Transposed
 from compiler.codegen.strategies.winograd import Winograd
@@ -28,6 +28,7 @@ STRATEGIES: dict[str, Strategy] = {
         Transposed(),
         Gemm(),
         Recurrent(),
+        SparseRecurrent(),
         Generic(),
     )
 }

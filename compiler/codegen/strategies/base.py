@@ -72,6 +72,10 @@ class Strategy(abc.ABC):
     skips_zeros: ClassVar[bool] = False
     """Whether it leaves out what the encoding of the weights does not store."""
 
+    def multiplies_zeros(self, choice: Choice, operand: int) -> bool:
+        """Whether, with this choice, zeros of the sparse weight at this position are multiplied all the same."""
+        return not self.skips_zeros
+
     @abc.abstractmethod
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         """Every way to run `group`, best predicted first; none where the algorithm does not apply.

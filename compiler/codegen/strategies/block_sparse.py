@@ -17,6 +17,7 @@ from compiler.codegen.strategies.sparse import (
     SMALL_WEIGHTS,
     TILE_CYCLES,
     SparseFacts,
+    SparseLayer,
     bias_slot,
     image_tiles,
     output_axis,
@@ -54,39 +55,19 @@ class BlockSparse(Strategy):
         encoding = group.anchor.operands[1].type.encoding
         if not isinstance(encoding, Sparse) or encoding.rows != output_axis(group) or _levels_elsewhere(group):
             return []
-        known = sparse_facts(group, situation)
-        found = []
-        for height in (encoding.height,) if isinstance(encoding, Blocks) else HEIGHTS:
-            width = register_width(known.output_block, height, situation.target.lanes)
-            if width >= min(4, situation.target.lanes):
-                blocks = Blocks(encoding.rows, (height, 1))
-                taps = int(np.count_nonzero(blocks.alive(group.anchor.operands[1].constant)))
-                tiles = _tiles(known.extent, height // width, situation.target)
-                found += [_candidate(known, taps, width, (*tile, height), situation) for tile in tiles]
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
+        heights = (encoding.height,) if isinstance(encoding, Blocks) else HEIGHTS
+        known, weight = sparse_facts(group, situation), group.anchor.operands[1].constant
+        return product_candidates(known, np.moveaxis(weight, encoding.rows, 0), heights, situation)
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return sparse_borders(group)
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        columns, rows, unroll, height = choice.tile
-        levels = [sparse_layer(builder, group.at(i), columns) for i in range(group.levels)]
+        height = choice.tile[-1]
+        levels = [sparse_layer(builder, group.at(i), choice.tile[0]) for i in range(group.levels)]
         layer = levels[0]
-        known = layer.layer
-        packed = block_sparse.pack([x.weight for x in levels], height, layer.x, known.pad, known.dilation)
-        shape = block_sparse.BlockSparseShape(
-            batch=layer.batch,
-            x=layer.x,
-            y=layer.y,
-            stride=known.stride,
-            height=height,
-            width=register_width(0 if group.family == "gemm" else layer.y.block, height, builder.target.lanes),
-            epilogue=layer.epilogue,
-            tile=(columns, min(rows, layer.y.height), unroll),
-            weights_outer=packed.values.nbytes + packed.index.nbytes > SMALL_WEIGHTS,
-        )
-        arrays = {"values": packed.values, "index": packed.index, "first": packed.first}
-        slots = [*layer.inputs, *tables(builder, layer, f"block{height}x1", tuple(arrays.items()))]
+        packed, shape = product_kernel(levels, choice.tile, builder.target)
+        slots = [*layer.inputs, *tables(builder, layer, f"block{height}x1", lists(packed))]
         slots.append(builder.levelled(layer.named[0], packed.last, f"block{height}x1-last"))
         slots += [bias_slot(builder, levels, height), *layer.rest]
         return Built(
@@ -96,6 +77,46 @@ class BlockSparse(Strategy):
             self.name,
             shape.tiling.parts,
         )
+
+
+def product_candidates(
+    known: SparseFacts, weight: np.ndarray, heights: Iterable[int], situation: Situation
+) -> list[Candidate]:
+    """Every tile for lists of these heights over a weight [O, ...], best predicted first."""
+    found = []
+    for height in heights:
+        width = register_width(known.output_block, height, situation.target.lanes)
+        if width >= min(4, situation.target.lanes):
+            taps = int(np.count_nonzero(Blocks(0, (height, 1)).alive(weight)))
+            tiles = _tiles(known.extent, height // width, situation.target)
+            found += [_candidate(known, taps, width, (*tile, height), situation) for tile in tiles]
+    return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
+
+
+def product_kernel(
+    levels: Sequence[SparseLayer], tile: tuple[int, ...], target: Target
+) -> tuple[block_sparse.PackedBlocks, block_sparse.BlockSparseShape]:
+    """Lists and kernel of a layer at all its sparsity levels, with a tile of `product_candidates`."""
+    columns, rows, unroll, height = tile
+    layer, known = levels[0], levels[0].layer
+    packed = block_sparse.pack([x.weight for x in levels], height, layer.x, known.pad, known.dilation)
+    shape = block_sparse.BlockSparseShape(
+        batch=layer.batch,
+        x=layer.x,
+        y=layer.y,
+        stride=known.stride,
+        height=height,
+        width=register_width(layer.output_block, height, target.lanes),
+        epilogue=layer.epilogue,
+        tile=(columns, min(rows, layer.y.height), unroll),
+        weights_outer=packed.values.nbytes + packed.index.nbytes > SMALL_WEIGHTS,
+    )
+    return packed, shape
+
+
+def lists(packed: block_sparse.PackedBlocks) -> list[tuple[str, np.ndarray]]:
+    """The constants of a kernel that all levels share, by name, in the order of its parameters."""
+    return [("values", packed.values), ("index", packed.index), ("first", packed.first)]
 
 
 def _levels_elsewhere(group: Group) -> bool:

@@ -62,19 +62,14 @@ class RegularBlock(Strategy):
     skips_zeros = True
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
-        encoding, target = group.anchor.operands[1].type.encoding, situation.target
+        encoding = group.anchor.operands[1].type.encoding
         axis = output_axis(group)
         if not isinstance(encoding, Runs) or (encoding.rows, encoding.inputs) != (axis, 1 - axis):
             return []
-        known = sparse_facts(group, situation)
-        width = register_width(known, target)
-        if width is None or not _applies(group, known, encoding, width, target):
+        if len(set(encoding.sizes)) > 1 and len(activation_of(group).steps) > MOST_STEPS:
             return []
-        sizes = encoding.row_sizes(known.layer.outputs)
-        found = [
-            _candidate(known, sizes, width, tile, situation) for tile in _tiles(known, encoding, width, target)
-        ]
-        return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
+        known = sparse_facts(group, situation)
+        return product_candidates(known, encoding.row_sizes(known.layer.outputs), situation)
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return sparse_borders(group)
@@ -83,16 +78,10 @@ class RegularBlock(Strategy):
         encoding = group.anchor.operands[1].type.encoding
         assert isinstance(encoding, Runs)
         layer = sparse_layer(builder, group, choice.tile[0])
-        sizes = encoding.row_sizes(layer.layer.outputs)
-        shape = _shape(builder, group, layer, sizes, choice)
-        packed = regular_block.pack(layer.weight, sizes, shape, layer.layer.pad, layer.layer.dilation)
-        bias = np.zeros(len(packed.rows), np.float32)
-        if layer.bias is not None:
-            bias = np.where(packed.rows >= 0, layer.bias[packed.rows], bias)
-        arrays = [("values", packed.values), ("codes", packed.codes), ("index", packed.index)]
-        arrays += [("rows", packed.rows)] if shape.scattered else []
+        shape = product_shape(layer, encoding.row_sizes(layer.layer.outputs), choice.tile, builder.target)
+        arrays, bias = packed_arrays(layer, encoding.row_sizes(layer.layer.outputs), shape)
         slots = [*layer.inputs, *tables(builder, layer, str(encoding), arrays)]
-        slots += [builder.constant(layer.named[1], bias.astype(np.float32), "bias"), *layer.rest]
+        slots += [builder.constant(layer.named[1], bias, "bias"), *layer.rest]
         return Built(
             (self.name, shape),
             regular_block.regular_block_kernel(shape),
@@ -100,6 +89,16 @@ class RegularBlock(Strategy):
             self.name,
             shape.tiling.parts,
         )
+
+
+def product_candidates(known: SparseFacts, sizes: np.ndarray, situation: Situation) -> list[Candidate]:
+    """Every tile for rows with runs of these `sizes`, best predicted first; none where registers cannot permute."""
+    target = situation.target
+    width = register_width(known, target)
+    if width is None or not _applies(known, sizes, width, target):
+        return []
+    found = [_candidate(known, sizes, width, tile, situation) for tile in _tiles(known, sizes, width, target)]
+    return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
 
 def register_width(known: SparseFacts, target: Target) -> int | None:
@@ -110,35 +109,32 @@ def register_width(known: SparseFacts, target: Target) -> int | None:
     return width if width >= 4 else None
 
 
-def _applies(group: Group, known: SparseFacts, encoding: Runs, width: int, target: Target) -> bool:
-    """Whether every run can be permuted, steps do not cross segments, and lanes can be stored."""
-    sizes = set(encoding.sizes)
+def _applies(known: SparseFacts, row_sizes: np.ndarray, width: int, target: Target) -> bool:
+    """Whether every run can be permuted, steps do not cross segments, and every class of rows has code."""
+    sizes = set(map(int, row_sizes))
     if any(s & (s - 1) or s < 4 or not _permutation(target, width, s).supported for s in sizes):
         return False
     step = max(width, *sizes)
     if any(channels % step for channels, _ in known.segments[:-1]):
         return False
-    scattered = len(sizes) > 1
-    return not scattered or (
-        len(sizes) <= regular_block.MOST_CLASSES and len(activation_of(group).steps) <= MOST_STEPS
-    )
+    return len(sizes) <= regular_block.MOST_CLASSES
 
 
 def _permutation(target: Target, width: int, size: int) -> Permutation:
     return Permutation("arm64" if target.arch == "aarch64" else "x86", width, max(1, size // width))
 
 
-def _shape(
-    builder: Builder, group: Group, layer: SparseLayer, sizes: np.ndarray, choice: Choice
+def product_shape(
+    layer: SparseLayer, sizes: np.ndarray, tile: tuple[int, ...], target: Target
 ) -> regular_block.RegularShape:
-    columns, rows, vectors = choice.tile
-    blocks = [x.block for x in layer.x] + ([] if group.family == "gemm" else [layer.y.block])
-    width = math.gcd(builder.target.lanes, *blocks)
+    """The kernel of a layer whose rows have runs of these `sizes`, with a tile of `product_candidates`."""
+    columns, rows, vectors = tile
+    width = math.gcd(target.lanes, layer.output_block, *(x.block for x in layer.x))
     known = layer.layer
     classes = regular_block.row_classes(sizes, width * vectors)
     step_bytes = 5 * width * vectors * max(1, width // min(c.size for c in classes))
     bytes_ = sum(c.panels * known.taps // c.size for c in classes) * width * vectors * 5
-    streams = layer.y.height * layer.y.width == 1 and bytes_ > builder.target.machine.l2
+    streams = layer.y.height * layer.y.width == 1 and bytes_ > target.machine.l2
     return regular_block.RegularShape(
         batch=layer.batch,
         x=layer.x,
@@ -146,7 +142,7 @@ def _shape(
         taps=known.kernel[0] * known.kernel[1],
         stride=known.stride,
         classes=classes,
-        arch=builder.target.arch,
+        arch=target.arch,
         width=width,
         epilogue=layer.epilogue,
         tile=(columns, min(rows, layer.y.height), vectors),
@@ -155,10 +151,23 @@ def _shape(
     )
 
 
-def _tiles(known: SparseFacts, encoding: Runs, width: int, target: Target) -> Iterable[tuple[int, int, int]]:
+def packed_arrays(
+    layer: SparseLayer, sizes: np.ndarray, shape: regular_block.RegularShape
+) -> tuple[list[tuple[str, np.ndarray]], np.ndarray]:
+    """The constants of a kernel by name, in the order of its parameters, and the bias behind them."""
+    packed = regular_block.pack(layer.weight, sizes, shape, layer.layer.pad, layer.layer.dilation)
+    bias = np.zeros(len(packed.rows), np.float32)
+    if layer.bias is not None:
+        bias = np.where(packed.rows >= 0, layer.bias[packed.rows], bias)
+    arrays = [("values", packed.values), ("codes", packed.codes), ("index", packed.index)]
+    arrays += [("rows", packed.rows)] if shape.scattered else []
+    return arrays, bias.astype(np.float32)
+
+
+def _tiles(known: SparseFacts, sizes: np.ndarray, width: int, target: Target) -> Iterable[tuple[int, int, int]]:
     """Accumulators, inputs that several vectors or runs use, a code and a weight stay in registers."""
-    sources = max(1, max(encoding.sizes) // width)
-    runs = max(1, width // min(encoding.sizes))
+    sources = max(1, int(sizes.max()) // width)
+    runs = max(1, width // int(sizes.min()))
     for vectors in (1, 2, 4):
         if vectors > 1 and vectors * width > known.output_lanes:
             break

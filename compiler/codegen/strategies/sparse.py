@@ -128,6 +128,8 @@ class SparseLayer:
     """Residual and result."""
     named: tuple[Value, Value]
     """The values that packed weights and bias are named after in the pool."""
+    output_block: int = 0
+    """Lanes per block of the result; 0 for a row-major matrix."""
 
 
 def sparse_layer(builder: Builder, group: Group, columns: int) -> SparseLayer:
@@ -150,6 +152,7 @@ def _conv_layer(builder: Builder, group: Group, columns: int) -> SparseLayer:
         tuple(value_slot(v) for v in group.segments),
         tuple(epilogue_slots(group)),
         (site.operands[1], bias or site.operands[1]),
+        y.block,
     )
 
 

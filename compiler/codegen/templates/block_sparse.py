@@ -25,6 +25,9 @@ from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, 
 from compiler.codegen.templates.conv import segment_names
 from compiler.codegen.templates.sparse_tiles import Store, Tile, Tiling, group_lanes, tap_offsets, tiles
 
+DTYPES = dict.fromkeys(("index", "first", "last"), "int32")
+"""Element types of the parameters that are not float32."""
+
 MOST_TAPS = 1 << 26
 """Declared length of a list; the real one is data."""
 
@@ -132,13 +135,13 @@ def _taps(
 
 def block_sparse_kernel(shape: BlockSparseShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
-    with kernel(shape.parameters, dict.fromkeys(("index", "first", "last"), "int32"), divided=True) as made:
-        _BlockSparse(shape, made).emit()
+    with kernel(shape.parameters, DTYPES, divided=True) as made:
+        BlockSparseEmitter(shape, made).emit()
     return made.func
 
 
-class _BlockSparse:
-    """Emission state of one kernel."""
+class BlockSparseEmitter:
+    """Emission state of one kernel, or of this product as part of another kernel."""
 
     def __init__(self, shape: BlockSparseShape, made: KernelBuilder) -> None:
         self.s, self.made = shape, made

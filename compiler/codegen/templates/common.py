@@ -82,7 +82,10 @@ def kernel(
 
 
 def view(pointer: Any, shape: Sequence[int], dtype: str = "float32") -> Any:
-    """A buffer of `shape` over a pointer parameter."""
+    """A buffer of `shape` over a pointer parameter; a local buffer in its place must have that shape."""
+    if tirx.buffer.is_buffer_var(pointer):
+        assert tuple(map(int, pointer.shape)) == tuple(shape), (pointer.shape, shape)
+        return pointer
     return T.decl_buffer(tuple(shape), dtype, data=pointer)
 
 

@@ -4,6 +4,9 @@ The input part of all steps and samples is one matrix product; each step is a ma
 of every sample. Weights are packed in panels [D][H / v][depth][gates][v], so that the accumulators of a panel are
 the gates of the same v units and the cell update needs no other data. Every other step takes the panels backwards:
 it finds in cache what the step before has just read. Inputs and results are plain row-major ONNX tensors.
+
+Sparse weights are multiplied by the kernels of sparse matrix products (`recurrent_products`), all inputs before the
+first step and the state before the cells of each step.
 """
 
 from __future__ import annotations
@@ -21,6 +24,15 @@ from compiler.codegen.functions import clamp
 from compiler.codegen.target import Target
 from compiler.codegen.templates.common import KernelBuilder, chunks, kernel, splat, vector, view
 from compiler.codegen.templates.product import ProductTile, pieces
+from compiler.codegen.templates.recurrent_products import (
+    Emitter,
+    GateProduct,
+    Gates,
+    dtypes,
+    gate_passes,
+    parameters,
+    planes,
+)
 from compiler.codegen.templates.recurrent_shape import RecurrentShape, pack_recurrent, recurrent_shape
 from compiler.ir.graph import Site
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, W, X
@@ -38,8 +50,16 @@ class LoweredSite:
 
 
 def lower_site(site: Site, target: Target) -> LoweredSite:
-    """The kernel of an LSTM, GRU or RNN site for a target. LoweringError beyond float32."""
+    """The dense kernel of an LSTM, GRU or RNN site for a target. LoweringError beyond float32."""
     shape = recurrent_shape(site, target)
+    return LoweredSite(recurrent_kernel(shape), shape, kernel_inputs(site, shape, {}))
+
+
+def kernel_inputs(
+    site: Site, shape: RecurrentShape, products: Mapping[str, Sequence[np.ndarray]]
+) -> tuple[ValueRef | np.ndarray, ...]:
+    """Values and constants in the order of the kernel's parameters, results left out; `products`: what stands in
+    the place of a weight, by its name."""
     position = {"x": X, "w": W, "r": R, "b": B, "p": P, "lengths": LENS, "h0": H0, "c0": C0}
     packed: Mapping[str, np.ndarray] = {}
     if shape.packed:
@@ -47,15 +67,22 @@ def lower_site(site: Site, target: Target) -> LoweredSite:
         w, r, b, p = (None if v is None else v.constant for v in constants)
         assert w is not None and r is not None
         packed = pack_recurrent(shape, w, r, b, p)
-    names = shape.parameters[: len(shape.parameters) - shape.outputs]
-    inputs = tuple(packed[n] if n in packed else site.operands[position[n]].ref for n in names)
-    return LoweredSite(recurrent_kernel(shape), shape, inputs)
+    found: list[ValueRef | np.ndarray] = []
+    for name in shape.parameters[: len(shape.parameters) - shape.outputs]:
+        if name in products:
+            found += products[name]
+        else:
+            found.append(packed[name] if name in packed else site.operands[position[name]].ref)
+    return tuple(found)
 
 
-def recurrent_kernel(shape: RecurrentShape) -> Any:
-    """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of directions."""
-    with kernel(shape.parameters, {"lengths": "int32"}, divided=True) as made:
-        body = _Recurrent(shape, made)
+def recurrent_kernel(shape: RecurrentShape, products: Sequence[GateProduct] = ()) -> Any:
+    """The PrimFunc for `shape`; parameters as `parameters(shape, products)`, then the range of directions.
+
+    `products`: those with sparse weights; for R one for every pass over the gates.
+    """
+    with kernel(parameters(shape, products), dict(dtypes(shape, products)), divided=True) as made:
+        body = _Recurrent(shape, made, products)
         with made.each_part() as part:
             for d in range(shape.directions):
                 if shape.directions == 1:
@@ -66,28 +93,66 @@ def recurrent_kernel(shape: RecurrentShape) -> Any:
     return made.func
 
 
+class _State:
+    """A vector of hidden units per sample; `width` elements each, those behind the units without meaning."""
+
+    def __init__(self, samples: int, width: int) -> None:
+        self.buffer = T.alloc_buffer((samples * width,), "float32")
+        self._width = width
+
+    def get(self, n: Any, at: Any) -> Any:
+        """Units `at` (an index of one or several) of sample n."""
+        return self.buffer[self._of(n, at)]
+
+    def put(self, n: Any, at: Any, value: Any) -> None:
+        """Store units `at` of sample n."""
+        T.buffer_store(self.buffer, value, [self._of(n, at)])
+
+    def _of(self, n: Any, at: Any) -> Any:
+        first = n * self._width
+        return tirx.Ramp(first + at.base, at.stride, at.lanes) if isinstance(at, tirx.Ramp) else first + at
+
+
 class _Recurrent:
     """Emission state of one recurrent layer. Directions use the same working memory one after another."""
 
-    def __init__(self, shape: RecurrentShape, made: KernelBuilder) -> None:
+    def __init__(self, shape: RecurrentShape, made: KernelBuilder, products: Sequence[GateProduct]) -> None:
         self.s = s = shape
         self.pointers = made.pointers
         self.X = view(made.pointers["x"], (s.rows, s.inputs))
         self.weights: dict[str, Any] = {
             n: view(made.pointers[n], size) if s.packed else T.alloc_buffer(size, "float32")
             for n, size in s.packed_shapes.items()
+            if n not in {p.operand for p in products}
         }
         # gates of every step and sample before the recurrent part
-        self.G = T.alloc_buffer((s.rows, s.panels, s.gates * s.block), "float32")
+        self.G = self._gates("w", range(s.gates))
 
-        def state(there: bool = True) -> Any:
-            return T.alloc_buffer((s.samples, s.panels * s.block) if there else (1, 1), "float32")
+        def state(there: bool = True) -> _State:
+            return _State(s.samples, s.panels * s.block) if there else _State(1, 1)
 
         self.h, self.next_h, self.c = state(), state(), state(s.kind == "LSTM")
         # update gate and reset state of all units, between the two passes
         self.z, self.rh = state(s.two_passes), state(s.two_passes)
+        self._sparse(made, products)
         self.inputs = ProductTile(s.input_rows, s.gates, s.block, lanes=s.input_lanes)
         self.tile = ProductTile(s.together, s.gates, s.block, s.chains, s.input_lanes)
+
+    def _gates(self, operand: str, gates: Sequence[int]) -> Gates:
+        _, sums, batch = planes(self.s, operand, gates)
+        return Gates(sums, batch, len(gates), self.s.block)
+
+    def _sparse(self, made: KernelBuilder, products: Sequence[GateProduct]) -> None:
+        """Emitters of the products with sparse weights, and where those with R leave their sums, by their gates."""
+        every = range(self.s.directions)
+        self.sums = {p.gates: self._gates("r", p.gates) for p in products if p.operand == "r"}
+        self.products: dict[tuple[int, str, tuple[int, ...]], Emitter] = {}
+        for p in products:
+            x, y = self.pointers["x"], self.G.buffer
+            if p.operand == "r":
+                state = self.h if p.gates == gate_passes(self.s)[0] else self.rh
+                x, y = state.buffer, self.sums[p.gates].buffer
+            self.products |= {(d, p.operand, p.gates): p.emitter(d, made, x, y) for d in every}
 
     def direction(self, d: int) -> None:
         """All of direction `d`: the recurrence allows no other order of the steps."""
@@ -140,6 +205,10 @@ class _Recurrent:
     def _input_part(self, d: int) -> None:
         """G of every step and sample: bias and input weights."""
         s = self.s
+        sparse = self.products.get((d, "w", tuple(range(s.gates))))
+        if sparse is not None:
+            sparse.emit()
+            return
         with T.serial(s.panels) as panel:
             for first, count, repeat in chunks(s.rows, s.input_rows):
                 with T.serial(repeat) as i:
@@ -157,7 +226,7 @@ class _Recurrent:
         for m in range(count):
             for g in range(s.gates):
                 value = self.inputs.sums.get(self.inputs.place(m, g))
-                T.buffer_store(self.G, value, [top + m, panel, vector(g * v, v)])
+                self.G.put(top + m, panel, g, value)
 
     def _start(self, d: int, n: Any) -> None:
         """The initial states; an empty sequence ends in zero, as in onnxruntime."""
@@ -167,12 +236,12 @@ class _Recurrent:
             # lanes beyond the units are multiplied by zero weights: they must be finite
             for state, there in used:
                 if there:
-                    T.buffer_store(state, splat(0.0, s.block), [n, self._units(panel)])
+                    state.put(n, self._units(panel), splat(0.0, s.block))
         for name, state in (("h0", self.h), ("c0", self.c)):
             if name in self.pointers:
                 with T.If(self._length(n) > 0), T.Then():
                     for at in self._each_run():
-                        T.buffer_store(state, self._state_view(name)[(*self._state(d, n), at)], [n, at])
+                        state.put(n, at, self._state_view(name)[(*self._state(d, n), at)])
 
     def _state_view(self, name: str) -> Any:
         first = (self.s.samples, self.s.directions) if self.s.samples_first else (self.s.directions, self.s.samples)
@@ -183,20 +252,29 @@ class _Recurrent:
 
     def _step(self, d: int, t: Any, step: Any, samples: Sequence[Any]) -> None:
         cell: dict[str, Callable[..., None]] = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}
+        first, *others = gate_passes(self.s)
+        self._multiply(d, first, samples)
         with self._each_panel(step) as panel:
             cell[self.s.kind](d, t, panel, samples)
-        if self.s.two_passes:
+        for gates in others:
+            self._multiply(d, gates, samples)
             with self._each_panel(step) as panel:
                 self._candidate(d, t, panel, samples)
+
+    def _multiply(self, d: int, gates: tuple[int, ...], samples: Sequence[Any]) -> None:
+        """Sparse R times the state of consecutive samples; dense R is multiplied gate by gate where it is used."""
+        product = self.products.get((d, "r", gates))
+        if product is not None:
+            product.emit(samples[0], len(samples), self.s.samples)
 
     def _store(self, d: int, n: Any, t: Any) -> None:
         """The new state becomes the state, and a row of Y."""
         with T.serial(self.s.panels) as panel:
             at = self._units(panel)
-            T.buffer_store(self.h, self.next_h[n, at], [n, at])
+            self.h.put(n, at, self.next_h.get(n, at))
         y, row = self._row(d, n, t)
         for at in self._each_run():
-            T.buffer_store(y, self.h[n, at], [*row, at])
+            T.buffer_store(y, self.h.get(n, at), [*row, at])
 
     def _row(self, d: int, n: Any, t: Any) -> tuple[Any, list[Any]]:
         """Y and the place of step t in it."""
@@ -214,19 +292,25 @@ class _Recurrent:
         for name, state in (("yh", self.h), ("yc", self.c)):
             if name in self.pointers:
                 for at in self._each_run():
-                    T.buffer_store(self._state_view(name), state[n, at], [*self._state(d, n), at])
+                    T.buffer_store(self._state_view(name), state.get(n, at), [*self._state(d, n), at])
 
     # ------------------------------------------------------------------ cells
     def _gate_sums(
-        self, d: int, t: Any, panel: Any, samples: Sequence[Any], gates: Sequence[int], state: Any
+        self, d: int, t: Any, panel: Any, samples: Sequence[Any], gates: Sequence[int], state: _State
     ) -> None:
         """Sum (m, i) of the tile becomes gate number gates[i] of sample m before its activation."""
         v = self.s.block
+        sums = self.sums.get(tuple(gates))
+        if sums is not None:
+            for m, n in enumerate(samples):
+                for i, gate in enumerate(gates):
+                    self._put(m, i, self._start_of(d, t, n, panel, gate) + sums.get(n, panel, i))
+            return
         self.tile.multiply(
             (len(samples), len(gates)),
             self.s.hidden,
             lambda m, i: self._start_of(d, t, samples[m], panel, gates[i]),
-            lambda m, k, lanes: state[samples[m], vector(k, lanes)],
+            lambda m, k, lanes: state.get(samples[m], vector(k, lanes)),
             lambda k, i: self.weights["r"][d, panel, k, vector(gates[i] * v, v)],
         )
 
@@ -234,7 +318,7 @@ class _Recurrent:
         v = self.s.block
         if gate == 2 and self.s.linear_before_reset:  # the reset gate multiplies this sum with its own bias
             return self.weights["b"][d, panel, vector(3 * v, v)]
-        return self.G[self._input_row(t, n), panel, vector(gate * v, v)]
+        return self.G.get(self._input_row(t, n), panel, gate)
 
     def _input_row(self, t: Any, n: Any) -> Any:
         return n * self.s.steps + t if self.s.samples_first else t * self.s.samples + n
@@ -257,7 +341,7 @@ class _Recurrent:
     def _rnn(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         self._gate_sums(d, t, panel, samples, [0], self.h)
         for m, n in enumerate(samples):
-            T.buffer_store(self.next_h, self._act(d, 0, self._get(m, 0)), [n, self._units(panel)])
+            self.next_h.put(n, self._units(panel), self._act(d, 0, self._get(m, 0)))
 
     def _gru(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         """Update gate z and reset gate r; the candidate follows at once or in a second pass over the panels."""
@@ -267,22 +351,22 @@ class _Recurrent:
             for i in (0, 1):
                 self._put(m, i, self._act(d, 0, self._get(m, i)))
             if one_pass:
-                inputs = self.G[self._input_row(t, n), panel, vector(2 * self.s.block, self.s.block)]
+                inputs = self.G.get(self._input_row(t, n), panel, 2)
                 self._put(m, 2, self._act(d, 1, inputs + self._get(m, 1) * self._get(m, 2)))
                 self._blend(n, panel, self._get(m, 0), self._get(m, 2))
             else:
-                T.buffer_store(self.z, self._get(m, 0), [n, at])
-                T.buffer_store(self.rh, self._get(m, 1) * self.h[n, at], [n, at])
+                self.z.put(n, at, self._get(m, 0))
+                self.rh.put(n, at, self._get(m, 1) * self.h.get(n, at))
 
     def _candidate(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         self._gate_sums(d, t, panel, samples, [2], self.rh)
         for m, n in enumerate(samples):
             self._put(m, 0, self._act(d, 1, self._get(m, 0)))
-            self._blend(n, panel, self.z[n, self._units(panel)], self._get(m, 0))
+            self._blend(n, panel, self.z.get(n, self._units(panel)), self._get(m, 0))
 
     def _blend(self, n: Any, panel: Any, update: Any, candidate: Any) -> None:
         at, one = self._units(panel), splat(1.0, self.s.block)
-        T.buffer_store(self.next_h, (one - update) * candidate + update * self.h[n, at], [n, at])
+        self.next_h.put(n, at, (one - update) * candidate + update * self.h.get(n, at))
 
     def _lstm(self, d: int, t: Any, panel: Any, samples: Sequence[Any]) -> None:
         self._gate_sums(d, t, panel, samples, range(4), self.h)
@@ -296,18 +380,18 @@ class _Recurrent:
         forget = self._act(d, 0, self._get(m, f) + self._peephole(d, n, panel, 2))
         self._put(m, f, splat(1.0, s.block) - self._get(m, i) if s.input_forget else forget)
         self._put(m, g, self._act(d, 1, self._get(m, g)))
-        value = self._get(m, f) * self.c[n, at] + self._get(m, i) * self._get(m, g)
-        T.buffer_store(self.c, value, [n, at])
+        value = self._get(m, f) * self.c.get(n, at) + self._get(m, i) * self._get(m, g)
+        self.c.put(n, at, value)
         self._put(m, o, self._act(d, 0, self._get(m, o) + self._peephole(d, n, panel, 1)))
-        self._put(m, g, self._act(d, 2, self.c[n, at], clipped=False))
-        T.buffer_store(self.next_h, self._get(m, o) * self._get(m, g), [n, at])
+        self._put(m, g, self._act(d, 2, self.c.get(n, at), clipped=False))
+        self.next_h.put(n, at, self._get(m, o) * self._get(m, g))
 
     def _peephole(self, d: int, n: Any, panel: Any, row: int) -> Any:
         """P * c for row i, o or f; zero without peepholes."""
         v = self.s.block
         if not self.s.has_peepholes:
             return splat(0.0, v)
-        return self.weights["p"][d, panel, vector(row * v, v)] * self.c[n, self._units(panel)]
+        return self.weights["p"][d, panel, vector(row * v, v)] * self.c.get(n, self._units(panel))
 
     # ------------------------------------------------------------------ weights that are not constant
     def _pack(self, d: int) -> None:

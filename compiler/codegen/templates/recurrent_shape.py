@@ -176,22 +176,28 @@ def pack_recurrent(
 ) -> dict[str, np.ndarray]:
     """ONNX weights W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H], P [D, 3*H] in the kernel's form, by parameter name.
 
-    Lanes beyond the hidden units and steps beyond the reduction are zero. The two halves of the bias are added,
-    but for the recurrent half of a GRU's candidate gate with linear_before_reset, which stays a row of its own.
+    Lanes beyond the hidden units and steps beyond the reduction are zero. Bias as by `folded_bias`.
     """
     d, g, h = shape.directions, shape.gates, shape.hidden
-    halves = np.zeros((d, 2, g, h), np.float32) if b is None else b.reshape(d, 2, g, h)
-    rows = halves.sum(axis=1)
-    if shape.linear_before_reset:
-        rows = np.concatenate([rows[:, :2], halves[:, :1, 2], halves[:, 1:, 2]], axis=1)
     packed = {
         "w": _panels(shape, w.reshape(d, g, h, -1), shape.inputs),
         "r": _panels(shape, r.reshape(d, g, h, -1), h),
-        "b": _panels(shape, rows[..., None], 1),
+        "b": _panels(shape, folded_bias(shape, b)[..., None], 1),
     }
     if p is not None:
         packed["p"] = _panels(shape, p.reshape(d, 3, h, 1), 1)
     return {name: array.reshape(shape.packed_shapes[name]) for name, array in packed.items()}
+
+
+def folded_bias(shape: RecurrentShape, b: np.ndarray | None) -> np.ndarray:
+    """B [D, 2*G*H] (None: zeros) as float32 [D, bias rows, H]: the two halves are added, but for the recurrent half
+    of a GRU's candidate gate with linear_before_reset, which stays a row of its own."""
+    d, g, h = shape.directions, shape.gates, shape.hidden
+    halves = np.zeros((d, 2, g, h), np.float32) if b is None else b.reshape(d, 2, g, h)
+    rows = np.asarray(halves.sum(axis=1))
+    if shape.linear_before_reset:
+        rows = np.concatenate([rows[:, :2], halves[:, :1, 2], halves[:, 1:, 2]], axis=1)
+    return rows
 
 
 def _panels(shape: RecurrentShape, rows: np.ndarray, depth: int) -> np.ndarray:

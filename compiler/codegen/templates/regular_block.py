@@ -36,6 +36,9 @@ LINE = 64
 MOST_CLASSES = 6
 """Classes a kernel has code for."""
 
+DTYPES = {"codes": "uint8", "index": "int32", "rows": "int32"}
+"""Element types of the parameters that are not float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowClass:
@@ -184,14 +187,13 @@ def _survivors(weight: np.ndarray, size: int, shape: RegularShape) -> tuple[np.n
 # ---------------------------------------------------------------------- kernel
 def regular_block_kernel(shape: RegularShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
-    dtypes = {"codes": "uint8", "index": "int32", "rows": "int32"}
-    with kernel(shape.parameters, dtypes, divided=True) as made:
-        _RegularBlock(shape, made).emit()
+    with kernel(shape.parameters, DTYPES, divided=True) as made:
+        RegularBlockEmitter(shape, made).emit()
     return made.func
 
 
-class _RegularBlock:
-    """Emission state of one kernel."""
+class RegularBlockEmitter:
+    """Emission state of one kernel, or of this product as part of another kernel."""
 
     def __init__(self, shape: RegularShape, made: KernelBuilder) -> None:
         self.s, self.made = shape, made

@@ -6,6 +6,7 @@ original and recovered by the one; what then stays of the budget is spent on pat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -182,10 +183,12 @@ class Compress(Pass):
         goals = [ways_of(c, self.among) for c in able]
         losses = losses_of(graph, able, goals, feeds, Sensitivity(graph, feeds) if feeds else None)
         costs = costs_of(graph, able, goals, limit, use)
+        # of a node with several sparse weights the search knows the price of the node alone, and takes it as dense
+        readers = Counter(r for c in able for r in c.readers)
         return [
             Layer(refs, own, tuple(c / max(row[0], 1e-30) for c in row))
             for layer, own, row in zip(able, losses, costs, strict=True)
-            if (refs := _priced(layer, priced))
+            if (refs := _priced(layer, priced)) and all(readers[r] == 1 for r in layer.readers)
         ]
 
     def _best(

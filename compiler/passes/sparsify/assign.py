@@ -15,17 +15,17 @@ import numpy as np
 
 from compiler.ir.encoding import BlockSparse
 from compiler.ir.graph import Graph, Ref
-from compiler.ir.types import ValueRef
+from compiler.ir.types import NodeRef, ValueRef
 from compiler.passes.base import Note, Refusal, Resources
 from compiler.passes.budget.knapsack import choose
 from compiler.passes.budget.limits import Limit, prices
 from compiler.passes.budget.sensitivity import Sensitivity
-from compiler.passes.prune.fit import Reader, reader_of
-from compiler.passes.prune.recover import bias_of
+from compiler.passes.prune.fit import Reader
 from compiler.passes.sparsify.compensate import WORK, Quadratic, solve, work
 from compiler.passes.sparsify.goals import Goal, form_of, goals_of, largest
-from compiler.passes.sparsify.layers import Candidate
+from compiler.passes.sparsify.layers import Candidate, weights_of
 from compiler.passes.sparsify.patterns import DARB_SIZES
+from compiler.passes.sparsify.problems import Problem, base_of, problems, put
 from compiler.passes.sparsify.update import RIDGES, Measured, Walk, shift
 
 DENSITIES = (0.8, 0.65, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625, 0.0312)
@@ -133,17 +133,34 @@ def costs_of(
     limit: Limit,
     use: Resources,
 ) -> list[tuple[float, ...]]:
-    """Cost of every way of every layer: way n of all layers is priced in one graph."""
+    """Cost of every way of every layer: way n of all layers is priced in one graph, weights of one node apart.
+
+    What such weights share is in the cost of each, dense or not, so that differences between ways are right.
+    """
     found: list[list[float]] = [[] for _ in layers]
     owners: list[tuple[Ref, ...]] = [(*layer.readers, layer.weight.ref) for layer in layers]
-    for number in range(max(map(len, goals), default=0)):
-        picked = {c.weight.ref: g[number] for c, g in zip(layers, goals, strict=True) if number < len(g)}
-        made = trial(graph, layers, {ref: goal for ref, goal in picked.items() if goal})
-        priced = prices(made, limit.quantity, limit.target, use)
-        for own, layer, refs in zip(found, layers, owners, strict=True):
-            if layer.weight.ref in picked:
-                own.append(math.fsum(priced.get(r, 0.0) for r in refs))
+    for turn in _apart(layers):
+        for number in range(max(len(goals[i]) for i in turn)):
+            picked = {layers[i].weight.ref: goals[i][number] for i in turn if number < len(goals[i])}
+            made = trial(graph, layers, {ref: goal for ref, goal in picked.items() if goal})
+            priced = prices(made, limit.quantity, limit.target, use)
+            for i in turn:
+                if layers[i].weight.ref in picked:
+                    found[i].append(math.fsum(priced.get(r, 0.0) for r in owners[i]))
     return [tuple(own) for own in found]
+
+
+def _apart(layers: Sequence[Candidate]) -> list[list[int]]:
+    """Numbers of layers in groups in which no two weights are read by one node: their costs would add up."""
+    groups: list[tuple[list[int], set[NodeRef]]] = []
+    for number, layer in enumerate(layers):
+        fitting = next((g for g in groups if g[1].isdisjoint(layer.readers)), None)
+        if fitting is None:
+            groups.append(([number], set(layer.readers)))
+        else:
+            fitting[0].append(number)
+            fitting[1].update(layer.readers)
+    return [numbers for numbers, _ in groups]
 
 
 # ---------------------------------------------------------------------- losses
@@ -161,11 +178,13 @@ def losses_of(
         ways = {c.weight.ref: (c, own) for c, own in zip(layers, goals, strict=True)}
         walk = Walk(graph, feeds)
         for node in walk:
-            weight = graph.operands(node).optional(1)
-            reader = reader_of(graph, graph.site(node)) if weight is not None and weight.ref in ways else None
-            if weight is not None and reader is not None:
-                layer, own = ways[weight.ref]
-                found[weight.ref] = _errors(reader, layer, own, walk.measure(reader), sensitivity)
+            site = graph.site(node)
+            for ref in (site.operands[i].ref for i in weights_of(site)):
+                layer, own = ways.get(ref, (None, ()))
+                parts = [] if layer is None else problems(graph, site, layer)
+                if layer is not None and parts:
+                    errors = [_errors(p, layer, own, walk.measure(p.reader), sensitivity) for p in parts]
+                    found[ref] = tuple(float(np.mean(way)) for way in zip(*errors, strict=True))
     return [found[c.weight.ref] for c in layers]
 
 
@@ -178,23 +197,26 @@ def _energy(layer: Candidate, goal: Goal | None) -> float:
 
 
 def _errors(
-    reader: Reader,
+    problem: Problem,
     layer: Candidate,
     goals: Sequence[Goal | None],
     measured: Measured,
     sensitivity: Sensitivity | None,
 ) -> tuple[float, ...]:
     """Loss of every way after one fit; of the plain survivors where a fit would take too long."""
-    old, shape = reader.matrix(reader.weight.constant)[0].T, layer.weight.shape
+    reader, shape = problem.reader, problem.layer.weight.shape
+    old = reader.matrix(reader.weight.constant)[0].T
     quadratic = measured.quadratic(old, RIDGES[1])
     importance = solve(quadratic, np.ones(old.shape, bool), len(old)).importance
     shaped = np.asarray(reader.restore(importance.T[None])).reshape(shape)
-    masks = [
-        np.ones(old.shape, bool) if goal is None else reader.matrix(goal.mask(shaped).astype(np.float64))[0].T != 0
-        for goal in goals
-    ]
+
+    def mask(whole: Goal | None) -> np.ndarray:
+        if whole is None:
+            return np.ones(old.shape, bool)
+        return np.asarray(reader.matrix(problem.goal(whole, layer).mask(shaped).astype(np.float64))[0].T != 0)
+
     heights = [goal.height if goal else len(old) for goal in goals]
-    return masked_losses(reader, masks, heights, measured, quadratic, sensitivity)
+    return masked_losses(reader, [mask(g) for g in goals], heights, measured, quadratic, sensitivity)
 
 
 def masked_losses(
@@ -208,7 +230,7 @@ def masked_losses(
     """What is lost when only these weights [rows, p] of a layer stay, fitted; the old ones as they are where a fit
     would take too long, or everything stays. `heights`: rows that share their support. In the unit of
     `sensitivity`, without one the held-out error of the layer."""
-    old, base = reader.matrix(reader.weight.constant)[0].T, bias_of(reader)
+    old, base = reader.matrix(reader.weight.constant)[0].T, base_of(reader)
     fits = []
     for alive, height in zip(masks, heights, strict=True):
         plain = alive.all() or work(alive, height) > WORK
@@ -221,8 +243,7 @@ def masked_losses(
 
     def change(graph: Graph, number: int) -> None:
         weights, offset = fits[number]
-        data = np.asarray(reader.restore(weights.T[None])).reshape(reader.weight.shape)
-        graph.update(reader.weight.ref, data=np.ascontiguousarray(data, reader.weight.dtype.numpy))
+        put(graph, reader, weights)
         shift(graph, reader, offset)
 
     return tuple(sensitivity.scaled(errors, change))

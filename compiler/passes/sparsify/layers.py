@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph, Node, Site, Value
@@ -13,12 +13,11 @@ from compiler.passes.base import Refusal
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 """Operators whose constant operand 1 has sparse kernels."""
 
-_WITHOUT = {
-    "ConvTranspose": "a transposed convolution has no sparse kernel",
-    "LSTM": "recurrent weights have no sparse kernel",
-    "GRU": "recurrent weights have no sparse kernel",
-    "RNN": "recurrent weights have no sparse kernel",
-}
+RECURRENT = ("LSTM", "GRU", "RNN")
+"""Operators whose constant operands 1 (W, for inputs) and 2 (R, for the state) have sparse kernels."""
+
+WITHOUT: Mapping[str, str] = {"ConvTranspose": "a transposed convolution has no sparse kernel"}
+"""Layers whose weights nothing can make sparse, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,8 @@ class Limits:
     excluded: Callable[[str], bool]
     blocks: bool = False
     """Whether weights that are stored in blocks already are taken too."""
+    without: Mapping[str, str] = field(default_factory=lambda: WITHOUT)
+    """Operators that are left alone, and why."""
 
 
 def candidates(graph: Graph, limits: Limits) -> tuple[list[Candidate], list[Refusal]]:
@@ -50,17 +51,26 @@ def candidates(graph: Graph, limits: Limits) -> tuple[list[Candidate], list[Refu
     refusals = []
     first, last = first_layers(graph), last_layers(graph)
     for site in graph.sites():
-        reason = _WITHOUT.get(site.node.op.name)
-        if reason is None and site.node.op.name in PRODUCTS:
-            reason = _against(graph, site, limits, first, last)
-            if reason is None:
-                rows, inputs = axes(site)
-                weight = site.operands[1]
-                readers = tuple(n.ref for n, _ in graph.uses(weight.ref))
-                chosen.setdefault(weight.ref, Candidate(weight, rows, inputs, readers))
+        where, reason = f"{site.node.op.name} '{site.node.ref}'", limits.without.get(site.node.op.name)
         if reason is not None:
-            refusals.append(Refusal(f"{site.node.op.name} '{site.node.ref}'", reason))
+            refusals.append(Refusal(where, reason))
+            continue
+        for position in weights_of(site):
+            reason = _against(graph, site, position, limits, first, last)
+            if reason is not None:
+                operand = f", {'WR'[position - 1]}" if site.node.op.name in RECURRENT else ""
+                refusals.append(Refusal(where + operand, reason))
+                continue
+            rows, inputs = axes(site)
+            weight = site.operands[position]
+            readers = tuple(n.ref for n, _ in graph.uses(weight.ref))
+            chosen.setdefault(weight.ref, Candidate(weight, rows, inputs, readers))
     return list(chosen.values()), refusals
+
+
+def weights_of(site: Site) -> tuple[int, ...]:
+    """Positions of the operands that sparse kernels can read."""
+    return (1,) if site.node.op.name in PRODUCTS else (1, 2) if site.node.op.name in RECURRENT else ()
 
 
 def _other_form(weight: Value, limits: Limits) -> bool:
@@ -69,18 +79,25 @@ def _other_form(weight: Value, limits: Limits) -> bool:
 
 
 def axes(site: Site) -> tuple[int, int]:
-    """(axis of the outputs, axis of the inputs) of a layer's weight."""
+    """(axis of the outputs, axis of the inputs) of a layer's weights."""
+    if site.node.op.name in RECURRENT:
+        return 1, 2
     turned = site.node.op.name == "MatMul" or not site.attrs.get("transB", 1)
     return (1, 0) if turned else (0, 1)
 
 
 def _against(
-    graph: Graph, site: Site, limits: Limits, first: frozenset[NodeRef], last: frozenset[NodeRef]
+    graph: Graph,
+    site: Site,
+    position: int,
+    limits: Limits,
+    first: frozenset[NodeRef],
+    last: frozenset[NodeRef],
 ) -> str | None:
-    """Why this layer stays dense; None where it need not."""
-    weight, name = site.operands[1], site.node.ref.name
+    """Why a weight of this layer stays dense; None where it need not."""
+    weight, name = site.operands[position], site.node.ref.name
     if weight.data is None:
-        return "its second operand is computed, not a weight"
+        return f"its {'second' if position == 1 else 'third'} operand is computed, not a weight"
     if limits.excluded(name) or limits.excluded(weight.ref.name):
         return "it is excluded by name"
     if _other_form(weight, limits):
@@ -88,8 +105,8 @@ def _against(
     return (
         _grouped(site)
         or _kept_dense(site, limits, first, last)
-        or _too_small(site, limits)
-        or _other_readers(graph, site)
+        or _too_small(site, weight, limits)
+        or _other_readers(graph, site, weight)
     )
 
 
@@ -110,9 +127,8 @@ def _kept_dense(site: Site, limits: Limits, first: frozenset[NodeRef], last: fro
     return None
 
 
-def _too_small(site: Site, limits: Limits) -> str | None:
-    weight = site.operands[1]
-    if weight.rank < 2 or (weight.rank != 2 and site.node.op.name != "Conv"):
+def _too_small(site: Site, weight: Value, limits: Limits) -> str | None:
+    if weight.rank < 2 or (weight.rank != 2 and site.node.op.name in ("Gemm", "MatMul")):
         return f"its weight has {weight.rank} axes; a matrix is expected"
     if splat_value(weight.constant) is not None:
         return "all elements of its weight are equal"
@@ -124,13 +140,12 @@ def _too_small(site: Site, limits: Limits) -> str | None:
     return None
 
 
-def _other_readers(graph: Graph, site: Site) -> str | None:
-    weight = site.operands[1]
+def _other_readers(graph: Graph, site: Site, weight: Value) -> str | None:
     if graph.is_output(weight.ref):
         return f"its weight '{weight.ref}' is an output of the network"
     for node, index in graph.uses(weight.ref):
         other = graph.site(node)
-        if node.op.name not in PRODUCTS or index != 1 or axes(other) != axes(site) or _grouped(other):
+        if index not in weights_of(other) or axes(other) != axes(site) or _grouped(other):
             return f"its weight '{weight.ref}' is also read by {node.op.name} '{node.ref}'"
     return None
 
@@ -159,7 +174,7 @@ def _walk(
     for node in nodes:
         if reached.isdisjoint(near(graph, node)):
             continue
-        if node.op.name in PRODUCTS or node.op.name in _WITHOUT:
+        if node.op.name in (*PRODUCTS, *RECURRENT, *WITHOUT):
             met.add(node.ref)
         else:
             reached.update(far(graph, node))

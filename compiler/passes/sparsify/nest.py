@@ -20,7 +20,7 @@ from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
 from compiler.passes.base import Batch, Pass, Refusal, Resources
-from compiler.passes.sparsify.layers import Candidate, Limits, candidates
+from compiler.passes.sparsify.layers import RECURRENT, WITHOUT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
 from compiler.passes.sparsify.patterns import FLOOR, block_norms, ranked
@@ -96,7 +96,9 @@ class Nest(Pass):
         def excluded(name: str) -> bool:
             return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
 
-        return candidates(graph, Limits(self.dense, self.min_inputs, self._height, excluded, blocks=True))
+        recurrent = dict.fromkeys(RECURRENT, "the weights of recurrent layers have one level")
+        limits = Limits(self.dense, self.min_inputs, self._height, excluded, True, {**WITHOUT, **recurrent})
+        return candidates(graph, limits)
 
     @property
     def _height(self) -> int:

@@ -17,11 +17,12 @@ from compiler.calibration.tape import Feed, Tape
 from compiler.ir.graph import Graph, Node
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Note, Refusal
-from compiler.passes.prune.fit import Reader, reader_of, sample
+from compiler.passes.prune.fit import Reader, sample
 from compiler.passes.prune.recover import HELD_OUT, bias_of, sink_of
 from compiler.passes.sparsify.compensate import Quadratic, compensate
 from compiler.passes.sparsify.goals import Goal, largest
-from compiler.passes.sparsify.layers import Candidate
+from compiler.passes.sparsify.layers import RECURRENT, Candidate, weights_of
+from compiler.passes.sparsify.problems import GateReader, Problem, base_of, problems
 from compiler.progress import counted
 
 RIDGES = (1e-4, 1e-2, 1e-1)
@@ -68,10 +69,10 @@ class Fitted:
     updated: bool
 
 
-def fitted(reader: Reader, layer: Candidate, goal: Goal, measured: Measured) -> Fitted:
+def fitted(problem: Problem, goal: Goal, measured: Measured) -> Fitted:
     """The best of several fits of one layer to a goal, and of its own values where magnitudes say what stays."""
+    reader, layer, base = problem.reader, problem.layer, base_of(problem.reader)
     shape, old = layer.weight.shape, reader.matrix(reader.weight.constant)[0].T
-    base = bias_of(reader)
 
     def shaped(rows: np.ndarray) -> np.ndarray:
         return np.asarray(reader.restore(rows.T[None])).reshape(shape)
@@ -111,14 +112,17 @@ class Walk:
                     self._after.drop(value.ref)
 
     def measure(self, reader: Reader) -> Measured:
-        """Moments of a layer: inputs as they are now, targets of the original."""
+        """Moments of a layer: inputs as they are now (states as they were), targets of the original."""
         train, test = Moments(), Moments()
+        inputs = self._after if reader.x.ref in self._after else self._before
         for i in range(self._before.samples):
             at = sample(reader, i)
-            x = reader.patches(self._after.read(reader.x.ref, i, i + 1), at)
+            x = reader.patches(inputs.read(reader.x.ref, i, i + 1), at)
             y = reader.targets(self._before.read(reader.y.ref, i, i + 1), at)
             (test if i % HELD_OUT == HELD_OUT - 1 else train).add(x, y)
-        return Measured(train, test, sink_of(self.graph, reader) is not None)
+        gates = isinstance(reader, GateReader)
+        shifts = reader.bias is not None if gates else sink_of(self.graph, reader) is not None
+        return Measured(train, test, shifts)
 
 
 def update(graph: Graph, goals: Mapping[ValueRef, tuple[Candidate, Goal]], feeds: Sequence[Feed]) -> list[Refusal]:
@@ -129,27 +133,33 @@ def update(graph: Graph, goals: Mapping[ValueRef, tuple[Candidate, Goal]], feeds
     told: list[Refusal] = []
     walk = Walk(graph, feeds)
     for node in walk:
-        weight = graph.operands(node).optional(1) if node.op.name in ("Conv", "Gemm", "MatMul") else None
-        if weight is None or weight.ref not in goals:
-            continue
-        layer, goal = goals[weight.ref]
-        where, reader = f"{node.op.name} '{node.ref}'", reader_of(graph, graph.site(node))
-        if reader is None:
-            _store(graph, layer, goal, largest(layer.weight.constant, goal))
-            told.append(Refusal(where, "its weights are shared or scaled; the largest magnitudes stay as they are"))
-            continue
-        made = fitted(reader, layer, goal, walk.measure(reader))
-        _store(graph, layer, goal, made.weights)
-        if made.updated:
-            shift(graph, reader, made.offset)
-        told.append(Note(where, _said(made, goal, layer)))
+        for position in weights_of(graph.site(node)):
+            ref = graph.operands(node)[position].ref
+            if ref in goals:
+                told.append(_update_weight(walk, node, *goals[ref]))
     return told
 
 
-def _said(made: Fitted, goal: Goal, layer: Candidate) -> str:
-    how = "fitted" if made.updated else "largest magnitudes, no fit does better"
-    share = goal.density(layer.weight.shape)
-    return f"{goal.form} at {share:.3f}, {how}: held-out error {made.loss:.3g} of the outputs' variance"
+def _update_weight(walk: Walk, node: Node, layer: Candidate, goal: Goal) -> Refusal:
+    """Store what a weight becomes; says what the layer lost, or why it was not fitted."""
+    graph, where = walk.graph, f"{node.op.name} '{node.ref}'"
+    where += f", weight '{layer.weight.ref}'" if node.op.name in RECURRENT else ""
+    parts = problems(graph, graph.site(node), layer)
+    if not parts:
+        _store(graph, layer, goal, largest(layer.weight.constant, goal))
+        return Refusal(where, "its weights are shared or scaled; the largest magnitudes stay as they are")
+    made = [fitted(p, p.goal(goal, layer), walk.measure(p.reader)) for p in parts]
+    _store(graph, layer, goal, np.concatenate([m.weights for m in made]))
+    for part, one in zip(parts, made, strict=True):
+        if one.updated:
+            shift(graph, part.reader, one.offset)
+    return Note(where, _said(made, goal, layer))
+
+
+def _said(made: Sequence[Fitted], goal: Goal, layer: Candidate) -> str:
+    how = "fitted" if any(m.updated for m in made) else "largest magnitudes, no fit does better"
+    share, loss = goal.density(layer.weight.shape), float(np.mean([m.loss for m in made]))
+    return f"{goal.form} at {share:.3f}, {how}: held-out error {loss:.3g} of the outputs' variance"
 
 
 def _store(graph: Graph, layer: Candidate, goal: Goal, data: np.ndarray) -> None:
@@ -159,6 +169,12 @@ def _store(graph: Graph, layer: Candidate, goal: Goal, data: np.ndarray) -> None
 
 def shift(graph: Graph, reader: Reader, offset: np.ndarray) -> None:
     """Put the change of a layer's constant where it can be taken up."""
+    if isinstance(reader, GateReader):
+        if reader.bias is not None:
+            bias = graph.value(reader.bias.ref)
+            data = reader.shifted(bias.constant, offset)
+            graph.update(bias.ref, data=np.ascontiguousarray(data, bias.dtype.numpy))
+        return
     sink = sink_of(graph, reader)
     if sink is not None:
         change = (offset - bias_of(reader)).reshape(sink.value.shape)
