@@ -9,6 +9,7 @@ STUDIES = {
     "compile-time": "benchmarks.compile_time",
     "darb": "benchmarks.darb",
     "dense": "benchmarks.dense",
+    "frontier": "benchmarks.frontier",
     "fuzz": "benchmarks.fuzz.study",
     "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",

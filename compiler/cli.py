@@ -280,6 +280,21 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--save", action="store_true", help="keep the times in the bundle, for taskgraft report")
 
 
+def _frontier(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--budget",
+        choices=("latency_us", "flops", "weight_bytes"),
+        default="latency_us",
+        help="the quantity that budgets are in",
+    )
+    p.add_argument(
+        "--shares", default="", metavar="A,B", help="budgets, as shares of what the network costs before"
+    )
+    p.add_argument("--points", type=int, metavar="N", help="so many budgets down to a quarter of that instead")
+    p.add_argument("--pass", dest="pass_", default="compress", metavar="SPEC", help="the pass that meets them")
+    p.add_argument("--cache", metavar="DIR", help="keep finished points here, for a run that goes on")
+
+
 def _seconds(default: float, what: str) -> _Adder:
     return lambda p: p.add_argument("--seconds", type=float, default=default, help=what)  # type: ignore[return-value]
 
@@ -385,6 +400,19 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "compiler.commands.answers:explain_code",
         "what a return code of a library or an exit status of taskgraft means",
         (_code,),
+    ),
+    (
+        "frontier",
+        "compiler.commands.frontiers:frontier_",
+        "accuracy against cost and time of a release at several budgets",
+        (
+            _path("RELEASE.toml"),
+            _config,
+            _target,
+            _frontier,
+            _seconds(0.5, "time per combination"),
+            _output(False, "folder (frontier)", "frontier"),
+        ),
     ),
     (
         "evaluate",

@@ -17,7 +17,7 @@ from tests.small_models import model, network, write_release
 
 COMMANDS = [
     *"init compile cost inspect diff extract prune".split(),
-    *"explain evaluate verify run bench report targets passes ops".split(),
+    *"explain frontier evaluate verify run bench report targets passes ops".split(),
 ]
 
 

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "compiler.commands.answers",
         "compiler.commands.builds",
+        "compiler.commands.frontiers",
         "compiler.commands.graphs",
         "compiler.commands.lists",
         "compiler.commands.merges",
@@ -26,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compiler.commands.differences",
     ),
     ("compiler.commands.common", "compiler.commands.bundles", "compiler.commands.pictures", "compiler.tables"),
-    ("compiler.commands", "compiler.check"),
+    ("compiler.commands", "compiler.check", "compiler.frontier"),
     ("compiler.compile",),
     ("compiler.measure", "compiler.staging", "compiler.planning", "compiler.proposal"),
     ("compiler.release", "compiler.bundle_report"),

@@ -15,6 +15,7 @@ from typing import Any
 VENDOR = ("chart.umd.min.js", "dagre.min.js", "panzoom.min.js")
 """Plots, layout of the graph, zoom; MIT licences."""
 SCRIPTS = ("base.js", "tables.js", "plots.js", "graph.js", "main.js")
+FRONTIER_SCRIPTS = ("base.js", "tables.js", "plots.js", "frontier.js")
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """Content security policy of the page: only what is in the file."""
@@ -26,8 +27,19 @@ def page(records: Sequence[Mapping[str, Any]], title: str = "") -> str:
     ValueError where a record holds what JSON has no form for.
     """
     names = " · ".join(dict.fromkeys(f"{r['name']} for {r['target']}" for r in records))
-    data = json.dumps({"reports": list(records)}, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    scripts = [_source("vendor", name) for name in VENDOR] + [_source("assets", name) for name in SCRIPTS]
+    files = "combos.csv, layers.csv and report.json"
+    return _document({"reports": list(records)}, title or names, SCRIPTS, files)
+
+
+def frontier_page(record: Mapping[str, Any]) -> str:
+    """The page for a frontier (see `compiler.frontier`). ValueError where it holds what JSON has no form for."""
+    title = f"Frontier of {record['name']} for {record['target']}"
+    return _document({"reports": [], "frontier": record}, title, FRONTIER_SCRIPTS, "frontier.csv and frontier.json")
+
+
+def _document(content: Mapping[str, Any], title: str, own: Sequence[str], beside: str) -> str:
+    data = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    scripts = [_source("vendor", name) for name in VENDOR] + [_source("assets", name) for name in own]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -37,12 +49,12 @@ def page(records: Sequence[Mapping[str, Any]], title: str = "") -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(title or names)}</title>",
+            f"<title>{escape(title)}</title>",
             f"<style>\n{_source('assets', 'page.css')}</style>",
             "</head>",
             "<body>",
             "<noscript>This report draws its tables and plots with the scripts inside this file; "
-            "combos.csv, layers.csv and report.json beside it hold the same numbers.</noscript>",
+            f"{beside} beside it hold the same numbers.</noscript>",
             '<main id="main"></main>',
             f'<script type="application/json" id="data">{_inside_script(data)}</script>',
             f"<!--\n{_source('vendor', 'LICENSES.txt')}-->",

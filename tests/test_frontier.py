@@ -1,0 +1,194 @@
+"""taskgraft frontier: points, files, the cache, and what measured times are compared with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from compiler.cli import main
+from compiler.config import load_config
+from compiler.errors import ConfigError
+from compiler.frontier import Request, Timing, frontier, spread
+from compiler.ir.onnx_in import load
+from compiler.page import frontier_page
+from compiler.release import load_release, transform
+from tests.browser import Opened, chromium
+from tests.small_models import RELEASE, write_release
+
+ARM = "aarch64-cortex-a72"
+SPEC = "compress{among=(),update=none}"
+FLOPS = Request("flops", (0.05, 0.8), SPEC, ARM)
+
+
+def config(folder: Path, text: str = RELEASE):
+    return load_config(write_release(folder, text))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return frontier(config(tmp_path_factory.mktemp("frontier")), FLOPS)
+
+
+def test_points_keep_their_budgets_or_say_why_not(found) -> None:
+    original, reached, refused = found.rows
+    assert [r["share"] for r in found.rows] == [1.0, 0.8, 0.05]
+    assert [r["status"] for r in found.rows] == ["reached", "reached", "refused"]
+    assert original["flops"] == original["budget"]
+    assert 0.5 * reached["budget"] < reached["flops"] <= reached["budget"] == pytest.approx(0.8 * original["flops"])
+    assert refused["reason"].startswith("flops: at most ") and "too many" in refused["reason"]
+    assert refused["flops"] is refused["predicted_us"] is refused["metric_a"] is None
+    assert reached["predicted_us"] > 0
+    assert reached["measured_us"] is reached["error"] is None  # ARM does not run here
+    assert original["drop_a"] == 0
+    assert reached["drop_b"] == pytest.approx(
+        reached["metric_b"] - original["metric_b"], rel=1e-3
+    )  # mae: larger is worse
+
+
+def test_csv_has_a_row_of_numbers_per_point(found) -> None:
+    rows = list(csv.DictReader(io.StringIO(found.csv())))
+    assert [int(r["point"]) for r in rows] == [0, 1, 2]
+    for row, known in zip(rows, found.rows, strict=True):
+        assert list(row) == list(known)
+        for key, value in known.items():
+            expected = "" if value is None else str(value)
+            assert row[key] == expected
+            if isinstance(value, (int, float)):
+                assert float(row[key]) == value
+
+
+def test_the_network_of_a_point_is_what_its_row_says(found, tmp_path) -> None:
+    from compiler.cost.count import totals
+
+    assert sorted(found.networks) == [0, 1]
+    for number, data in found.networks.items():
+        (tmp_path / "point.onnx").write_bytes(data)
+        cost = totals(load(tmp_path / "point.onnx"))
+        assert (cost.flops, cost.weight_bytes) == tuple(found.rows[number][k] for k in ("flops", "weight_bytes"))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path) -> None:
+    release, cache = config(tmp_path), tmp_path / "cache"
+    said: list[str] = []
+
+    def stops(line: str) -> None:
+        said.append(line)
+        if line.startswith("share 0.05"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        frontier(release, FLOPS, cache=cache, say=stops)
+    said.clear()
+    again = frontier(release, FLOPS, cache=cache, say=said.append)
+    assert "share 1: from the cache" in said and "share 0.8: from the cache" in said
+    assert any(line.startswith("share 0.05: compress{") for line in said)
+    said.clear()
+    third = frontier(release, FLOPS, cache=cache, say=said.append)
+    assert sum("from the cache" in line for line in said) == 3
+    assert third.record == again.record and third.networks == again.networks
+    other = Request("flops", (0.8,), "prune-channels{score=l1}", ARM)
+    said.clear()
+    frontier(release, other, cache=cache, say=said.append)
+    assert not any("from the cache" in line for line in said)
+
+
+def test_measured_time_is_that_of_the_expected_call(tmp_path) -> None:
+    text = RELEASE + '[workload]\n"a" = 0.25\n"a+b" = 0.75\n'
+    asked = []
+
+    def measure(graph, target, subsets, seconds, release, say) -> Timing:
+        asked.append((target.name, set(subsets), seconds))
+        return Timing({frozenset("a"): 4e-6, frozenset("ab"): 8e-6}, 1234, ())
+
+    made = frontier(config(tmp_path, text), Request("latency_us", (0.99,), seconds=0.1), measure=measure)
+    row = made.rows[0]
+    assert asked[0] == ("host", {frozenset("a"), frozenset("ab")}, 0.1)
+    assert row["measured_us"] == pytest.approx(0.25 * 4 + 0.75 * 8)
+    assert row["error"] == pytest.approx(row["measured_us"] / row["predicted_us"] - 1)
+    assert row["library_bytes"] == 1234
+    assert made.record["largest_error"] == max(abs(r["error"]) for r in made.rows if r["error"] is not None)
+    assert made.record["workload"] == {"a": 0.25, "a+b": 0.75}
+
+
+def test_predicted_time_is_what_a_budget_would_be_compared_with(found, tmp_path) -> None:
+    from compiler.passes.budget.limits import Limit
+    from compiler.release import resources
+
+    release = load_release(config(tmp_path))
+    graph, _ = transform(release)
+    use = resources(release.config, release.graph)
+    assert found.rows[0]["predicted_us"] == Limit("latency_us", 0.0, ARM).cost(graph, use)
+
+
+# ---------------------------------------------------------------------- the command
+def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys) -> None:
+    path, out = write_release(tmp_path), tmp_path / "out"
+    command = [
+        "frontier",
+        str(path),
+        "--budget",
+        "flops",
+        "--shares",
+        "0.8,0.05",
+        "--target",
+        ARM,
+        "-o",
+        str(out),
+        "-q",
+    ]
+    command += ["--pass", SPEC]
+    assert main(command) == 0
+    assert "share 0.05 refused: flops: at most" in capsys.readouterr().out
+    assert {p.name for p in out.iterdir() if not p.name.startswith(".")} == {
+        *("frontier.csv", "frontier.json", "frontier.html", "point-0.onnx", "point-1.onnx")
+    }
+    record = json.loads((out / "frontier.json").read_text())
+    assert [p["status"] for p in record["points"]] == ["reached", "reached", "refused"]
+    assert "src=" not in (out / "frontier.html").read_text().replace("\n", "").split("<script")[0]
+    assert main(command) == 2
+    assert "already holds a frontier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shares", "0.5,1.5"], "budgets are shares between 0 and 1"),
+        (["--shares", "half"], "write numbers between 0 and 1"),
+        (["--shares", "0.5", "--points", "3"], "either --shares or --points"),
+        (["--points", "0"], "at least one budget"),
+        (["--pass", "deduplicate", "--shares", "0.5"], "deduplicate has no option latency_us"),
+        (["--seconds", "0"], "give the seconds to measure for"),
+    ],
+)
+def test_wrong_requests(tmp_path, capsys, arguments, message) -> None:
+    command = ["frontier", str(write_release(tmp_path)), "--target", ARM, "-o", str(tmp_path / "out"), "-q"]
+    assert main([*command, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_count_of_points_is_spread_evenly_in_ratio() -> None:
+    shares = spread(4)
+    assert shares[-1] == 0.25
+    assert [b / a for a, b in itertools.pairwise(shares)] == pytest.approx([0.25**0.25] * 3, rel=1e-3)
+    with pytest.raises(ConfigError):
+        spread(0)
+
+
+def test_the_page_draws_its_plots(found, tmp_path) -> None:
+    record = json.loads(json.dumps(found.record))
+    for row in record["points"]:
+        row["measured_us"] = row["predicted_us"] and 1.1 * row["predicted_us"]
+    (tmp_path / "frontier.html").write_text(frontier_page(record))
+    with chromium() as browser:
+        opened = Opened(browser, tmp_path / "frontier.html")
+        plots = opened.page.query_selector_all("canvas[data-plot]")
+        assert len(plots) == 7  # two metrics against time, FLOPs and bytes; predicted and measured time
+        assert all(p.get_attribute("data-drawn") == "yes" for p in plots)
+        assert len(opened.page.query_selector_all("[data-table=points] tbody tr")) == 3
+        assert opened.complaints == []
+        opened.page.close()
