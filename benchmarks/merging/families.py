@@ -181,9 +181,9 @@ FAMILIES = {
             "LeNet-5-like networks on Fashion-MNIST; two tasks of five classes, the other five are a sixth one",
             dict.fromkeys(PAIR, 6),
             lambda folder: _split(folder, _pair_labels),
-            lambda task, seed: lenet(task, 6, seed, (6, 16, 64)),
-            Effort(0, 6, 5, 5),
-            Effort(5000, 6, 6, 5),
+            lambda task, seed: lenet(task, 6, seed, (12, 24, 64)),
+            Effort(0, 5, 3, 3),
+            Effort(10000, 4, 2, 2),
         ),
         Family(
             "spoken",

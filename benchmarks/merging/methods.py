@@ -9,27 +9,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.merging.families import Data, Effort
+from benchmarks.merging.record import OURS
 from benchmarks.merging.rule import Point, Subset, all_subsets
 from benchmarks.merging.training import accuracy, distilled
 from compiler import Graph, cost_report, parse_pass
 from compiler.passes.base import Resources
-from compiler.passes.prune.channels import PruneChannels
+from compiler.passes.narrow.narrowing import Narrow, Narrowing
 
-SHARES = (0.6, 0.4, 0.28, 0.2, 0.14)
+SHARES = (0.6, 0.48, 0.38, 0.3, 0.24)
 """Budgets: expected multiply-adds of a request, of what the separate networks cost before pruning."""
 
-SAMPLES = 256
-"""Calibration inputs of merging and of pruning."""
+SAMPLES = 1024
+"""Calibration inputs of merging."""
 
-PUSH = 6
-"""How strongly subsets that are dear for their cap weigh in what pruning saves."""
+BETWEEN = 0.06
+"""Epochs of training between two steps of pruning."""
+
+SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,score=obs,samples=1024}"
+"""Everything for all, then the channels that all layers together need most, about as many as one network has."""
 
 METHODS: dict[str, tuple[str, ...]] = {
     "separate": ("",),
     "mtz": ("merge{policy=mtz}",),
     "pam": ("merge{policy=pam}",),
     "zipit": ("merge{policy=zipit}",),
-    "lattice": ("merge{policy=lattice,start=shared}",),
+    "lattice": (SHARED,),
 }
 """Method -> how it may start. Where there are several, the selection data choose; every one is trained alike."""
 
@@ -44,13 +48,10 @@ class Setting:
     seed: int
     say: Callable[[str], None]
 
-    def use(self, graph: Graph, caps: Mapping[Subset, float] | None) -> Resources:
-        """Resources with the workload that pruning is priced by: uniform, or pushed towards the caps."""
+    def use(self, graph: Graph) -> Resources:
+        """Unlabelled inputs, every combination equally likely, and the single networks to learn from."""
         inputs = {self.originals.inputs[0].ref.name: self.data.unlabelled[:, None]}
         weights = {frozenset(q): 1.0 for q in all_subsets(tuple(graph.tasks))}
-        if caps:
-            now = macs(graph)
-            weights = {frozenset(q): (now[q] / caps[q]) ** PUSH / caps[q] for q in now}
         return Resources(calibration=inputs, seed=self.seed, workload=weights, teacher=self.originals)
 
 
@@ -65,27 +66,26 @@ def expected_macs(graph: Graph) -> float:
     return statistics.fmean(macs(graph).values())
 
 
-def sweep(setting: Setting, start: str, caps: Mapping[Subset, float] | None = None) -> list[Point]:
-    """A start, trained, and pruned from budget to budget; every budget is trained for the same number of epochs."""
+def sweep(setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None = None) -> list[Point]:
+    """A start, trained, and narrowed from budget to budget; each budget's network is trained to its end, aside."""
     graph, whole = setting.originals, expected_macs(setting.originals)
-    if start:
-        graph = parse_pass(start)(graph, _few(setting.use(graph, None), SAMPLES))
-    graph = distilled(graph, setting.use(graph, None), setting.effort.merged)
+    for text in start.split(";") if start else ():
+        text = text.replace("FIRST", f"{len(graph.tasks) ** -2:.4f}")
+        graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
+    graph = distilled(graph, setting.use(graph), setting.effort.merged)
     points = [_point(setting, graph, whole)]
+    use = setting.use(graph)
+    options = Narrow(loss="kl", between=BETWEEN, whole=method != OURS)
+    narrowing = Narrowing(options, graph, use)
+    limits = {frozenset(q): n for q, n in (caps or {}).items()}
     for share in SHARES:
-        graph = _pruned(setting, graph, share * whole / expected_macs(graph), caps)
-        graph = distilled(graph, setting.use(graph, None), setting.effort.pruned)
-        points.append(_point(setting, graph, whole))
+        if share * whole >= narrowing.first:
+            continue
+        narrowing.down_to(share * whole / narrowing.first, limits)
+        trained = distilled(narrowing.graph(), use, setting.effort.pruned)
+        points.append(_point(setting, trained, whole))
         setting.say(f"  {start or 'separate'} at {points[-1].share:.2f}: {_shown(points[-1].selection)}")
     return points
-
-
-def _pruned(setting: Setting, graph: Graph, ratio: float, caps: Mapping[Subset, float] | None) -> Graph:
-    """The graph at a share of its cost; as it is where it costs no more already."""
-    if ratio >= 1:
-        return graph
-    use = _few(setting.use(graph, caps), SAMPLES)
-    return PruneChannels(flops=ratio, score="fisher", floor=0.02, samples=SAMPLES)(graph, use)
 
 
 def _few(use: Resources, count: int) -> Resources:

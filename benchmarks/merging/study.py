@@ -52,7 +52,7 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
     for method in sorted(chosen, key=lambda m: m == OURS):
         say(f"{family.name}, seed {seed}: {method}")
         caps = least(found) if method == OURS else None
-        done = {start: kept_sweep(setting, start, caps, kept) for start in METHODS[method]}
+        done = {start: kept_sweep(setting, method, start, caps, kept) for start in METHODS[method]}
         sweeps[method] = {start: points for start, (points, _) in done.items()}
         minutes += sum(took for _, took in done.values())
         starts[method] = min(sweeps[method], key=lambda s: expected(at_rule(sweeps[method][s], single[0])))
@@ -62,15 +62,24 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
 
 
 def kept_sweep(
-    setting: Setting, start: str, caps: Mapping[Subset, float] | None, kept: Path
+    setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None, kept: Path
 ) -> tuple[list[Point], float]:
     """The sweep and the minutes it took, or what an earlier run with the same networks left in `kept`."""
-    what = (start, sorted((caps or {}).items()), setting.effort, setting.seed, methods.SHARES, methods.SAMPLES)
+    what = (
+        method == OURS,
+        start,
+        sorted((caps or {}).items()),
+        setting.effort,
+        setting.seed,
+        methods.SHARES,
+        methods.SAMPLES,
+        methods.BETWEEN,
+    )
     key = content_key(digest(setting.originals), repr(what), *sources())
     file = kept / f"sweep-{key[:16]}.json"
     if not file.exists():
         started = time.monotonic()
-        records = [p.record() for p in sweep(setting, start, caps)]
+        records = [p.record() for p in sweep(setting, method, start, caps)]
         file.write_text(json.dumps({"minutes": (time.monotonic() - started) / 60, "points": records}))
     held = json.loads(file.read_text())
     return [Point.of(p) for p in held["points"]], held["minutes"]

@@ -20,6 +20,7 @@ REGISTRY = MappingProxyType(
         "merge": "compiler.passes.merge.merging:Merge",
         "dead-channels": "compiler.passes.dead_channels:DeadChannels",
         "prune-channels": "compiler.passes.prune.channels:PruneChannels",
+        "narrow": "compiler.passes.narrow.narrowing:Narrow",
         "distil": "compiler.passes.distil:Distil",
         "sparsify": "compiler.passes.sparsify.magnitude:Sparsify",
         "compress": "compiler.passes.compress.compress:Compress",

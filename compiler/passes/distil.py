@@ -70,7 +70,7 @@ class Distil(Pass):
             problems.append("it needs calibration inputs; give [calibration] data")
         if self.labels and not use.labels:
             problems.append("labels asks for class labels; the calibration data has no array named as a task")
-        problems += _teacher_problems(graph, use.teacher)
+        problems += teacher_problems(graph, use.teacher)
         if problems:
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
         torch_module("distilling", self.name)
@@ -126,7 +126,7 @@ def _goes_on(checkpoint: Path | None) -> str:
     return f"training goes on from the last epoch that {checkpoint} holds"
 
 
-def _teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:
+def teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:
     """Why a graph cannot be trained towards another one."""
     if teacher is None:
         return ["it needs the original networks; pass Resources(teacher=graph)"]

@@ -73,19 +73,25 @@ def distil(
     not fit the outputs.
     """
     where = chosen_device(device)
-    net, teacher = TorchNet(graph, where), TorchNet(material.teacher, where)
+    net = TorchNet(graph, where)
     check_agrees(net, material.feeds[:CHECKED])
-    arrays = {n: np.stack([f[n] for f in material.feeds]) for n in material.feeds[0]}
-    answers = predict(teacher, teacher.feeds(arrays), recipe.batch)
-    pairs = outputs(graph, material.teacher)
-    data = Data(net.feeds(arrays), {own: answers[other] for own, other in pairs.items()}, _labels(net, material))
-    objective = _objective(graph, data, wanted)
+    data, objective = prepared(net, material, wanted, recipe.batch)
     held = torch.arange(len(data), device=where) % HELD_OUT == HELD_OUT - 1
     training = Training(net, objective, recipe, data.at(~held), data.at(held), checkpoint, say)
     history = training.run()
     net.store(graph)
     check_agrees(TorchNet(graph, where), material.feeds[:CHECKED])
     return history
+
+
+def prepared(net: TorchNet, material: Material, wanted: Wanted, batch: int) -> tuple[Data, Objective]:
+    """Inputs with the teacher's answers to them, and what a network loses against these."""
+    teacher = TorchNet(material.teacher, net.device)
+    arrays = {n: np.stack([f[n] for f in material.feeds]) for n in material.feeds[0]}
+    answers = predict(teacher, teacher.feeds(arrays), batch)
+    pairs = outputs(net.graph, material.teacher)
+    data = Data(net.feeds(arrays), {own: answers[other] for own, other in pairs.items()}, _labels(net, material))
+    return data, _objective(net.graph, data, wanted)
 
 
 def outputs(graph: Graph, teacher: Graph) -> dict[ValueRef, ValueRef]:

@@ -46,7 +46,7 @@ def gate_gradients(
         made = net.run(
             inputs, {a.owner: (int(a.dim), g) for a, g in gates.items() if isinstance(a.owner, ValueRef)}
         )
-        loss = torch.stack([_drawn_loss(y, spreads[r], generator) for r, y in made.items()]).sum()
+        loss = torch.stack([drawn_loss(y, spreads[r], generator) for r, y in made.items()]).sum()
         gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         for axis, gate, gradient in zip(gates, gates.values(), gradients, strict=True):
             found = torch.zeros_like(gate) if gradient is None else gradient
@@ -59,7 +59,7 @@ def _gate(graph: Graph, axis: Axis, count: int, device: torch.device) -> Tensor:
     return torch.ones((count, graph.value(axis.owner).shape[axis.dim]), device=device, requires_grad=True)
 
 
-def _drawn_loss(answers: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+def drawn_loss(answers: Tensor, spread: float, generator: torch.Generator) -> Tensor:
     """Sum over the samples of the negative log likelihood of targets drawn from the answers themselves."""
     if answers.shape[-1] > 1:
         scores = answers.reshape(-1, answers.shape[-1]) / TEMPERATURE

@@ -60,8 +60,13 @@ class Objective:
         labels: Mapping[ValueRef, Tensor],
     ) -> Tensor:
         """The loss of a batch."""
-        parts = [weight * loss(student[r], teacher[r]) for r, (weight, loss) in self.terms.items()]
+        parts = [self.term(r, student[r], teacher[r]) for r in self.terms]
         for ref, weight in self.labelled.items():
             scores = student[ref].reshape(-1, student[ref].shape[-1])
             parts.append(weight * F.cross_entropy(scores, labels[ref].reshape(-1)))
         return torch.stack(parts).sum()
+
+    def term(self, output: ValueRef, student: Tensor, teacher: Tensor) -> Tensor:
+        """The weighted loss of one output against the teacher's."""
+        weight, loss = self.terms[output]
+        return weight * loss(student, teacher)

@@ -19,7 +19,7 @@ from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import Role
 from compiler.passes.merge.emit import Clone, concat, emit, parameter, set_parameter
 from compiler.passes.merge.entries import Entry, ordered, original_entry
-from compiler.passes.merge.labels import Channel, Labelling, Slab, separate, slabs
+from compiler.passes.merge.labels import Channel, Labelling, Slab, base_name, separate, slabs
 from compiler.passes.merge.layer import LayerFit, PriorOf, as_is
 from compiler.passes.merge.originals import Originals, is_depthwise
 from compiler.passes.merge.rows import restored
@@ -224,10 +224,7 @@ class Assembly:
     def _name(self, source: Source, mask: int) -> str:
         """`layer[a+b]`, for readers only; the task's prefix goes where several tasks share the node."""
         tasks = self.streams.alignment.names(mask)
-        name = source.ref.name
-        prefix, slash, rest = name.partition("/")
-        base = rest if slash and prefix in self.streams.alignment.tasks and rest else name
-        return f"{base}[{'+'.join(tasks)}]"
+        return f"{base_name(source.ref.name, self.streams.alignment.tasks)}[{'+'.join(tasks)}]"
 
     # ------------------------------------------------------------------ the other roles
     def _each(self, place: Place) -> None:

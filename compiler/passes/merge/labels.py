@@ -109,6 +109,15 @@ def slabs(streams: Streams, stream: Stream, channels: Sequence[Channel]) -> tupl
     return tuple(made)
 
 
+def base_name(name: str, tasks: Sequence[str]) -> str:
+    """A name without the prefix of a task and without a label: `conv2` of `a/conv2` and of `conv2[a+b]`."""
+    prefix, slash, rest = name.partition("/")
+    base = rest if slash and prefix in tasks and rest else name
+    stem, bracket, label = base.rpartition("[")
+    labelled = bool(bracket) and label.endswith("]") and set(label[:-1].split("+")) <= set(tasks)
+    return stem if labelled and stem else base
+
+
 def task_order(mask: int) -> tuple[int, int]:
     """Sort key of task sets: larger ones first, then the order of task names."""
     bits = [i for i in range(mask.bit_length()) if mask >> i & 1]

@@ -102,7 +102,7 @@ class Merge(Pass):
             problems.append(
                 f"policy {self.policy} needs calibration inputs; give [calibration] data, or take policy=exact"
             )
-        for read in (lambda: self._losses(graph), lambda: self._caps(graph)):
+        for read in (lambda: self._losses(graph), lambda: caps_of(self.caps, graph)):
             try:
                 read()
             except ValueError as error:
@@ -196,22 +196,11 @@ class Merge(Pass):
             found[task] = float(number)
         return found
 
-    def _caps(self, graph: Graph) -> dict[frozenset[str], float]:
-        """Combination -> most multiply-adds; ValueError names what cannot be read."""
-        found = {}
-        for text in self.caps:
-            names, colon, number = text.rpartition(":")
-            tasks = frozenset(names.split("/"))
-            if not colon or not tasks <= set(graph.tasks):
-                raise ValueError(f"caps: '{text}' is not TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}")
-            found[tasks] = float(number)
-        return found
-
     def _workload(self, graph: Graph, use: Resources) -> Mapping[frozenset[str], float]:
         """The probabilities that labels are priced with: capped combinations count as much as all others
         together.
         """
-        caps = self._caps(graph)
+        caps = caps_of(self.caps, graph)
         if not caps:
             return use.workload
         base = dict(use.workload) or _uniform(tuple(graph.tasks))
@@ -222,7 +211,7 @@ class Merge(Pass):
         return weights
 
     def _check_caps(self, graph: Graph) -> None:
-        caps = self._caps(graph)
+        caps = caps_of(self.caps, graph)
         over = []
         for row in cost_report(graph).combinations if caps else ():
             cap = caps.get(frozenset(row.tasks), np.inf)
@@ -254,6 +243,21 @@ def check_wiring(streams: Streams, originals: Originals) -> None:
                     f"merge: with every channel on its own, task '{task}' differs by {worst:.1e} of scale "
                     f"(limit {ROUNDING:.0e}): channels were mixed up"
                 )
+
+
+def caps_of(texts: Sequence[str], graph: Graph) -> dict[frozenset[str], float]:
+    """Combination -> most multiply-adds, from `a/b:1500000`; ValueError names what cannot be read."""
+    found = {}
+    for text in texts:
+        names, _, number = text.rpartition(":")
+        tasks = frozenset(names.split("/"))
+        try:
+            found[tasks] = float(number)
+        except ValueError:
+            tasks = frozenset([""])
+        if not tasks <= set(graph.tasks):
+            raise ValueError(f"caps: '{text}' is not TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}")
+    return found
 
 
 def _uniform(tasks: tuple[str, ...]) -> dict[frozenset[str], float]:

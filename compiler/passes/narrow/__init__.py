@@ -1,0 +1,1 @@
+"""Take channels from tasks, step by step, while the network is trained."""

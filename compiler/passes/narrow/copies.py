@@ -1,0 +1,171 @@
+"""A multitask graph as one network per task, so that its channels can be given to tasks anew.
+
+Nothing has to be found out about which layers correspond: a copy of a node corresponds to the other copies of it.
+Labels are then what they are in `merge`, and its assembly makes one node per label again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from compiler.ir.graph import Graph, Site, Value
+from compiler.ir.types import NodeRef, ValueRef
+from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.labels import Channel, Labelling, Unit, base_name
+from compiler.passes.merge.match import Alignment, Member, Position, sorted_masks
+from compiler.passes.merge.streams import Stream, Streams
+
+
+class Copies:
+    """`graph` with a copy of every node for each task that needs it, and the channels of corresponding copies.
+
+    A channel has one number, whichever copy it is looked up in. `exclude(name)`: values and nodes of `graph` whose
+    channels stay as they are.
+    """
+
+    def __init__(self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False) -> None:
+        self.original = graph
+        self.tasks, self._masks = sorted_masks(graph)
+        self._values: dict[tuple[int, ValueRef], ValueRef] = {}
+        self._nodes: dict[tuple[int, NodeRef], NodeRef] = {}
+        self._source: dict[str, str] = {}
+        self.graph = self._copied().freeze()
+        channels = ChannelMap(self.graph, lambda name: exclude(self._source.get(name, name)))
+        self.streams = Streams(self.graph, self._alignment(), channels)
+        self._first: dict[int, int] = {}
+        self.count = 0
+        """Number of channels."""
+        for stream in self.streams.streams:
+            self._first[stream.index] = self.count
+            self.count += self._width(stream)
+
+    def owners(self, node: NodeRef) -> int:
+        """The tasks that need a node of the original graph."""
+        return self._masks.get(node, 0)
+
+    def full(self) -> np.ndarray:
+        """Per channel the tasks that have it: what its label is at first."""
+        found = np.zeros(self.count, np.int64)
+        for stream in self.streams.streams:
+            found[self.numbers(stream)] = self.streams.mask_of(stream.groups)
+        return found
+
+    def numbers(self, stream: Stream) -> np.ndarray:
+        """The channels of a stream."""
+        return self._first[stream.index] + np.arange(self._width(stream))
+
+    def on(self, value: Value, mask: int) -> np.ndarray | None:
+        """Which channel every entry of an original value's channel axis belongs to, as the tasks of `mask` see it.
+
+        None where the copies do not agree or the value is read whole.
+        """
+        found = [self._on_copy(bit, value) for bit in range(len(self.tasks)) if mask >> bit & 1]
+        first = found[0] if found else None
+        if first is None or any(other is None or not np.array_equal(first, other) for other in found[1:]):
+            return None
+        return first
+
+    def copy(self, site: Site) -> Site:
+        """The copy of an original node in the first task that needs it."""
+        bit = (self.owners(site.node.ref) & -self.owners(site.node.ref)).bit_length() - 1
+        return self.graph.site(self.graph.node(self._nodes[bit, site.node.ref]))
+
+    def labelling(self, labels: np.ndarray) -> Labelling:
+        """What the assembly is told: per stream the channels that some task has, each for just these tasks."""
+        found = {}
+        for stream in self.streams.streams:
+            group_of = {self.streams.group_masks[g]: g for g in stream.groups}
+            channels = []
+            for channel, label in enumerate(labels[self.numbers(stream)]):
+                groups = tuple(sorted(g for bit, g in group_of.items() if bit & int(label)))
+                if groups:
+                    members = tuple(Unit(g, channel) for g in groups)
+                    share = 1 / len(groups)
+                    channels.append(Channel(groups, members, (1.0,) * len(groups), (share,) * len(groups)))
+            found[stream.index] = tuple(channels)
+        return found
+
+    # ------------------------------------------------------------------ pieces
+    def _width(self, stream: Stream) -> int:
+        return max(self.streams.group(g).width for g in stream.groups)
+
+    def _on_copy(self, bit: int, value: Value) -> np.ndarray | None:
+        copy = self.graph.value(self._values[bit, value.ref])
+        dim = self.streams.channels.channel_dim(copy)
+        if dim is None:
+            return None
+        found = np.full(copy.shape[dim], -1)
+        for group in self.streams.channels.parts(copy):
+            entries = self.streams.group(group).entries(copy.axis(dim))
+            found[entries] = self.numbers(self.streams.of_group[group])[: len(entries), None]
+        return found
+
+    def _alignment(self) -> Alignment:
+        _, masks = sorted_masks(self.graph)
+        positions: list[Position] = []
+        for node in self.original.nodes():
+            bits = [b for b in range(len(self.tasks)) if self.owners(node.ref) >> b & 1]
+            members = tuple(Member(self.graph.node(self._nodes[b, node.ref]), 1 << b) for b in bits)
+            if members:
+                positions.append(Position(len(positions), members))
+        of = {m.node.ref: p for p in positions for m in p.members}
+        return Alignment(self.tasks, tuple(positions), of, masks, ())
+
+    def _copied(self) -> Graph:
+        made = Graph(self.original.name)
+        for value in self.original.inputs:
+            made.add_input(value.ref.name, value.type)
+            self._values |= {(b, value.ref): value.ref for b in range(len(self.tasks))}
+        for site in self.original.sites():
+            for bit in range(len(self.tasks)):
+                if self.owners(site.node.ref) >> bit & 1:
+                    self._copy_node(made, site, bit)
+        for name, task in self.original.tasks.items():
+            bit = self.tasks.index(name)
+            refs = [self._value(made, bit, self.original.value(r)) for r in task.outputs]
+            made.set_task(name, refs, task.labels)
+        return made
+
+    def _copy_node(self, made: Graph, site: Site, bit: int) -> None:
+        own = self.owners(site.node.ref) == 1 << bit
+        operands = [site.operands.optional(i) for i in range(len(site.operands))]
+        reads = [None if v is None else self._value(made, bit, v) for v in operands]
+        results = []
+        for value in site.results:
+            name = self._named(made, value.ref.name, bit, own)
+            results.append(made.add_value(name, value.type).ref)
+            self._values[bit, value.ref] = results[-1]
+        name = self._named(made, site.node.ref.name, bit, own)
+        made.add_node(name, site.node.op, site.node.attrs, reads, results, site.node.origin)
+        self._nodes[bit, site.node.ref] = NodeRef(name)
+
+    def _value(self, made: Graph, bit: int, value: Value) -> ValueRef:
+        """The copy of a value; every reader has its own copy of a parameter, which takes no memory."""
+        if value.data is None:
+            return self._values[bit, value.ref]
+        alone = len(self.original.uses(value.ref)) == 1 and value.ref not in made
+        name = self._named(made, value.ref.name, bit, alone)
+        return made.add_value(name, value.type, value.data).ref
+
+    def _named(self, made: Graph, name: str, bit: int, own: bool) -> str:
+        found = name if own else f"{self.tasks[bit]}/{base_name(name, self.tasks)}"
+        taken = ValueRef(found) in made or NodeRef(found) in made
+        found = made.fresh(found) if taken else found
+        self._source[found] = name
+        return found
+
+
+def frozen_channels(copies: Copies) -> np.ndarray:
+    """Per channel whether its label has to stay: some value that holds it is not seen alike by all of its tasks."""
+    found = np.zeros(copies.count, bool)
+    for site in copies.original.sites():
+        mask = copies.owners(site.node.ref)
+        for value in site.results if mask else ():
+            if copies.on(value, mask) is None:
+                for bit in range(len(copies.tasks)):
+                    alone = copies.on(value, 1 << bit) if mask >> bit & 1 else None
+                    if alone is not None:
+                        found[alone] = True
+    return found

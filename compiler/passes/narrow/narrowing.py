@@ -1,0 +1,188 @@
+"""narrow: channels are taken from tasks step by step, and the network is trained between the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compiler.errors import ConfigError, PassError
+from compiler.ir.graph import Graph
+from compiler.ir.types import TaskSet
+from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
+from compiler.passes.distil import FEW, teacher_problems
+from compiler.passes.merge.merging import caps_of
+from compiler.passes.narrow.bill import Bill
+from compiler.passes.narrow.copies import Copies, frozen_channels
+from compiler.passes.narrow.relabel import masks, relabelled
+from compiler.passes.narrow.steps import LEAST, Sensitivity, Taking, shares
+from compiler.passes.prune.surgery import split_shared
+from compiler.progress import noted
+
+PUSH = 6
+"""How strongly combinations that are dear for their cap count in what is saved."""
+
+CLOSER = 0.99
+"""Factor of the priced aim while the workload's own is not met."""
+
+CHECKED = 2
+"""Inputs on which the narrowed graph is compared with the one that was trained."""
+
+
+class Narrowing:
+    """A network between its first width and ever smaller ones."""
+
+    def __init__(self, options: Narrow, graph: Graph, use: Resources) -> None:
+        self._options, self._use = options, use
+        self._graph = graph.copy()
+        split_shared(self._graph, matrices=True)
+        self._copies = Copies(self._graph.copy().freeze(), use.excluded)
+        self._bill = Bill(self._copies)
+        self._runs = self._bill.runs(use.workload)
+        self.labels = self._copies.full()
+        self._streams = [self._copies.numbers(s) for s in self._copies.streams.streams]
+        frozen = frozen_channels(self._copies)
+        self._taking = Taking(self._bill, self._streams, frozen, options.whole)
+        self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
+        if len(self._feeds) < FEW:
+            raise PassError(f"narrow: {len(self._feeds)} calibration batches are too few; give {FEW} or more")
+        self._supernet = self._trained()
+        self.first = self.cost()
+
+    def _trained(self) -> Any:
+        training, supernet = torch_module("distilling", "narrow"), torch_module("supernet", "narrow")
+        tasks = self._graph.tasks
+        classes = frozenset(tasks if self._options.loss == "kl" else ())
+        wanted = training.Wanted(dict.fromkeys(tasks, 1.0), classes, self._options.temperature, 0.0)
+        material = training.Material(self._use.teacher, self._feeds, {})
+        found = supernet.Supernet(self._graph, material, wanted, self._use.seed)
+        found.keep(masks(self._bill, self.labels))
+        return found
+
+    # ------------------------------------------------------------------ what it costs
+    def cost(self) -> float:
+        """Multiply-adds of the expected call under the workload."""
+        return self._expected(self.labels, self._runs)
+
+    def _expected(self, labels: np.ndarray, runs: np.ndarray) -> float:
+        return float(self._bill.by_label(labels) @ runs)
+
+    # ------------------------------------------------------------------ steps
+    def down_to(self, share: float, caps: Mapping[TaskSet, float]) -> None:
+        """Take channels until the expected call costs at most this share of the first cost; PassError if it cannot.
+
+        `caps`: what combinations should cost at most.
+        """
+        wanted = share * self.first
+        steps = math.ceil(math.log(max(self.cost() / wanted, 1)) / -math.log(1 - self._options.step))
+        done = 0
+        while self.cost() > wanted:
+            noted("narrow: steps", done, max(steps, done + 1))
+            self._step(max(wanted, (1 - self._options.step) * self.cost()), caps)
+            if self._options.between:
+                self._supernet.train(self._options.between, self._options.rate)
+            done += 1
+
+    def _step(self, aim: float, caps: Mapping[TaskSet, float]) -> None:
+        sensitivity = Sensitivity(self._bill, self.labels)
+        loss = shares(sensitivity.add(self._supernet.gates(self._options.drawn)), self.labels, self._streams)
+        runs = pushed(self._bill, self._bill.subsets(self.labels), caps) if caps else self._runs
+        found = self._taken(loss * self._weights(), runs, aim)
+        if found is None:
+            raise PassError(
+                f"narrow: {aim / self.first:.1%} of the first cost cannot be reached: every task keeps "
+                f"at least {LEAST} channels of every layer; allow more"
+            )
+        self.labels = self._bill.read(found)
+        self._supernet.keep(masks(self._bill, self.labels))
+
+    def _taken(self, loss: np.ndarray, runs: np.ndarray, aim: float) -> np.ndarray | None:
+        """Labels that cost at most `aim` under the workload, with savings priced by `runs`, which may be others."""
+        wanted = self._expected(self.labels, runs) * aim / self.cost()
+        while True:
+            found = self._taking.down_to(self.labels, loss, runs, wanted)
+            if found is None or self._expected(found, self._runs) <= aim:
+                return found
+            wanted *= CLOSER
+
+    def _weights(self) -> np.ndarray:
+        """[channels, tasks + 1]: tasks that have lost more than the mean are dearer by so much."""
+        losses = self._supernet.losses()
+        found = np.array([sum(losses[r] for r in self._graph.tasks[t].outputs) for t in self._copies.tasks])
+        mean = float(found.mean())
+        weights = found / mean if mean > 0 else np.ones_like(found)
+        mine = self.labels[:, None] >> np.arange(len(weights)) & 1
+        together = (mine * weights).sum(axis=1) / np.maximum(mine.sum(axis=1), 1)
+        return np.concatenate([np.broadcast_to(weights, mine.shape), together[:, None]], axis=1)
+
+    def graph(self) -> Graph:
+        """The narrowed graph: one node per label, with the weights trained so far."""
+        trained = self._graph.copy()
+        self._supernet.store(trained)
+        return relabelled(Copies(trained.freeze(), self._use.excluded), self.labels, self._feeds[:CHECKED])
+
+
+def pushed(bill: Bill, now: Mapping[TaskSet, float], caps: Mapping[TaskSet, float]) -> np.ndarray:
+    """Weights of labels when combinations count the more the farther they are over their caps."""
+    return bill.runs({q: (now[q] / cap) ** PUSH / cap for q, cap in caps.items()})
+
+
+@dataclass(frozen=True)
+class Narrow(Pass):
+    """Take channels from tasks step by step until the expected call costs a share of what it does now.
+
+    A channel that a task loses is read by the others only; one that all lose goes. `flops`: the share. `step`: what
+    a step saves of what is left. `between`: epochs of training after each step, at a constant `rate`. `whole`: take
+    channels from all of their tasks at once, so that labels stay as they are. `loss`: mse or kl, with
+    `temperature`, towards the original networks. `drawn`: samples that sensitivities are measured on. `caps`:
+    combinations that should not cost more, `a/b:1500000`; they count the more the farther they are over. `samples`:
+    how many calibration batches are used (0: all).
+    """
+
+    name: ClassVar[str] = "narrow"
+    exact: ClassVar[bool] = False
+
+    flops: float = 0.5
+    step: float = 0.08
+    between: float = 0.2
+    rate: float = 1e-3
+    whole: bool = False
+    loss: str = "mse"
+    temperature: float = 2.0
+    drawn: int = 1024
+    caps: tuple[str, ...] = ()
+    samples: int = 0
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        problems = []
+        if not 0 < self.flops <= 1 or not 0 < self.step < 1:
+            problems.append("flops lies in (0, 1], step in (0, 1)")
+        if self.between < 0 or self.rate <= 0 or self.temperature <= 0 or self.drawn < 1 or self.samples < 0:
+            problems.append("rate and temperature must be above 0, drawn starts at 1, between and samples at 0")
+        if self.loss not in ("mse", "kl"):
+            problems.append(f"loss is '{self.loss}'; it can be mse or kl")
+        if use.calibration is None:
+            problems.append("it needs calibration inputs; give [calibration] data")
+        problems += teacher_problems(graph, use.teacher)
+        try:
+            caps_of(self.caps, graph)
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+        torch_module("supernet", self.name)
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        narrowing = Narrowing(self, graph, use)
+        narrowing.down_to(self.flops, caps_of(self.caps, graph))
+        graph.assign(narrowing.graph())
+        return [
+            Note(
+                self.name,
+                f"{narrowing.cost():,.0f} multiply-adds of the expected call, {narrowing.first:,.0f} before",
+            )
+        ]

@@ -1,0 +1,100 @@
+"""A network that is trained while some of its weights are being taken away.
+
+Weights that are out are zero and stay zero. How much the answers depend on the others is read from gates on single
+weights: with targets drawn from the network's own answers (`fisher`) the gradient of a gate that stands at 1 is the
+weight times its gradient, and gates on groups of weights are sums of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compiler.ir.graph import Graph
+from compiler.ir.types import ValueRef
+from compiler.training.distilling import HELD_OUT, Material, Wanted, chosen_device, prepared
+from compiler.training.fisher import drawn_loss
+from compiler.training.loop import predict
+from compiler.training.losses import variance
+from compiler.training.module import TorchNet, check_agrees
+
+BATCH = 64
+
+DRAWN = 16
+"""Samples whose drawn targets share a gradient: on average their mixed products are zero."""
+
+
+class Supernet:
+    """`graph` trained towards a teacher. Every call of `train` goes on where the last one ended in the data."""
+
+    def __init__(self, graph: Graph, material: Material, wanted: Wanted, seed: int, device: str = "auto") -> None:
+        self._net = TorchNet(graph, chosen_device(device))
+        check_agrees(self._net, material.feeds[:2])
+        data, self._objective = prepared(self._net, material, wanted, BATCH)
+        held = torch.arange(len(data), device=self._net.device) % HELD_OUT == HELD_OUT - 1
+        self._train, self._held_out = data.at(~held), data.at(held)
+        self._masks: dict[ValueRef, Tensor] = {}
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order: list[Tensor] = []
+
+    def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
+        """From now on the weights where a mask is False are zero. A mask has the leading axes of its weight."""
+        for ref, mask in masks.items():
+            weight = self._net.weights[ref]
+            kept = (
+                torch.from_numpy(mask).to(self._net.device).reshape(mask.shape + (1,) * (weight.ndim - mask.ndim))
+            )
+            self._masks[ref] = kept.to(weight.dtype)
+        with torch.no_grad():
+            for ref, kept in self._masks.items():
+                self._net.weights[ref].mul_(kept)
+
+    def train(self, epochs: float, rate: float) -> None:
+        """Adam at a constant rate for a number of epochs, which may be a fraction."""
+        optimizer = torch.optim.Adam(list(self._net.weights.values()), lr=rate)
+        for _ in range(max(1, round(epochs * len(self._train) / BATCH))):
+            part = self._train.at(self._next_rows())
+            optimizer.zero_grad()
+            self._objective(self._net.run(part.inputs), part.teacher, part.labels).backward()
+            for ref, kept in self._masks.items():
+                gradient = self._net.weights[ref].grad
+                if gradient is not None:
+                    gradient.mul_(kept)
+            self._net.keep_zeros()
+            optimizer.step()
+
+    def losses(self) -> dict[ValueRef, float]:
+        """Task output -> what it loses on the samples that are not trained on."""
+        made = predict(self._net, self._held_out.inputs, 4 * BATCH)
+        return {r: float(self._objective.term(r, y, self._held_out.teacher[r])) for r, y in made.items()}
+
+    def gates(self, samples: int) -> Iterator[Mapping[ValueRef, np.ndarray]]:
+        """Gradients of gates on every weight [its leading two axes], for `samples` inputs in small groups."""
+        rows = torch.randperm(len(self._train), generator=self._generator)[:samples]
+        part = self._train.at(rows.to(self._net.device))
+        spreads = {r: variance(y) for r, y in predict(self._net, part.inputs, BATCH).items()}
+        for first in range(0, len(part), DRAWN):
+            for weight in self._net.weights.values():
+                weight.grad = None
+            made = self._net.run({n: x[first : first + DRAWN] for n, x in part.inputs.items()})
+            torch.stack([drawn_loss(y, spreads[r], self._generator) for r, y in made.items()]).sum().backward()
+            yield {r: _gate(w) for r, w in self._net.weights.items() if w.ndim > 1 and w.grad is not None}
+
+    def store(self, graph: Graph) -> None:
+        """Write the weights into `graph`, which has them under the same names."""
+        self._net.store(graph)
+
+    def _next_rows(self) -> Tensor:
+        if not self._order:
+            order = torch.randperm(len(self._train), generator=self._generator).to(self._net.device)
+            self._order = list(order.split(BATCH))
+        return self._order.pop()
+
+
+def _gate(weight: torch.nn.Parameter) -> np.ndarray:
+    assert weight.grad is not None
+    product = (weight.detach() * weight.grad).double()
+    return np.asarray(product.flatten(2).sum(-1).cpu() if weight.ndim > 2 else product.cpu())

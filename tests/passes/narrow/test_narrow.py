@@ -1,0 +1,160 @@
+"""narrow: which channels go, in which order, and what the pass keeps to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler import cost_report, parse_pass
+from compiler.errors import ConfigError, PassError
+from compiler.passes.base import Resources
+from compiler.passes.narrow.bill import Bill
+from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.narrowing import Narrow, pushed
+from compiler.passes.narrow.steps import LEAST, Sensitivity, Taking, shares
+from tests.passes.merge import families
+from tests.passes.narrow.test_relabel import shared
+
+
+def parts(family=families.plain, tasks="ab"):
+    graph, _ = shared(family, tasks)
+    copies = Copies(graph)
+    streams = [copies.numbers(s) for s in copies.streams.streams]
+    return copies, Bill(copies), streams
+
+
+def counts(labels, streams, tasks):
+    return [[int((labels[s] >> t & 1).sum()) for t in range(tasks)] for s in streams]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_enough_is_taken_and_every_task_keeps_channels_of_every_layer(whole):
+    copies, bill, streams = parts(families.residual, "abc")
+    runs = bill.runs({})
+    loss = np.random.default_rng(0).random((copies.count, 4))
+    labels = copies.full()
+    wanted = 0.4 * float(bill.by_label(labels) @ runs)
+    found = Taking(bill, streams, np.zeros(copies.count, bool), whole).down_to(labels, loss, runs, wanted)
+    assert 0.6 * wanted < bill.by_label(found) @ runs <= wanted
+    assert min(map(min, counts(found, streams, 3))) >= LEAST
+    assert not np.any(found & ~labels)
+    assert (set(found) <= {0, *labels}) == whole
+
+
+def test_what_must_stay_costs_more_than_is_wanted():
+    copies, bill, streams = parts()
+    loss = np.ones((copies.count, 3))
+    taking = Taking(bill, streams, np.zeros(copies.count, bool), False)
+    assert taking.down_to(copies.full(), loss, bill.runs({}), 1.0) is None
+
+
+def test_frozen_channels_stay():
+    copies, bill, streams = parts()
+    frozen = np.zeros(copies.count, bool)
+    frozen[streams[0]] = True
+    runs = bill.runs({})
+    loss = np.where(frozen, 0.0, 1.0)[:, None] * np.ones(3)
+    start = copies.full()
+    found = Taking(bill, streams, frozen, False).down_to(
+        start, loss, runs, 0.6 * float(bill.by_label(start) @ runs)
+    )
+    assert np.array_equal(found[frozen], start[frozen])
+
+
+def test_the_least_loss_per_saving_goes_first():
+    copies, bill, streams = parts()
+    runs = bill.runs({})
+    start = copies.full()
+    loss = 1 + np.random.default_rng(3).random((copies.count, 3))
+    cost = float(bill.by_label(start) @ runs)
+    found = Taking(bill, streams, np.zeros(copies.count, bool), False).down_to(start, loss, runs, cost - 1)
+    savings = bill.savings(start, runs)[:, :2]
+    best = np.unravel_index(np.argmin(loss[:, :2] / savings), savings.shape)
+    changed = np.flatnonzero(found != start)
+    assert changed.tolist() == [best[0]]
+    assert found[best[0]] == start[best[0]] & ~(1 << int(best[1]))
+
+
+def test_sensitivities_are_of_a_tasks_own_readers():
+    """Gradients are given by hand: ones. A gate's gradient is then the number of weights behind it."""
+    copies, bill, _ = parts()
+    labels = copies.full()
+    ones = {layer.weight: np.ones([len(layer.outward), len(layer.inward)]) for layer in bill.layers}
+    ones |= {layer.weight: ones[layer.weight].T for layer in bill.layers if layer.dims != (1, 0)}
+    found = Sensitivity(bill, labels).add([ones, ones])
+    for layer in bill.layers:
+        for channel in layer.inward[layer.inward >= 0]:
+            readers = [r for r in bill.layers if channel in r.inward]
+            whole = sum(len(r.outward) * int((r.inward == channel).sum()) for r in readers)
+            of_first = sum(
+                int((r.labels(labels, bill.every)[1] & 1 > 0).sum()) * int((r.inward == channel).sum())
+                for r in readers
+            )
+            assert found[channel, 2] == pytest.approx(whole * 2**0.5)
+            assert found[channel, 0] == pytest.approx(of_first * 2**0.5)
+
+
+def test_shares_make_layers_comparable():
+    copies, _, streams = parts()
+    loss = np.random.default_rng(0).random((copies.count, 3))
+    scaled = loss.copy()
+    scaled[streams[0]] *= 1000
+    assert np.allclose(shares(loss, copies.full(), streams), shares(scaled, copies.full(), streams))
+
+
+def test_combinations_over_their_caps_count_more():
+    _, bill, _ = parts()
+    now = {frozenset("a"): 200.0, frozenset("b"): 50.0}
+    runs = pushed(bill, now, {frozenset("a"): 100.0, frozenset("b"): 100.0})
+    a, b = (1 << bill.copies.tasks.index(t) for t in "ab")
+    assert runs[a] > 100 * runs[b] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flops": 0.0}, "flops lies"),
+        ({"step": 1.0}, "step in"),
+        ({"loss": "hinge"}, "loss is 'hinge'"),
+        ({"between": -1.0}, "between"),
+        ({"caps": ("a:x",)}, "caps"),
+        ({"caps": ("z:5",)}, "caps"),
+    ],
+)
+def test_wrong_options(options, message):
+    graph, feeds = shared(families.plain)
+    with pytest.raises(ConfigError, match=message):
+        Narrow(**options)(graph, Resources(calibration=lambda: feeds, teacher=graph))
+
+
+def trained(family, spec, tasks="ab"):
+    pytest.importorskip("torch")
+    graph, feeds = shared(family, tasks)
+    rng = np.random.default_rng(1)
+    more = [{n: rng.standard_normal(a.shape).astype(np.float32) for n, a in feeds[0].items()} for _ in range(256)]
+    use = Resources(calibration=lambda: more, teacher=graph)
+    return graph, parse_pass(spec)(graph, use)
+
+
+@pytest.mark.parametrize("family", [families.plain, families.residual, families.mlp], ids=lambda f: f.__name__)
+def test_the_pass_keeps_its_budget_and_repeats(family):
+    graph, made = trained(family, "narrow{flops=0.5,step=0.2,drawn=64}")
+    before, after = (np.mean([r.cost.macs for r in cost_report(g).combinations]) for g in (graph, made))
+    assert 0.2 * before < after <= 0.5 * before
+    _, again = trained(family, "narrow{flops=0.5,step=0.2,drawn=64}")
+    assert all(
+        np.array_equal(a.constant, b.constant) for a, b in zip(made.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_a_capped_combination_ends_nearer_to_its_cap():
+    graph, plain = trained(families.plain, "narrow{flops=0.6,step=0.2,drawn=64}")
+    cap = 0.4 * cost_report(graph).combinations[0].cost.macs
+    _, capped = trained(families.plain, f"narrow{{flops=0.6,step=0.2,drawn=64,caps=a:{cap:.0f}}}")
+    costs = [{frozenset(r.tasks): r.cost.macs for r in cost_report(g).combinations} for g in (plain, capped)]
+    assert costs[1][frozenset("a")] < costs[0][frozenset("a")]
+
+
+def test_a_budget_below_what_must_stay_is_refused():
+    with pytest.raises(PassError, match="cannot be reached"):
+        trained(families.plain, "narrow{flops=0.001,step=0.5,drawn=64}")

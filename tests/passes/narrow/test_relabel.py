@@ -1,0 +1,122 @@
+"""Channels given to other tasks: what the new graph computes, and what it costs, against the masked original."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from compiler import cost_report, parse_pass
+from compiler.ir.reference import evaluate
+from compiler.passes.base import Resources
+from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.channels import Role
+from compiler.passes.narrow.bill import Bill
+from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.relabel import masked, relabelled
+from tests.passes.merge import families
+
+FAMILIES = [families.plain, families.residual, families.depthwise, families.concat, families.flat, families.mlp]
+
+
+def shared(family, tasks="ab"):
+    """The networks of a family side by side, all channels for all tasks; and inputs."""
+    joined = families.joined(*(family(t, seed) for seed, t in enumerate(tasks)))
+    rng = np.random.default_rng(0)
+    feeds = [
+        {v.ref.name: rng.standard_normal(v.shape).astype(np.float32) for v in joined.inputs} for _ in range(120)
+    ]
+    use = Resources(calibration=lambda: feeds)
+    return parse_pass("merge{policy=lattice,start=shared}")(joined, use), feeds
+
+
+def drawn(copies, bill, seed):
+    """Random labels in which every task keeps two channels of every stream and nothing goes unread."""
+    rng = np.random.default_rng(seed)
+    labels = copies.full()
+    for stream in copies.streams.streams:
+        numbers = copies.numbers(stream)
+        kept = rng.integers(0, 1 << len(copies.tasks), len(numbers))
+        kept[:2] = (1 << len(copies.tasks)) - 1
+        labels[numbers] &= kept
+    return bill.read(labels)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("tasks", ["ab", "abc"])
+def test_random_labels_compute_what_the_masked_network_does_and_cost_what_is_billed(family, tasks):
+    graph, feeds = shared(family, tasks)
+    copies = Copies(graph)
+    bill = Bill(copies)
+    labels = drawn(copies, bill, 1)
+    made = relabelled(copies, labels, feeds[:3])
+    expected = masked(graph, bill, labels)
+    for feed in feeds[:3]:
+        before, after = evaluate(expected, feed), evaluate(made, feed)
+        for name in graph.tasks:
+            (a,), (b,) = graph.tasks[name].outputs, made.tasks[name].outputs
+            np.testing.assert_allclose(after[b.name], before[a.name], rtol=1e-3, atol=1e-4)
+    billed = bill.subsets(labels)
+    counted = {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations}
+    assert {q: round(n) for q, n in billed.items()} == counted
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+def test_full_labels_change_nothing(family):
+    graph, feeds = shared(family)
+    copies = Copies(graph)
+    assert copies.count > 0
+    made = relabelled(copies, copies.full(), feeds[:2])
+    for name in graph.tasks:
+        (a,), (b,) = graph.tasks[name].outputs, made.tasks[name].outputs
+        np.testing.assert_allclose(
+            evaluate(made, feeds[0])[b.name], evaluate(graph, feeds[0])[a.name], rtol=1e-4, atol=1e-5
+        )
+    assert [r.cost.macs for r in cost_report(made).combinations] == [
+        r.cost.macs for r in cost_report(graph).combinations
+    ]
+
+
+@pytest.mark.parametrize("family", [families.plain, families.residual, families.depthwise, families.mlp])
+def test_a_saving_is_what_the_bill_falls_by(family):
+    graph, _ = shared(family, "abc")
+    copies = Copies(graph)
+    bill = Bill(copies)
+    labels = drawn(copies, bill, 4)
+    workload = {frozenset("a"): 0.5, frozenset("bc"): 0.3, frozenset("abc"): 0.2}
+    runs = bill.runs(workload)
+    savings = bill.savings(labels, runs)
+    before = bill.by_label(labels) @ runs
+    for channel, column in itertools.product(range(0, copies.count, 3), range(4)):
+        gone = labels[channel] if column == 3 else labels[channel] & (1 << column)
+        if not gone:
+            assert savings[channel, column] == -np.inf
+            continue
+        after = labels.copy()
+        after[channel] &= ~gone
+        assert savings[channel, column] == pytest.approx(before - bill.by_label(after) @ runs, abs=1e-6 * before)
+
+
+def test_subsets_of_a_narrowed_graph_are_restrictions():
+    graph, feeds = shared(families.residual, "abc")
+    copies = Copies(graph)
+    made = relabelled(copies, drawn(copies, Bill(copies), 2), feeds[:2])
+    whole = evaluate(made, feeds[0])
+    for tasks in (("a",), ("b", "c")):
+        part = evaluate(ExtractTasks(tasks)(made), feeds[0])
+        assert all(np.array_equal(values, whole[name]) for name, values in part.items())
+
+
+def test_a_network_of_its_own_can_lose_channels_too():
+    graph = families.joined(families.plain("a", 0), families.plain("b", 1))
+    copies = Copies(graph)
+    bill = Bill(copies)
+    assert set(copies.full()) == {1, 2}
+    feeds = [{v.ref.name: np.ones(v.shape, np.float32) for v in graph.inputs}]
+    labels = drawn(copies, bill, 5)
+    made = relabelled(copies, labels, feeds)
+    assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
+        q: round(n) for q, n in bill.subsets(labels).items()
+    }
+    assert Role.LAYER in copies.streams.channels.roles.values()
