@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.merging import families, methods, rule
+from benchmarks.merging import families, methods, releases, rule
 from benchmarks.merging.families import FAMILIES, Data, Family
 from benchmarks.merging.methods import METHODS, Setting, sweep
 from benchmarks.merging.record import OURS, Seeded, expected, family_record, least, table
@@ -100,6 +100,9 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks merging", description=__doc__)
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this one; may be repeated")
+    parser.add_argument(
+        "--releases", nargs="*", help="the release files of models/ instead of families: merge, prune, compile"
+    )
     parser.add_argument("--method", action="append", choices=list(METHODS), help="only this one; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument("--quick", action="store_true", help="few images and epochs: minutes per family")
@@ -116,6 +119,9 @@ def main(arguments: list[str]) -> int:
     """0; what could not be kept is in the record."""
     options = options_of(arguments)
     torch.set_num_threads(1)
+    if options.releases is not None:
+        releases.main(options.releases, options.save, say)
+        return 0
     if not options.data.exists():
         say(f"{options.data} is not here: data sets are no part of the repository; name their folder with --data")
         return 2
