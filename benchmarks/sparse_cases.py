@@ -40,6 +40,13 @@ LAYERS: dict[str, Callable[[], onnx.ModelProto]] = {
 """Single layers: all their weights are made sparse."""
 NETWORKS = {name: SPEED_NETWORKS[name] for name in ("resnet18", "vgg16-32")}
 """Whole networks: the first and the last layer stay dense, as `sparsify` has it by default."""
+RECURRENT = {"lstm-tagger": SPEED_NETWORKS["lstm-tagger"]}
+"""Networks of one recurrent layer and a classifier: all their weights are made sparse."""
+RECURRENT_PATTERNS = {
+    "block16x1-0.90": "pattern=block16x1,sparsity=0.9",
+    "regular16": "pattern=regular16",
+    "darb-0.90": "pattern=darb,sparsity=0.9",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class SparseCase:
         """Whether it is a single layer."""
         return self.base in LAYERS
 
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are made sparse, those of the first and last layer too."""
+        return self.base not in NETWORKS
+
 
 def patterns() -> dict[str, str]:
     """Name of a pattern -> options of `sparsify`."""
@@ -70,10 +82,10 @@ def patterns() -> dict[str, str]:
 def cases() -> dict[str, SparseCase]:
     """All cases by name: NETWORK-PATTERN, LAYER-PATTERN; the fully connected layer also with `-cold`."""
     found = {}
-    for base, make in (LAYERS | NETWORKS).items():
-        for pattern, options in patterns().items():
+    for base, make in (LAYERS | NETWORKS | RECURRENT).items():
+        for pattern, options in (RECURRENT_PATTERNS if base in RECURRENT else patterns()).items():
             name = f"{base}-{pattern}"
-            spec = f"sparsify{{{options}{',dense=()' if base in LAYERS else ''}}}"
+            spec = f"sparsify{{{options}{'' if base in NETWORKS else ',dense=()'}}}"
             case = Case(name, partial(sparse_model, make, spec), _recipe(spec))
             found[name] = SparseCase(case, base, pattern)
             if base.startswith("fc"):

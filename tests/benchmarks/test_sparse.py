@@ -32,6 +32,8 @@ def small():
         "vgg16-32-regular16",
         "fc4096-regular16",
         "fc4096-regular16-cold",
+        "lstm-tagger-regular16",
+        "lstm-tagger-darb-0.90",
     ],
 )
 def test_the_names_others_rely_on(name):
@@ -42,7 +44,7 @@ def test_every_pattern_is_one_that_the_pass_knows():
     for case in cases().values():
         (spec,) = case.case.model.args[1:]
         parse(spec)
-        assert ("dense=()" in spec) == case.layer
+        assert ("dense=()" in spec) == case.whole
 
 
 def weights(model):
