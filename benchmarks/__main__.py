@@ -13,6 +13,7 @@ STUDIES = {
     "fuzz": "benchmarks.fuzz.study",
     "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",
+    "newcomer": "benchmarks.newcomer",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",
     "pruning": "benchmarks.pruning",

@@ -126,7 +126,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+        advice = ""
+        if file.suffix == ".onnx":
+            advice = f". It looks like a network; `taskgraft init {file.name}` writes a release file for it"
+        raise ConfigError(f"{file}: not valid TOML: {error}{advice}") from None
     for override in overrides:
         _override(data, override)
     return parse_config(data, file.parent, str(file))

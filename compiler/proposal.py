@@ -242,7 +242,7 @@ def release_text(proposal: Proposal, folder: Path) -> str:
     parts = [
         "# A release of taskgraft; docs/cli.md lists every key. Lines behind # are for you to fill in.\n",
         dumps({"schema": 1, "name": proposal.name, "output": "dist"}),
-        "\n# What the application gives once for all tasks.",
+        "\n# What the application gives once for all tasks" + _as_read(proposal),
         dumps({"input": {k: _input_table(t) for k, t in proposal.shared.items()}}),
     ]
     parts += [_task_text(proposal, network, folder) for network in proposal.networks]
@@ -274,13 +274,21 @@ def _task_text(proposal: Proposal, network: Network, folder: Path) -> str:
     gives = ", ".join(map(_quoted, network.outputs))
     lines.insert(0, f"# {_quoted(network.path.name)} reads {wants}; gives {gives}")
     if steps:
-        lines.append(
-            "# The adapter follows from shapes only. If training also scaled values or swapped channels, add"
-        )
-        lines.append("# { scale = ..., offset = ... } or { bgr = true }.")
+        lines.append(_ADAPTED)
     return "\n".join(lines) + "\n"
 
 
+def _as_read(proposal: Proposal) -> str:
+    """Whose values the shared input has."""
+    plain = [n.task for n in proposal.networks if not any(s for _, s in proposal.bindings[n.task].values())]
+    return f", with the values and the order of colours that {', '.join(plain)} was trained on." if plain else "."
+
+
+_ADAPTED = """\
+# The adapter follows from shapes only; what values this network was trained on is not in its file. Where they are
+# others than the shared input's, add steps in the order in which they happen: { scale = 0.0078, offset = -1.0 } is
+# x * scale + offset, { bgr = true } lets red and blue change places; gray = true expects RGB.\
+"""
 _REST = """\
 # [calibration]                    # unlabelled samples: for merging, pruning, and to measure drift
 # data = "calibration.npz"         # array {shared} [samples, ...]

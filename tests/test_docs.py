@@ -14,6 +14,7 @@ import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config as load_site
 
+from benchmarks import newcomer
 from compiler import __all__ as public
 from compiler.cli import main, parser
 from compiler.codegen.link import find_toolchain
@@ -93,7 +94,9 @@ def test_the_tutorial_runs(repository, capsys):
         pytest.skip("no C compiler for aarch64-cortex-a72")
     page = DOCS / "tutorial.md"
     run_commands(blocks(page, "sh")[0])
-    (toml,) = blocks(page, "toml")
+    toml, own = blocks(page, "toml")
+    assert own.splitlines()[1::3] == list(newcomer.ANSWERS)
+    assert own.splitlines()[2::3] == list(newcomer.ANSWERS.values())
     (repository / "release.toml").write_text(toml)
     for text in blocks(page, "sh")[1:]:
         run_commands(text)

@@ -15,6 +15,7 @@ from compiler.errors import ConfigError, UnsupportedModelError
 from compiler.ir.types import DType, TensorType
 from compiler.proposal import adapter, propose, release_text, task_names
 from compiler.release import load_release
+from tests.shared import shared_path
 from tests.small_models import model, network
 
 
@@ -79,12 +80,17 @@ def test_the_file_compiles_as_it_stands(files, tmp_path, capsys):
     assert main(["init", *map(str, files), "-o", str(path), "-q"]) == 0
     out = capsys.readouterr().out
     assert "check the adapters of light" in out
+    assert "named 'faces' after the file" in out
+    assert "with the values and the order of colours that age, sex was trained on" in path.read_text()
     config = load_config(path)
     assert list(config.tasks) == ["age", "light", "sex"]
     assert config.tasks["light"].adapter == ({"gray": True}, {"resize": [6, 4]})
     assert config.tasks["age"].model == "../face_age.onnx"
     assert dict(config.inputs or {}) == {"image": image(1, 3, 8, 8)}
     assert main(["compile", str(path), "-o", str(tmp_path / "out"), "-q"]) == 0
+    told = capsys.readouterr().out
+    assert f"see: {tmp_path / 'out/host/reports/report.html'}" in told
+    assert f"use: {tmp_path / 'out/host/example/main.c'} says how" in told
     bundle = read_bundle(tmp_path / "out")
     assert [t["name"] for t in bundle.manifest["tasks"]] == ["age", "light", "sex"]
     assert (bundle.path / "reports" / "report.html").stat().st_size < 1_000_000
@@ -149,3 +155,36 @@ def test_element_types_without_a_form_here(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "a.onnx")
     with pytest.raises(UnsupportedModelError, match="input 'x'"):
         propose([tmp_path / "a.onnx"], "strings")
+
+
+def test_networks_by_other_people_share_one_image(tmp_path):
+    """SSR-Net, mini-XCEPTION and FSA-Net: NHWC, grey NHWC and NCHW."""
+    files = [shared_path("models", f"{n}.onnx") for n in ("ssrnet_age_imdb", "minixc_emotion_fer", "fsanet_1x1")]
+    path = tmp_path / "faces.toml"
+    assert main(["init", *map(str, files), "-o", str(path), "-q"]) == 0
+    config = load_config(path)
+    assert dict(config.inputs or {}) == {"input": image(1, 64, 64, 3)}
+    assert [task.adapter for task in config.tasks.values()] == [
+        (),
+        ({"layout": "NCHW"}, {"gray": True}, {"layout": "NHWC"}),
+        ({"layout": "NCHW"},),
+    ]
+
+
+def test_a_network_in_place_of_a_release_file_is_told_what_to_do(files, capsys):
+    assert main(["compile", str(files[0]), "-q"]) == 2
+    assert f"`taskgraft init {files[0].name}` writes a release file for it" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_bundles_is_told_from_one(tmp_path, capsys):
+    assert main(["bench", str(tmp_path / "none"), "-q"]) == 4
+    (tmp_path / "dist" / "faces").mkdir(parents=True)
+    assert main(["bench", str(tmp_path / "dist"), "-q"]) == 4
+    (tmp_path / "dist" / "faces" / "index.json").touch()
+    assert main(["bench", str(tmp_path / "dist"), "-q"]) == 4
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("is no bundle")[2] for line in told] == [
+        ": there is no such folder",
+        ": it has no index.json",
+        f"; there are bundles in {tmp_path / 'dist/faces'}",
+    ]

@@ -31,7 +31,8 @@ def load_arrays(source: str, folder: Path) -> Arrays:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged archive ends in a dozen unrelated types, of zlib and tokenize among them
-        raise ConfigError(f"{file}: not an .npz file of plain arrays: {error}") from error
+        reason = "" if "allow_pickle" in str(error) else f": {error}"  # never advise to load objects
+        raise ConfigError(f"{file}: not an .npz file of plain arrays{reason}") from error
 
 
 def named_function(where: str) -> Callable[..., Any]:

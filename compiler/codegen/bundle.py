@@ -195,6 +195,8 @@ def plain_path(folder: Path, name: str) -> Path:
 
 def _bundle_folder(path: Path, target: str | None) -> Path:
     if not (path / "index.json").exists():
+        if not (path / "manifest.json").exists():
+            raise BundleError(f"{path} is no bundle{_bundles_below(path)}")
         return path
     targets = read_index(path)["targets"]
     if target is None and len(targets) == 1:
@@ -205,6 +207,14 @@ def _bundle_folder(path: Path, target: str | None) -> Path:
     if sha256(read_plain(folder, "manifest.json")) != targets[target]["manifest_sha256"]:
         raise BundleError(f"{folder / 'manifest.json'} is not the one that {path / 'index.json'} lists")
     return folder
+
+
+def _bundles_below(path: Path) -> str:
+    """What someone may have meant who names a folder that is no bundle."""
+    if not path.is_dir():
+        return ": there is no such folder"
+    found = sorted(p.parent for p in path.glob("*/index.json"))
+    return f"; there are bundles in {', '.join(map(str, found))}" if found else ": it has no index.json"
 
 
 def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
@@ -250,7 +260,7 @@ def _texts(library: Library, face: Interface, target: Target, golden: Golden, id
         "src/golden.h": golden_header(face, golden),
         "src/selftest.c": selftest.selftest_text(face, target),
         "src/bench.c": selftest.bench_text(face),
-        "example/main.c": example.example_text(face),
+        "example/main.c": example.example_text(face, target),
         "example/CMakeLists.txt": example.cmake_text(face),
     }
     data = {file: text.encode("ascii") for file, text in texts.items()}

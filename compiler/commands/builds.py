@@ -96,8 +96,19 @@ def _compiled(compiled: Compiled) -> Result:
     skipped = sum(g.verdict == "skipped" for g in compiled.gates)
     lines = [f"wrote {compiled.folder / b.target.name}" for b in compiled.builds]
     lines += [f"{t}: not linked; LINK.txt in its folder says how" for t in compiled.unlinked]
-    lines.append(f"PASSED: {passed} gates{f', {skipped} skipped' if skipped else ''}")
-    return Result(compiled.record(), tuple(grids), tuple(lines))
+    lines.append(f"PASSED: {passed} gate{'s' * (passed != 1)}{f', {skipped} skipped' if skipped else ''}")
+    return Result(compiled.record(), tuple(grids), tuple(lines + _next(compiled)))
+
+
+def _next(compiled: Compiled) -> list[str]:
+    """Where to go from here, by the first bundle; nothing where the gates have failed and none was written."""
+    if any(g.verdict == "failed" for g in compiled.gates):
+        return []
+    folder = compiled.folder / compiled.builds[0].target.name
+    return [
+        f"see: {folder / 'reports' / 'report.html'}",
+        f"use: {folder / 'example' / 'main.c'} says how it is built and run",
+    ]
 
 
 def _row(record: dict[str, Any], names: Sequence[str]) -> tuple[Cell, ...]:

@@ -32,5 +32,5 @@ def report(args: Namespace, say: Say) -> Result:
 
 
 def _grid(rows: Sequence[dict[str, Any]]) -> Grid:
-    columns = tuple(rows[0])
+    columns = tuple(c for c in rows[0] if any(r[c] is not None for r in rows))
     return Grid("bundles, all tasks together", columns, [tuple(r[c] for c in columns) for r in rows])

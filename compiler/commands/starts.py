@@ -27,6 +27,8 @@ def init(args: Namespace, say: Say) -> Result:
     load_release(config, allow_external_data=args.allow_external_data, say=say)
     write_whole(path, text.encode())
     lines = [f"wrote {path}"]
+    if not args.name:
+        lines.append(f"named '{name}' after the file: C names begin with it; --name gives another")
     if proposal.adapted():
         lines.append(f"check the adapters of {', '.join(proposal.adapted())}: they follow from shapes only")
     lines.append(f"next: taskgraft compile {path}")

@@ -10,7 +10,8 @@ One step is a mapping with one of these keys; images are rank 4.
     {"scale": s, "offset": o}                       x * s + o, numbers or one per channel; either may be left out
     {"reshape": [n, ...]}                           same elements, another shape
 
-A signal starts in NCHW, or in the layout its first `layout` step leaves.
+A signal starts in the layout that its first `layout` step leaves. Without one it is NHWC where only its last axis
+has the size of colours (1, 3 or 4), else NCHW.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Adapter:
     def apply(self, source: Value, steps: Sequence[Step]) -> Value:
         """The value that `steps` make of `source`; ConfigError where a step is unknown or does not fit."""
         layouts = [s["layout"] for s in steps if s.get("layout") in _LAYOUTS]
-        signal = _Signal(source, _LAYOUTS[layouts[0]][0] if layouts else "NCHW")
+        signal = _Signal(source, _LAYOUTS[layouts[0]][0] if layouts else _natural(source.shape))
         for position, step in enumerate(steps):
             key = signal, json.dumps(step, sort_keys=True)
             if key not in self._built:
@@ -143,6 +144,10 @@ class Adapter:
         if step["bgr"] is not True:
             raise ValueError("bgr takes true")
         axis = signal.channel_axis
+        if signal.value.shape[axis] != 3:
+            raise ValueError(
+                f"bgr reverses three colours, and axis {axis}, of channels in {signal.layout}, has another size"
+            )
         order = np.arange(signal.value.shape[axis], dtype=np.int64)[::-1].copy()
         indices = self._constant(_hint(signal, "bgr_order"), order)
         value = self._node(_hint(signal, "bgr"), "Gather", {"axis": axis}, signal.value, indices)
@@ -171,6 +176,12 @@ class Adapter:
             _hint(signal, "reshape_to"), np.asarray([_size(n) for n in step["reshape"]], np.int64)
         )
         return replace(signal, value=self._node(_hint(signal, "reshape"), "Reshape", {}, signal.value, shape))
+
+
+def _natural(shape: Sequence[int]) -> str:
+    """The layout of an image by its shape."""
+    colours = (1, 3, 4)
+    return "NHWC" if len(shape) == 4 and shape[3] in colours and shape[1] not in colours else "NCHW"
 
 
 def _hint(signal: _Signal, step: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -227,6 +228,18 @@ def test_example_runs(bundle: Bundle, tmp_path: Path) -> None:
     command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I.", "example/main.c", "libtiny.a", "-o"]
     subprocess.run([*command, tmp_path / "example"], cwd=bundle.path, check=True)
     done = subprocess.run([tmp_path / "example"], cwd=bundle.path, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["a[0]", "=", "1", "b[0]", "=", "82"]
+    lost = subprocess.run([tmp_path / "example", "nowhere"], check=False, capture_output=True, text=True)
+    assert lost.returncode == 1
+    assert lost.stderr == f"cannot open nowhere/in_000.bin; usage: {tmp_path / 'example'} GOLDEN_FOLDER\n"
+
+
+def test_the_example_says_how_it_is_built_and_run(bundle: Bundle, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    comment = (folder / "example/main.c").read_text().partition("*/")[0]
+    build, run = re.findall(r"^     (\S.*)$", comment, re.M)
+    subprocess.run(build, shell=True, cwd=folder, check=True)
+    done = subprocess.run(run, shell=True, cwd=folder, check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["a[0]", "=", "1", "b[0]", "=", "82"]
 
 

@@ -104,6 +104,20 @@ def test_a_signal_starts_in_the_layout_its_first_layout_step_leaves():
     assert np.array_equal(got, x[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32))
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((1, 6, 4, 3), 3), ((1, 3, 6, 4), 1), ((1, 3, 6, 3), 1)])
+def test_without_a_layout_step_colours_are_where_their_number_is(shape, axis):
+    got, x = adapted([{"bgr": True}], shape, TensorType(DType.FLOAT32, shape))
+    assert np.array_equal(got, np.flip(x, axis))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6, 5), (1, 1, 4, 6)])
+def test_only_three_colours_are_reversed(shape):
+    with pytest.raises(
+        ConfigError, match=r"bgr reverses three colours, and axis 1, of channels in NCHW, has another"
+    ):
+        adapted([{"bgr": True}], shape, TensorType(DType.FLOAT32, shape))
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_gray_is_luma_and_knows_reversed_channels(layout):
     luma = np.asarray([0.299, 0.587, 0.114], np.float32)
