@@ -46,6 +46,7 @@ RECURRENT_PATTERNS = {
     "block16x1-0.90": "pattern=block16x1,sparsity=0.9",
     "regular16": "pattern=regular16",
     "darb-0.90": "pattern=darb,sparsity=0.9",
+    "darb-0.95": "pattern=darb,sparsity=0.95",
 }
 
 

@@ -33,6 +33,7 @@ KEPT_DENSE = ("first", "last")
 class Sparsify(Pass):
     """Zero the weights of small magnitude in a pattern with fast kernels, and store what is left.
 
+    Weights of convolutions and matrix products, and of LSTM, GRU and RNN those of inputs and of the state.
     `pattern`: blocks of R outputs at one input (block16x1, block8x1, block4x1; R is best the target's vector
     width), one weight in each run of b inputs (regular4 to regular32; darb chooses b per output), or unstructured.
     `density` or `sparsity`: the share that stays or goes, 0 < density <= 1; regular patterns have it in their name.
