@@ -13,7 +13,7 @@ from distributed import Client, KilledWorker, wait
 
 from compiler.errors import ConfigError, JobError
 from compiler.progress import Say, silent
-from compiler.workers.jobs import Job, call, code_version, failed
+from compiler.workers.jobs import Job, again, call, code_version, failed
 
 CONNECT = 10.0
 """Seconds for the scheduler to answer, and for a first worker to be there."""
@@ -98,7 +98,7 @@ class Cluster:
         lost = {*told["processing-tasks"], *told["lost-computed-tasks"]}
         names = [name for key, name in self._names.items() if key in lost]
         if names:
-            self._say(f"worker {told['worker']} was lost; again: {', '.join(names)}")
+            self._say(f"worker {told['worker']} was lost; {again(names)}")
 
 
 def _result(future: Any, job: Job) -> bytes:

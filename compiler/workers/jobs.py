@@ -19,6 +19,8 @@ from compiler.errors import CompilerError, ConfigError, JobError
 from compiler.progress import Say, silent, tracked
 from compiler.workers.store import Store
 
+MOST_NAMED = 5
+"""Jobs that a line about a lost worker names."""
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "numpy")
 """Packages that the result of a job depends on besides our own."""
 
@@ -107,6 +109,12 @@ def failed(job: Job, error: BaseException) -> CompilerError:
         error.args = (f"{job.name}: {error}", *error.args[1:])
         return error
     return JobError(f"{job.name}: {type(error).__name__}: {error}")
+
+
+def again(jobs: Sequence[str]) -> str:
+    """What is said of jobs, by name, that run again; beyond MOST_NAMED they are counted."""
+    more = f" and {len(jobs) - MOST_NAMED} more" if len(jobs) > MOST_NAMED else ""
+    return f"again: {', '.join(jobs[:MOST_NAMED])}{more}"
 
 
 @functools.cache

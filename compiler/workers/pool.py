@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from compiler.errors import ConfigError, JobError
 from compiler.progress import Say, silent
-from compiler.workers.jobs import Job, call, code_version, failed
+from compiler.workers.jobs import Job, again, call, code_version, failed
 
 
 class Pool:
@@ -82,8 +82,7 @@ class Pool:
 
     def _again(self, jobs: Sequence[Job], lost: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Run the jobs that were under way when a worker was lost, each alone, so that one that kills is known."""
-        names = ", ".join(jobs[number].name for number in lost)
-        self._say(f"a worker process was lost; again: {names}")
+        self._say(f"a worker process was lost; {again([jobs[number].name for number in lost])}")
         self._pool = None
         for number in lost:
             error = (future := self._submit(jobs[number])).exception()

@@ -8,7 +8,7 @@ import pytest
 from compiler.errors import ConfigError, JobError, LoweringError
 from compiler.workers import jobs as jobs_module
 from compiler.workers.choose import open_workers
-from compiler.workers.jobs import Here, Workers, call, code_version
+from compiler.workers.jobs import Here, Workers, again, call, code_version
 from compiler.workers.pool import Pool
 from compiler.workers.store import Store
 from tests.workers.cheap import job
@@ -86,6 +86,11 @@ def test_a_lost_worker_is_one_line_and_its_job_runs_again(pool, told, tmp_path):
     assert "the fourth kernel" in told[0]
     assert pool.perform(jobs, "kernels")[-1] == b"survived"
     assert len(told) == 1
+
+
+def test_many_jobs_that_run_again_are_counted():
+    assert again(["k1", "k2"]) == "again: k1, k2"
+    assert again([f"k{n}" for n in range(8)]) == "again: k0, k1, k2, k3, k4 and 3 more"
 
 
 def test_a_job_whose_worker_is_lost_again_is_named(pool, told):
