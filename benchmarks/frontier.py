@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks frontier", description=__doc__)
     parser.add_argument("--only", nargs="*", default=list(RELEASES), choices=RELEASES, help="releases")
     parser.add_argument("--shares", default="0.8,0.6,0.45", help="budgets, as shares of the predicted time")
+    parser.add_argument("--pass", dest="pass_", default="compress", metavar="SPEC", help="what meets the budgets")
     parser.add_argument("--seconds", type=float, default=1.0, help="time that a point is measured for")
     parser.add_argument("--core", type=int, help="processor to time on (default: the last usable one)")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="hold this lock while timing: runs take turns")
@@ -67,7 +68,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     only, shares = (given.only[:1], "0.6") if given.quick else (given.only, given.shares)
     (core,) = timed_cores(1, given.core)
-    request = Request("latency_us", tuple(map(float, shares.split(","))), target="host", seconds=given.seconds)
+    budgets = tuple(map(float, shares.split(",")))
+    request = Request("latency_us", budgets, given.pass_, "host", given.seconds)
     found = []
     for name in only:
         config = load_config(ROOT / "models" / name / "release.toml")
@@ -76,7 +78,8 @@ def main(arguments: list[str]) -> int:
         if not given.json:
             _print(name, made.rows, made.record["tasks"])
     record = {
-        "command": f"python -m benchmarks frontier --shares {shares} --seconds {given.seconds:g} --core {core}",
+        "command": f"python -m benchmarks frontier --only {' '.join(only)} --shares {shares} --pass {given.pass_} "
+        f"--seconds {given.seconds:g} --core {core}",
         "seeds": [0],
         **facts(),
         "rows": found,

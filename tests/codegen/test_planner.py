@@ -13,7 +13,7 @@ from compiler.codegen.groups import Group, describe, make_groups
 from compiler.codegen.planner import Decision, Sources, candidates, decide, situation
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Candidate, Choice
-from compiler.codegen.strategies.winograd import MOST_ERROR
+from compiler.codegen.strategies.winograd import MOST_ERROR, Winograd
 from compiler.codegen.target import Target, find_target
 from compiler.errors import ConfigError
 from compiler.ir.encoding import BlockSparse, RegularBlock
@@ -157,6 +157,41 @@ def test_more_work_is_never_predicted_faster(grown: str, target: str):
             sizes[grown] *= 2
         growth = [b / a for a, b in itertools.pairwise(times)]
         assert all(1.2 < g < (9 if grown == "size" else 4.5) for g in growth), growth
+
+
+def test_what_is_remembered_of_a_shape_is_what_a_new_planner_finds():
+    """One shape alone, behind a concatenation, and with weights around it that leave the cache."""
+
+    def concatenated() -> Graph:
+        b = Builder()
+        halves = b.apply("Concat", b.input("x", 1, 8, 12, 12), b.input("y", 1, 24, 12, 12), axis=1)
+        b.task("t", b.apply("Relu", b.conv(halves, 32, 3, pads=(1, 1, 1, 1))))
+        return b.done()
+
+    def crowded() -> Graph:
+        b = Builder()
+        b.task("t", b.apply("Relu", b.conv(b.input("x", 1, 32, 12, 12), 32, 3, pads=(1, 1, 1, 1))))
+        b.task(
+            "u",
+            b.apply(
+                "MatMul", b.input("z", 1, 4096), b.const(np.tile(np.arange(4096, dtype=np.float32), (4096, 1)))
+            ),
+        )
+        return b.done()
+
+    def found(strategy: Winograd, graph: Graph, target: Target) -> list[Candidate]:
+        groups = make_groups(graph)
+        (convolution,) = (g for g in groups if g.anchor.node.op.name == "Conv")
+        return list(strategy.candidates(convolution, situation(graph, groups, target)))
+
+    same = layer(32, 32, 12)
+    graphs = [same, concatenated(), crowded(), layer(32, 48, 12), same]
+    targets = [V4, find_target("aarch64-cortex-a53")]
+    one = Winograd((4, 4))
+    remembered = [found(one, g, t) for g in graphs for t in targets]
+    fresh = [found(Winograd((4, 4)), g, t) for g in graphs for t in targets]
+    assert remembered == fresh
+    assert fresh[0] == fresh[8] != fresh[4]  # the same shape, with its weights from memory
 
 
 def test_a_slower_core_is_predicted_slower():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +40,8 @@ LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
 """Largest error of one layer, of the scale of its results: a network adds up the errors of its layers."""
+MOST_KNOWN = 4096
+"""Layer shapes whose predicted times are remembered."""
 _GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
 
 
@@ -62,15 +64,31 @@ class Winograd(Strategy):
         self.outputs = outputs
         self.families = (family,)
         self.name = "winograd{}x{}".format(*outputs) + ("" if family == "conv" else f"-{family}")
+        self._known: dict[Hashable, list[Candidate]] = {}
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         known = _together(group)
         exact = all(axis.points <= MOST_POINTS for axis in self.axes(known))
         if not exact or not _applies(known, self.outputs, situation.target.lanes):
             return []
-        found = [self._candidate(group, situation, tile) for tile in self._tiles(group, situation)]
-        ranked = sorted(found, key=lambda c: (c.seconds, c.choice.tile))
+        ranked = self._all_tiles(group, situation)
         return ranked if all(self.error(part.anchor) <= MOST_ERROR for part in group.parts) else []
+
+    def _all_tiles(self, group: Group, situation: Situation) -> list[Candidate]:
+        """Every tile, best predicted first; remembered by shapes: searches price layers of one shape many times."""
+        machine = situation.target.machine
+        made = (
+            (facts(p.anchor), p.anchor.results[0].shape[1], output_block(p.anchor, situation)) for p in group.parts
+        )
+        read = ((v.shape[1], situation.block(v.shape[1])) for v in group.segments)
+        fits = situation.weight_bytes <= machine.last_level_cache // 2
+        key = situation.target, fits, tuple(made), tuple(read)
+        if key not in self._known:
+            found = [self._candidate(group, situation, tile) for tile in self._tiles(group, situation)]
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = sorted(found, key=lambda c: (c.seconds, c.choice.tile))
+        return self._known[key]
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         found: dict[ValueRef, Border] = {}
