@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path) -> None:
     other = Request("flops", (0.8,), "prune-channels{score=l1}", ARM)
     said.clear()
     frontier(release, other, cache=cache, say=said.append)
-    assert not any("from the cache" in line for line in said)
+    assert [line for line in said if "from the cache" in line] == ["share 1: from the cache"]
 
 
 def test_measured_time_is_that_of_the_expected_call(tmp_path) -> None:
