@@ -1,8 +1,8 @@
 """Do budgets hold? Random budgets on five networks: never exceeded, or refused with the constraint and by how much.
 
-Every case draws a pass (`prune-channels`, `sparsify`), a quantity (FLOPs, bytes of weights, predicted time) and a
-share of what the network costs. The finished graph is priced; a refusal has to name the quantity, and the least
-cost that it states has to exceed the budget. No accuracy is measured here: weights are random.
+Every case draws a pass (`prune-channels`, `sparsify`, `compress`), a quantity (FLOPs, bytes of weights, predicted
+time) and a share of what the network costs. The finished graph is priced; a refusal has to name the quantity, and
+the least cost that it states has to exceed the budget. No accuracy is measured here: weights are random.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.passes.base import Pass, Resources
 from compiler.passes.budget.limits import QUANTITIES, Limit
+from compiler.passes.compress.compress import Compress
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.magnitude import Sparsify
 
 CHOSEN = ("resnet-folded", "mobilenet-v2", "densenet", "vgg-flatten", "lstm")
 TARGET = "x86-64-v3"
 BUDGETS = 20
+KINDS: tuple[type[Pass], ...] = (PruneChannels, Sparsify, Compress)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def rows(name: str, count: int, seed: int) -> Iterator[Row]:
         quantity = QUANTITIES[draw.integers(len(QUANTITIES))]
         original = Limit(quantity, 0.0, TARGET).cost(graph, use)
         limit = Limit(quantity, float(draw.uniform(0.02, 1.05)) * original, TARGET)
-        kind = (PruneChannels, Sparsify)[draw.integers(2)]
-        pass_ = kind(**{quantity: limit.value}, target=TARGET)  # type: ignore[arg-type]
+        kind = KINDS[draw.integers(len(KINDS))]
+        pass_ = kind(**{quantity: limit.value}, target=TARGET)  # type: ignore[call-arg]
         start = time.monotonic()
         verdict, found, message = judged(pass_, graph, limit, use)
         seconds = time.monotonic() - start
