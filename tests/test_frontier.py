@@ -154,6 +154,17 @@ def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys) ->
     assert "already holds a frontier" in capsys.readouterr().err
 
 
+def test_an_interrupt_says_what_is_kept(tmp_path, capsys, monkeypatch) -> None:
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compiler.commands.frontiers.frontier", interrupted)
+    out = tmp_path / "out"
+    assert main(["frontier", str(write_release(tmp_path)), "--target", ARM, "-o", str(out), "-q"]) == 130
+    assert f"finished points are in {out / '.cache'}" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -31,13 +31,14 @@ def frontier_(args: Namespace, say: Say) -> Result:
         raise ConfigError(f"{folder} already holds a frontier; --force replaces it")
     shares = spread(args.points) if args.points is not None else _shares(args.shares) or SHARES
     request = Request(args.budget, shares, args.pass_, args.target[0] if args.target else "", args.seconds)
-    found = frontier(
-        config_of(args),
-        request,
-        cache=Path(args.cache) if args.cache else folder / ".cache",
-        allow_external_data=args.allow_external_data,
-        say=say,
-    )
+    cache = Path(args.cache) if args.cache else folder / ".cache"
+    try:
+        found = frontier(
+            config_of(args), request, cache=cache, allow_external_data=args.allow_external_data, say=say
+        )
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"finished points are in {cache}; the same command goes on behind them")
+        raise
     _write(found, folder)
     return Result(found.record, (_grid(found),), tuple(_lines(found, folder)))
 
