@@ -7,7 +7,7 @@ candidates, report data are looked at for the table alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +41,18 @@ class Data:
     train: Part
     selection: Part
     report: Part
+    mirrored: bool = False
+    """Whether what lies mirrored is as good an input: without labels there are twice as many then."""
 
     @property
     def unlabelled(self) -> np.ndarray:
-        """Inputs [samples, *shape]."""
+        """Inputs [samples, *shape] in an order of their own."""
+        found = self._unseen()
+        if self.mirrored:
+            found = np.concatenate([found, found[..., ::-1]])
+        return np.ascontiguousarray(found[np.random.default_rng(0).permutation(len(found))])
+
+    def _unseen(self) -> np.ndarray:
         return self.train.inputs
 
     def reduced(self, images: int, judged: int) -> Data:
@@ -53,19 +61,18 @@ class Data:
             self.train.first(images),
             self.selection.first(judged),
             self.report.first(judged),
+            self.mirrored,
             self.train.inputs[images : 2 * images],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Reduced(Data):
-    """Few images: enough are left to train without labels on others."""
+    """Few images: enough are left to train without labels on others, which no single network has seen."""
 
-    others: np.ndarray
+    others: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    @property
-    def unlabelled(self) -> np.ndarray:
-        """Inputs [samples, *shape] that no single network has seen."""
+    def _unseen(self) -> np.ndarray:
         return self.others
 
 
@@ -119,6 +126,7 @@ def _split(folder: Path, labels_of: Callable[[np.ndarray], dict[str, np.ndarray]
         Part(x[:-5000], labels_of(y[:-5000])),
         Part(x[-5000:], labels_of(y[-5000:])),
         Part(test_x, labels_of(test_y)),
+        mirrored=True,
     )
 
 
@@ -182,7 +190,7 @@ FAMILIES = {
             dict.fromkeys(PAIR, 6),
             lambda folder: _split(folder, _pair_labels),
             lambda task, seed: lenet(task, 6, seed, (12, 24, 64)),
-            Effort(0, 5, 3, 3),
+            Effort(0, 5, 2, 2),
             Effort(10000, 4, 2, 2),
         ),
         Family(

@@ -22,7 +22,7 @@ SHARES = (0.6, 0.48, 0.38, 0.3, 0.24)
 SAMPLES = 1024
 """Calibration inputs of merging."""
 
-BETWEEN = 0.06
+BETWEEN = 0.03
 """Epochs of training between two steps of pruning."""
 
 SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,score=obs,samples=1024}"
@@ -33,7 +33,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mtz": ("merge{policy=mtz}",),
     "pam": ("merge{policy=pam}",),
     "zipit": ("merge{policy=zipit}",),
-    "lattice": (SHARED,),
+    "lattice": (SHARED, "merge{policy=mtz}"),
 }
 """Method -> how it may start. Where there are several, the selection data choose; every one is trained alike."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.merging.rule import AtRule, Point, Subset, all_subsets, drops
+from benchmarks.merging.rule import AtRule, Point, Subset, all_subsets, at_rule, drops, mean_points
 
 OURS = "lattice"
 NOT_COMPARED = (OURS, "zipit")
@@ -16,17 +16,21 @@ NOT_COMPARED = (OURS, "zipit")
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """One family at one seed. `sweeps`: method -> start -> points; `chosen`: method -> the start that counts.
-    `minutes`: of all sweeps, when they ran.
-    """
+    """One family at one seed. `sweeps`: method -> start -> points. `minutes`: of all sweeps, when they ran."""
 
     seed: int
     single_selection: Mapping[str, float]
     single_report: Mapping[str, float]
     sweeps: Mapping[str, Mapping[str, Sequence[Point]]]
-    chosen: Mapping[str, str]
-    found: Mapping[str, AtRule | None]
     minutes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A method's start that is cheapest at the rule on the means over all seeds, and where the rule holds."""
+
+    start: str
+    found: AtRule | None
 
 
 def least(found: Mapping[str, AtRule | None]) -> dict[Subset, float] | None:
@@ -40,55 +44,58 @@ def expected(found: AtRule | None) -> float:
     return float("inf") if found is None else statistics.fmean(found.macs.values())
 
 
+def chosen(seeds: Sequence[Seeded]) -> dict[str, Chosen]:
+    """Method -> what counts. Points are averaged over the seeds first: the rule is not read from one draw."""
+    single = mean_accuracy([s.single_selection for s in seeds])
+    found = {}
+    for method, starts in seeds[0].sweeps.items():
+        each = [Chosen(t, at_rule(mean_points([s.sweeps[method][t] for s in seeds]), single)) for t in starts]
+        found[method] = min(each, key=lambda c: expected(c.found))
+    return found
+
+
+def mean_accuracy(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Task -> percent, mean over seeds."""
+    return {t: statistics.fmean(f[t] for f in found) for t in found[0]}
+
+
 def family_record(name: str, what: str, seeds: Sequence[Seeded]) -> dict[str, Any]:
     """The family's part of the results file: means over the seeds."""
-    tasks = list(seeds[0].single_report)
-    single = {t: statistics.fmean(s.single_report[t] for s in seeds) for t in tasks}
-    merged = accuracy_at_rule(seeds, OURS)
+    single = mean_accuracy([s.single_report for s in seeds])
+    methods = chosen(seeds)
+    ours = methods[OURS].found if OURS in methods else None
     record: dict[str, Any] = {
         "name": name,
         "what": what,
-        "tasks": tasks,
+        "tasks": list(single),
         "accuracy_single": _rounded(single),
-        "accuracy_merged": _rounded(merged),
-        "accuracy_drop_mean": None if merged is None else round(drops(single, merged)[0], 2),
-        "accuracy_drop_worst": None if merged is None else round(drops(single, merged)[1], 2),
-        "methods": {m: method_record(seeds, m, single) for m in seeds[0].sweeps},
-        "subsets": [subset_record(seeds, q) for q in all_subsets(tasks)],
+        "accuracy_merged": None if ours is None else _rounded(ours.report),
+        "accuracy_drop_mean": None if ours is None else round(drops(single, ours.report)[0], 2),
+        "accuracy_drop_worst": None if ours is None else round(drops(single, ours.report)[1], 2),
+        "methods": {m: method_record(c, single) for m, c in methods.items()},
+        "subsets": [subset_record(methods, q) for q in all_subsets(list(single))],
         "points": [seed_record(s) for s in seeds],
     }
     record["misses"] = misses(record["subsets"])
     return record
 
 
-def accuracy_at_rule(seeds: Sequence[Seeded], method: str) -> dict[str, float] | None:
-    """Task -> percent on the report data, mean over seeds; None where some seed does not keep the rule."""
-    found = [s.found[method] for s in seeds if method in s.found]
-    if not found or any(f is None for f in found):
-        return None
-    return {t: statistics.fmean(f.report[t] for f in found if f is not None) for t in seeds[0].single_report}
-
-
-def method_record(seeds: Sequence[Seeded], method: str, single: Mapping[str, float]) -> dict[str, Any]:
+def method_record(chosen: Chosen, single: Mapping[str, float]) -> dict[str, Any]:
     """What the report data say about a method where the rule holds on the selection data."""
-    found = accuracy_at_rule(seeds, method)
-    mean, worst = (None, None) if found is None else drops(single, found)
+    found = chosen.found
+    mean, worst = (None, None) if found is None else drops(single, found.report)
     return {
-        "accuracy": _rounded(found),
+        "accuracy": None if found is None else _rounded(found.report),
         "drop_mean": None if mean is None else round(mean, 2),
         "drop_worst": None if worst is None else round(worst, 2),
-        "starts": [s.chosen[method] or "none" for s in seeds],
-        "at_most": [bool(f and f.bound) for f in (s.found[method] for s in seeds)],
+        "start": chosen.start or "none",
+        "at_most": bool(found and found.bound),
     }
 
 
-def subset_record(seeds: Sequence[Seeded], tasks: Subset) -> dict[str, Any]:
-    """Multiply-adds of every method at the rule, mean over seeds; null where a seed does not keep the rule."""
-    cells: dict[str, int | None] = {}
-    for method in seeds[0].found:
-        found = [s.found[method] for s in seeds]
-        known = [f.macs[tasks] for f in found if f is not None]
-        cells[method] = round(statistics.fmean(known)) if len(known) == len(found) else None
+def subset_record(methods: Mapping[str, Chosen], tasks: Subset) -> dict[str, Any]:
+    """Multiply-adds of every method at the rule; null where it does not keep the rule."""
+    cells = {m: None if c.found is None else round(c.found.macs[tasks]) for m, c in methods.items()}
     return {"tasks": list(tasks), "macs": cells, "latency_ms": {}}
 
 
@@ -123,8 +130,8 @@ def seed_record(found: Seeded) -> dict[str, Any]:
     }
 
 
-def _rounded(found: Mapping[str, float] | None) -> dict[str, float] | None:
-    return None if found is None else {t: round(a, 2) for t, a in found.items()}
+def _rounded(found: Mapping[str, float]) -> dict[str, float]:
+    return {t: round(a, 2) for t, a in found.items()}
 
 
 def table(record: Mapping[str, Any]) -> str:

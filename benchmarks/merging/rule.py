@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,21 @@ def excess(single: Mapping[str, float], found: Mapping[str, float]) -> float:
     """At most 1 where the rule holds: the larger of both drops over what they may be."""
     mean, worst = drops(single, found)
     return max(mean / MEAN_DROP, worst / WORST_DROP)
+
+
+def mean_points(sweeps: Sequence[Sequence[Point]]) -> list[Point]:
+    """The same budgets of several seeds, averaged; what only some sweeps have in front of them is left out."""
+    count = min(len(points) for points in sweeps)
+    return [_mean([points[i] for points in sweeps]) for i in range(-count, 0)]
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    def tasks(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {t: statistics.fmean(f[t] for f in found) for t in found[0]}
+
+    macs = {q: round(statistics.fmean(p.macs[q] for p in points)) for q in points[0].macs}
+    share = statistics.fmean(p.share for p in points)
+    return Point(share, tasks([p.selection for p in points]), tasks([p.report for p in points]), macs)
 
 
 def at_rule(points: Sequence[Point], single: Mapping[str, float]) -> AtRule | None:

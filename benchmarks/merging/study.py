@@ -46,7 +46,6 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
     setting = Setting(originals, data, effort, seed, say)
     single = accuracy(originals, data.selection), accuracy(originals, data.report)
     sweeps: dict[str, dict[str, list[Point]]] = {}
-    starts: dict[str, str] = {}
     found: dict[str, AtRule | None] = {}
     minutes = 0.0
     for method in sorted(chosen, key=lambda m: m == OURS):
@@ -55,10 +54,9 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
         done = {start: kept_sweep(setting, method, start, caps, kept) for start in METHODS[method]}
         sweeps[method] = {start: points for start, (points, _) in done.items()}
         minutes += sum(took for _, took in done.values())
-        starts[method] = min(sweeps[method], key=lambda s: expected(at_rule(sweeps[method][s], single[0])))
-        found[method] = at_rule(sweeps[method][starts[method]], single[0])
+        found[method] = min((at_rule(p, single[0]) for p in sweeps[method].values()), key=expected)
         say(f"  {method}: {_macs(found[method])}")
-    return Seeded(seed, *single, sweeps, starts, found, minutes)
+    return Seeded(seed, *single, sweeps, minutes)
 
 
 def kept_sweep(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from benchmarks.merging.record import Seeded, expected, family_record, least, table
+from benchmarks.merging.families import Data, Part
+from benchmarks.merging.record import Seeded, chosen, expected, family_record, least, table
 from benchmarks.merging.rule import Point, all_subsets, at_rule, excess
 
 SINGLE = {"a": 90.0, "b": 80.0}
@@ -57,8 +59,7 @@ def test_caps_are_the_least_of_the_methods_that_keep_the_rule():
 def record() -> dict:
     methods = {"separate": 1000, "mtz": 900, "lattice": 950}
     sweeps = {m: {"": [point(1.0, 90, 80, cost, report=0.2)]} for m, cost in methods.items()}
-    found = {m: at_rule(s[""], SINGLE) for m, s in sweeps.items()}
-    seed = Seeded(0, SINGLE, SINGLE, sweeps, dict.fromkeys(methods, ""), found, 1.0)
+    seed = Seeded(0, SINGLE, SINGLE, sweeps, 1.0)
     return family_record("pair", "two tasks", [seed, seed])
 
 
@@ -82,6 +83,25 @@ def test_the_table_shows_all_subsets_and_drops(record):
     assert lines[0] == "| pair | separate | mtz | lattice |"
     assert lines[4] == "| a + b | 3,000 | 2,700 | 2,850 |"
     assert lines[5] == "| mean drop, points | 0.20 | 0.20 | 0.20 |"
+
+
+def test_the_rule_is_read_from_means_over_the_seeds():
+    """One seed breaks the rule at 600 and the other is far within it: together they keep it."""
+    sweeps = [[point(0.5, 89.2, 79.4, 600)], [point(0.5, 90.2, 80.2, 500)]]
+    seeds = [Seeded(i, SINGLE, SINGLE, {"lattice": {"": s}}, 1.0) for i, s in enumerate(sweeps)]
+    assert at_rule(sweeps[0], SINGLE) is None
+    found = chosen(seeds)["lattice"].found
+    assert found is not None and found.macs[("a",)] == 550 and found.report["a"] == pytest.approx(89.7)
+
+
+def test_mirrored_inputs_are_inputs_too():
+    inputs = np.arange(24, dtype=np.float32).reshape(4, 1, 2, 3)
+    part = Part(inputs, {"a": np.zeros(4, np.int64)})
+    plain, both = (Data(part, part, part, m).unlabelled for m in (False, True))
+    assert sorted(x.tolist() for x in plain) == sorted(x.tolist() for x in inputs)
+    assert sorted(x.tolist() for x in both) == sorted(x.tolist() for x in (*inputs, *inputs[..., ::-1]))
+    few = Data(part, part, part, True).reduced(2, 1)
+    assert len(few.unlabelled) == 4 and len(few.selection.inputs) == 1
 
 
 def test_subsets_come_small_ones_first():

@@ -173,7 +173,10 @@ class Pam(Policy):
     threshold: float = 0.5
 
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
-        """Channels irrelevant for all are gone, for all but one exclusive; nothing is averaged."""
+        """Channels irrelevant for all are gone, for all but one exclusive; nothing is averaged.
+
+        A single exclusive channel is shared instead: an axis of one entry counts no channels for later passes.
+        """
         groups = label(self.streams, stream)
         units = [Unit(g, i) for g in groups for i in range(self.streams.group(g).width)]
         features = self._features(groups)
@@ -187,7 +190,9 @@ class Pam(Policy):
             found += [
                 own(units[i]) if units[i].group == home else average([units[i]], [home]) for i in exclusive[number]
             ]
-        return self._not_empty(stream, groups, found)
+        return self._not_empty(
+            stream, groups, [c if _is_wide(c, found) else average(c.members, groups) for c in found]
+        )
 
     def _irrelevant(self, features: np.ndarray, task: str) -> list[int]:
         labels = self._labels(task)
@@ -216,3 +221,8 @@ class Pam(Policy):
         output = self.streams.graph.tasks[task].outputs[0]
         values = self.originals.outputs[output].reshape(self.originals.samples, -1)
         return own_labels(values)[:SAMPLES]
+
+
+def _is_wide(channel: Channel, channels: Sequence[Channel]) -> bool:
+    """Whether there are other channels of a channel's label."""
+    return sum(c.groups == channel.groups for c in channels) > 1

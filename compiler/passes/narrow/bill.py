@@ -19,7 +19,7 @@ import numpy as np
 from compiler.ir.graph import Site
 from compiler.ir.types import TaskSet, ValueRef
 from compiler.passes.merge.channels import Role, layer_axes, weight_axes
-from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.copies import Copies, frozen_channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +67,8 @@ class Bill:
         self.every = (1 << self.tasks) - 1
         self.copies = copies
         self._names = copies.tasks
+        self.frozen = frozen_channels(copies)
+        """Per channel whether its label has to stay."""
         self.layers: list[Layer] = []
         self.each: list[Each] = []
         self._fixed = np.zeros(1 << self.tasks)
@@ -159,9 +161,10 @@ class Bill:
                 below = [int(np.bitwise_or.reduce(np.flatnonzero(row & present))) for row in self._contains]
                 read = layer.inward[layer.inward >= 0]
                 np.bitwise_or.at(used, read, np.array(below)[labels[read]])
-            if np.array_equal(labels & used, labels):
+            left = np.where(self.frozen, labels, labels & used)
+            if np.array_equal(left, labels):
                 return labels
-            labels = labels & used
+            labels = left
 
     # ------------------------------------------------------------------ pieces
     def _enter(self, site: Site) -> None:

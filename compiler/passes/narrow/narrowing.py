@@ -17,7 +17,7 @@ from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
 from compiler.passes.distil import FEW, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
-from compiler.passes.narrow.copies import Copies, frozen_channels
+from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.relabel import masks, relabelled
 from compiler.passes.narrow.steps import LEAST, Sensitivity, Taking, shares
 from compiler.passes.prune.surgery import split_shared
@@ -45,8 +45,7 @@ class Narrowing:
         self._runs = self._bill.runs(use.workload)
         self.labels = self._copies.full()
         self._streams = [self._copies.numbers(s) for s in self._copies.streams.streams]
-        frozen = frozen_channels(self._copies)
-        self._taking = Taking(self._bill, self._streams, frozen, options.whole)
+        self._taking = Taking(self._bill, self._streams, options.whole)
         self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
         if len(self._feeds) < FEW:
             raise PassError(f"narrow: {len(self._feeds)} calibration batches are too few; give {FEW} or more")

@@ -63,9 +63,9 @@ def shares(sensitivity: np.ndarray, labels: np.ndarray, streams: Iterable[np.nda
 class Taking:
     """Removes (channel, task) pairs, or whole channels, in order of loss per saving until enough is saved."""
 
-    def __init__(self, bill: Bill, streams: list[np.ndarray], frozen: np.ndarray, whole: bool) -> None:
-        self._bill, self._streams, self._frozen, self._whole = bill, streams, frozen, whole
-        self._stream_of = np.zeros(len(frozen), np.int64)
+    def __init__(self, bill: Bill, streams: list[np.ndarray], whole: bool) -> None:
+        self._bill, self._streams, self._whole = bill, streams, whole
+        self._stream_of = np.zeros(len(bill.frozen), np.int64)
         for index, channels in enumerate(streams):
             self._stream_of[channels] = index
 
@@ -90,7 +90,7 @@ class Taking:
         counts = np.stack([np.bincount(self._stream_of, labels >> t & 1) for t in range(tasks)], axis=1)
         saved, some = 0.0, False
         ratio = np.where(savings > 0, loss / np.maximum(savings, 1e-30), np.inf)
-        ratio[self._frozen] = np.inf
+        ratio[self._bill.frozen] = np.inf
         flat = ratio[:, columns]
         for at in np.argsort(flat, axis=None, kind="stable"):
             channel, column = int(at) // len(columns), columns[int(at) % len(columns)]

@@ -34,7 +34,7 @@ def test_enough_is_taken_and_every_task_keeps_channels_of_every_layer(whole):
     loss = np.random.default_rng(0).random((copies.count, 4))
     labels = copies.full()
     wanted = 0.4 * float(bill.by_label(labels) @ runs)
-    found = Taking(bill, streams, np.zeros(copies.count, bool), whole).down_to(labels, loss, runs, wanted)
+    found = Taking(bill, streams, whole).down_to(labels, loss, runs, wanted)
     assert 0.6 * wanted < bill.by_label(found) @ runs <= wanted
     assert min(map(min, counts(found, streams, 3))) >= LEAST
     assert not np.any(found & ~labels)
@@ -44,20 +44,18 @@ def test_enough_is_taken_and_every_task_keeps_channels_of_every_layer(whole):
 def test_what_must_stay_costs_more_than_is_wanted():
     copies, bill, streams = parts()
     loss = np.ones((copies.count, 3))
-    taking = Taking(bill, streams, np.zeros(copies.count, bool), False)
+    taking = Taking(bill, streams, False)
     assert taking.down_to(copies.full(), loss, bill.runs({}), 1.0) is None
 
 
 def test_frozen_channels_stay():
     copies, bill, streams = parts()
-    frozen = np.zeros(copies.count, bool)
+    frozen = bill.frozen
     frozen[streams[0]] = True
     runs = bill.runs({})
     loss = np.where(frozen, 0.0, 1.0)[:, None] * np.ones(3)
     start = copies.full()
-    found = Taking(bill, streams, frozen, False).down_to(
-        start, loss, runs, 0.6 * float(bill.by_label(start) @ runs)
-    )
+    found = Taking(bill, streams, False).down_to(start, loss, runs, 0.6 * float(bill.by_label(start) @ runs))
     assert np.array_equal(found[frozen], start[frozen])
 
 
@@ -67,7 +65,7 @@ def test_the_least_loss_per_saving_goes_first():
     start = copies.full()
     loss = 1 + np.random.default_rng(3).random((copies.count, 3))
     cost = float(bill.by_label(start) @ runs)
-    found = Taking(bill, streams, np.zeros(copies.count, bool), False).down_to(start, loss, runs, cost - 1)
+    found = Taking(bill, streams, False).down_to(start, loss, runs, cost - 1)
     savings = bill.savings(start, runs)[:, :2]
     best = np.unravel_index(np.argmin(loss[:, :2] / savings), savings.shape)
     changed = np.flatnonzero(found != start)
