@@ -190,7 +190,7 @@ FAMILIES = {
             dict.fromkeys(PAIR, 6),
             lambda folder: _split(folder, _pair_labels),
             lambda task, seed: lenet(task, 6, seed, (12, 24, 64)),
-            Effort(0, 5, 2, 2),
+            Effort(0, 5, 6, 2),
             Effort(10000, 4, 2, 2),
         ),
         Family(

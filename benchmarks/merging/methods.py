@@ -33,7 +33,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mtz": ("merge{policy=mtz}",),
     "pam": ("merge{policy=pam}",),
     "zipit": ("merge{policy=zipit}",),
-    "lattice": (SHARED, "merge{policy=mtz}"),
+    "lattice": (SHARED,),
 }
 """Method -> how it may start. Where there are several, the selection data choose; every one is trained alike."""
 
@@ -72,7 +72,8 @@ def sweep(setting: Setting, method: str, start: str, caps: Mapping[Subset, float
     for text in start.split(";") if start else ():
         text = text.replace("FIRST", f"{len(graph.tasks) ** -2:.4f}")
         graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
-    graph = distilled(graph, setting.use(graph), setting.effort.merged)
+    if start:  # what was not merged has nothing to learn from itself
+        graph = distilled(graph, setting.use(graph), setting.effort.merged)
     points = [_point(setting, graph, whole)]
     use = setting.use(graph)
     options = Narrow(loss="kl", between=BETWEEN, whole=method != OURS)
