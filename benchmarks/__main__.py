@@ -11,6 +11,7 @@ STUDIES = {
     "dense": "benchmarks.dense",
     "frontier": "benchmarks.frontier",
     "fuzz": "benchmarks.fuzz.study",
+    "holding": "benchmarks.holding",
     "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",
     "newcomer": "benchmarks.newcomer",

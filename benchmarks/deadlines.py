@@ -57,17 +57,17 @@ def under_load(
 
 
 @contextlib.contextmanager
-def loaded(core: int | None) -> Iterator[None]:
-    """A process that copies memory on `core` all the while; None: no such process."""
+def loaded(core: int | None) -> Iterator[int | None]:
+    """A process that copies memory on `core` all the while, by its number; None: no such process."""
     if core is None:
-        yield
+        yield None
         return
     command = [sys.executable, "-c", LOAD, str(core)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            yield
+            yield process.pid
         finally:
             process.kill()
 

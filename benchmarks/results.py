@@ -74,6 +74,18 @@ def save(folder: Path, study: str, rows: Sequence[Row]) -> Path:
     return path
 
 
+def record_of(study: str, arguments: Sequence[str], case: str, seeds: Record, measured: Record) -> Record:
+    """What a file for one network holds: how and where it was measured, then what was measured."""
+    head = {"command": " ".join([f"python -m benchmarks {study}", *arguments]), "seeds": seeds, **facts()}
+    return head | {BUILD: sources_digest()[:_DIGITS], "network": case, **measured}
+
+
+def keep(folder: Path, name: str, record: Record) -> None:
+    """Write `name`.json in the folder; what was there is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
 def render(folder: Path) -> str:
     """All studies in a folder as Markdown."""
     parts = []

@@ -24,10 +24,11 @@ import numpy as np
 
 from benchmarks.cases import SEED, generated, prepare
 from benchmarks.deadlines import under_load
-from benchmarks.host import facts, machine_lock, pinned
+from benchmarks.host import machine_lock, pinned
 from benchmarks.ours import PASSES, sources_digest, through
 from benchmarks.random_switching import switch
 from benchmarks.resident import resident
+from benchmarks.results import keep, record_of
 from benchmarks.settings import Settings, chosen, parser, say
 from compiler import Graph, build, load_config, open_bundle, parse_pass
 from compiler.codegen.runtime import Network
@@ -177,20 +178,12 @@ def main(arguments: list[str]) -> int:
     settings, wrong = Settings.of(given), False
     results = {}
     for name in chosen(given.only, ["fashion"] if given.quick and not given.only else SUBJECTS):
-        record = {
-            "command": " ".join(["python -m benchmarks switching", *arguments]),
-            "seeds": {"inputs and switching": SEED},
-            **facts(),
-            "build": sources_digest()[:8],
-            "network": name,
-            **measured(name, settings, given),
-        }
+        seeds = {"inputs and switching": SEED}
+        record = record_of("switching", arguments, name, seeds, measured(name, settings, given))
         results[name] = record
         wrong |= record["random_switching"]["wrong"] > 0 or record["pool_bytes"]["over_densest"] > 1.05
         if given.save:
-            given.save.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(record, indent=1) + "\n"
-            (given.save / f"switching-{name}.json").write_text(text)
+            keep(given.save, f"switching-{name}", record)
         if not given.json:
             print(_lines(record))
     if given.json:

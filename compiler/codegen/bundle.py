@@ -260,8 +260,7 @@ def _texts(library: Library, face: Interface, target: Target, golden: Golden, id
         "src/golden.h": golden_header(face, golden),
         "src/selftest.c": selftest.selftest_text(face, target),
         "src/bench.c": selftest.bench_text(face),
-        "example/main.c": example.example_text(face, target),
-        "example/CMakeLists.txt": example.cmake_text(face),
+        **example.example_files(face, target),
     }
     data = {file: text.encode("ascii") for file, text in texts.items()}
     data |= {"src/kernels.a": link.kernel_archive(library.objects), "weights.bin": library.pool}

@@ -2,8 +2,10 @@
 
 Before every step whose work depends on the level the driver reads the clock. What is left at the present level is
 taken from a table that the library measures of itself, times the slowness of this call so far; while that is more
-than is left of the budget the level falls. Only downwards: what a sparser level needs of the steps before was
-computed by the denser one. Everything is on the stack or the caller's: no state, no allocation.
+than is left of the budget the level falls. Slowness is time spent over time expected, both with a share of a call
+added: an interrupt before the first layers is time lost, and says little about the layers to come. Only downwards:
+what a sparser level needs of the steps before was computed by the denser one. Everything is on the stack or the
+caller's: no state, no allocation.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from compiler.codegen.interface import Interface
 
 MOST_ROUNDS = 31
 """Runs per level that a table of times is taken from."""
+CAUTION = 8
+"""One part in so many of the densest level's time counts as gone by as the table says, before a call begins."""
 
 
 def feature_macros(face: Interface) -> tuple[str, ...]:
@@ -63,7 +67,9 @@ _GIVEN = "tasks, in, out, call->workspace, call->level, clock"
 
 def _named(text: str, face: Interface) -> str:
     text = text.replace("@name@", face.name).replace("@NAME@", face.upper)
-    return text.replace("@points@", str(face.points)).replace("@rounds@", str(MOST_ROUNDS))
+    for mark, number in {"@points@": face.points, "@rounds@": MOST_ROUNDS, "@caution@": CAUTION}.items():
+        text = text.replace(mark, str(number))
+    return text
 
 
 _HEADER = """/* Budgets. The library measures how long every level takes from each switch point to the end ... */
@@ -105,7 +111,8 @@ static uint32_t elapsed(const watch *clock) {
 
 /* Steps until the end at a level take longer than is left, if all go as slowly as those so far. */
 static int too_slow(const watch *clock, uint32_t level, int point, uint32_t spent) {
-  const float slowness = spent > clock->expected && clock->expected ? (float)spent / (float)clock->expected : 1.0f;
+  const float usual = (float)(clock->times->rest_ns[0][0] / @caution@ + 1);
+  const float slowness = spent > clock->expected ? ((float)spent + usual) / ((float)clock->expected + usual) : 1.0f;
   return (float)spent + (float)clock->times->rest_ns[level][point] * slowness > (float)clock->budget;
 }
 

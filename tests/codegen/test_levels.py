@@ -165,12 +165,44 @@ def test_a_call_falls_to_the_level_its_budget_allows(made: Made) -> None:
     assert made.net.run_within(made.feeds, hour, times, level=1).level == 1
 
 
+def test_time_lost_before_the_first_layers_says_little_about_the_rest(made: Made) -> None:
+    """By the table the first step takes a nanosecond, so it is hundreds of times slower than expected."""
+    times = made.net.measure(made.feeds, tasks=["a"])
+    for rest in times.table.rest_ns:
+        rest[0] = 1_000_000_001
+        for point in range(1, len(rest)):
+            rest[point] = 1_000_000_000
+    assert made.net.run_within(made.feeds, 50_000_000, times).level == 0
+
+
+def compiled_example(made: Made, name: str, folder: Path) -> Path:
+    """A program of the bundle's examples, without a warning."""
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I.", f"example/{name}.c", "libnested.a", "-lm"]
+    subprocess.run([*command, "-lpthread", "-o", folder / name], cwd=made.net.bundle.path, check=True)
+    return folder / name
+
+
 def test_the_example_holds_a_budget(made: Made, tmp_path: Path) -> None:
-    folder = made.net.bundle.path
-    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I.", "example/main.c", "libnested.a", "-lm"]
-    subprocess.run([*command, "-lpthread", "-o", tmp_path / "example"], cwd=folder, check=True)
-    done = subprocess.run([tmp_path / "example"], cwd=folder, check=True, capture_output=True, text=True)
+    program = compiled_example(made, "main", tmp_path)
+    done = subprocess.run([program], cwd=made.net.bundle.path, check=True, capture_output=True, text=True)
     assert re.search(r"^budget \d+ us: level [0-2](, late)?$", done.stdout, re.MULTILINE)
+
+
+def test_the_example_that_holds_a_target_over_many_calls(made: Made, tmp_path: Path) -> None:
+    program = compiled_example(made, "hold", tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [program, made.net.bundle.path / "golden", *arguments]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    line = re.compile(r"budget (\d+) us: (\d+) of 1000 in time; calls by level: (\d+) (\d+) (\d+)")
+    ample = [line.fullmatch(text) for text in run("60000000", "2").stdout.splitlines()]
+    assert [found and found.groups() for found in ample] == [("60000000", "1000", "1000", "0", "0")] * 2
+    (short,) = (line.fullmatch(text) for text in run("1", "1").stdout.splitlines())
+    assert short and short.group(2, 3, 5) == ("0", "0", "1000"), "a microsecond is over before the first layer"
+    refused = run("much")
+    assert (refused.returncode, refused.stderr) == (1, "budget and lines are numbers above 0\n")
+    assert not (made.net.bundle.path / "example" / "hold.c").read_text().count("@")
 
 
 def test_late_layers_alone_become_sparser(made: Made) -> None:

@@ -1,0 +1,123 @@
+"""Ways to choose the level of a call so that a loop of calls holds a latency target.
+
+A controller is called with inputs and told afterwards how long that took, by the clock of the loop. All times are
+in seconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from compiler.codegen.budgets import LevelTimes
+from compiler.codegen.foreign import Outputs
+from compiler.codegen.runtime import Network
+
+Feeds = Mapping[str, np.ndarray]
+PLANNED = 0.9
+"""Share of the target that calls are planned to take: what goes wrong in the last layers cannot be made up for."""
+RECENT = 16
+"""Calls that `Feedback` looks back to."""
+IGNORED = 1
+"""Slowest of the recent calls that `Feedback` does not count: one interrupt is no load."""
+
+
+class Controller(Protocol):
+    """Runs calls, each at a level of its choice."""
+
+    def call(self, inputs: Feeds) -> tuple[Outputs, int]:
+        """Outputs of all tasks, and the level of the last layers."""
+
+    def took(self, seconds: float) -> None:
+        """Learn how long the last call took."""
+
+
+@dataclass
+class Fixed:
+    """The densest level, whatever happens: what there is to compare with."""
+
+    net: Network
+
+    def call(self, inputs: Feeds) -> tuple[Outputs, int]:
+        """As in `Controller`."""
+        return self.net.run(inputs), 0
+
+    def took(self, seconds: float) -> None:
+        """Nothing is learnt."""
+
+
+@dataclass
+class Deadline:
+    """Every call gets the target as its budget, and the library falls to a sparser level inside of it."""
+
+    net: Network
+    times: LevelTimes
+    budget_us: int
+
+    def call(self, inputs: Feeds) -> tuple[Outputs, int]:
+        """As in `Controller`."""
+        reached = self.net.run_within(inputs, self.budget_us, self.times)
+        return reached.outputs, reached.level
+
+    def took(self, seconds: float) -> None:
+        """Nothing is learnt: each call starts at the densest level again."""
+
+
+@dataclass
+class Feedback:
+    """A level for the whole call, by how much slower than usual the calls before it were.
+
+    `usual`: a call at each level on a quiet machine; `limit`: what a call may take. The densest level that stays
+    within it is chosen, the sparsest where none does.
+    """
+
+    net: Network
+    usual: Sequence[float]
+    limit: float
+    level: int = 0
+    _slowness: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def call(self, inputs: Feeds) -> tuple[Outputs, int]:
+        """As in `Controller`."""
+        return self.net.run(inputs, level=self.level), self.level
+
+    def took(self, seconds: float) -> None:
+        """Choose the level of the next call."""
+        self._slowness.append(seconds / self.usual[self.level])
+        slowness = sorted(self._slowness)[: -IGNORED or None]
+        expected = max(slowness, default=1.0)
+        fitting = (k for k, usual in enumerate(self.usual) if usual * expected <= self.limit)
+        self.level = next(fitting, len(self.usual) - 1)
+
+
+def usual_seconds(net: Network, inputs: Feeds, rounds: int) -> list[float]:
+    """Median of a call at each level, by the clock that a loop in Python sees."""
+    found = []
+    for level in range(len(net.levels)):
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            net.run(inputs, level=level)
+            times.append(time.perf_counter() - start)
+        found.append(statistics.median(times))
+    return found
+
+
+def controllers(net: Network, usual: Sequence[float], times: LevelTimes, target: float) -> dict[str, Controller]:
+    """Name -> controller, for a target; `usual` and `times` as measured on a quiet machine.
+
+    A budget is what the target leaves once Python's part of a call is taken off.
+    """
+    limit = PLANNED * target
+    budget = limit - max(0.0, usual[0] - times.seconds[0])
+    return {
+        "fixed": Fixed(net),
+        "deadline": Deadline(net, times, max(1, round(budget * 1e6))),
+        "feedback": Feedback(net, usual, limit),
+    }

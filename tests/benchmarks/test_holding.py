@@ -1,0 +1,169 @@
+"""The study that holds a latency target: what its controllers choose, and how its calls are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__, controllers, deadlines, holding
+from benchmarks.controllers import IGNORED, RECENT, Deadline, Feedback, Fixed
+from compiler.codegen.budgets import LevelTimes, Reached, times_type
+
+USUAL = [400e-6, 200e-6, 100e-6]
+BY_LEVEL = [{"a": 0.9}, {"a": 0.6}, {"a": 0.3}]
+
+
+@dataclass
+class FakeNetwork:
+    """Three levels that answer with their number; a call with a budget reaches level 1."""
+
+    levels: tuple[float, ...] = (1.0, 0.5, 0.25)
+    asked: list[Any] = field(default_factory=list)
+
+    def run(self, x: dict[str, np.ndarray], level: int = 0) -> dict[str, np.ndarray]:
+        self.asked.append(level)
+        return {"a": np.arange(3) == level}
+
+    def measure(self, x: dict[str, np.ndarray], rounds: int) -> LevelTimes:
+        table = times_type(3, 0)()
+        for rest, seconds in zip(table.rest_ns, USUAL, strict=True):
+            rest[0] = round(seconds * 1e9)
+        return LevelTimes(("a",), table)
+
+    def run_within(self, x: dict[str, np.ndarray], budget_us: int, times: LevelTimes) -> Reached:
+        self.asked.append(budget_us)
+        return Reached({"a": np.arange(3) == 1}, 1, False)
+
+
+def levels_after(feedback: Feedback, slowness: float, calls: int) -> list[int]:
+    """Levels of so many calls on a machine that is `slowness` times slower than usual."""
+    found = []
+    for _ in range(calls):
+        _, level = feedback.call({})
+        found.append(level)
+        feedback.took(USUAL[level] * slowness)
+    return found
+
+
+def test_feedback_follows_the_load_and_comes_back():
+    feedback = Feedback(FakeNetwork(), USUAL, limit=500e-6)
+    assert levels_after(feedback, 1.0, RECENT) == [0] * RECENT
+    assert levels_after(feedback, 2.0, RECENT)[-1] == 1, "twice 200 us is within 500 us, twice 400 us is not"
+    assert levels_after(feedback, 4.0, RECENT)[-1] == 2
+    assert levels_after(feedback, 50.0, RECENT)[-1] == 2, "the sparsest where nothing is within the limit"
+    assert levels_after(feedback, 1.0, RECENT + 1)[-1] == 0
+
+
+def test_feedback_is_not_impressed_by_one_interrupt():
+    feedback = Feedback(FakeNetwork(), USUAL, limit=500e-6)
+    levels_after(feedback, 1.0, RECENT)
+    assert levels_after(feedback, 100.0, IGNORED) + levels_after(feedback, 1.0, 3) == [0] * (IGNORED + 3)
+    levels_after(feedback, 100.0, IGNORED + 1)
+    assert feedback.level == 2
+
+
+def test_budgets_leave_out_what_python_takes_and_what_is_kept_back():
+    net = FakeNetwork()
+    times = net.measure({}, 1)
+    ways = controllers.controllers(net, [430e-6, 230e-6, 130e-6], times, target=1000e-6)
+    assert [type(way) for way in ways.values()] == [Fixed, Deadline, Feedback]
+    assert [way.call({})[1] for way in ways.values()] == [0, 1, 0]
+    assert net.asked == [0, round((0.9 * 1000) - 30), 0]
+    assert len(controllers.usual_seconds(net, {}, rounds=3)) == 3
+    assert net.asked[3:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_tally_counts_shares_quantiles_and_accuracy():
+    tally = holding.Tally()
+    for i in range(1000):
+        late = i < 4
+        tally.add(900e-6 if late else 100e-6, 2 if i < 500 else 0, {"a": i % 4 == 0}, kept=i >= 3)
+    found = tally.summary(500e-6, BY_LEVEL)
+    assert (found["in_time"], found["in_time_kept"]) == (0.996, 996 / 997)
+    assert found["interrupted"] == pytest.approx(0.003)
+    assert (found["median_us"], found["p999_us"]) == pytest.approx((100, 900))
+    assert (found["mean_level"], found["levels"]) == (1.0, [500, 0, 500])
+    assert (found["accuracy"], found["accuracy_of_levels"]) == ({"a": 0.25}, {"a": pytest.approx(0.6)})
+    lost = holding.Tally()
+    lost.add(1.0, 0, {}, kept=False)
+    assert lost.summary(2.0, BY_LEVEL)["in_time_kept"] is None
+
+
+def test_controllers_take_turns_and_make_the_same_calls():
+    calls = 2 * holding.TURN + 7
+    order = list(holding.turns(calls, ["x", "y"]))
+    assert [name for name, _ in order] == ["x", "y"] * 3
+    for wanted in "xy":
+        assert [i for name, part in order if name == wanted for i in part] == list(range(calls))
+
+
+def test_a_target_is_an_upper_limit_and_quantiles_are_latencies_that_occurred():
+    tally = holding.Tally()
+    for seconds in (1e-4, 2e-4, 4e-4):
+        tally.add(seconds, 0, {"a": True}, kept=True)
+    found = tally.summary(4e-4, BY_LEVEL)
+    assert found["in_time"] == 1.0 and found["p999_us"] == pytest.approx(400)
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A study of a network that is made up, with a load that does nothing; what is yielded fills with loads."""
+    started: list[str] = []
+
+    @contextlib.contextmanager
+    def loaded(core: int | None) -> Iterator[None]:
+        started.append("none" if core is None else "load")
+        yield
+
+    samples = [{"x": np.zeros(1)}] * 2
+    subject = SimpleNamespace(folder="", samples=samples, labels={"a": np.array([0, 1])}, calls=20)
+    monkeypatch.setattr(holding, "SUBJECTS", {"fashion": lambda levels, settings: subject})
+    monkeypatch.setattr(holding, "open_bundle", lambda folder: FakeNetwork())
+    monkeypatch.setattr(holding, "loaded", loaded)
+    monkeypatch.setattr(holding, "pinned", lambda core: contextlib.nullcontext())
+    monkeypatch.setattr(holding, "accuracies", lambda net, subject: BY_LEVEL)
+    yield started
+
+
+def test_the_study_runs_every_phase_and_keeps_what_it_found(made_up, tmp_path, capsys):
+    assert __main__.STUDIES["holding"] == "benchmarks.holding"
+    asked = ["--calls", "10", "--json", "--slack", "3", "--kept", str(tmp_path), "--save", str(tmp_path / "out")]
+    assert holding.main(asked) == 0
+    printed = json.loads(capsys.readouterr().out)["fashion"]
+    record = json.loads((tmp_path / "out" / "holding-fashion.json").read_text())
+    assert record == printed
+    assert record["command"].startswith("python -m benchmarks holding --calls 10") and record["versions"]["numpy"]
+    assert list(record["phases"]) == list(holding.phases(0))
+    assert made_up == ["none" if name.startswith("idle") else "load" for name in record["phases"]]
+    assert record["target_us"] == pytest.approx(3 * record["usual_us"][0])
+    for row in record["phases"].values():
+        assert 0 <= row["core_share"] < 1.5
+        fixed, deadline = row["ways"]["fixed"], row["ways"]["deadline"]
+        assert (fixed["levels"], deadline["levels"]) == ([10, 0, 0], [0, 10, 0])
+        assert (fixed["accuracy"], fixed["accuracy_of_levels"]) == ({"a": 0.5}, {"a": 0.9})
+        assert sum(row["ways"]["feedback"]["levels"]) == 10
+    text = holding.table(record).splitlines()
+    assert len(text) == 4 + 3 * len(record["phases"]) and len({line.count("|") for line in text[2:]}) == 1
+
+
+def test_a_load_has_a_process_whose_time_is_counted(monkeypatch):
+    monkeypatch.setattr(deadlines, "LOAD", "print('ready', flush=True)\nwhile True: pass")
+    seen = []
+
+    def run() -> dict[str, holding.Tally]:
+        seen.append(True)
+        deadline = holding.time.perf_counter() + 0.3
+        while holding.time.perf_counter() < deadline:
+            pass
+        return {}
+
+    shares, _ = holding.phase(0, run)
+    assert seen and 0 < shares["core_share"] < 1.5 and 0 <= shares["load_share"] < 1.5
+    assert "load_share" not in holding.phase(None, dict)[0]
