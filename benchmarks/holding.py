@@ -196,8 +196,15 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--calls", type=int, metavar="N", help="calls per phase and way to choose the level")
     options.add_argument("--slack", type=float, default=SLACK, metavar="X", help=f"target over usual ({SLACK})")
     given = options.parse_args(arguments)
+    if given.slack <= 0 or (given.calls is not None and given.calls < 1):
+        options.error("--slack is above 0, --calls at least 1")
     settings, results = Settings.of(given), {}
-    for name in chosen(given.only or ["fashion"], SUBJECTS):
+    names = chosen(given.only or ["fashion"], SUBJECTS)
+    if given.prepare:
+        for name in names:
+            SUBJECTS[name](FEW if given.quick else LEVELS, settings)
+        return 0
+    for name in names:
         results[name] = record_of("holding", arguments, name, {"inputs": SEED}, measured(name, settings, given))
         if given.save:
             keep(given.save, f"holding-{name}", results[name])

@@ -153,6 +153,18 @@ def test_the_study_runs_every_phase_and_keeps_what_it_found(made_up, tmp_path, c
     assert len(text) == 4 + 3 * len(record["phases"]) and len({line.count("|") for line in text[2:]}) == 1
 
 
+def test_a_study_that_only_prepares_measures_nothing(made_up, tmp_path, capsys):
+    assert holding.main(["--prepare", "--kept", str(tmp_path)]) == 0
+    assert (made_up, capsys.readouterr().out) == ([], "")
+
+
+@pytest.mark.parametrize("wrong", [["--slack", "0"], ["--calls", "0"], ["--calls", "-3"]])
+def test_targets_and_counts_that_mean_nothing_are_refused(wrong, made_up, capsys):
+    with pytest.raises(SystemExit):
+        holding.main(wrong)
+    assert "--slack is above 0, --calls at least 1" in capsys.readouterr().err and not made_up
+
+
 def test_a_load_has_a_process_whose_time_is_counted(monkeypatch):
     monkeypatch.setattr(deadlines, "LOAD", "print('ready', flush=True)\nwhile True: pass")
     seen = []
