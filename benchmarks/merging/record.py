@@ -88,7 +88,7 @@ def method_record(chosen: Chosen, single: Mapping[str, float]) -> dict[str, Any]
         "accuracy": None if found is None else _rounded(found.report),
         "drop_mean": None if mean is None else round(mean, 2),
         "drop_worst": None if worst is None else round(worst, 2),
-        "start": chosen.start or "none",
+        "start": chosen.start.replace("FIRST", f"{len(single) ** -2:g}") or "none",
         "at_most": bool(found and found.bound),
     }
 
