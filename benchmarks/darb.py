@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.host import facts
+from benchmarks.results import keep
 from models.training.conllu import Tagged, load_treebank
 from models.training.masked import PATTERNS, Masks, Pattern, steps_to
 
@@ -273,6 +274,5 @@ def main(arguments: list[str]) -> int:
         if given.json:
             print(json.dumps(made, indent=1))
         if given.save:
-            given.save.mkdir(parents=True, exist_ok=True)
-            (given.save / f"pruning-darb-{case.name}.json").write_text(json.dumps(made, indent=1) + "\n")
+            keep(given.save, f"pruning-darb-{case.name}", made)
     return 0

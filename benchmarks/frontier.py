@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.host import facts, machine_lock, pinned, timed_cores
+from benchmarks.results import keep
 from benchmarks.settings import ROOT
 from compiler.codegen.target import Target
 from compiler.config import load_config
@@ -87,8 +88,7 @@ def main(arguments: list[str]) -> int:
     if given.json:
         print(json.dumps(record, indent=1))
     if given.save:
-        given.save.mkdir(parents=True, exist_ok=True)
-        (given.save / "pruning-frontier.json").write_text(json.dumps(record, indent=1) + "\n")
+        keep(given.save, "pruning-frontier", record)
     return int(not all(row["within"] for row in found))
 
 

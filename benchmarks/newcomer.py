@@ -9,7 +9,6 @@ the files in onnxruntime.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -27,6 +26,7 @@ import onnxruntime
 
 from benchmarks.host import facts
 from benchmarks.peers.client import ROOT
+from benchmarks.results import keep
 from benchmarks.settings import say
 
 MODELS = {
@@ -169,6 +169,5 @@ def main(arguments: list[str]) -> int:
     if options.save:
         record = {"command": "python -m benchmarks newcomer", "machine": facts(), "seconds": round(total, 1)}
         record |= {"steps": [asdict(s) for s in path.steps], "values": found}
-        options.save.mkdir(parents=True, exist_ok=True)
-        (options.save / "newcomer.json").write_text(json.dumps(record, indent=1) + "\n")
+        keep(options.save, "newcomer", record)
     return int(total > LIMIT or not right(found))

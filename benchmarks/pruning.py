@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.host import facts
 from benchmarks.networks import NETWORKS
+from benchmarks.results import keep
 from compiler.codegen.predict import planner_clock
 from compiler.errors import PassError
 from compiler.ir.graph import Graph
@@ -114,6 +115,5 @@ def main(arguments: list[str]) -> int:
     else:
         print(f"{record['held']} held, {record['refused']} refused with the reason, {record['failed']} failed")
     if given.save:
-        given.save.mkdir(parents=True, exist_ok=True)
-        (given.save / "pruning-budgets.json").write_text(json.dumps(record, indent=1) + "\n")
+        keep(given.save, "pruning-budgets", record)
     return int(any(not r.good for r in found))

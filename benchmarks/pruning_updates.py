@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.host import facts
 from benchmarks.pruning_accuracy import MODELS, accuracy
+from benchmarks.results import keep
 from compiler.ir.onnx_in import load
 from compiler.passes.base import Resources
 from compiler.passes.fold_batch_norm import FoldBatchNorm
@@ -91,6 +92,5 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(record, indent=1))
     if options.save:
-        options.save.mkdir(parents=True, exist_ok=True)
-        (options.save / "pruning-updates.json").write_text(json.dumps(record, indent=1) + "\n")
+        keep(options.save, "pruning-updates", record)
     return 0

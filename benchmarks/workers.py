@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.families import trunk_and_head
 from benchmarks.host import facts
 from benchmarks.ours import PASSES, through
+from benchmarks.results import keep
 from benchmarks.settings import say
 from compiler import Graph, Nest, build, load, union
 from compiler.workers.jobs import Executor, Here, Job, Workers
@@ -160,6 +161,5 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(record, indent=1))
     if options.save:
-        options.save.mkdir(parents=True, exist_ok=True)
-        (options.save / "workers.json").write_text(json.dumps(record, indent=1) + "\n")
+        keep(options.save, "workers", record)
     return int(not all(r.same_bytes and len(r.lost) == (r.way in WAYS) for r in found))

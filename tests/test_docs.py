@@ -129,11 +129,14 @@ def test_the_program_with_workers_runs(repository):
 
 def test_commands_that_need_a_device_are_commands(capsys):
     """Blocks that cannot run here are at least accepted by the parser."""
+    seen = 0
     for page in (DOCS / "recipes.md", DOCS / "tutorial.md", DOCS / "workers.md"):
         for text in blocks(page, "console"):
             for line in text.replace("\\\n", " ").splitlines():
                 if line.startswith("taskgraft "):
                     parser().parse_args(shlex.split(line.partition(" > ")[0], comments=True)[1:])
+                    seen += 1
+    assert seen > 3
 
 
 # ---------------------------------------------------------------------- the site

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.merging.families import Data, Effort
-from benchmarks.merging.record import OURS
+from benchmarks.merging.record import OURS, passes_of
 from benchmarks.merging.rule import Point, Subset, all_subsets
 from benchmarks.merging.training import accuracy, distilled
 from compiler import Graph, cost_report, parse_pass
@@ -69,8 +69,7 @@ def expected_macs(graph: Graph) -> float:
 def sweep(setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None = None) -> list[Point]:
     """A start, trained, and narrowed from budget to budget; each budget's network is trained to its end, aside."""
     graph, whole = setting.originals, expected_macs(setting.originals)
-    for text in start.split(";") if start else ():
-        text = text.replace("FIRST", f"{len(graph.tasks) ** -2:.4f}")
+    for text in passes_of(start, len(graph.tasks)):
         graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
     if start:  # what was not merged has nothing to learn from itself
         graph = distilled(graph, setting.use(graph), setting.effort.merged)

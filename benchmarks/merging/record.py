@@ -33,6 +33,11 @@ class Chosen:
     found: AtRule | None
 
 
+def passes_of(start: str, tasks: int) -> list[str]:
+    """The passes of a start; FIRST is the share that one network's width is of all of them side by side."""
+    return [text.replace("FIRST", f"{tasks**-2:.4g}") for text in start.split(";") if text]
+
+
 def least(found: Mapping[str, AtRule | None]) -> dict[Subset, float] | None:
     """The cheapest of some methods per subset; None where none of them keeps the rule."""
     kept = [f.macs for f in found.values() if f is not None]
@@ -88,7 +93,7 @@ def method_record(chosen: Chosen, single: Mapping[str, float]) -> dict[str, Any]
         "accuracy": None if found is None else _rounded(found.report),
         "drop_mean": None if mean is None else round(mean, 2),
         "drop_worst": None if worst is None else round(worst, 2),
-        "start": chosen.start.replace("FIRST", f"{len(single) ** -2:g}") or "none",
+        "start": ";".join(passes_of(chosen.start, len(single))) or "none",
         "at_most": bool(found and found.bound),
     }
 

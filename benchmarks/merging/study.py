@@ -26,6 +26,7 @@ from benchmarks.merging.methods import METHODS, Setting, sweep
 from benchmarks.merging.record import OURS, Seeded, expected, family_record, least, table
 from benchmarks.merging.rule import AtRule, Point, Subset, at_rule
 from benchmarks.merging.training import accuracy, joined, singles
+from benchmarks.results import keep
 from compiler.calibration.moments import content_key
 from compiler.ir.text import digest
 
@@ -139,7 +140,7 @@ def main(arguments: list[str]) -> int:
         }
         print(json.dumps(record, indent=1) if options.json else table(record["families"][0]), flush=True)
         if options.save:
-            (options.save / f"merging-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            keep(options.save, f"merging-{name}", record)
     return 0
 
 

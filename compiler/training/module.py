@@ -62,8 +62,8 @@ def _learnt(graph: Graph, site: Site) -> Iterator[Value]:
 
 
 class TorchNet:
-    """`graph` on `device`. `weights`: what can be trained, by name; zeros that a sparse encoding leaves out stay
-    zero (`keep_zeros`).
+    """`graph` on `device`. `weights`: what can be trained, by name; zeros that a sparse encoding or `keep` leaves
+    out stay zero (`keep_zeros`).
     """
 
     def __init__(self, graph: Graph, device: str | torch.device = "cpu") -> None:
@@ -136,8 +136,17 @@ class TorchNet:
         return [t.data for t in made if isinstance(t, Field)]
 
     # ------------------------------------------------------------------ weights
+    def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
+        """Leave out elements where a mask, of the leading axes of its weight, is False: they are zero now."""
+        with torch.no_grad():
+            for ref, mask in masks.items():
+                weight = self.weights[ref]
+                kept = torch.from_numpy(mask).to(self.device).reshape(mask.shape + (1,) * (weight.ndim - mask.ndim))
+                self._masks[ref] = kept & self._masks.get(ref, torch.ones_like(kept))
+                weight.mul_(self._masks[ref])
+
     def keep_zeros(self) -> None:
-        """Drop the gradients of elements that sparse encodings leave out."""
+        """Drop the gradients of elements that are left out."""
         for ref, mask in self._masks.items():
             gradient = self.weights[ref].grad
             if gradient is not None:

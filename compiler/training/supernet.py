@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
-from compiler.training.distilling import HELD_OUT, Material, Wanted, chosen_device, prepared
+from compiler.training.distilling import CHECKED, HELD_OUT, Material, Wanted, chosen_device, prepared
 from compiler.training.fisher import drawn_loss
 from compiler.training.loop import predict
 from compiler.training.losses import variance
@@ -32,25 +32,16 @@ class Supernet:
 
     def __init__(self, graph: Graph, material: Material, wanted: Wanted, seed: int, device: str = "auto") -> None:
         self._net = TorchNet(graph, chosen_device(device))
-        check_agrees(self._net, material.feeds[:2])
+        check_agrees(self._net, material.feeds[:CHECKED])
         data, self._objective = prepared(self._net, material, wanted, BATCH)
         held = torch.arange(len(data), device=self._net.device) % HELD_OUT == HELD_OUT - 1
         self._train, self._held_out = data.at(~held), data.at(held)
-        self._masks: dict[ValueRef, Tensor] = {}
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(self._net.device).manual_seed(seed)
         self._order: list[Tensor] = []
 
     def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
-        """From now on the weights where a mask is False are zero. A mask has the leading axes of its weight."""
-        for ref, mask in masks.items():
-            weight = self._net.weights[ref]
-            kept = (
-                torch.from_numpy(mask).to(self._net.device).reshape(mask.shape + (1,) * (weight.ndim - mask.ndim))
-            )
-            self._masks[ref] = kept.to(weight.dtype)
-        with torch.no_grad():
-            for ref, kept in self._masks.items():
-                self._net.weights[ref].mul_(kept)
+        """See `TorchNet.keep`."""
+        self._net.keep(masks)
 
     def train(self, epochs: float, rate: float) -> None:
         """Adam at a constant rate for a number of epochs, which may be a fraction."""
@@ -59,10 +50,6 @@ class Supernet:
             part = self._train.at(self._next_rows())
             optimizer.zero_grad()
             self._objective(self._net.run(part.inputs), part.teacher, part.labels).backward()
-            for ref, kept in self._masks.items():
-                gradient = self._net.weights[ref].grad
-                if gradient is not None:
-                    gradient.mul_(kept)
             self._net.keep_zeros()
             optimizer.step()
 
@@ -73,8 +60,7 @@ class Supernet:
 
     def gates(self, samples: int) -> Iterator[Mapping[ValueRef, np.ndarray]]:
         """Gradients of gates on every weight [its leading two axes], for `samples` inputs in small groups."""
-        rows = torch.randperm(len(self._train), generator=self._generator)[:samples]
-        part = self._train.at(rows.to(self._net.device))
+        part = self._train.at(self._shuffled()[:samples])
         spreads = {r: variance(y) for r, y in predict(self._net, part.inputs, BATCH).items()}
         for first in range(0, len(part), DRAWN):
             for weight in self._net.weights.values():
@@ -89,9 +75,11 @@ class Supernet:
 
     def _next_rows(self) -> Tensor:
         if not self._order:
-            order = torch.randperm(len(self._train), generator=self._generator).to(self._net.device)
-            self._order = list(order.split(BATCH))
+            self._order = list(self._shuffled().split(BATCH))
         return self._order.pop()
+
+    def _shuffled(self) -> Tensor:
+        return torch.randperm(len(self._train), generator=self._generator, device=self._net.device)
 
 
 def _gate(weight: torch.nn.Parameter) -> np.ndarray:

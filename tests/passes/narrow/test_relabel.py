@@ -11,7 +11,6 @@ from compiler import cost_report, parse_pass
 from compiler.ir.reference import evaluate
 from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
-from compiler.passes.merge.channels import Role
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.relabel import masked, relabelled
@@ -119,4 +118,3 @@ def test_a_network_of_its_own_can_lose_channels_too():
     assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
         q: round(n) for q, n in bill.subsets(labels).items()
     }
-    assert Role.LAYER in copies.streams.channels.roles.values()
