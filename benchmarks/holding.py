@@ -24,7 +24,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ import numpy as np
 from benchmarks.cases import SEED
 from benchmarks.controllers import PLANNED, Controller, Feeds, controllers, usual_seconds
 from benchmarks.deadlines import ROUNDS, loaded
-from benchmarks.host import machine_lock, pinned
+from benchmarks.host import machine_lock, pinned, processor_seconds
 from benchmarks.results import keep, record_of
 from benchmarks.settings import Settings, chosen, parser, say
 from benchmarks.switching import FEW, LEVELS, QUICKER, SUBJECTS, Subject, accuracies
@@ -125,12 +124,6 @@ def play(
 def interruptions() -> int:
     """How often the core was taken from this thread so far, although it had work to do."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-
-
-def processor_seconds(process: int) -> float:
-    """Time that a process has had on a core so far, to a hundredth of a second."""
-    numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, numbers[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def phase(place: int | None, run: Callable[[], dict[str, Tally]]) -> tuple[dict[str, float], dict[str, Tally]]:

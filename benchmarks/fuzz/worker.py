@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import re
 import resource
 import signal
@@ -18,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Literal
 
 from benchmarks.fuzz.case import Case
 from benchmarks.fuzz.stages import Refused, Unrunnable, Wrong, check
+from benchmarks.host import processor_seconds
 
 Verdict = Literal["right", "refused", "unrunnable", "wrong", "error", "crash", "hang"]
 FOUND: tuple[Verdict, ...] = ("wrong", "error", "crash", "hang")
@@ -131,21 +130,14 @@ class Worker:
 
     def _messages(self, pipe: Connection, start: float) -> Iterator[object]:
         """What the child sends, until it has used up its time."""
-        used = self._processor_seconds()
+        assert self._child is not None and self._child.pid is not None
+        child = self._child.pid
+        used = processor_seconds(child)
         while time.monotonic() - start < CLOCK * self.seconds:
             if pipe.poll(min(1.0, self.seconds)):
                 yield pipe.recv()
-            elif self._processor_seconds() - used > self.seconds:
+            elif processor_seconds(child) - used > self.seconds:
                 return
-
-    def _processor_seconds(self) -> float:
-        """What the child has used so far; 0 where it is gone."""
-        assert self._child is not None
-        try:
-            fields = Path(f"/proc/{self._child.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _lost(self, case: Case, start: float) -> Result:
         assert self._child is not None
