@@ -117,7 +117,7 @@ def main(names: Sequence[str], save: Path | None, say: Callable[[str], None]) ->
     """Run some releases (none: all) and print their tables."""
     found = [run(n, say) for n in names or RELEASES]
     record = {
-        "command": "python -m benchmarks merging --releases",
+        "command": " ".join(["python -m benchmarks merging --releases", *names]),
         "seeds": [0],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "minutes": sum(f["minutes"] for f in found),
