@@ -55,7 +55,8 @@ _C_TYPES = {
     DType.BOOL: "uint8_t",
 }
 
-# Words a parameter cannot be called: of C, of C++, macros of common compilers, and the driver's own locals.
+# Words a parameter cannot be called: of C, of C++, macros of common compilers and of stddef, types that prototypes
+# and entries name, and what the driver calls its own.
 _RESERVED = frozenset(
     """
     alignas alignof and and_eq asm auto bitand bitor bool break call case catch char char8_t char16_t char32_t
@@ -65,11 +66,13 @@ _RESERVED = frozenset(
     register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
     switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual
     void volatile wchar_t while xor xor_eq
-    code errno in linux out unix check with_pool HIDDEN CALL_T
+    code errno in linux out unix check with_pool HIDDEN CALL_T ALWAYS ARGUMENTS NULL offsetof size_t
     """.split()
-)
-_RESERVED_PREFIXES = ("program_", "sa_", "si_")
+) | frozenset(_C_TYPES.values())
+_RESERVED_PREFIXES = ("program_", "team_", "sa_", "si_")
 """Functions of the driver; macros of signal.h."""
+_LIMIT = re.compile(r"[A-Z0-9_]+_(MAX|MIN|WIDTH|C)")
+"""Macros of stdint.h and limits.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ def interface(library: Library, *, threads: bool = True) -> Interface:
         len(library.levels),
         tuple(call.nodes for call in library.full.calls if call.levelled),
     )
-    _check_macros(face)
+    _check_header(face)
     return face
 
 
@@ -265,10 +268,17 @@ def _identifier(text: str, taken: set[str]) -> str:
     """A C and C++ parameter name like `text` that is not in `taken`, which it joins."""
     word = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_") or "x"
     word = f"x{word}" if word[0].isdigit() else word
-    while word in _RESERVED or word in taken or (word.startswith(_RESERVED_PREFIXES) and not word.endswith("_")):
+    while word in taken or _reserved(word):
         word += "_"
     taken.add(word)
     return word
+
+
+def _reserved(word: str) -> bool:
+    """Whether C, a header, or the driver gives the word a meaning; no word that ends in an underscore has one."""
+    if word.endswith("_"):
+        return False
+    return word in _RESERVED or word.startswith(_RESERVED_PREFIXES) or bool(_LIMIT.fullmatch(word))
 
 
 def _check_names(name: str, tasks: tuple[str, ...]) -> None:
@@ -284,14 +294,16 @@ def _check_names(name: str, tasks: tuple[str, ...]) -> None:
         raise ConfigError("names that cannot become C names:\n  " + "\n  ".join(problems))
 
 
-def _check_macros(face: Interface) -> None:
+def _check_header(face: Interface) -> None:
+    """ConfigError where two macros or two functions of the header would have one name."""
     fixed = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "THREADS_MAX", "WORKSPACE_MAX")
     macros = [f"{face.upper}_{m}" for m in fixed]
     macros += [face.task_macro(t) for t in face.tasks] + [e.workspace_macro for e in face.entries]
     clashes = _duplicates(macros) + [face.task_macro(t) for t in face.tasks if t.startswith("cpu_")]
+    clashes += _duplicates(face.symbols)
     if clashes:
         raise ConfigError(
-            f"task names make these macros of the header ambiguous: {', '.join(clashes)}; rename the task"
+            f"task names make these names of the header ambiguous: {', '.join(clashes)}; rename the task"
         )
 
 

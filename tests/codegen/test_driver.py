@@ -128,6 +128,13 @@ def test_names_that_cannot_be_c_names_are_refused(names: tuple[str, str], name: 
         interface(tiny_library(b"", names=names, name=name))
 
 
+def test_a_task_cannot_have_the_name_of_a_function_with_levels() -> None:
+    library = tiny_library(b"", names=("within", "b"))
+    assert "tiny_run_within" in interface(library).symbols
+    with pytest.raises(ConfigError, match="tiny_run_within; rename the task"):
+        interface(levelled(library))
+
+
 def test_all_bad_names_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         interface(tiny_library(b"", names=("1a", "B"), name="X"))
@@ -147,6 +154,23 @@ def test_parameters_avoid_keywords_and_each_other() -> None:
     face = interface(with_ports(("class", "a/x:0", "a.x:0", "9"), (("int",), ("p", "q"))))
     assert [p.identifier for p in face.inputs] == ["class_", "a_x_0", "a_x_0_", "x9"]
     assert [p.identifier for p in face.outputs] == ["a", "b_p", "b_q"]
+
+
+@pytest.mark.parametrize("word", ["NULL", "ALWAYS", "SIZE_MAX", "size_t", "float", "team_3", "call"])
+def test_parameters_avoid_what_headers_and_the_driver_define(tmp_path: Path, word: str) -> None:
+    """Among them functions that the entry of this very subset calls."""
+    target, plain = find_target("x86-64-v3"), with_ports((word, "x"), ((word,), ("p", "q")))
+    calls = tuple(dataclasses.replace(c, shared=True, parts=4) for c in plain.full.calls)
+    programs = tuple(dataclasses.replace(p, calls=calls) for p in plain.programs)
+    full = dataclasses.replace(plain.full, calls=calls)
+    kernels = tuple(dataclasses.replace(k, parts=4) for k in plain.kernels)
+    library = dataclasses.replace(plain, full=full, programs=programs, kernels=kernels)
+    face = interface(library)
+    assert [p.identifier for p in face.inputs] == [f"{word}_", "x"]
+    assert any(entry.shares for entry in face.entries)
+    (tmp_path / "tiny.h").write_text(header_text(face, target))
+    command = ["gcc", "-std=c11", *target.driver_flags, "-x", "c", "-I."]
+    assert compiled(driver_text(library, face, target, "id"), tmp_path, command) == ""
 
 
 def test_hostile_names_stay_inside_comments(tmp_path: Path) -> None:
