@@ -230,7 +230,8 @@ def _task(table: Table, shared: Sequence[str]) -> TaskConfig:
     elif single and len(shared) == 1:
         inputs = {single: shared[0]}
     elif single:
-        table.problem("input", 'several shared inputs are declared; write inputs = { own_name = "shared_name" }')
+        declared = "several shared inputs are declared" if shared else "no shared input is declared as [input.NAME]"
+        table.problem("input", f'{declared}; write inputs = {{ own_name = "shared_name" }}')
     config = TaskConfig(
         model=table.need("model", text, ""),
         inputs=inputs,
@@ -412,7 +413,15 @@ def _shapes(value: object) -> dict[str, tuple[int, ...]]:
 def _steps(value: object) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise ValueError(f"expected an array of tables such as [{{ scale = 0.5 }}], found {kind(value)}")
+    strange = [f"{k} = {v}" for step in value for k, v in step.items() if not _plain(v)]
+    if strange:
+        raise ValueError(f"{strange[0]}: a step takes numbers, strings, booleans and arrays of them")
     return tuple(value)
+
+
+def _plain(value: object) -> bool:
+    """Whether a value is a number, a string, a boolean, or an array of these."""
+    return all(map(_plain, value)) if isinstance(value, list) else isinstance(value, (bool, int, float, str))
 
 
 def _resolved(config: Config) -> dict[str, Any]:

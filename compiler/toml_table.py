@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -94,7 +96,7 @@ def whole(value: object) -> int:
 
 def number(value: object) -> float:
     """A non-negative number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"expected a non-negative number, found {value!r}")
     return float(value)
 
@@ -121,7 +123,7 @@ def amount(value: object) -> int:
     """A whole number, or a string with a unit: "40M", "6MB", "512KiB"."""
     match = _AMOUNT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is not None and match[2].lower() in _UNITS:
-        return round(float(match[1]) * _UNITS[match[2].lower()])
+        return round(Fraction(match[1]) * _UNITS[match[2].lower()])
     if isinstance(value, str):
         raise ValueError(f"'{value}' is not an amount such as 40M, 6MB or 512KiB")
     return whole(value)
@@ -158,7 +160,13 @@ def _section(path: str, table: Mapping[str, Any]) -> list[str]:
 
 
 def _key(name: str) -> str:
-    return name if _BARE.fullmatch(name) else json.dumps(name)
+    return name if _BARE.fullmatch(name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    """A basic string in ASCII. Escapes are those of JSON, which writes characters beyond 16 bits in two halves, as
+    TOML does not."""
+    return '"' + "".join(json.dumps(c)[1:-1] if c < "\U00010000" else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def _value(value: Any) -> str:
@@ -168,4 +176,4 @@ def _value(value: Any) -> str:
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return _quoted(value) if isinstance(value, str) else repr(value)

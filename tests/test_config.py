@@ -156,3 +156,30 @@ def test_amounts(text, value):
 def test_written_toml_reads_back():
     data = {"a": 1, "b c": [1.5, 'x"y', True], "t": {"k": {"deep": 1e-05}, "u": "v", "e": {}}}
     assert tomllib.loads(dumps(data)) == {"a": 1, "b c": [1.5, 'x"y', True], "t": {"k": {"deep": 1e-05}, "u": "v"}}
+
+
+@pytest.mark.parametrize("name", ["\U0001f600/a.onnx", 'caf\u00e9 "x"\\.onnx', "a\x7f\tb"])
+def test_any_name_of_a_file_survives_the_resolved_form(name):
+    config = parse_config({"schema": 1, "name": "n", "tasks": {"a": {"model": name}}}, Path("somewhere"))
+    assert config.resolved().isascii()
+    assert tomllib.loads(config.resolved())["tasks"]["a"]["model"] == name
+
+
+def test_numbers_beyond_every_float_are_refused_as_any_other():
+    found = problems(BASE + f"[gates]\nmax_output_drift = {10**400}")
+    assert len(found) == 1 and "max_output_drift: expected a non-negative number" in found[0]
+    assert amount("9" * 400 + "M") == int("9" * 400) * 10**6
+
+
+def test_a_step_of_an_adapter_takes_plain_values():
+    found = problems(BASE + "adapter = [{ scale = 2020-01-01 }]")
+    assert found == [
+        "  tasks.mood.adapter: scale = 2020-01-01: a step takes numbers, strings, booleans and arrays of them"
+    ]
+
+
+def test_the_own_name_of_an_input_needs_a_shared_one():
+    found = problems('schema = 1\nname = "n"\n[tasks.a]\nmodel = "a.onnx"\ninput = "data"')
+    assert found == [
+        '  tasks.a.input: no shared input is declared as [input.NAME]; write inputs = { own_name = "shared_name" }'
+    ]

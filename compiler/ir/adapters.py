@@ -61,7 +61,7 @@ class Adapter:
 
     def apply(self, source: Value, steps: Sequence[Step]) -> Value:
         """The value that `steps` make of `source`; ConfigError where a step is unknown or does not fit."""
-        layouts = [s["layout"] for s in steps if s.get("layout") in _LAYOUTS]
+        layouts = [s["layout"] for s in steps if s.get("layout") in tuple(_LAYOUTS)]
         signal = _Signal(source, _LAYOUTS[layouts[0]][0] if layouts else _natural(source.shape))
         for position, step in enumerate(steps):
             key = signal, json.dumps(step, sort_keys=True)
