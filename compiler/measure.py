@@ -16,6 +16,7 @@ from compiler.calibration.samples import Feeds
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
+from compiler.ir.onnx_in import TASKS_KEY, output_names
 from compiler.ir.reference import evaluate
 from compiler.progress import tracked
 from compiler.release import Release, Say, calibration_of, evaluation_of, silent
@@ -67,10 +68,16 @@ def _original(release: Release, key: str) -> _Original:
     own = [v.ref.name for v in graph.inputs]
     sources = {n: task.inputs.get(n, n if n in names else names[0]) for n in own}
     alone = len(graph.tasks) == 1
+    engine = Engine(release.config.path(task.model))
+    named = output_names(engine.metadata.get(TASKS_KEY))
     joined = {key if alone else f"{key}_{t}": t for t in graph.tasks}
-    tasks = {name: release.graph.tasks[name].labels for name in joined if name in release.graph.tasks}
+    tasks = {
+        name: tuple(named.get((t, label), label) for label in release.graph.tasks[name].labels)
+        for name, t in joined.items()
+        if name in release.graph.tasks
+    }
     adapter = _adapter(release, task.adapter, sources) if task.adapter else None
-    return _Original(Engine(release.config.path(task.model)), tasks, sources, adapter)
+    return _Original(engine, tasks, sources, adapter)
 
 
 def _adapter(release: Release, steps: tuple[Mapping[str, object], ...], sources: Mapping[str, str]) -> Graph:

@@ -18,8 +18,10 @@ from compiler.config import load_config
 from compiler.errors import ConfigError, LoweringError, TargetError
 from compiler.gates import check_tasks
 from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import save
 from compiler.ir.reference import difference, evaluate
 from compiler.measure import evaluate_release
+from compiler.passes.extract import ExtractTasks
 from compiler.release import bound_shapes, load_release, transform
 from compiler.report import combination_rows
 from tests.graphs import Builder
@@ -57,6 +59,21 @@ def test_adapters_fold_into_the_first_layer(tmp_path):
     graph, _ = transform(release)
     assert [n.op.name for n in release.graph.nodes()].count("Mul") == 1
     assert [n.op.name for n in graph.nodes()].count("Mul") == 0
+
+
+def test_networks_that_were_extracted_are_evaluated_as_members_of_another_release(tmp_path):
+    """Their outputs are called otherwise than the labels of their tasks; one file holds two tasks."""
+    graph, _ = transform(load_release(load_config(write_release(tmp_path))))
+    save(ExtractTasks(tasks=("a",))(graph), tmp_path / "one.onnx")
+    save(graph, tmp_path / "both.onnx")
+    text = RELEASE.partition("[tasks.a]")[0] + (
+        '[tasks.alone]\nmodel = "one.onnx"\n[tasks.pair]\nmodel = "both.onnx"\n[calibration]\ndata = "data.npz"\n'
+    )
+    (tmp_path / "again.toml").write_text(text)
+    release = load_release(load_config(tmp_path / "again.toml"))
+    rows = evaluate_release(release, release.graph)
+    assert [r.task for r in rows] == ["alone", "pair_a", "pair_b"]
+    assert max(r.graph.drift for r in rows) < 1e-5
 
 
 def test_every_level_is_evaluated_and_gates_hold_the_densest(tmp_path):

@@ -41,6 +41,8 @@ class Engine:
             raise UnsupportedModelError(f"onnxruntime cannot open the model: {error}") from error
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        """Metadata entries of the model."""
 
     @classmethod
     def of(cls, graph: Graph) -> Engine:

@@ -276,6 +276,15 @@ def _outputs(model: onnx.ModelProto, lift: Lift, task: str | None, name: str, wh
         lift.graph.set_task(task_name, [made[o] for o in outputs], labels)
 
 
+def output_names(recorded: str | None) -> dict[tuple[str, str], str]:
+    """(task, label) -> output of a loaded model that names its tasks; `recorded` is its metadata entry TASKS_KEY.
+
+    Empty without one: then labels are the outputs' own names.
+    """
+    rows = json.loads(recorded) if recorded is not None else ()
+    return {(t, label): o for t, outputs, labels in rows for o, label in zip(outputs, labels, strict=True)}
+
+
 def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[tuple[str, list[str], list[str]]]:
     try:
         rows = json.loads(text)
