@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from compiler.codegen.lower import compile_kernels
+from compiler.codegen.strategies.base import Situation
+from compiler.codegen.strategies.recurrent import dense_seconds
 from compiler.codegen.target import find_target
 from compiler.codegen.templates.recurrent import LoweredSite, lower_site
 from compiler.codegen.templates.recurrent_shape import pack_recurrent, recurrent_shape
@@ -62,8 +64,16 @@ def seeded(count: int) -> list[OpCase]:
 
 CANARY = 4096
 WIDE = [wide("LSTM", 37, 20), wide("GRU", 37, 20), wide("GRU", 32, 5, linear_before_reset=1), wide("RNN", 21, 9)]
+EMPTY = wide("GRU", 9, 5, samples=0)
 VARIABLE = ("reverse", "bidirectional-states", "peepholes", "linear-before-reset")
-ALL = [*CASES, *(variable(c) for c in CASES if c.id in VARIABLE), *WIDE, *seeded(9), wide("LSTM", 20, 9, 3, 13)]
+ALL = [
+    *CASES,
+    *(variable(c) for c in CASES if c.id in VARIABLE),
+    *WIDE,
+    *seeded(9),
+    wide("LSTM", 20, 9, 3, 13),
+    EMPTY,
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +123,14 @@ def test_kernel_equals_evaluate(library, number: int):
     lowered = lower_site(site, find_target("host"))
     got = run(library, f"k{number}", site, lowered, arrays)
     for g, want in zip(got, site.node.op.evaluate(site, arrays), strict=True):
-        assert np.abs(g - want).max() <= 1e-5 * max(np.abs(want).max(), 1e-2)
+        assert np.abs(g - want).max(initial=0) <= 1e-5 * max(np.abs(want).max(initial=0), 1e-2)
+
+
+def test_a_layer_without_samples_has_a_predicted_time():
+    target = find_target("host")
+    shape = recurrent_shape(site_of(EMPTY), target)
+    situation = Situation(target, frozenset(), 0)
+    assert all(dense_seconds(shape, operand, situation) >= 0 for operand in ("w", "r"))
 
 
 def test_working_memory_is_counted(library):

@@ -162,3 +162,10 @@ CASES += [
         macs=12 * 2 * 2 * 12,
     ),
 ]
+
+# ---------------------------------------------------------------------- nothing to compute
+CASES += [
+    OpCase("Conv", "empty-batch", [real(0, 2, 5, 5), weight(3, 2, 3, 3), weight(3)]),
+    OpCase("Conv", "no-channels", [real(1, 0, 5, 5), weight(3, 0, 3, 3), weight(3)]),
+    OpCase("ConvTranspose", "empty-batch", [real(0, 2, 5, 5), weight(2, 3, 3, 3)]),
+]

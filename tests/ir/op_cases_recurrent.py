@@ -103,5 +103,9 @@ REFUSED += [
         recurrent("LSTM", "softsign", activations=["Sigmoid", "Softsign", "Tanh"]),
         "LSTM Softsign Sigmoid, Tanh, Relu",
     ),
+    (
+        OpCase("GRU", "no-steps", [real(0, 2, 3), weight(1, 12, 3), weight(1, 12, 4)], {"hidden_size": 4}),
+        "GRU without steps sequence",
+    ),
     (recurrent("GRU", "too-few", 2, activations=["Sigmoid", "Tanh"]), "GRU 2 per direction"),
 ]

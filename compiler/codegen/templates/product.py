@@ -92,8 +92,13 @@ def _cells(extent: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def balanced(extent: int, most: int) -> tuple[int, int, int]:
-    """(tiles, rows of a tile, how many of the first tiles have one row more) for tiles of at most `most` rows."""
+    """(tiles, rows of a tile, how many of the first tiles have one row more) for tiles of at most `most` rows.
+
+    No rows make no tiles.
+    """
     tiles = -(-extent // most)
+    if not tiles:
+        return 0, 0, 0
     return tiles, extent // tiles, extent % tiles
 
 

@@ -76,13 +76,14 @@ class RecurrentShape:
 
     @property
     def input_rows(self) -> int:
-        """Rows of the input part in registers together, such that tiles are alike."""
-        return -(-self.rows // -(-self.rows // self._rows_in_registers))
+        """Rows of the input part in registers together, such that tiles are alike; one where there are no rows."""
+        tiles = max(1, -(-self.rows // self._rows_in_registers))
+        return max(1, -(-self.rows // tiles))
 
     @property
     def together(self) -> int:
         """Samples that share one reading of the recurrent weights; one where sequences end at different steps."""
-        return 1 if self.has_lengths else min(self.samples, self._rows_in_registers)
+        return 1 if self.has_lengths else max(1, min(self.samples, self._rows_in_registers))
 
     @property
     def chains(self) -> int:

@@ -101,10 +101,11 @@ class Conv(Convolving):
         assert x is not None and weight is not None
         group, y = site.int("group"), site.results[0]
         _, columns, rows = self.channels(site)
-        kernel = taps_first(weight.reshape(group, rows, columns, -1))
-        total = np.zeros((y.shape[0], group, rows, math.prod(y.shape[2:])), x.dtype)
+        kernel = taps_first(weight.reshape(group, rows, columns, math.prod(weight.shape[2:])))
+        places = math.prod(y.shape[2:])  # never -1 in a shape: there may be no elements
+        total = np.zeros((y.shape[0], group, rows, places), x.dtype)
         for tap, view in enumerate(Windows.of(site).views(x, 0)):
-            total += np.matmul(kernel[tap], view.reshape(view.shape[0], group, columns, -1))
+            total += np.matmul(kernel[tap], view.reshape(view.shape[0], group, columns, places))
         return (with_bias(total.reshape(y.shape), bias[0] if bias else None),)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -157,8 +158,9 @@ class ConvTranspose(Convolving):
         half = len(strides)
         full = [size + pads[i] + pads[half + i] for i, size in enumerate(y.shape[2:])]
         total = np.zeros((n, group * rows, *full), x.dtype)
-        kernel = taps_first(weight.reshape(group, columns, rows, -1).swapaxes(1, 2))
-        columned = x.reshape(n, group, columns, -1)
+        taps = math.prod(weight.shape[2:])
+        kernel = taps_first(weight.reshape(group, columns, rows, taps).swapaxes(1, 2))
+        columned = x.reshape(n, group, columns, math.prod(x.shape[2:]))
         for number, tap in enumerate(itertools.product(*map(range, weight.shape[2:]))):
             part = np.matmul(kernel[number], columned)
             begins = [t * d for t, d in zip(tap, dilations, strict=True)]

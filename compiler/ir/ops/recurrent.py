@@ -58,6 +58,11 @@ class Recurrent(MacOp):
     """Activations of one direction, in ONNX order f, g, h."""
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
+        if not operands[X].shape[attrs.get("layout", 0)] or not operands[R].shape[2]:
+            raise UnsupportedModelError(
+                f"{self.name}: a layer without steps or hidden units has no last state; bind the length of its "
+                "sequence to one or more"
+            )
         directions = 2 if attrs.get("direction") == "bidirectional" else 1
         count = len(self.defaults) * directions
         # the schema's default for RNN lists one for each of two directions, also where there is one
