@@ -23,9 +23,9 @@ import onnx
 import onnxruntime
 
 from benchmarks.fuzz.case import Case
+from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import family
 from benchmarks.fuzz.minimise import minimise
-from benchmarks.fuzz.nnsmith import graph_case
 from benchmarks.fuzz.readers import attack
 from benchmarks.fuzz.worker import Result, Worker, run_here
 from benchmarks.ours import sources_digest

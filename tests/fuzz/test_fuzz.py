@@ -14,9 +14,9 @@ import pytest
 from benchmarks.fuzz import stages
 from benchmarks.fuzz.adapt import adapted
 from benchmarks.fuzz.case import Case
+from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import family
 from benchmarks.fuzz.minimise import minimise
-from benchmarks.fuzz.nnsmith import graph_case
 from benchmarks.fuzz.worker import Worker, run_here
 from compiler.codegen.target import find_target
 from compiler.ir.adapters import Adapter
