@@ -32,22 +32,28 @@ _Adder = Callable[[argparse.ArgumentParser], None]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. argparse exits by itself (2) on wrong usage."""
     args = parser().parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _interrupt)  # so that half-written output is removed
+    came: list[int] = []  # foreign code under us may make another error of a KeyboardInterrupt
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt  # so that half-written output is removed
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, interrupt) for n in numbers}
     try:
         return _run(args)
-    except CompilerError as error:
-        return _failed(error, error.exit_code, args.debug)
-    except KeyboardInterrupt as stop:
-        print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
-        _notes(stop)
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
         return 0
-    except Exception as error:
-        return _failed(error, INTERNAL, args.debug)
+    except (Exception, KeyboardInterrupt) as error:
+        if came or isinstance(error, KeyboardInterrupt):
+            print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
+            _notes(error)
+            return INTERRUPTED
+        return _failed(error, error.exit_code if isinstance(error, CompilerError) else INTERNAL, args.debug)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run() -> None:
@@ -65,10 +71,6 @@ def _leave(ended: Sequence[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(args: argparse.Namespace) -> int:

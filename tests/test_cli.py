@@ -324,6 +324,26 @@ def test_broken_releases_leave_nothing_behind(tmp_path, capsys, change, status, 
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_foreign_code_makes_another_error_of_is_one(tmp_path, capsys, monkeypatch, number):
+    def foreign(*args, **options):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise RuntimeError from None
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr("compiler.commands.frontiers.frontier", foreign)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        status, _, err = run(capsys, "frontier", write_release(tmp_path), "-o", tmp_path / "out", "-q")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handlers[0])
+    assert (status, signal.getsignal(signal.SIGTERM)) == (130, handlers[1])
+    assert "interrupted" in err and "defect" not in err
+
+
 def test_outputs_that_cannot_be_written(tmp_path, capsys):
     path = write_release(tmp_path)
     status, _, err = run(capsys, "compile", path, "-o", path / "out", "-q")
