@@ -2,36 +2,66 @@
 
 Every case that is imported gives the expected outputs or stands in compiled.json under its reason. By default the
 cases of the operators that networks are made of run (the outside judge's list where it is at hand); all others are
-marked slow.
+marked slow. Those become a bundle once per combination of element types, which is all that a bundle adds to them;
+the rest of them run the kernels alone, half the work.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compiler import build, open_bundle
+from compiler.codegen.generate import generate
+from compiler.codegen.target import find_target
 from compiler.errors import CompilerError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from tests.backend.cases import BackendCase, cases
 from tests.backend.test_backend_cases import PASS, _general, imported, right
+from tests.codegen.native import NativeLibrary
 from tests.shared import shared_path
 
 EXPECTATIONS = Path(__file__).with_name("compiled.json")
 NODE_PARTS = 12
 OTHERS = ("simple", "pytorch-converted", "pytorch-operator")
+BUNDLED: set[tuple[str, ...]] = set()
+"""Element types of inputs and outputs for which this process has built a bundle."""
+Way = Callable[[Graph, dict[str, np.ndarray], Path], list[np.ndarray]]
+"""From a graph of one task and its inputs to its outputs."""
 
 
 def compiled(graph: Graph, feeds: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:
-    """The outputs of the only task, computed by a library built for this machine."""
+    """By a bundle built for this machine."""
     bundle = build(graph, "host", folder, name="network", feeds=[feeds], selftest=False)
     (task,) = graph.tasks.values()
     found = open_bundle(bundle.path).run(feeds)[task.name]
     return [found[label] for label in task.labels] if isinstance(found, dict) else [found]
+
+
+def kernels_alone(graph: Graph, feeds: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:
+    """By the kernels of that bundle in the order of its plan, each in two parts, without driver and manifest."""
+    folder.mkdir(parents=True)
+    library = generate(graph, find_target("host"))
+    (outputs,) = NativeLibrary(library, folder).run(library.full, feeds).values()
+    return outputs
+
+
+def once_a_bundle(seen: set[tuple[str, ...]]) -> Way:
+    """A bundle for element types that are not yet among `seen`, else the kernels alone."""
+
+    def chosen(graph: Graph, feeds: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:
+        (task,) = graph.tasks.values()
+        types = tuple(v.dtype.value for v in (*graph.inputs, *(graph.value(r) for r in task.outputs)))
+        new = types not in seen
+        seen.add(types)
+        return (compiled if new else kernels_alone)(graph, feeds, folder)
+
+    return chosen
 
 
 def named(graph: Graph) -> Graph:
@@ -43,7 +73,7 @@ def named(graph: Graph) -> Graph:
     return copy.freeze()
 
 
-def outcome(case: BackendCase, folder: Path) -> str:
+def outcome(case: BackendCase, folder: Path, way: Way = compiled) -> str:
     """`passes`, `refused` (see test_backend_cases), or what went wrong."""
     for number, (inputs, expected) in enumerate(case.data):
         try:
@@ -51,7 +81,7 @@ def outcome(case: BackendCase, folder: Path) -> str:
         except CompilerError:
             return "refused"
         try:
-            got = compiled(named(graph), feeds, folder / f"{case.name}{number}")
+            got = way(named(graph), feeds, folder / f"{case.name}{number}")
         except CompilerError as error:
             return f"{type(error).__name__}: {_general(str(error))}"
         if not right(got, expected, case):
@@ -101,7 +131,8 @@ def test_other_node_cases(part: int, tmp_path: Path) -> None:
     """Without the expansions of operators into simpler ones, which import makes itself."""
     chosen = core()
     others = (c for c in cases("node", part, NODE_PARTS) if c.name not in chosen)
-    found = {c.name: outcome(c, tmp_path) for c in others if not c.name.endswith("_expanded")}
+    way = once_a_bundle(BUNDLED)
+    found = {c.name: outcome(c, tmp_path, way) for c in others if not c.name.endswith("_expanded")}
     assert not differences(found), differences(found)
 
 
