@@ -23,6 +23,7 @@ from compiler.cost.combine import CostReport
 from compiler.errors import BundleError
 from compiler.gates import GateResult
 from compiler.ir.graph import Graph
+from compiler.json_form import finite
 from compiler.page import page
 from compiler.pipeline import PassRecord
 from compiler.report import combination_rows, layer_rows, summary, to_csv, to_json
@@ -99,7 +100,7 @@ class BundleReport:
             "summary.csv": to_csv(summary(self.costs)),
             "verify.json": to_json(verdicts),
             "report.json": to_json(record),
-            "report.html": page([record]),
+            "report.html": page([finite(record)]),
         }
         return {name: text.encode() for name, text in texts.items()}
 

@@ -42,9 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = {n: signal.signal(n, interrupt) for n in numbers}
     try:
         return _run(args)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
-        return 0
     except (Exception, KeyboardInterrupt) as error:
         if came or isinstance(error, KeyboardInterrupt):
             print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
@@ -86,13 +83,16 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         if say is not silent:
             say.close()
-    if args.json:
-        sys.stdout.write(importlib.import_module("compiler.report").to_json(result.record))
-    else:
-        tables.show(result.grids, sys.stdout)
-        for line in result.lines:
-            print(line)
-    sys.stdout.flush()
+    try:
+        if args.json:
+            sys.stdout.write(importlib.import_module("compiler.report").to_json(result.record))
+        else:
+            tables.show(result.grids, sys.stdout)
+            for line in result.lines:
+                print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout has left; what the command found stands
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return result.code
 
 

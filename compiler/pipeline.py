@@ -16,6 +16,7 @@ from compiler.errors import CompilerError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.text import digest
+from compiler.json_form import finite
 from compiler.passes import find
 from compiler.passes.base import Note, Pass, Refusal, Resources
 from compiler.passes.spec import changed, convert, split
@@ -66,7 +67,7 @@ class PassRecord:
             "after": _fact_record(self.after),
             "refusals": [{"where": r.where, "reason": r.reason} for r in self.refusals],
             "notes": [{"where": n.where, "reason": n.reason} for n in self.notes],
-            "drift": None if self.drift is None else dict(self.drift),
+            "drift": None if self.drift is None else finite(self.drift),
         }
 
 

@@ -11,11 +11,12 @@ from compiler.calibration.evaluation import TaskEvaluation
 from compiler.cost.combine import CostReport, Row
 from compiler.cost.count import node_cost
 from compiler.ir.graph import Graph
+from compiler.json_form import finite
 
 
 def to_json(value: object) -> str:
-    """Readable JSON with a final newline; keys keep their order."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    """Readable JSON with a final newline; keys keep their order, numbers that are not finite are null."""
+    return json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
 
 
 def _plain(value: object) -> object:

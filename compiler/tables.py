@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -79,9 +80,26 @@ class Pace:
         return quiet
 
 
+class _Results(Console):
+    """A console whose callers decide what it means that its reader has left; rich would exit with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich is handling: it calls this where a write ended in BrokenPipeError
+
+
+class _Asides(Console):
+    """A console that falls silent where its reader has left: nothing depends on what it prints."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def show(grids: Iterable[Grid | Tree], stream: TextIO) -> None:
-    """Print tables and trees to `stream`; plain text where it is no terminal, trees then in ASCII."""
-    console = Console(file=stream, width=None if stream.isatty() else _WIDE, highlight=False)
+    """Print tables and trees to `stream`; plain text where it is no terminal, trees then in ASCII.
+
+    BrokenPipeError where the reader has left.
+    """
+    console = _Results(file=stream, width=None if stream.isatty() else _WIDE, highlight=False)
     for grid in grids:
         if isinstance(grid, Grid):
             console.print(_table(grid))
@@ -158,7 +176,7 @@ class Plain:
     """Progress as lines on stderr: one per stage with the seconds since the start, and a count now and then."""
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = _Asides(file=sys.stderr, highlight=False, soft_wrap=True)
         self._pace = Pace()
         self._line = ""
         self._counts: dict[str, tuple[int, int | None]] = {}
@@ -244,7 +262,8 @@ class Lines(Plain):
             self._print(_record("count", stage, done, total, self._note(stage, done, total)), "")
 
     def _write(self, record: dict[str, object], text: str) -> None:
-        print(json.dumps({**record, "seconds": round(self._pace.seconds, 3)}), file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({**record, "seconds": round(self._pace.seconds, 3)}), file=sys.stderr, flush=True)
 
 
 class Bar(Plain):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper
 
 from compiler.cli import main, parser
 from compiler.ir.onnx_in import load
-from tests.small_models import model, network, write_release
+from tests.small_models import RELEASE, model, network, write_release
 
 COMMANDS = [
     *"init compile cost inspect diff extract prune".split(),
@@ -233,10 +234,71 @@ def test_run_with_arrays_that_do_not_fit(tmp_path, bundle, capsys):
     assert "the network wants [1, 3, 8, 8]" in err
 
 
-def test_bench(bundle, capsys):
-    status, out, _ = run(capsys, "bench", bundle, "--seconds", "0.02", "--json")
+def test_run_writes_exactly_the_file_that_is_named(tmp_path, bundle, capsys):
+    np.savez(tmp_path / "x.npz", image=np.ones((1, 3, 8, 8), np.float32))
+    arguments = ["run", bundle, "--input", tmp_path / "x.npz", "-o", tmp_path / "outputs"]
+    assert run(capsys, *arguments)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["outputs", "x.npz"]
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and "--force" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tasks", ","], "',' names none; the tasks are a, b"),
+        (["--tasks", "a", "--all-combinations"], "leave --tasks and -o out"),
+    ],
+)
+def test_run_with_tasks_that_cannot_be(tmp_path, bundle, capsys, more, words):
+    np.savez(tmp_path / "x.npz", image=np.ones((1, 3, 8, 8), np.float32))
+    status, _, err = run(capsys, "run", bundle, "--input", tmp_path / "x.npz", *more)
+    assert status == 2 and words in err
+
+
+def test_outputs_that_are_no_numbers_are_null(tmp_path, bundle, capsys):
+    np.savez(tmp_path / "x.npz", image=np.full((1, 3, 8, 8), np.nan, np.float32))
+    status, out, _ = run(capsys, "run", bundle, "--input", tmp_path / "x.npz", "--tasks", "b", "--json")
+    assert status == 0
+    assert json.loads(out) == {"b": [[None]]}
+
+
+def test_bench(bundle, capsys, monkeypatch):
+    monkeypatch.chdir(bundle.parent)
+    status, out, _ = run(capsys, "bench", bundle.name, "--seconds", "0.02", "--json")
     assert status == 0
     assert [r["tasks"] for r in json.loads(out)["subsets"]] == ["a", "b", "a+b"]
+
+
+@pytest.mark.parametrize("option", ["--seconds=0", "--seconds=nan", "--threads=0", "--threads=1000"])
+def test_bench_refuses_what_measures_nothing(bundle, capsys, option):
+    status, _, err = run(capsys, "bench", bundle, option)
+    assert status == 2 and f"error: {option.partition('=')[0]} " in err
+
+
+def test_options_of_the_other_kind_of_source_are_refused(tmp_path, capsys):
+    path = write_release(tmp_path)
+    status, _, err = run(capsys, "cost", path, "--input", "image:1,3,8,8")
+    assert status == 2 and "a release has its shapes in [input.NAME]" in err
+    status, _, err = run(capsys, "cost", tmp_path / "a.onnx", "--set", "seed=1")
+    assert status == 2 and "only a release file has keys" in err
+    assert run(capsys, "diff", path, tmp_path / "a.onnx", "--set", "seed=1", "--input", "image:1,3,8,8")[0] == 1
+
+
+def test_prune_keeps_what_a_release_excludes(tmp_path, capsys):
+    text = RELEASE.replace("[gates]", '[gates]\nmax_library = "9MB"').replace(
+        "[passes]", '[passes]\nexclude = ["*"]'
+    )
+    path = write_release(tmp_path, text)
+    status, _, err = run(capsys, "prune", path, "--flops", "0.5", "-o", tmp_path / "p.onnx")
+    assert status == 3 and "excluded" in err
+
+
+def test_verify_refuses_a_range_that_is_none(tmp_path, capsys):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    for bounds in ("5:1", "nan:1", "0:inf"):
+        status, _, err = run(capsys, "verify", tmp_path / "m.onnx", "--range", f"x:{bounds}")
+        assert status == 2 and "from a lower to a higher finite number" in err
 
 
 def test_a_damaged_bundle_is_refused(tmp_path, capsys):
@@ -408,3 +470,14 @@ def test_a_reader_that_leaves_is_no_error():
     )
     assert "error" not in done.stderr
     assert done.stdout.startswith("{")
+
+
+def test_a_reader_that_leaves_does_not_hide_a_failed_gate(tmp_path, monkeypatch):
+    path = write_release(tmp_path)
+    arguments = ["evaluate", str(path), "--no-bundle", "-q", "--set", "gates.max_output_drift=1e-12"]
+    there, here = os.pipe()
+    os.close(there)
+    with os.fdopen(here, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(arguments) == 1
+        monkeypatch.undo()

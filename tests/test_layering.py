@@ -49,6 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compiler.ir.encoding",
         "compiler.machine",
         "compiler.errors",
+        "compiler.json_form",
         "compiler.page",
         "compiler.progress",
         "compiler.toml_table",

@@ -56,8 +56,7 @@ def run_bench(bundle: Bundle, target: Target, *, seconds: float = 0.5, threads: 
         raise TargetError(f"{target.name} cannot be timed on this machine; emulated time says nothing about speed")
     with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
         program = build_program(bundle, target, toolchain, "bench", Path(work), static=True)
-        golden = str(bundle.path / "golden")
-        return run_tool((str(program), golden, str(seconds), str(threads)), bundle.path, 600)
+        return run_tool((str(program), "golden", str(seconds), str(threads)), bundle.path, 600)
 
 
 def build_program(

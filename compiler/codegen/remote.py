@@ -42,7 +42,7 @@ def bench_remote(
         if not re.fullmatch(r"/[A-Za-z0-9_./-]+", there):
             raise TargetError(f"{destination} answered '{there}' to mktemp; expected a folder")
         try:
-            samples = [str(path) for path in sorted((bundle.path / "golden").glob("in_*.bin"))]
+            samples = [f"golden/{path.name}" for path in sorted((bundle.path / "golden").glob("in_*.bin"))]
             run_tool((scp, "-q", str(program), *samples, f"{destination}:{there}/"), bundle.path)
             command = f"cd {shlex.quote(there)} && ./{program.name} . {seconds:g} {threads}"
             return run_tool((ssh, destination, command), bundle.path, _TIMEOUT)

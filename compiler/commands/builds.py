@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from argparse import Namespace
@@ -17,6 +18,7 @@ from compiler.calibration.data import load_arrays
 from compiler.calibration.evaluation import Measured, TaskEvaluation
 from compiler.check import Verification, verify_bundle, verify_model
 from compiler.codegen.emulate import run_bench
+from compiler.codegen.interface import MOST_THREADS
 from compiler.codegen.remote import bench_remote
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import find_target
@@ -24,6 +26,7 @@ from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, targets_in
 from compiler.commands.common import config_of, cost_grid, output_file, ranges_of, refusal_grid, shapes_of, tasks_of
 from compiler.compile import Compiled, FailedGates, build, compile_release
+from compiler.cost.combine import MOST_TASKS
 from compiler.errors import ConfigError
 from compiler.gates import GateResult, check_tasks
 from compiler.ir.onnx_out import save
@@ -68,11 +71,12 @@ def compile_(args: Namespace, say: Say) -> Result:
 
 
 def _stopped(args: Namespace, say: Say) -> Result:
+    path = output_file(args) if args.output else None
     release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
     graph, records = transform(release, stop_after=args.stop_after, say=say)
     lines = []
-    if args.output:
-        save(graph, output_file(args))
+    if path:
+        save(graph, path)
         lines.append(f"wrote {args.output}")
     record = {"passes": [r.record() for r in records], "output": args.output}
     return Result(record, (_pass_grid(records),), tuple(lines))
@@ -260,20 +264,26 @@ def _verify_bundle(path: Path, targets: Sequence[str], say: Say) -> Result:
 # ---------------------------------------------------------------------- run and bench
 def run(args: Namespace, say: Say) -> Result:
     """Outputs of a bundle on the arrays of an .npz file, for one subset or for every combination."""
+    path = output_file(args) if args.output else None
     network = open_bundle(args.path, args.target[0] if args.target else None)
     given = load_arrays(args.input, Path())
     inputs = {name: _sample(given, name, shape) for name, (_, shape) in network.inputs.items()}
     if not 0 <= args.level < len(network.levels):
         raise ConfigError(f"--level {args.level}: the bundle has levels 0 to {len(network.levels) - 1}")
     if args.all_combinations:
+        if args.tasks or path:
+            raise ConfigError("--all-combinations runs every subset and writes nothing; leave --tasks and -o out")
         return _every_combination(network, inputs, args.level)
     tasks = tasks_of(args.tasks) if args.tasks else network.tasks
     unknown = [t for t in tasks if t not in network.tasks]
-    if unknown:
-        raise ConfigError(f"--tasks: there is no {', '.join(unknown)}; the tasks are {', '.join(network.tasks)}")
+    if unknown or not tasks:
+        there = f"there is no {', '.join(unknown)}" if unknown else f"'{args.tasks}' names none"
+        raise ConfigError(f"--tasks: {there}; the tasks are {', '.join(network.tasks)}")
     outputs = flat(network.run(inputs, tasks=tasks, level=args.level))
-    if args.output:
-        np.savez(output_file(args), **outputs)  # type: ignore[arg-type]
+    if path:
+        archive = io.BytesIO()
+        np.savez(archive, **outputs)  # type: ignore[arg-type]
+        write_whole(path, archive.getvalue())
     rows = [
         (name, str(a.dtype), "x".join(map(str, a.shape)), _decision(a), _values(a)) for name, a in outputs.items()
     ]
@@ -296,6 +306,11 @@ def _sample(given: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> 
 
 def _every_combination(network: Network, inputs: dict[str, np.ndarray], level: int) -> Result:
     """Run each combination at a level and compare its outputs with those of all tasks, bit by bit."""
+    if len(network.tasks) > MOST_TASKS:
+        raise ConfigError(
+            f"--all-combinations: {len(network.tasks)} tasks have more than {2**MOST_TASKS:,} combinations; name "
+            "some with --tasks"
+        )
     full = flat(network.run(inputs, level=level))
     rows: list[tuple[Cell, ...]] = []
     records = []
@@ -338,6 +353,10 @@ def _values(array: np.ndarray) -> str:
 
 def bench(args: Namespace, say: Say) -> Result:
     """Measured time per combination, beside the workspace."""
+    if not 0 < args.seconds < float("inf"):
+        raise ConfigError(f"--seconds {args.seconds:g}: give the time per combination, more than nothing")
+    if not 1 <= args.threads <= MOST_THREADS:
+        raise ConfigError(f"--threads {args.threads}: give 1 to {MOST_THREADS} threads")
     bundle = chosen(Path(args.path), args.target)
     say(f"time {bundle.target}{f' on {args.ssh}' if args.ssh else ''}")
     target = find_target(bundle.target)

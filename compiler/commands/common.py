@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,11 +36,21 @@ def is_release(path: str) -> bool:
 
 
 def graph_of(args: Namespace, say: Say) -> tuple[Graph, Mapping[str, Graph]]:
-    """(graph, separate networks): a release after its passes, or a model as it is."""
+    """(graph, separate networks): a release after its passes, or a model as it is.
+
+    ConfigError where an option is given that the other kind of source takes.
+    """
     if is_release(args.path):
+        if args.input:
+            raise ConfigError(
+                f"--input {args.input[0]}: binds axes of a model; a release has its shapes in [input.NAME] and in "
+                "`shapes` of its tasks, which --set replaces"
+            )
         release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
         graph, _ = transform(release, stop_after=getattr(args, "stop_after", None), say=say)
         return graph, release.separate()
+    if args.set:
+        raise ConfigError(f"--set {args.set[0]}: {args.path} is a model; only a release file has keys")
     say(f"import {args.path}")
     graph = load(args.path, inputs=shapes_of(args.input), allow_external_data=args.allow_external_data)
     return graph, {t: ExtractTasks(tasks=(t,))(graph) for t in graph.tasks}
@@ -75,6 +86,8 @@ def ranges_of(bindings: list[str]) -> dict[str, tuple[float, float]]:
             name, low, high = parts[0], float(parts[1]), float(parts[2])
         except (ValueError, IndexError):
             raise ConfigError(f"--range {binding}: write NAME:LOW:HIGH") from None
+        if not (low <= high and math.isfinite(high - low)):
+            raise ConfigError(f"--range {binding}: values go from a lower to a higher finite number")
         found[name] = (low, high)
     return found
 

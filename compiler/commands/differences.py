@@ -11,7 +11,7 @@ from typing import Any
 from compiler.bundle_report import read_report
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen
-from compiler.commands.common import MOST_ROWS, graph_of, output_file
+from compiler.commands.common import MOST_ROWS, graph_of, is_release, output_file
 from compiler.difference import Change, CostChange, changes, cost_changes
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
@@ -61,7 +61,8 @@ def diff(args: Namespace, say: Say) -> Result:
 
 def _side(path: str, args: Namespace, say: Say) -> _Side:
     if not Path(path).is_dir():
-        return _Side(graph_of(Namespace(**{**vars(args), "path": path}), say)[0], {})
+        fitting = {"input": []} if is_release(path) else {"set": []}  # each side takes the options of its kind
+        return _Side(graph_of(Namespace(**{**vars(args), "path": path, **fitting}), say)[0], {})
     bundle = chosen(Path(path), args.target)
     say(f"read {path} for {bundle.target}")
     accuracy = {(e["task"], e["level"]): _metric(e) for e in read_report(bundle)["evaluation"]}

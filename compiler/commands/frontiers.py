@@ -11,6 +11,7 @@ from compiler.commands import Cell, Grid, Result
 from compiler.commands.common import config_of
 from compiler.errors import ConfigError
 from compiler.frontier import SHARES, Frontier, Request, frontier, spread
+from compiler.json_form import finite
 from compiler.page import frontier_page
 from compiler.progress import Say
 from compiler.report import to_json
@@ -55,7 +56,7 @@ def _write(found: Frontier, folder: Path) -> None:
     for number, network in found.networks.items():
         write_whole(folder / f"point-{number}.onnx", network)
     write_whole(folder / "frontier.csv", found.csv().encode())
-    write_whole(folder / "frontier.html", frontier_page(found.record).encode())
+    write_whole(folder / "frontier.html", frontier_page(finite(found.record)).encode())
     write_whole(folder / "frontier.json", to_json(found.record).encode())
 
 

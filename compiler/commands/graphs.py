@@ -9,7 +9,16 @@ from pathlib import Path
 from compiler.calibration.samples import open_calibration
 from compiler.commands import Grid, Result
 from compiler.commands.bundles import bundle_costs, chosen, inspect_bundle
-from compiler.commands.common import cost_grid, costs_of, graph_of, output_file, refusal_grid, tasks_of
+from compiler.commands.common import (
+    config_of,
+    cost_grid,
+    costs_of,
+    graph_of,
+    is_release,
+    output_file,
+    refusal_grid,
+    tasks_of,
+)
 from compiler.commands.pictures import outline_records, outline_tree
 from compiler.cost.combine import cost_report
 from compiler.cost.count import totals
@@ -22,7 +31,7 @@ from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.extract_level import ExtractLevel
 from compiler.pipeline import PassRecord, Pipeline, make
-from compiler.release import Say
+from compiler.release import Say, calibration_of
 from compiler.report import layer_rows
 
 
@@ -90,15 +99,20 @@ def extract(args: Namespace, say: Say) -> Result:
 
 
 def prune(args: Namespace, say: Say) -> Result:
-    """Channel pruning of a model or a release, as an ONNX file; a report of what stayed and why."""
+    """Channel pruning of a model or a release, as an ONNX file; a report of what stayed and why.
+
+    A release brings its calibration data, unless --calibration names others, and the names that it excludes.
+    """
     path = output_file(args)
     graph, _ = graph_of(args, say)
     options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
     options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
-    calibration = None
+    config = config_of(args) if is_release(args.path) else None
+    calibration = calibration_of(config, graph) if config else None
     if args.calibration:
         calibration = open_calibration(args.calibration, Path(), graph.inputs, args.samples)
-    use = Resources(calibration=calibration, seed=args.seed, exclude=tuple(args.exclude))
+    exclude = (*(config.exclude if config else ()), *args.exclude)
+    use = Resources(calibration=calibration, seed=args.seed, exclude=exclude)
     passes = [make(name, {}) for name in ("fold-constants", "fold-batch-norm", "remove-dead-code")]
     passes += [make("dead-channels", {}), make("prune-channels", options)]
     say(f"passes: {', '.join(map(str, passes))}")

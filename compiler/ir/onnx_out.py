@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
-from compiler.errors import VerifyError
+from compiler.errors import ConfigError, VerifyError
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.levels import LEVELS_KEY, written
@@ -47,15 +47,18 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write the graph as an ONNX file, aside first and then renamed."""
+    """Write the graph as an ONNX file, aside first and then renamed. ConfigError where it cannot be written."""
     target = Path(path)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     data = to_onnx(graph).SerializeToString(deterministic=True)
     try:
-        aside.write_bytes(data)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+        try:
+            aside.write_bytes(data)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror}") from None
 
 
 def _check(model: onnx.ModelProto, graph: Graph) -> None:
