@@ -82,6 +82,11 @@ def _concat(site: Site, tensors: Sequence[Tensor | None]) -> Tensor:
     return torch.cat([t for t in tensors if t is not None], site.int("axis"))
 
 
+@_of("Relu")
+def _relu(site: Site, tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.relu(_given(tensors, 0))
+
+
 @_of("MaxPool")
 def _max_pool(site: Site, tensors: Sequence[Tensor | None]) -> Tensor | None:
     x = _given(tensors, 0)
@@ -91,6 +96,8 @@ def _max_pool(site: Site, tensors: Sequence[Tensor | None]) -> Tensor | None:
     x, pads = _padded(site, x, -torch.inf)
     if any(2 * p > k for p, k in zip(pads, site.ints("kernel_shape"), strict=True)):
         return None
+    # on a CPU torch pools several times faster where channels are innermost
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     found: Tensor = by_rank[x.dim()](
         x, site.ints("kernel_shape"), site.ints("strides"), pads, site.ints("dilations")
     )

@@ -7,6 +7,7 @@ import pytest
 
 from compiler import cost_report, parse_pass
 from compiler.errors import ConfigError, PassError
+from compiler.ir.text import digest
 from compiler.passes.base import Resources
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
@@ -143,6 +144,17 @@ def test_the_pass_keeps_its_budget_and_repeats(family):
     assert all(
         np.array_equal(a.constant, b.constant) for a, b in zip(made.parameters(), again.parameters(), strict=True)
     )
+
+
+def test_networks_that_share_nothing_narrow_alike_task_by_task_or_whole():
+    pytest.importorskip("torch")
+    graph = families.joined(families.plain("a", 0), families.plain("b", 1))
+    rng = np.random.default_rng(1)
+    feeds = [{v.ref.name: rng.standard_normal(v.shape).astype(np.float32) for v in graph.inputs} for _ in range(64)]
+    use = Resources(calibration=lambda: feeds, teacher=graph)
+    spec = "narrow{{flops=0.5,step=0.2,drawn=64,whole={}}}"
+    made = [parse_pass(spec.format(whole))(graph, use) for whole in ("true", "false")]
+    assert digest(made[0]) == digest(made[1]) != digest(graph)
 
 
 def test_a_capped_combination_ends_nearer_to_its_cap():
