@@ -24,7 +24,7 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.tuning import TuningDatabase
 from compiler.config import Config
-from compiler.cost.combine import MOST_TASKS, CostReport, cost_report
+from compiler.cost.combine import MOST_TASKS, CostReport, cost_report, refuse_too_many
 from compiler.errors import GateError, LoweringError, TargetError
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
@@ -195,6 +195,7 @@ def compile_release(
     sources = {} if tune is not None else planning.sources(goals)
     with staged(root, [g.name for g in goals], force) as folder:
         release = load_release(config, allow_external_data=allow_external_data, say=say)
+        refuse_too_many(release.graph.tasks)
         graph, records = transform(release, say=say)
         if tune is not None:
             sources = tuned(graph, goals, planning, root, say, workers)

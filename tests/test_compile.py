@@ -76,6 +76,14 @@ def test_networks_that_were_extracted_are_evaluated_as_members_of_another_releas
     assert max(r.graph.drift for r in rows) < 1e-5
 
 
+def test_more_tasks_than_tables_have_are_refused_before_any_pass_runs(tmp_path):
+    text = RELEASE.partition("[tasks.a]")[0] + "".join(f'[tasks.t{i}]\nmodel = "a.onnx"\n' for i in range(17))
+    said = []
+    with pytest.raises(ConfigError, match=r"17 tasks have 2\^17 combinations.*`compiler.build` compiles more"):
+        compiled(tmp_path, text, say=said.append)
+    assert not any("pass 1" in line for line in said)
+
+
 def test_every_level_is_evaluated_and_gates_hold_the_densest(tmp_path):
     nested = '"deduplicate", "nest{levels=0+0.9,dense=(),min_inputs=3,pattern=block4x1}"'
     release = load_release(load_config(write_release(tmp_path, RELEASE.replace('"deduplicate"', nested))))

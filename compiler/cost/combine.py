@@ -8,7 +8,7 @@ subtracted part is a sum over all supersets of Q, which one in-place addition pe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import overload
 
@@ -149,7 +149,7 @@ def cost_report(
     peaks of the subsets that were built. Raises ConfigError beyond MOST_TASKS tasks.
     """
     names = tuple(graph.tasks)
-    _refuse_too_many(names)
+    refuse_too_many(names)
     densest, *sparser = (
         Rows(names, _table(at_level(graph, level)), workspace or {}, level) for level in range(level_count(graph))
     )
@@ -161,11 +161,12 @@ def _table(graph: Graph) -> np.ndarray:
     return combination_costs(len(graph.tasks), ((masks[r], c) for r, c in items(graph) if r in masks))
 
 
-def _refuse_too_many(names: Sequence[str]) -> None:
+def refuse_too_many(names: Collection[str]) -> None:
+    """ConfigError where so many tasks have too many combinations for a table."""
     if len(names) > MOST_TASKS:
         raise ConfigError(
             f"{len(names)} tasks have 2^{len(names)} combinations; tables are made for at most {MOST_TASKS} tasks. "
-            f"Extract the tasks of interest first"
+            "Extract the tasks of interest first; `compiler.build` compiles more, without tables"
         )
 
 
