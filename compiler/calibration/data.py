@@ -85,7 +85,25 @@ class CalibrationSet:
     def _batch(self, value: Value, index: int) -> np.ndarray:
         step = self._steps[value.ref.name]
         part = self.arrays[value.ref.name][index * step : (index + 1) * step]
-        return np.array(part.reshape(value.shape), value.dtype.numpy, order="C")
+        return feed_of(value, part.reshape(value.shape))
+
+
+def feed_of(value: Value, array: np.ndarray) -> np.ndarray:
+    """A copy of `array` in the element type of a network input, in C order.
+
+    ConfigError for data that are no numbers, and where an integer or boolean input would get other values than the
+    data have: fractions, say, because they were scaled for another network.
+    """
+    if array.dtype.kind not in "biuf":
+        raise ConfigError(f"data for input '{value.ref}' are {array.dtype}; the network reads {value.dtype.value}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = np.array(array, value.dtype.numpy, order="C")
+    if not value.dtype.is_float and not np.array_equal(made, array):
+        raise ConfigError(
+            f"data for input '{value.ref}' hold numbers from {array.min():g} to {array.max():g} that its type "
+            f"{value.dtype.value} does not have; give the values that the network was trained on"
+        )
+    return made
 
 
 def _step(value: Value, array: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, named_function
+from compiler.calibration.data import Arrays, CalibrationSet, feed_of, load_arrays, named_function
 from compiler.errors import ConfigError
 from compiler.ir.graph import Value
 
@@ -63,9 +63,10 @@ class StreamedSet:
         arrays = [_of(value, sample) for sample in part]
         joined = np.stack(arrays) if self._steps[value.ref.name] > 1 else np.asarray(arrays[0])
         try:
-            return np.array(joined.reshape(value.shape), value.dtype.numpy, order="C")
+            shaped = joined.reshape(value.shape)
         except ValueError:
             raise ConfigError(f"a sample for input '{value.ref}' has shape {list(arrays[0].shape)}") from None
+        return feed_of(value, shaped)
 
 
 Feeds = CalibrationSet | StreamedSet

@@ -42,10 +42,19 @@ class Port:
         return array
 
     def converted(self, array: np.ndarray) -> np.ndarray:
-        """`array` in this type and C order, aligned; ValueError if the shape differs."""
-        if np.shape(array) != self.shape:
-            raise ValueError(f"input '{self.name}' has shape {list(np.shape(array))}; needed is {self}")
-        return np.require(array, self.dtype, ("C", "A"))
+        """`array` in this type and C order, aligned; ValueError if the shape differs, or if integers are needed
+        and its values are none of that type.
+        """
+        given = np.asarray(array)
+        if given.shape != self.shape:
+            raise ValueError(f"input '{self.name}' has shape {list(given.shape)}; needed is {self}")
+        if self.dtype.kind == "f" or np.can_cast(given.dtype, self.dtype):
+            return np.require(given, self.dtype, ("C", "A"))
+        with np.errstate(invalid="ignore"):
+            made = np.require(given, self.dtype, ("C", "A"))
+        if not np.array_equal(made, given):
+            raise ValueError(f"input '{self.name}' has values that {self.dtype} does not have; needed is {self}")
+        return made
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"

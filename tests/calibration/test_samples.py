@@ -10,6 +10,7 @@ import pytest
 from compiler.calibration.data import CalibrationSet
 from compiler.calibration.samples import StreamedSet, open_calibration
 from compiler.errors import ConfigError
+from compiler.ir.types import DType
 from compiler.passes.base import Resources
 from tests.graphs import Builder
 
@@ -136,3 +137,34 @@ def test_one_array_for_several_inputs(tmp_path):
 def test_a_sample_that_lacks_an_input():
     with pytest.raises(ConfigError, match="a sample lacks input 'x'; it has y"):
         StreamedSet(lambda: [{"y": np.zeros(3)}], graph_of((1, 3)).inputs)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.full((4, 3), 0.5), "numbers from 0.5 to 0.5 that its type uint8 does not have"),
+        (np.full((4, 3), 300), "numbers from 300 to 300 that"),
+        (np.full((4, 3), np.nan), "that its type uint8 does not have"),
+        (np.full((4, 3), "x"), "are <U1; the network reads uint8"),
+    ],
+)
+def test_integers_are_never_made_of_other_numbers(data, message, streamed):
+    b = Builder()
+    b.task("t", b.apply("Cast", b.input("x", 1, 3, dtype=DType.UINT8), to=1))
+    inputs = b.done().inputs
+    found = (
+        StreamedSet(lambda: ({"x": row} for row in data), inputs)
+        if streamed
+        else CalibrationSet({"x": data}, inputs)
+    )
+    with pytest.raises(ConfigError, match=message):
+        next(iter(found()))
+
+
+def test_integers_may_come_as_other_numbers_of_equal_value():
+    b = Builder()
+    b.task("t", b.apply("Cast", b.input("x", 1, 3, dtype=DType.UINT8), to=1))
+    for kind in (np.int64, np.float64):
+        (feed,) = CalibrationSet({"x": np.array([[0, 7, 255]], kind)}, b.done().inputs)()
+        assert feed["x"].dtype == np.uint8 and feed["x"].tolist() == [[0, 7, 255]]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compiler.codegen.bundle import Bundle
+from compiler.codegen.foreign import Port
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import Feature, find_target
 from compiler.errors import BundleError
@@ -71,6 +72,14 @@ def test_conversion_and_strictness(network: Network) -> None:
 def test_wrong_calls_say_what_is_right(network: Network, inputs: object, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network.run(inputs, **options)  # type: ignore[arg-type]
+
+
+def test_integers_are_never_made_of_other_numbers() -> None:
+    port = Port("x", "x", "", np.dtype(np.uint8), (2,))
+    assert port.converted(np.array([0.0, 255.0])).tolist() == [0, 255]
+    for wrong in ([0.5, 1.0], [0, 256], [float("nan"), 0.0]):
+        with pytest.raises(ValueError, match=r"'x' has values that uint8 does not have; needed is uint8\[2\]"):
+            port.converted(np.array(wrong))
 
 
 def test_bound_call_writes_into_given_arrays(network: Network) -> None:
