@@ -12,6 +12,7 @@ from compiler.codegen.strategies.grouped import GroupedConv
 from compiler.codegen.strategies.matrix import Gemm
 from compiler.codegen.strategies.recurrent import Recurrent, SparseRecurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
+from compiler.codegen.strategies.strassen import Strassen
 from compiler.codegen.strategies.transposed import Transposed
 from compiler.codegen.strategies.winograd import Winograd
 
@@ -19,6 +20,7 @@ STRATEGIES: dict[str, Strategy] = {
     s.name: s
     for s in (
         DirectConv(),
+        Strassen(),
         *(Winograd(tile) for tile in ((2, 2), (4, 2), (4, 4), (2, 1), (4, 1), (1, 2), (1, 4))),
         *(Winograd(tile, "siblings") for tile in ((2, 2), (4, 2), (4, 4))),
         BlockSparse(),

@@ -75,12 +75,15 @@ class DirectConv(Strategy):
         )
 
 
-def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)) -> conv.ConvShape:
-    """The physical shape of a convolution; a 1x1 over contiguous buffers becomes rows of a tile's length."""
+def conv_shape(
+    builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1), *, even_rows: bool = False
+) -> conv.ConvShape:
+    """The physical shape of a convolution; a 1x1 over contiguous buffers becomes rows of a tile's length, an even
+    number of them where that is asked for and the image has."""
     site = group.anchor
     known = facts(site)
     columns, rows, vectors = tile
-    x, y, after = image_planes(builder, group, columns)
+    x, y, after = image_planes(builder, group, columns, 2 if even_rows else 1)
     return conv.ConvShape(
         batch=known.batch,
         x=x,
@@ -98,26 +101,29 @@ def conv_shape(builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1)
     )
 
 
-def image_planes(builder: Builder, group: Group, columns: int) -> tuple[tuple[Plane, ...], Plane, Epilogue]:
+def image_planes(
+    builder: Builder, group: Group, columns: int, multiple: int = 1
+) -> tuple[tuple[Plane, ...], Plane, Epilogue]:
     """Buffers of the input's segments and of the result, and what follows the sum; a 1x1 over contiguous buffers
-    sees them as rows for tiles of `columns`."""
+    sees them as a multiple of `multiple` rows for tiles of `columns`."""
     x, y = tuple(blocked_plane(builder, v) for v in group.segments), blocked_plane(builder, group.outputs[0])
     after = epilogue(builder, group)
     planes = (*x, y, *((after.residual,) if after.residual else ()))
     if facts(group.anchor).pointwise and all(p.contiguous for p in planes):
-        row = flat_row(y.height * y.width, columns)
+        row = flat_row(y.height * y.width, columns, multiple)
         x, y = tuple(p.reshaped(row) for p in x), y.reshaped(row)
         if after.residual is not None:
             after = Epilogue(after.residual.reshaped(row), after.activation)
     return x, y, after
 
 
-def flat_row(cells: int, columns: int) -> int:
-    """Length of equal rows that so many cells are seen as: the shortest (rows are what threads share) that takes
-    hardly more tiles of `columns` than a single row."""
-    most = MOST_TILES * -(-cells // columns)
-    lengths = (n for n in range(min(columns, cells), cells) if cells % n == 0)
-    return next((n for n in lengths if cells // n * -(-n // columns) <= most), cells)
+def flat_row(cells: int, columns: int, multiple: int = 1) -> int:
+    """Length of equal rows that so many cells are seen as, a multiple of `multiple` in number: the shortest (rows
+    are what threads share) that takes hardly more tiles of `columns` than the longest."""
+    longest = cells // multiple
+    most = MOST_TILES * multiple * -(-longest // columns)
+    lengths = (n for n in range(min(columns, longest), longest) if cells % (n * multiple) == 0)
+    return next((n for n in lengths if cells // n * -(-n // columns) <= most), longest)
 
 
 def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:

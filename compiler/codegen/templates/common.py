@@ -101,10 +101,11 @@ def splat(value: Any, width: int) -> Any:
     return scalar if width == 1 else tirx.Broadcast(scalar, width)
 
 
-def prefetch(buffer: Any, at: Sequence[Any], *, write: bool = False) -> None:
-    """Ask for the cache line of an element that will be read (or written) soon; never faults."""
+def prefetch(buffer: Any, at: Sequence[Any], *, write: bool = False, near: bool = True) -> None:
+    """Ask for the cache line of an element that will be read (or written) soon; never faults. Not `near`: into the
+    second-level cache."""
     line = T.address_of(buffer[tuple(at)])
-    kind, keep, data = (tirx.IntImm("int32", n) for n in (int(write), 3, 1))
+    kind, keep, data = (tirx.IntImm("int32", n) for n in (int(write), 3 if near else 2, 1))
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", line, kind, keep, data))
 
 

@@ -43,10 +43,19 @@ class ProductTile:
         self, extent: tuple[int, int], inner: int, first: Callable[[int, int], Any], x: ReadRow, w: ReadVector
     ) -> None:
         """sums[m, o] = first(m, o) + sum over k < inner of x(m, k) * w(k, o) for m, o below `extent`."""
-        for m, o in _cells(extent):
+        self.start(extent, first)
+        self.accumulate(extent, inner, x, w)
+        self.finish(extent)
+
+    def start(self, extent: tuple[int, int], first: Callable[[int, int], Any]) -> None:
+        """sums[m, o] = first(m, o); products that follow are added."""
+        for m, o in cells(extent):
             self._sums.put(self.place(m, o), first(m, o))
             for q in range(1, self._chains):
                 self._sums.put(self.place(m, o, q), splat(0.0, self._width))
+
+    def accumulate(self, extent: tuple[int, int], inner: int, x: ReadRow, w: ReadVector) -> None:
+        """sums[m, o] += sum over k < inner of x(m, k) * w(k, o)."""
         full, rest = divmod(inner, self._step)
         if full:
             with T.serial(full) as i:
@@ -58,7 +67,10 @@ class ProductTile:
             with T.serial(single) as i:
                 at = inner - single + i
                 self._add(extent, at, 0, lambda m: x(m, at, 1), w)
-        for m, o in _cells(extent):
+
+    def finish(self, extent: tuple[int, int]) -> None:
+        """Bring the totals into chain 0."""
+        for m, o in cells(extent):
             for q in range(1, self._chains):
                 total = self._sums.get(self.place(m, o)) + self._sums.get(self.place(m, o, q))
                 self._sums.put(self.place(m, o), total)
@@ -82,12 +94,13 @@ class ProductTile:
     def _add(
         self, extent: tuple[int, int], at: Any, chain: int, element: Callable[[int], Any], w: ReadVector
     ) -> None:
-        for m, o in _cells(extent):
+        for m, o in cells(extent):
             k = self.place(m, o, chain)
             self._sums.put(k, self._sums.get(k) + splat(element(m), self._width) * w(at, o))
 
 
-def _cells(extent: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def cells(extent: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(row, vector) of every sum of a tile."""
     return ((m, o) for m in range(extent[0]) for o in range(extent[1]))
 
 
