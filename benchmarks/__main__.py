@@ -12,6 +12,7 @@ STUDIES = {
     "frontier": "benchmarks.frontier",
     "fuzz": "benchmarks.fuzz.study",
     "holding": "benchmarks.holding",
+    "inner-loops": "benchmarks.inner_loops",
     "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",
     "newcomer": "benchmarks.newcomer",

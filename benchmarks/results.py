@@ -10,8 +10,9 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from benchmarks import loop_rows
 from benchmarks.host import facts
 from benchmarks.ours import sources_digest
 from benchmarks.rows import COLUMNS, Row, line, means, to_json
@@ -31,8 +32,16 @@ TITLES = {
     "threads": "Threads",
     "overhead": "Overhead of a call",
     "compile-time": "Compilation",
+    "inner-loops": "Innermost loops",
 }
 """Study -> heading, in the order of the page."""
+
+
+class Recorded(Protocol):
+    """A row of any study."""
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready, with `case` and `peer`."""
 
 
 def report(rows: Iterable[Row], study: str, options: argparse.Namespace) -> int:
@@ -55,7 +64,7 @@ def report(rows: Iterable[Row], study: str, options: argparse.Namespace) -> int:
     return int(any(r.our_fault for r in done))
 
 
-def save(folder: Path, study: str, rows: Sequence[Row]) -> Path:
+def save(folder: Path, study: str, rows: Sequence[Recorded]) -> Path:
     """Add rows to the study's file; rows of the same case and peer are replaced.
 
     What was measured on another machine or with other versions does not stay: one file, one machine.
@@ -93,7 +102,8 @@ def render(folder: Path) -> str:
         path = folder / f"{study}.json"
         if path.exists():
             held = json.loads(path.read_text())
-            parts += [f"### {title}", _machine(study, held), _table(held["rows"])]
+            table = loop_rows.table if study == "inner-loops" else _table
+            parts += [f"### {title}", _machine(study, held), table(held["rows"])]
     return "\n\n".join(parts)
 
 

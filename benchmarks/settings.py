@@ -58,10 +58,10 @@ def parser(
     made = argparse.ArgumentParser(prog=f"python -m benchmarks {study}", description=about)
     made.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
     made.add_argument("--quick", action="store_true", help="2 rounds of 0.05 s instead of 5 of 0.2 s")
-    made.add_argument("--only", type=_words, default=(), metavar="CASE,...", help="cases; * and ? match")
+    made.add_argument("--only", type=words, default=(), metavar="CASE,...", help="cases; * and ? match")
     if peers:
         known = ", ".join([*PEERS, *own])
-        made.add_argument("--peers", type=_words, default=tuple(peers), metavar="PEER,...", help=f"of {known}")
+        made.add_argument("--peers", type=words, default=tuple(peers), metavar="PEER,...", help=f"of {known}")
     made.add_argument("--target", default="host", help="target that our bundles are built for")
     made.add_argument("--core", type=int, help="processor to time on (default: the last usable one)")
     made.add_argument("--hot", action="store_true", help="leave out the runs with flushed caches")
@@ -75,7 +75,8 @@ def parser(
     return made
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """The parts of a list with commas."""
     return tuple(word for word in text.split(",") if word)
 
 

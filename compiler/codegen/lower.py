@@ -11,7 +11,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,8 @@ def _lowered(func: Any, target: Any) -> tuple[bytes, int]:
     module, scratch = _raw_pointers(module, target)
     module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
     module = _fused(module)
+    if not str(target.attrs["mtriple"]).startswith("x86_64"):
+        module = _single_extremes(module)
     built = tvm.get_global_func("target.build.llvm")(module, target)
     return _object_bytes(built, str(target.attrs["mtriple"])), scratch[KERNEL]
 
@@ -147,6 +149,25 @@ def _fused(module: Any) -> Any:
     mapped = {
         n: f.with_body(tvm_ffi.structural_map(f.body, [(tvm.ir.Call, exact)])) for n, f in module.functions.items()
     }
+    return tvm.IRModule(mapped)
+
+
+def _single_extremes(module: Any) -> Any:
+    """The larger or smaller of two vectors as one instruction of ARM; LLVM would compare and select, because the
+    instruction orders zeros by their sign."""
+    larger, smaller = (tvm.target.codegen.llvm_lookup_intrinsic_id(f"llvm.{n}") for n in ("maximum", "minimum"))
+
+    def intrinsic(number: int) -> Callable[[Any], Any]:
+        def single(node: Any) -> Any:
+            dtype = tvm_ffi.dtype(str(node.a.ty.dtype))
+            if dtype.lanes == 1 or not str(dtype).startswith("float32"):
+                return node
+            return tirx.call_llvm_pure_intrin(node.a.ty, tirx.IntImm("uint32", number), node.a, node.b)
+
+        return single
+
+    maps = [(tirx.Max, intrinsic(larger)), (tirx.Min, intrinsic(smaller))]
+    mapped = {n: f.with_body(tvm_ffi.structural_map(f.body, maps)) for n, f in module.functions.items()}
     return tvm.IRModule(mapped)
 
 

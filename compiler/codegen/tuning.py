@@ -40,11 +40,10 @@ class Measurement:
         """What was measured."""
         return Choice(self.algorithm, self.tile)
 
-    @property
-    def current(self) -> bool:
-        """Whether the algorithm still generates the code that was measured."""
+    def current(self, key: str) -> bool:
+        """Whether the algorithm still generates the code that was measured for the layer `key`."""
         strategy = STRATEGIES.get(self.algorithm)
-        return strategy is not None and strategy.version == self.version
+        return strategy is not None and strategy.code_version(_preset(key)) == self.version
 
 
 @dataclass
@@ -60,7 +59,7 @@ class TuningDatabase:
 
     def known(self, key: str) -> dict[Choice, int]:
         """Nanoseconds by choice for a layer, leaving out algorithms whose code has changed since."""
-        return {m.choice: m.nanoseconds for m in self.entries.get(key, ()) if m.current}
+        return {m.choice: m.nanoseconds for m in self.entries.get(key, ()) if m.current(key)}
 
     @property
     def digest(self) -> str:
@@ -69,14 +68,14 @@ class TuningDatabase:
 
     def best(self, most: int) -> TuningDatabase:
         """The `most` fastest choices of every layer, without measurements of older code: what is worth keeping."""
-        current = {key: tuple(m for m in rows if m.current)[:most] for key, rows in self.entries.items()}
+        current = {key: tuple(m for m in rows if m.current(key))[:most] for key, rows in self.entries.items()}
         return TuningDatabase({key: rows for key, rows in current.items() if rows})
 
     def add(self, key: str, choice: Choice, seconds: float) -> None:
         """Enter a measurement; a newer one of the same choice replaces the older."""
-        version = STRATEGIES[choice.algorithm].version
+        version = STRATEGIES[choice.algorithm].code_version(_preset(key))
         made = Measurement(max(1, round(seconds * 1e9)), choice.algorithm, choice.tile, version)
-        others = [m for m in self.entries.get(key, ()) if m.choice != choice and m.current]
+        others = [m for m in self.entries.get(key, ()) if m.choice != choice and m.current(key)]
         self.entries[key] = tuple(sorted([*others, made]))
 
     def text(self) -> str:
@@ -157,6 +156,11 @@ def shipped(target: Target) -> TuningDatabase:
     """The measurements that come with taskgraft for an instruction set; empty where there are none."""
     path = shipped_file(target)
     return TuningDatabase.load(path) if path.exists() else TuningDatabase()
+
+
+def _preset(key: str) -> str:
+    """The instruction set in the name of a layer."""
+    return key.partition("|")[0]
 
 
 def _members(group: Group) -> str:

@@ -227,6 +227,17 @@ def test_winograd_is_proposed_where_its_error_is_small_and_only_there():
         assert 0 < STRATEGIES[name].error(anchor) <= MOST_ERROR  # type: ignore[attr-defined]
 
 
+def test_tiles_of_winograd_go_by_where_its_weights_come_from():
+    """On AVX2: two vectors a step from a cache; from memory wide panels, which are read once for all tiles."""
+    target = find_target("x86-64-v3")
+    cached, memory = (
+        next(c.choice for c in ranked(graph, target) if c.choice.algorithm == algorithm)
+        for graph, algorithm in ((layer(128, 128, 16), "winograd4x4"), (layer(512, 512, 7), "winograd4x2"))
+    )
+    assert cached.tile[1] >= 4 and cached.tile[2] == 2
+    assert memory.tile[0] >= 2 * 4 and memory.tile[2] == 4
+
+
 def test_winograd_that_would_lose_accuracy_is_refused_from_every_source(monkeypatch: pytest.MonkeyPatch):
     graph = layer()
     tile = next(c.choice for c in ranked(graph) if c.choice.algorithm == "winograd4x4")

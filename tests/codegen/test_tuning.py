@@ -87,6 +87,16 @@ def test_measurements_of_older_code_are_ignored_and_die():
     assert [m.tile for m in database.entries["k"]] == [(4, 1, 2)]
 
 
+def test_code_that_changed_for_arm_alone_leaves_measurements_on_x86_alive(monkeypatch):
+    database, choice = TuningDatabase(), Choice("conv", (8, 1, 2))
+    keys = ["x86-64-v4|k", "aarch64-cortex-a76|k", "armv7-neon|k"]
+    for key in keys:
+        database.add(key, choice, 5e-6)
+    assert [list(database.known(key)) for key in keys] == [[choice]] * 3
+    monkeypatch.setattr(type(STRATEGIES["conv"]), "arm_version", STRATEGIES["conv"].arm_version + 1)
+    assert [list(database.known(key)) for key in keys] == [[choice], [], []]
+
+
 def test_the_best_of_every_layer_are_kept():
     database = TuningDatabase({"old": (Measurement(1, "conv", (8, 1, 2), STRATEGIES["conv"].version - 1),)})
     for n in range(1, 6):
@@ -157,7 +167,7 @@ def test_shipped_databases_are_current():
         database = shipped(target)
         assert database.entries and database.text() == path.read_text()
         assert all(key.startswith(f"{target.preset}|") for key in database.entries)
-        measured = [m for rows in database.entries.values() for m in rows]
-        stale = sorted({m.algorithm for m in measured if not m.current})
+        measured = [(key, m) for key, rows in database.entries.items() for m in rows]
+        stale = sorted({m.algorithm for key, m in measured if not m.current(key)})
         assert not stale, f"{path.name}: older code of {', '.join(stale)}; python -m benchmarks tune --seconds 0"
     assert shipped(find_target("armv7-neon")) == TuningDatabase()

@@ -65,12 +65,18 @@ class Strategy(abc.ABC):
     """Name in plans and reports."""
     version: ClassVar[int] = 1
     """Counted up whenever the generated code changes, so that stale measurements die."""
+    arm_version: ClassVar[int] = 1
+    """Counted up whenever it changes for ARM alone, so that measurements on x86 live on."""
     families: tuple[Family, ...]
     """Groups it can run."""
     levels: ClassVar[bool] = False
     """Whether it can run constants with sparsity levels."""
     skips_zeros: ClassVar[bool] = False
     """Whether it leaves out what the encoding of the weights does not store."""
+
+    def code_version(self, preset: str) -> int:
+        """Number of the code generated for a target's preset."""
+        return self.version + (self.arm_version if preset.startswith(("aarch64", "armv7")) else 0)
 
     def multiplies_zeros(self, choice: Choice, operand: int) -> bool:
         """Whether, with this choice, zeros of the sparse weight at this position are multiplied all the same."""

@@ -18,6 +18,7 @@ from compiler.codegen.strategies.convolution import (
     padding_borders,
     weight4,
 )
+from compiler.codegen.target import Target
 from compiler.codegen.templates import depthwise
 from compiler.codegen.templates.blocked import pack_bias
 from compiler.ir.graph import Value
@@ -28,9 +29,11 @@ TILE_CYCLES = 10
 """Start and end of a register tile besides its sums: loop control and addresses."""
 MOST_PRODUCTS = 2048
 """Multiply-adds of one tile, all unrolled: what fits the instruction cache."""
+UNROLLED_TAPS = 9
+"""Taps of a kernel whose rows LLVM unrolls."""
 
-READ_AHEAD = 8
-"""Registers of inputs that are read before they are used (ARM)."""
+READ_AHEAD = 4
+"""One register of so many holds an input that is read before it is used (ARM)."""
 
 
 class Depthwise(Strategy):
@@ -49,8 +52,8 @@ class Depthwise(Strategy):
         for rows in (r for r in TILE_ROWS if height % r == 0):
             most = min(width, budget // rows, MOST_PRODUCTS // (rows * taps))
             tiles += [(columns, rows) for columns in range(1, max(1, most) + 1)]
-        if situation.target.arch != "x86_64":
-            tiles = [t for t in tiles if _fits_registers(t, taps, situation)] or tiles
+        if row_by_row(situation.target):
+            tiles = [t for t in tiles if _fits_registers(t, known, situation.target)] or tiles
         found = [Candidate(Choice(self.name, tile), _seconds(group, known, situation, tile)) for tile in tiles]
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
@@ -71,6 +74,7 @@ class Depthwise(Strategy):
             epilogue=epilogue(builder, group),
             tile=(columns, rows),
             by_tiles=known.inputs < known.extent[0] * known.extent[1],
+            row_by_row=row_by_row(builder.target),
         )
         weight, bias = site.operands[1], site.operands.optional(2)
         packed = depthwise.pack(weight4(site), shape.y.block)
@@ -84,11 +88,18 @@ class Depthwise(Strategy):
         return Built(("depthwise", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.units.count)
 
 
-def _fits_registers(tile: tuple[int, int], taps: int, situation: Situation) -> bool:
-    """Whether sums, weights and inputs under way stay in registers where no operand can lie in memory: LLVM reads
-    the inputs of several rows ahead, and spills sums for them."""
-    columns, rows = tile
-    return rows <= 2 and columns * rows + taps + READ_AHEAD <= situation.target.vector_registers
+def row_by_row(target: Target) -> bool:
+    """Whether rows of the kernel are a loop: where no operand can lie in memory LLVM reads the inputs of several
+    rows ahead, and spills sums for them."""
+    return target.arch != "x86_64"
+
+
+def _fits_registers(tile: tuple[int, int], known: ConvFacts, target: Target) -> bool:
+    """Whether sums, weights and inputs under way stay in registers: of a small kernel LLVM unrolls the rows after
+    all, and holds all weights. Several rows of outputs share no inputs of a kernel's row, so one row is enough."""
+    (columns, rows), room = tile, target.vector_registers
+    weights = min(known.kernel[0] * known.kernel[1], max(known.kernel[1], UNROLLED_TAPS))
+    return (rows == 1 or columns == known.extent[1]) and columns * rows + weights + room // READ_AHEAD <= room
 
 
 def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[int, int]) -> float:
@@ -102,15 +113,25 @@ def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[i
         if not count:
             continue
         sums = count * rows
-        kept = sums + taps + 1 <= situation.target.vector_registers  # weights stay in registers
-        cells = _touched(known, 0, rows) * _touched(known, 1, count)
-        loads = cells if kept else cells / 2 + taps * sums  # else operands in memory, some of them twice
+        loads = _loads(known, (rows, count), situation.target)
         # consecutive tiles overlap in an out-of-order core, so half of the latency shows
         chain = taps * machine.fma_latency / 2
         step = max(taps * sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle / rate, chain)
         cycles += repeat * (step + TILE_CYCLES + 2 * sums)
     blocks = -(-known.outputs // block)
     return known.batch * blocks * (height // rows) * cycles / machine.clock
+
+
+def _loads(known: ConvFacts, extent: tuple[int, int], target: Target) -> float:
+    """Vectors that a tile of rows x columns reads."""
+    (height, width), taps = known.kernel, known.kernel[0] * known.kernel[1]
+    sums, across = extent[0] * extent[1], _touched(known, 1, extent[1])
+    if row_by_row(target):  # each row of the kernel reads its weights and, for every row of the tile, its inputs
+        return height * (width + extent[0] * across)
+    cells = _touched(known, 0, extent[0]) * across
+    if sums + taps + 1 <= target.vector_registers:  # weights stay in registers
+        return cells
+    return cells / 2 + taps * sums  # operands in memory, some of them twice
 
 
 def _touched(known: ConvFacts, axis: int, outputs: int) -> int:

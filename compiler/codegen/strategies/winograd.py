@@ -32,8 +32,9 @@ from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 from compiler.machine import Machine
 
-WIDE_PANEL = 128
-"""Bytes of weights per step of the products from which on memory is read at full speed."""
+WIDE_PANEL, WIDE_VECTORS = 128, 2
+"""Weights per step of the products from which on they arrive at full speed: bytes from memory, vectors from a
+cache."""
 SPARE = 5
 """Registers that the unrolled products leave free on ARM."""
 LEAST_TAPS = 144
@@ -237,9 +238,10 @@ class Winograd(Strategy):
         sums = products * known.inputs * step + points * (12 + rows * vectors)
         unit = (blocks // vectors) * sums / machine.clock
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
-        narrow = max(1.0, WIDE_PANEL / (4 * block * vectors))
+        kept = packed <= machine.last_level_cache // 2
+        narrow = max(1.0, WIDE_VECTORS / vectors if kept else WIDE_PANEL / (4 * block * vectors))
         first = max(unit, weight_seconds(packed, situation) * narrow)
-        again = unit if near else max(unit, packed / machine.cache_bandwidth)
+        again = unit if near else max(unit, packed / machine.cache_bandwidth) if kept else first
         return first + (groups - 1) * again + (units - groups) * unit
 
 

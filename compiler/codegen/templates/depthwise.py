@@ -37,6 +37,8 @@ class DepthwiseShape:
     """Output columns and rows held in registers; rows divide the height."""
     by_tiles: bool = True
     """Whether threads divide the image, else the channels."""
+    row_by_row: bool = False
+    """Whether kernel rows are a loop, so that registers hold the weights of one row; else all taps are unrolled."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -111,13 +113,21 @@ class _Depthwise:
         cells = [(h, u, h * width + u) for h in range(rows) for u in range(width)]
         for _, _, k in cells:
             self.acc.put(k, self.out.bias(at[1]))
-        lanes = vector(0, self.v)
-        tile = tile_products(self.s.kernel, self.s.stride, self.s.dilation, rows, width)
+        if self.s.row_by_row:
+            with T.serial(self.s.kernel[0]) as first:
+                self._products(at, (row, column), (rows, width), first, 1)
+        else:
+            self._products(at, (row, column), (rows, width), 0, self.s.kernel[0])
+        for h, u, k in cells:
+            self.out.store((*at, row + h, column + u), self.acc.get(k))
+
+    def _products(self, at: tuple[Any, Any], corner: tuple[Any, Any], size: Pair, first: Any, count: int) -> None:
+        """Adds `count` rows of the kernel from `first` on to the tile of `size` rows and columns at `corner`."""
+        lanes, width = vector(0, self.v), size[1]
+        tile = tile_products((count, self.s.kernel[1]), self.s.stride, self.s.dilation, *size)
         for (r, c), products in tile.items():
-            origin = self.s.at(0, row, 0) + r, self.s.at(1, column, 0) + c
+            origin = self.s.at(0, corner[0], first) + r, self.s.at(1, corner[1], 0) + c
             self.x.put(0, self.X[at[0], at[1], origin[0], origin[1], lanes])
             for h, u, kh, kw in products:
                 k = h * width + u
-                self.acc.put(k, self.acc.get(k) + self.x.get(0) * self.W[at[1], kh, kw, lanes])
-        for h, u, k in cells:
-            self.out.store((*at, row + h, column + u), self.acc.get(k))
+                self.acc.put(k, self.acc.get(k) + self.x.get(0) * self.W[at[1], first + kh, kw, lanes])
