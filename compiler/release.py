@@ -67,11 +67,29 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
             failures.append(error)
     if failures:
         raise joined(failures)
+    _refuse_named(config, members)
     say(f"join {len(members)} networks")
     shared = config.inputs or {}
     parts = {k: _member(config.tasks[k], g, shared) for k, g in members.items()}
     graph = union(parts, config.inputs, name=config.name)
     return Release(config, members, graph, {**sources, **_data_digests(config)})
+
+
+def _refuse_named(config: Config, members: Mapping[str, Graph]) -> None:
+    """ConfigError where a metric, gate or combination names a file that holds several tasks: they are called
+    otherwise, so that nothing would be measured."""
+    evaluation, gates = config.evaluation, config.gates
+    named = {*evaluation.metric, *gates.max_accuracy_drop, *gates.max_output_drift}
+    named.update(*config.workload, *(config.subsets or ()), *gates.max_flops)
+    problems = [
+        f"task '{key}': {config.tasks[key].model} holds the tasks {', '.join(graph.tasks)}, and metrics, gates and "
+        f"combinations name one each; `taskgraft extract` with --tasks {next(iter(graph.tasks))} writes one of "
+        "them as a file of its own"
+        for key, graph in members.items()
+        if key in named and len(graph.tasks) > 1
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def joined(failures: Sequence[CompilerError]) -> CompilerError:

@@ -294,6 +294,14 @@ def test_prune_keeps_what_a_release_excludes(tmp_path, capsys):
     assert status == 3 and "excluded" in err
 
 
+@pytest.mark.parametrize("option", [["--option", "floor"], ["--samples", "-1"]])
+def test_prune_refuses_options_without_a_value(tmp_path, capsys, option):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    arguments = ["prune", tmp_path / "m.onnx", "--flops", "0.5", "-o", tmp_path / "p.onnx"]
+    status, _, err = run(capsys, *arguments, *option)
+    assert status == 2 and f"error: {' '.join(option)}: " in err
+
+
 def test_verify_refuses_a_range_that_is_none(tmp_path, capsys):
     onnx.save(network("x", 3), tmp_path / "m.onnx")
     for bounds in ("5:1", "nan:1", "0:inf"):

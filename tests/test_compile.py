@@ -76,6 +76,23 @@ def test_networks_that_were_extracted_are_evaluated_as_members_of_another_releas
     assert max(r.graph.drift for r in rows) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "[gates]\nmax_output_drift = 0.1\n",
+        '[gates]\nmax_flops = { "pair" = "1M" }\n',
+        '[subsets]\ninclude = ["pair"]\n',
+        '[evaluation]\ndata = "data.npz"\nmetric = { pair = "mae" }\n',
+    ],
+)
+def test_what_names_a_task_cannot_name_a_file_of_several(tmp_path, more):
+    save(load_release(load_config(write_release(tmp_path))).graph, tmp_path / "both.onnx")
+    text = RELEASE.partition("[tasks.a]")[0] + f'[tasks.pair]\nmodel = "both.onnx"\n{more}'
+    (tmp_path / "again.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"task 'pair': both.onnx holds the tasks a, b.*extract"):
+        load_release(load_config(tmp_path / "again.toml"))
+
+
 def test_more_tasks_than_tables_have_are_refused_before_any_pass_runs(tmp_path):
     text = RELEASE.partition("[tasks.a]")[0] + "".join(f'[tasks.t{i}]\nmodel = "a.onnx"\n' for i in range(17))
     said = []

@@ -103,6 +103,11 @@ def prune(args: Namespace, say: Say) -> Result:
 
     A release brings its calibration data, unless --calibration names others, and the names that it excludes.
     """
+    wrong = [pair for pair in args.option if "=" not in pair]
+    if wrong:
+        raise ConfigError(f"--option {wrong[0]}: write K=V; `taskgraft passes` lists the options of prune-channels")
+    if args.samples < 0:
+        raise ConfigError(f"--samples {args.samples}: give a number of samples, or 0 for all")
     path = output_file(args)
     graph, _ = graph_of(args, say)
     options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
