@@ -23,7 +23,6 @@ from compiler.codegen.program import Library
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.tuning import TuningDatabase
-from compiler.config import Config
 from compiler.cost.combine import MOST_TASKS, CostReport, cost_report, refuse_too_many
 from compiler.errors import GateError, LoweringError, TargetError
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
@@ -37,6 +36,7 @@ from compiler.planning import Planning, paths, planning_of, tuned
 from compiler.progress import tracked
 from compiler.release import Release, Say, calibration_of, load_release, silent, transform
 from compiler.report import summary
+from compiler.settings import Config
 from compiler.staging import staged
 from compiler.workers.jobs import Workers
 

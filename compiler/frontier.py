@@ -22,7 +22,6 @@ from compiler.codegen.manifest import canonical, sha256
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target, runs_here
 from compiler.compile import build
-from compiler.config import Config
 from compiler.cost.count import totals
 from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
@@ -36,6 +35,7 @@ from compiler.pipeline import parse
 from compiler.progress import tracked
 from compiler.release import Release, Say, load_release, resources, silent, transform
 from compiler.report import to_csv
+from compiler.settings import Config
 from compiler.workers.store import Store
 
 SCHEMA = 1

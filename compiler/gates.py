@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compiler.calibration.evaluation import TaskEvaluation
-from compiler.config import Gates
 from compiler.cost.combine import CostReport
+from compiler.settings import Gates
 
 Verdict = Literal["passed", "failed", "skipped"]
 

@@ -14,10 +14,10 @@ from compiler.codegen.plans import load_plans
 from compiler.codegen.search import tune
 from compiler.codegen.target import Target, runs_here
 from compiler.codegen.tuning import TuningDatabase, shipped
-from compiler.config import Config
 from compiler.errors import ConfigError, TargetError
 from compiler.ir.graph import Graph
 from compiler.release import Say
+from compiler.settings import Config
 from compiler.workers.jobs import Workers
 
 NO_DATABASE = "none"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays
 from compiler.calibration.samples import Feeds, open_calibration
-from compiler.config import Config, TaskConfig
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import CompilerError, ConfigError
 from compiler.ir.graph import Graph
@@ -24,6 +23,7 @@ from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.progress import Say as Say
 from compiler.progress import silent as silent
 from compiler.progress import tracked
+from compiler.settings import Config, TaskConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import compiler
-from compiler.cli import parser
+from compiler.arguments import parser
 from compiler.commands import Result, lists
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.cli import main, parser
+from compiler.arguments import parser
+from compiler.cli import main
 from compiler.ir.onnx_in import load
 from tests.small_models import RELEASE, model, network, write_release
 

@@ -16,7 +16,8 @@ from mkdocs.config import load_config as load_site
 
 from benchmarks import newcomer
 from compiler import __all__ as public
-from compiler.cli import main, parser
+from compiler.arguments import parser
+from compiler.cli import main
 from compiler.codegen.link import find_toolchain
 from compiler.codegen.target import find_target
 from compiler.config import load_config, parse_config

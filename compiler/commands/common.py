@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compiler.commands import Cell, Grid
-from compiler.config import Config, load_config
+from compiler.config import load_config
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
@@ -16,6 +16,7 @@ from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import PassRecord
 from compiler.release import Say, load_release, transform
+from compiler.settings import Config
 
 MOST_ROWS = 255
 """Rows of a printed table of combinations."""

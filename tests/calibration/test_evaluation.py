@@ -5,9 +5,9 @@ import pytest
 
 from compiler.calibration.evaluation import collect, compare
 from compiler.calibration.metrics import metric
-from compiler.config import Gates
 from compiler.errors import ConfigError
 from compiler.gates import check_tasks
+from compiler.settings import Gates
 
 SCORES = np.array([[2, 1], [0, 3], [1, 0], [0, 1]], np.float32)
 
