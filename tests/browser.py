@@ -12,6 +12,13 @@ from typing import Any
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+COLOURS_IN = """canvas => {
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  const found = new Set();
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) found.add(`${data[i]},${data[i + 1]},${data[i + 2]}`);
+  return [...found];
+}"""
+"""JavaScript: the distinct opaque colours of a canvas."""
 
 
 @contextlib.contextmanager

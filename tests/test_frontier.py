@@ -17,7 +17,7 @@ from compiler.frontier import Request, Timing, frontier, spread
 from compiler.ir.onnx_in import load
 from compiler.page import frontier_page
 from compiler.release import load_release, transform
-from tests.browser import Opened, chromium
+from tests.browser import COLOURS_IN, Opened, chromium
 from tests.small_models import RELEASE, write_release
 
 ARM = "aarch64-cortex-a72"
@@ -190,16 +190,31 @@ def test_a_count_of_points_is_spread_evenly_in_ratio() -> None:
         spread(0)
 
 
-def test_the_page_draws_its_plots(found, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def page_file(found, tmp_path_factory) -> Path:
+    """frontier.html as the command writes it, of a frontier whose times were measured."""
     record = json.loads(json.dumps(found.record))
     for row in record["points"]:
         row["measured_us"] = row["predicted_us"] and 1.1 * row["predicted_us"]
-    (tmp_path / "frontier.html").write_text(frontier_page(record))
+    path = tmp_path_factory.mktemp("page") / "frontier.html"
+    path.write_text(frontier_page(record))
+    return path
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)], ids=["phone", "desk"])
+def test_the_page_draws_its_plots_and_nothing_sticks_out(page_file, found, width, dark) -> None:
     with chromium() as browser:
-        opened = Opened(browser, tmp_path / "frontier.html")
-        plots = opened.page.query_selector_all("canvas[data-plot]")
+        opened = Opened(browser, page_file, width=width, dark=dark)
+        shown = opened.page
+        plots = shown.query_selector_all("canvas[data-plot]")
         assert len(plots) == 7  # two metrics against time, FLOPs and bytes; predicted and measured time
-        assert all(p.get_attribute("data-drawn") == "yes" for p in plots)
-        assert len(opened.page.query_selector_all("[data-table=points] tbody tr")) == 3
+        for plot in plots:
+            assert plot.get_attribute("data-drawn") == "yes"
+            assert len(plot.evaluate(COLOURS_IN)) >= 10
+        rows = shown.query_selector_all("[data-table=points] tbody tr")
+        assert len(rows) == len(found.rows)
+        assert shown.evaluate("document.documentElement.scrollWidth") == width
+        back = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert back == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")
         assert opened.complaints == []
-        opened.page.close()
+        shown.close()

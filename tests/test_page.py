@@ -11,15 +11,8 @@ from compiler.codegen.bundle import read_bundle
 from compiler.compile import compile_release
 from compiler.config import load_config
 from compiler.page import page
-from tests.browser import Opened, chromium, wait_until
+from tests.browser import COLOURS_IN, Opened, chromium, wait_until
 from tests.small_models import write_release
-
-COLOURS_IN = """canvas => {
-  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-  const found = new Set();
-  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) found.add(`${data[i]},${data[i + 1]},${data[i + 2]}`);
-  return [...found];
-}"""
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,12 +33,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from benchmarks.fuzz.mutate import Mutator, mutate_bytes, mutate_json, mutate_lines, mutate_onnx, one_of
+from benchmarks.fuzz.totals import add, origin
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 3 << 30
 """Address space of the attacked process: beyond it an allocation fails, and the failure is a finding."""
 SLOW = 20.0
-"""Seconds for one input that count as a hang."""
+"""Seconds of processor time for one input that count as a hang."""
 RELEASE = ROOT / "models" / "fashion" / "release.toml"
 
 
@@ -244,7 +245,7 @@ class Attack:
         from compiler.errors import CompilerError, VerifyError
 
         (self.folder.parent / "last").write_bytes(data)
-        start = time.monotonic()
+        start = time.process_time()
         self.watch.active = True
         try:
             self.reader.read(self.folder, data)
@@ -257,11 +258,21 @@ class Attack:
             self._found(error, data)
         finally:
             self.watch.active = False
-        if time.monotonic() - start > SLOW:
+        if time.process_time() - start > SLOW:
             self._keep(f"more than {SLOW:g} s", data)
         if self.watch.outside:
             self._keep(f"opened {sorted(set(self.watch.outside))[:3]}", data)
             self.watch.outside.clear()
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """JSON-ready; `seconds` is the processor time that it took."""
+        return {
+            "reader": self.reader.name,
+            "seconds": round(seconds),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+            "outcomes": dict(self.counts),
+            "findings": list(self.findings),
+        }
 
     def _found(self, error: Exception, data: bytes) -> None:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/compiler/" in f.filename]
@@ -303,24 +314,25 @@ def attacked(name: str) -> Iterator[Attack]:
 
 
 def by_seed(attack: Attack, seed: int, seconds: float, most: int = sys.maxsize) -> None:
-    """Feed seeded mutations for some time."""
+    """Feed seeded mutations for some processor time."""
     inputs = mutated(attack.reader, np.random.default_rng([seed, len(attack.reader.name)]))
     attack.feed(next(inputs))
-    until = time.monotonic() + seconds
+    until = time.process_time() + seconds
     for number, data in enumerate(inputs):
-        if time.monotonic() > until or number >= most:
+        if time.process_time() > until or number >= most:
             return
         attack.feed(data)
 
 
 def by_coverage(attack: Attack, seed: int, seconds: float, finish: Callable[[], int]) -> NoReturn:
-    """Feed what atheris makes of the seeds, then exit with what `finish` returns: libFuzzer never returns."""
+    """Feed what atheris makes of the seeds for some processor time, then exit with what `finish` returns:
+    libFuzzer never returns."""
     atheris = importlib.import_module("atheris")
-    until = time.monotonic() + seconds
+    until = time.process_time() + seconds
 
     def one(data: bytes) -> None:
         attack.feed(data)
-        if time.monotonic() > until:
+        if time.process_time() > until:
             status = finish()
             sys.stdout.flush()
             os._exit(status)
@@ -340,8 +352,11 @@ def by_coverage(attack: Attack, seed: int, seconds: float, finish: Callable[[], 
 
 
 # ---------------------------------------------------------------------- command line
-def attack(seconds: float, seed: int, coverage: bool = False) -> int:
-    """Every reader in a child of its own, `seconds` each; prints a line per reader. 1 where anything was found."""
+def attack(seconds: float, seed: int, coverage: bool = False, save: Path | None = None) -> int:
+    """Every reader in a child of its own, `seconds` of processor time each; prints a line per reader.
+
+    1 where anything was found.
+    """
     status = 0
     for name in READERS:
         command = [
@@ -349,12 +364,11 @@ def attack(seconds: float, seed: int, coverage: bool = False) -> int:
             "-m",
             "benchmarks.fuzz.readers",
             name,
-            "--seconds",
-            str(seconds),
-            "--seed",
-            str(seed),
+            f"--seconds={seconds:g}",
+            f"--seed={seed}",
         ]
-        done = subprocess.run([*command, *["--coverage"] * coverage], check=False)
+        options = ["--coverage"] * coverage + ([f"--save={save}"] if save else [])
+        done = subprocess.run([*command, *options], check=False)
         if done.returncode not in (0, 1):
             print(f"{name}: FOUND the process died with {done.returncode}")
         status |= int(done.returncode != 0)
@@ -363,13 +377,7 @@ def attack(seconds: float, seed: int, coverage: bool = False) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Attack one reader here."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz.readers", description=__doc__)
-    parser.add_argument("name", choices=list(READERS))
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--coverage", action="store_true", help="guided by atheris, which has to be installed")
-    parser.add_argument("--keep", type=Path, default=Path(".fuzz"), help="where inputs that found something go")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.coverage:
         with importlib.import_module("atheris").instrument_imports(include=["compiler"]):
             importlib.import_module("compiler.codegen.runtime")
@@ -377,10 +385,14 @@ def main(arguments: Sequence[str]) -> int:
             importlib.import_module("compiler.config")
     with attacked(options.name) as made:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        start = time.monotonic()
+        start = time.process_time()
 
         def finish() -> int:
-            _report(made, time.monotonic() - start, options.keep)
+            command = ["python -m benchmarks.fuzz.readers", *arguments]
+            entry = made.record(time.process_time() - start) | {"guided": options.coverage, "seed": options.seed}
+            _report(made, entry, options.keep)
+            if options.save:
+                add(options.save, "readers", entry | origin(command))
             return int(bool(made.findings))
 
         if options.coverage:
@@ -389,11 +401,21 @@ def main(arguments: Sequence[str]) -> int:
         return finish()
 
 
-def _report(made: Attack, seconds: float, keep: Path) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    total = sum(made.counts.values())
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks.fuzz.readers", description=__doc__)
+    made.add_argument("name", choices=list(READERS))
+    made.add_argument("--seconds", type=float, default=60, help="processor time")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--coverage", action="store_true", help="guided by atheris, which has to be installed")
+    made.add_argument("--keep", type=Path, default=Path(".fuzz"), help="where inputs that found something go")
+    made.add_argument("--save", type=Path, metavar="FILE", help="add the counts to those of earlier runs there")
+    return made
+
+
+def _report(made: Attack, entry: Mapping[str, Any], keep: Path) -> None:
     counts = ", ".join(f"{n} {k}" for k, n in made.counts.most_common())
-    print(f"{made.reader.name}: {total} inputs in {seconds:.0f} s, peak {peak} MB: {counts}", flush=True)
+    told = f"{made.counts.total()} inputs in {entry['seconds']:.0f} s, peak {entry['peak_mb']} MB: {counts}"
+    print(f"{made.reader.name}: {told}", flush=True)
     for number, (what, data) in enumerate(made.findings.items()):
         print(f"  FOUND {what}")
         keep.mkdir(parents=True, exist_ok=True)

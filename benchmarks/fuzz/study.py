@@ -2,8 +2,8 @@
 
 `--count N --seed S` families of this repository's own generator, or every graph of `--corpus FOLDER`. What fails is
 minimised and kept under `--findings`; `--replay FOLDER` runs one kept case again, in this process.
-`--readers SECONDS` feeds damaged bytes to every reader instead, so long to each. Exit status 1 where anything was
-found.
+`--readers SECONDS` feeds damaged bytes to every reader instead, so long to each. `--save FILE` adds the counts to
+those of earlier runs, `--totals FILE` prints them all as tables. Exit status 1 where anything was found.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import onnx
-import onnxruntime
 
 from benchmarks.fuzz.case import Case
 from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import family
 from benchmarks.fuzz.minimise import minimise
 from benchmarks.fuzz.readers import attack
+from benchmarks.fuzz.totals import add, origin, ranges, read, tables
 from benchmarks.fuzz.worker import Result, Worker, run_here
-from benchmarks.ours import sources_digest
 from benchmarks.settings import say
 
 MINIMISED = 25
@@ -44,13 +40,15 @@ class Tally:
     skipped: Counter[str] = field(default_factory=Counter)
     unrunnable: Counter[str] = field(default_factory=Counter)
     findings: dict[tuple[str, str, str], list[Result]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
     nodes: int = 0
     unjudged: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result, seed: int) -> None:
         """Count one case."""
+        self.seeds.append(seed)
         self.verdicts[result.verdict] += 1
         self.refusals.update(set(result.reasons))
         self.skipped.update({s.partition(":")[0] for s in result.skipped})
@@ -67,6 +65,7 @@ class Tally:
         """JSON-ready."""
         return {
             "cases": sum(self.verdicts.values()),
+            "seeds": ranges(self.seeds),
             "verdicts": dict(self.verdicts),
             "refusals": dict(self.refusals.most_common()),
             "passes_that_gave_a_reason_not_to_run": dict(self.skipped.most_common()),
@@ -107,7 +106,7 @@ def run_cases(cases: Iterable[Case], findings: Path, seconds: float, until: floa
             if time.monotonic() > until:
                 break
             result = worker.run(case)
-            tally.add(result)
+            tally.add(result, case.seed)
             if result.found:
                 say(f"{case.name}: {result.verdict} in {result.stage}: {result.detail.strip()[-400:]}")
                 if len(tally.findings[result.signature]) == 1 and len(tally.findings) <= MINIMISED:
@@ -133,8 +132,11 @@ def main(arguments: list[str]) -> int:
         result = run_here(Case.read(options.replay))
         print(f"{result.verdict} in {result.stage}\n{result.detail}")
         return int(result.found)
+    if options.totals:
+        print(tables(read(options.totals)))
+        return 0
     if options.readers:
-        return attack(options.readers, options.seed)
+        return attack(options.readers, options.seed, options.coverage, options.save)
     cases = (
         _corpus(options.corpus)
         if options.corpus
@@ -142,9 +144,11 @@ def main(arguments: list[str]) -> int:
     )
     until = time.monotonic() + (options.seconds or float("inf"))
     tally = run_cases(cases, options.findings, options.limit, until)
-    print(json.dumps(_record(tally, arguments), indent=1) if options.json else text(tally))
+    kind = "NNSmith" if options.corpus else "families"
+    entry = {"kind": kind, **origin(["python -m benchmarks fuzz", *arguments]), **tally.record()}
+    print(json.dumps(entry, indent=1) if options.json else text(tally))
     if options.save:
-        options.save.write_text(json.dumps(_record(tally, arguments), indent=1) + "\n")
+        add(options.save, "graphs", entry)
     return int(bool(tally.findings))
 
 
@@ -158,19 +162,17 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--findings", type=Path, default=Path(".fuzz"), help="where failing cases are kept")
     made.add_argument("--replay", type=Path, metavar="FOLDER", help="run one kept case and show what happens")
     made.add_argument("--readers", type=float, metavar="SECONDS", help="feed damaged bytes to every reader")
+    made.add_argument("--coverage", action="store_true", help="with --readers: guided by atheris")
     made.add_argument("--json", action="store_true", help="print the counts as JSON")
-    made.add_argument("--save", type=Path, metavar="FILE", help="write the counts there too, as JSON")
+    made.add_argument("--save", type=Path, metavar="FILE", help="add the counts to those of earlier runs there")
+    made.add_argument(
+        "--totals", type=Path, metavar="FILE", help="print what is saved there as tables, run nothing"
+    )
     return made
 
 
 def _corpus(folder: Path) -> Iterator[Case]:
     return map(graph_case, sorted(folder.glob("*.onnx")))
-
-
-def _record(tally: Tally, arguments: Sequence[str]) -> dict[str, Any]:
-    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
-    command = " ".join(["python -m benchmarks fuzz", *arguments])
-    return {"command": command, "sources": sources_digest(), "versions": versions, **tally.record()}
 
 
 if __name__ == "__main__":
