@@ -15,6 +15,7 @@ STUDIES = {
     "inner-loops": "benchmarks.inner_loops",
     "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",
+    "mutation": "benchmarks.mutation.study",
     "newcomer": "benchmarks.newcomer",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",

@@ -1,0 +1,74 @@
+"""The tests that are run on a mutant: those that run the changed statement, shortest first, within some time."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from benchmarks.mutation.recording import Recording, spread
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Statements, and the functions and classes around them, of one file, as ranges of lines."""
+
+    statements: list[range]
+    bodies: list[range]
+
+    @classmethod
+    def of(cls, source: str) -> Spans:
+        """From the text of a file."""
+        statements, bodies = [], []
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                bodies.append(range(_first(node), _last(node) + 1))
+            if isinstance(node, ast.stmt):
+                body = getattr(node, "body", None)
+                end = body[0].lineno if body else _last(node) + 1
+                statements.append(range(_first(node), max(end, node.lineno + 1)))
+        return cls(statements, bodies)
+
+    def around(self, line: int) -> Iterator[range]:
+        """The statement of a line, then every body around it from the innermost on."""
+        for found in (self.statements, self.bodies):
+            held = sorted((s for s in found if line in s), key=len)
+            yield from held[:1] if found is self.statements else held
+
+
+def _first(node: ast.stmt) -> int:
+    decorators = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(d.lineno for d in decorators)])
+
+
+def _last(node: ast.stmt) -> int:
+    return node.end_lineno or node.lineno
+
+
+@dataclass
+class Chooser:
+    """Tests by changed line. `most`: seconds of processor time, as recorded, that a mutant's tests may take."""
+
+    recording: Recording
+    sources: dict[str, str]
+    most: float
+    _spans: dict[str, Spans] = field(default_factory=dict)
+
+    def tests(self, module: str, line: int) -> list[str]:
+        """Of the statement; where only importing runs it, of what stands around it; at last of the file."""
+        if module not in self._spans:
+            self._spans[module] = Spans.of(self.sources[module])
+        lines = self.recording.lines.get(module, {})
+        for span in [*self._spans[module].around(line), range(1, max(lines, default=0) + 1)]:
+            found = {t for n in span for t in lines.get(n, ())}
+            if found:
+                return list(self._within(spread(found, self.recording.seconds)))
+        return []
+
+    def _within(self, tests: Iterable[str]) -> Iterator[str]:
+        left = self.most
+        for test in tests:
+            left -= self.recording.seconds[test]
+            if left < 0:
+                return
+            yield test
