@@ -44,8 +44,8 @@ class PlannedTimer:
 
     def site(self, site: Site, constants: frozenset[int]) -> float:
         """See `passes.base.Timer`."""
-        shapes = tuple(v.type.shape for _, v in site.operands.present())
-        key = site.node.op.name, repr(sorted(dict(site.attrs).items(), key=str)), shapes, constants
+        operands = tuple((i, v.type, _stored(v)) for i, v in site.operands.present())
+        key = site.node.op.name, repr(sorted(dict(site.attrs).items(), key=str)), operands, constants
         if key not in self._known:
             self._known[key] = sum(self.graph(_alone(site, constants)).values())
         return self._known[key]
@@ -63,6 +63,11 @@ class PlannedTimer:
         weights = sum(v.type.bytes for v in group.inputs() if v.data is not None)
         moved = (cost.activation_bytes + weights) / machine.cache_bandwidth
         return 0.0 if group.family == "view" else max(cost.flops / (SCALAR * machine.peak_flops), moved)
+
+
+def _stored(value: Value) -> int | None:
+    """Elements that are stored of a parameter; None for anything else, and for one whose data are not known yet."""
+    return None if value.data is None else value.type.encoding.stored(value.shape, value.data)
 
 
 def _alone(site: Site, constants: frozenset[int]) -> Graph:

@@ -172,3 +172,16 @@ def test_wrong_options(text: str, message: str) -> None:
 def test_spec_strings_read_back() -> None:
     text = "sparsify{latency_us=20.5,target=x86-64-v3,among=block16x1+regular8}"
     assert str(parse(text)) == text
+
+
+def test_the_time_of_a_layer_depends_on_how_its_weights_are_stored() -> None:
+    """Two layers of equal shapes, one in blocks, one dense; then the same blocks with more of them stored."""
+
+    def layer(density: float) -> Graph:
+        b = Builder()
+        b.task("t", b.apply("Conv", b.input("x", 1, 64, 28, 28), b.weight(64, 64, 3, 3), pads=[1, 1, 1, 1]))
+        return parse(f"sparsify{{density={density},dense=()}}")(b.done()) if density < 1 else b.done()
+
+    clock = planner_clock("x86-64-v4")
+    seconds = [clock.site(next(layer(d).sites()), frozenset({1})) for d in (1.0, 0.05, 0.1)]
+    assert seconds[1] < seconds[2] < seconds[0]
