@@ -183,9 +183,10 @@ def pooling(net: Grown, pick: Pick, x: str) -> str:
     kind = pick.one(("MaxPool", "AveragePool"))
     if kind == "AveragePool":
         options["count_include_pad"] = pick.whole(0, 1)
-    if pick.chance(0.2):
-        options["ceil_mode"] = 1
-    return str(net.add(kind, x, kernel_shape=[k, k], strides=[pick.one((1, 2))] * 2, pads=[pad] * 4, **options))
+    ceil, stride = pick.chance(0.2), pick.one((1, 2))
+    if ceil and all(-(-(size + 2 * pad - k) // stride) * stride < size + pad for size in (h, w)):
+        options["ceil_mode"] = 1  # ONNX's inference counts windows that begin behind the input, which nobody makes
+    return str(net.add(kind, x, kernel_shape=[k, k], strides=[stride] * 2, pads=[pad] * 4, **options))
 
 
 def upward(net: Grown, pick: Pick, x: str) -> str:
