@@ -10,7 +10,7 @@ never wrong, at worst less removed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -184,7 +184,13 @@ def _linear(site: Site, operands: Sequence[Fact | None]) -> Fact | None:
     marks: list[np.ndarray | None] = [_unknown(x, x.data.dtype), (weight.data != 0).astype(x.data.dtype)]
     marks += [None if o is None else _unknown(o, x.data.dtype) for o in rest]
     data = [x.data, weight.data, *(None if o is None else o.data for o in rest)]
-    return Fact(_evaluate(site, marks) == 0, _evaluate(site, data))
+    return Fact(_evaluate(_counting(site), marks) == 0, _evaluate(site, data))
+
+
+def _counting(site: Site) -> Site:
+    """The site without factors: marks are counts, and one that a negative factor turned could cancel another."""
+    attrs = {k: 1.0 if k in ("alpha", "beta") else v for k, v in site.attrs.items()}
+    return replace(site, node=replace(site.node, attrs=attrs))
 
 
 def _silent_slice(weight: np.ndarray) -> bool:

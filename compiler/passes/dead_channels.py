@@ -343,7 +343,9 @@ def _add_to_bias(graph: Graph, site: Site, vector: np.ndarray) -> bool:
         bias = graph.add_parameter(graph.fresh(f"{site.node.ref}/bias"), data)
         _reissue(graph, site, (site.operands[0].ref, site.operands[1].ref, bias.ref), None)
         return True
-    if bias.data is None or {bias.size, bias.shape[-1]} != {len(vector)} or len(graph.uses(bias.ref)) > 1:
+    if bias.data is None or len(graph.uses(bias.ref)) > 1:
+        return False
+    if not bias.rank or {bias.size, bias.shape[-1]} != {len(vector)}:
         return False
     total = bias.constant.astype(np.float64) + (vector / beta).reshape(bias.shape)
     graph.update(bias.ref, data=total.astype(bias.dtype.numpy))

@@ -197,3 +197,30 @@ def test_a_forgotten_constant_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(dead_channels, "_add", lambda graph, site, part: None)
     with pytest.raises(VerifyError, match=r"dead-channels: 'relu\.1:0' differs by"):
         DeadChannels()(reader(3, 1, 1, (0, 0, 0, 0), True, (1, 4)))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, -1.0), (-1.0, 1.0), (0.5, -0.5), (0.0, 1.0), (1.0, 0.0)])
+def test_factors_of_a_product_hide_nothing(alpha: float, beta: float) -> None:
+    """With factors of opposite signs, what depends on the input through the product and through the sum is both."""
+    b = Builder(seed=2)
+    weight = b.const(np.array([[1, 0], [0, 0]], np.float32))
+    y = b.apply("Gemm", b.input("x", 1, 2), weight, b.input("c", 1, 1), alpha=alpha, beta=beta)
+    b.task("t", b.apply("MatMul", y, b.weight(2, 3)))
+    before = b.done()
+    assert not known_elements(before)[y].known.any()
+    assert drift(before, DeadChannels()(before)) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (2, 1), (2, 3)])
+def test_a_constant_goes_into_any_form_of_addend(shape: tuple[int, ...]) -> None:
+    b = Builder(seed=4)
+    weight = b.weight(4, 6)
+    data = b.graph.value(weight).constant.copy()
+    data[:, 2] = 0
+    b.graph.update(weight, data=data)
+    h = b.apply("Gemm", b.input("x", 2, 4), weight, b.weight(6))
+    b.task("t", b.apply("Gemm", h, b.weight(6, 3), b.const(np.full(shape, 0.5, np.float32)), beta=0.5))
+    before = b.done()
+    after = DeadChannels()(before)
+    assert after.value(h).shape == (2, 5)
+    assert drift(before, after) < 1e-5
