@@ -170,7 +170,7 @@ def _permutation(site: Site, readers: list[Layer]) -> np.ndarray | None:
     order = np.asarray(index) % size if index.ndim == 1 else None
     if order is None or not np.array_equal(np.sort(order), np.arange(size)):
         return None
-    return order if all(layer.input_axis == axis and layer.groups == 1 for layer in readers) else None
+    return order if all(layer.takes_order(axis) for layer in readers) else None
 
 
 # ---------------------------------------------------------------------- reporting

@@ -80,6 +80,10 @@ class Layer(abc.ABC):
     def takes_before(self, affine: Affine) -> bool:
         """Whether an affine node in front of the layer can be absorbed exactly."""
 
+    def takes_order(self, axis: int) -> bool:
+        """Whether a permutation along `axis` of the operand can be absorbed exactly."""
+        return axis == self.input_axis and self.groups == 1
+
     @abc.abstractmethod
     def scaled_output(self, scale: np.ndarray) -> np.ndarray:
         """The weight with every output channel scaled."""
@@ -203,6 +207,9 @@ class GemmLayer(Layer):
 
     def takes_before(self, affine: Affine) -> bool:
         return not self.site.int("transA")
+
+    def takes_order(self, axis: int) -> bool:
+        return super().takes_order(axis) and not self.site.int("transA")
 
     def scaled_output(self, scale: np.ndarray) -> np.ndarray:
         return _times(self.weight, self._along(scale, output=True))

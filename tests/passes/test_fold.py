@@ -158,6 +158,18 @@ def test_scale_and_channel_order_fold_into_a_padded_first_layer():
     same(before, after)
 
 
+@pytest.mark.parametrize("rows", [3, 5])
+def test_an_order_of_columns_is_none_of_what_a_transposed_operand_sums_over(rows):
+    net = Builder()
+    x = net.input("x", rows, 3)
+    y = net.apply("Gather", x, net.const(np.array([2, 0, 1], np.int64)), axis=1)
+    net.task("t", net.apply("Gemm", y, net.weight(rows, 4), transA=1))
+    before = net.done()
+    after = FoldBatchNorm()(before)
+    assert kinds(after) == ["Gather", "Gemm"]
+    same(before, after)
+
+
 def test_a_shared_intermediate_is_left_alone():
     net = Builder()
     x = net.input("x", 1, 3, 6, 6)
