@@ -267,8 +267,9 @@ def _passes_on(site: Site, atom: Atom) -> bool:
 
 
 def _linear_in(site: Site, index: int) -> bool:
-    """Whether the node is linear in this operand and all others are constants."""
-    return index == 0 and site.node.op.name in LINEAR and all(v.data is not None for v in site.operands[1:])
+    """Whether the node is linear in this operand, all others are constants, and the result has channels."""
+    linear = index == 0 and site.node.op.name in LINEAR and site.results[0].rank > 0
+    return linear and all(v.data is not None for v in site.operands[1:])
 
 
 def _contribution(reader: tuple[Site, np.ndarray], x: np.ndarray) -> np.ndarray:

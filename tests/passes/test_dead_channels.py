@@ -224,3 +224,19 @@ def test_a_constant_goes_into_any_form_of_addend(shape: tuple[int, ...]) -> None
     after = DeadChannels()(before)
     assert after.value(h).shape == (2, 5)
     assert drift(before, after) < 1e-5
+
+
+@pytest.mark.parametrize(("lead", "columns"), [((), ()), ((), (3,)), ((5,), ()), ((2, 5), ()), ((2, 5), (3,))])
+def test_products_of_vectors_and_stacks(lead: tuple[int, ...], columns: tuple[int, ...]) -> None:
+    """A constant is taken up by a product, or it stays where the product is one number."""
+    b = Builder(seed=6)
+    data = b.rng.normal(size=(4, 6)).astype(np.float32)
+    data[:, 2] = 0
+    h = b.apply("Add", b.apply("MatMul", b.input("x", *lead, 4), b.const(data)), b.weight(6))
+    b.task("t", b.apply("MatMul", h, b.weight(6, *columns)))
+    before = b.done()
+    outcome = DeadChannels().run(before)
+    assert drift(before, outcome.graph) < 1e-5
+    scalar = not lead and not columns
+    assert outcome.graph.value(h).shape == (*lead, 6 if scalar else 5)
+    assert any("cannot take up its constant" in r.reason for r in outcome.refusals) == scalar
