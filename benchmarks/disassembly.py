@@ -131,6 +131,11 @@ class Loop:
         return self._count(self.isa.arithmetic)
 
     @property
+    def divides(self) -> bool:
+        """Whether it divides: loops of activations do, products do not."""
+        return any("div" in i.name for i in self.body)
+
+    @property
     def products(self) -> int:
         """Multiply-adds of single elements."""
         widths = (

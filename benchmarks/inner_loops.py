@@ -43,7 +43,7 @@ def rows_of(name: str, case: LoopCase, target: Target) -> Iterator[LoopRow]:
     symbol, loops = max(found, key=lambda f: max(map(_weight, f[1]), default=(0, 0)))
     tile = _tile(library.plan["steps"], symbol)
     kernel = f"{case.algorithm} {tile}".rstrip()
-    hot = max(loops, key=_weight)
+    hot = max([loop for loop in loops if not loop.divides] or loops, key=_weight)
     spills = sum(loop.spilled for loop in loops if loop.multiply_adds)
     counted = LoopRow(name, target.name, kernel, spills=spills)
     yield multiplying(counted, hot, target) if hot.multiply_adds else calculating(counted, hot)

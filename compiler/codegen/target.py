@@ -219,6 +219,12 @@ _HOST_CANDIDATES = (
 )
 
 
+def by_element_fits(rows: int, vectors: int, registers: int, chains: int = 1) -> bool:
+    """Whether a tile that multiplies by element stays in registers: sums, a vector of inputs per row and those read
+    ahead for half of the rows, and weights; LLVM keeps one register for itself."""
+    return rows * vectors * chains + rows + rows // 2 + vectors < registers
+
+
 def machine_arch() -> str:
     """Architecture of the running machine in the vocabulary of `Target.arch`."""
     name = platform.machine().lower()

@@ -35,6 +35,8 @@ from compiler.ir.encoding import Sparse
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
+TURN = 4
+"""Taps per turn of the loop on 64-bit ARM, where a load takes an instruction of its own, and so do addresses."""
 HEIGHTS = (4, 8, 16)
 """Rows of a list for weights that have no blocks of their own: a tap is in it if one of them reads it."""
 
@@ -110,6 +112,7 @@ def product_kernel(
         epilogue=layer.epilogue,
         tile=(columns, min(rows, layer.y.height), unroll),
         weights_outer=packed.values.nbytes + packed.index.nbytes > SMALL_WEIGHTS,
+        turn=TURN if target.arch == "aarch64" else 1,
     )
     return packed, shape
 

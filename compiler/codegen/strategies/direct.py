@@ -50,7 +50,7 @@ class DirectConv(Strategy):
         extent = rows_and_columns(group, known, situation)
         found = [
             Candidate(Choice(self.name, tile), seconds(known, extent, block, situation, tile))
-            for tile in register_tiles(extent, -(-known.outputs // block), situation.target)
+            for tile in register_tiles(extent, -(-known.outputs // block), situation.target, neighbours(known))
         ]
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
@@ -143,13 +143,21 @@ def fits_registers(target: Target, positions: int, vectors: int, spare: int = 1)
     return positions * vectors + vectors + (vectors > 1) <= room - 1
 
 
-def register_tiles(extent: tuple[int, int], blocks: int, target: Target) -> Iterable[tuple[int, int, int]]:
-    """(columns, rows, vectors) of the register tiles of an image with so many blocks of output channels."""
+def neighbours(known: ConvFacts) -> int:
+    """Inputs beside that of a position which LLVM reads with it, where no other position reads them first."""
+    return min(known.kernel[1], known.stride[1]) - 1
+
+
+def register_tiles(
+    extent: tuple[int, int], blocks: int, target: Target, ahead: int = 0
+) -> Iterable[tuple[int, int, int]]:
+    """(columns, rows, vectors) of the register tiles of an image with so many blocks of output channels; `ahead`:
+    inputs read ahead for every position (ARM)."""
     height, width = extent
     for vectors in (1, *tile_vectors(blocks)):
         for columns in range(1, min(width, target.vector_registers) + 1):
             for rows in (r for r in (1, 2, 3, 4, 7, 8, 14) if height % r == 0 and (r == 1 or columns == width)):
-                if fits_registers(target, columns * rows, vectors):
+                if fits_registers(target, columns * rows, vectors, 1 + ahead * columns * rows):
                     yield columns, rows, vectors
 
 

@@ -12,7 +12,7 @@ from compiler.codegen.kernels import Builder, Built, plain_slot
 from compiler.codegen.layouts import fewest_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import activation_of, weight_seconds
-from compiler.codegen.target import Target
+from compiler.codegen.target import Target, by_element_fits
 from compiler.codegen.templates import gemm
 from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.product import balanced
@@ -20,6 +20,9 @@ from compiler.ir.graph import Site, Value
 
 TILE_CYCLES = 16
 """Start and end of a register tile besides its sums: loop control and addresses."""
+HIDDEN_LOAD = 0.05
+"""Cycles of an instruction that multiply-adds hide: a load of two vectors of weights, or of a row's inputs and
+its address (ARM)."""
 
 
 class Gemm(Strategy):
@@ -77,12 +80,11 @@ def register_tiles(rows: int, vectors: int, target: Target) -> Iterable[tuple[in
     for wide in (v for v in (1, 2, 3, 4, 6, 8) if v <= vectors):
         for high in range(1, min(rows, room) + 1):
             for chains in (1, 2, 4, 8):
-                sums = high * wide * chains
-                if target.input_lanes == 1:
-                    others = 1 + (wide if high > 1 else 1)
-                else:  # a vector of inputs per row and group, and the weights in flight
-                    others = high * max(2, chains // target.input_lanes) + min(wide, 2)
-                if sums + others <= room:
+                if target.input_lanes > 1:
+                    fits = by_element_fits(high, wide, target.vector_registers, chains)
+                else:
+                    fits = high * wide * chains + 1 + (wide if high > 1 else 1) <= room
+                if fits:
                     yield high, wide, chains
 
 
@@ -102,6 +104,8 @@ def tile_seconds(
                 loads / machine.loads_per_cycle,
                 machine.fma_latency / chains,
             )
+            if target.input_lanes > 1:
+                step += HIDDEN_LOAD * (high / target.input_lanes + vectors / 2)
             step *= 1 + 0.03 * max(0, rows_in_a_set(high, inner) - WAYS)
             ends = TILE_CYCLES + high * vectors * (chains + 2)
             cycles += repeat * panels * (inner * step + ends)

@@ -25,6 +25,7 @@ from compiler.codegen.strategies.convolution import (
     weight_seconds,
 )
 from compiler.codegen.strategies.direct import conv_shape, fits_registers
+from compiler.codegen.target import Target
 from compiler.codegen.templates import winograd
 from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.winograd_axis import MOST_POINTS
@@ -35,8 +36,6 @@ from compiler.machine import Machine
 WIDE_PANEL, WIDE_VECTORS = 128, 2
 """Weights per step of the products from which on they arrive at full speed: bytes from memory, vectors from a
 cache."""
-SPARE = 5
-"""Registers that the unrolled products leave free on ARM."""
 LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
@@ -181,10 +180,9 @@ class Winograd(Strategy):
         count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
         blocks = [-(-p.anchor.results[0].shape[1] // output_block(p.anchor, situation)) for p in group.parts]
         for vectors in sorted({1, *(v for b in blocks for v in tile_vectors(b))}):
-            fitting = (
-                r for r in range(1, min(count, room) + 1) if fits_registers(situation.target, r, vectors, SPARE)
-            )
-            for rows in fitting:
+            for rows in range(1, min(count, room) + 1):
+                if not fits_registers(situation.target, rows, vectors, _spare(situation.target, rows)):
+                    continue
                 sizes = {rows * -(-min(size, count) // rows) for size in (*_GROUPS, count if count <= 200 else 1)}
                 yield from ((size, rows, vectors) for size in sorted(sizes))
 
@@ -243,6 +241,12 @@ class Winograd(Strategy):
         first = max(unit, weight_seconds(packed, situation) * narrow)
         again = unit if near else max(unit, packed / machine.cache_bandwidth) if kept else first
         return first + (groups - 1) * again + (units - groups) * unit
+
+
+def _spare(target: Target, rows: int) -> int:
+    """Registers that the unrolled products leave free on ARM: for inputs of half of the rows, read ahead; of few
+    registers, for elements copied into every lane."""
+    return 5 if target.vector_registers <= 16 else 1 + rows // 2
 
 
 def _together(group: Group) -> ConvFacts:

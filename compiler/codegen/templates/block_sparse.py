@@ -49,6 +49,8 @@ class BlockSparseShape:
     tile: tuple[int, int, int] = (1, 1, 1)
     """Output columns and rows in registers; taps added to accumulators of their own."""
     weights_outer: bool = True
+    turn: int = 1
+    """Taps per turn of the loop at least: loop control and addresses are shared by them (ARM)."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -183,15 +185,16 @@ class BlockSparseEmitter:
     def _reduce(self, tile: Tile, segment: int) -> None:
         first = self.first[tile.group, segment]
         count = self.last[tile.group, segment] - first
-        if self.unroll == 1:
+        step = self.unroll * max(1, self.s.turn // self.unroll)
+        if step == 1:
             with T.serial(count) as k:
                 self._tap(tile, segment, first + k, 0)
             return
-        with T.serial(count // self.unroll) as i:
-            for q in range(self.unroll):
-                self._tap(tile, segment, first + i * self.unroll + q, q)
-        with T.serial(count % self.unroll) as k:
-            self._tap(tile, segment, first + count // self.unroll * self.unroll + k, 0)
+        with T.serial(count // step) as i:
+            for q in range(step):
+                self._tap(tile, segment, first + i * step + q, q % self.unroll)
+        with T.serial(count % step) as k:
+            self._tap(tile, segment, first + count // step * step + k, 0)
 
     def _tap(self, tile: Tile, segment: int, tap: Any, copy: int) -> None:
         """One input value per cell times the R weights of a tap."""

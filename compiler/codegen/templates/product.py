@@ -15,12 +15,16 @@ ReadVector = Callable[[Any, int], Any]
 """(reduction step, vector of the tile) -> the other operand's vector."""
 
 
+REACH = 1024
+"""Bytes from a base that loads of two vectors reach on ARM: beyond, each needs an address of its own."""
+
+
 class ProductTile:
     """Accumulators for up to `rows` x `vectors` vectors of `width` lanes.
 
     `chains` independent sums per vector hide the latency of a multiply-add where the tile is small. `lanes` > 1
     reads that many consecutive elements of a row as one vector and multiplies by element (ARM has the instruction),
-    two such vectors per turn of the loop; 1 broadcasts single elements (x86 does so while it loads).
+    two or four such vectors per turn of the loop; 1 broadcasts single elements (x86 does so while it loads).
     """
 
     def __init__(self, rows: int, vectors: int, width: int, chains: int = 1, lanes: int = 1) -> None:
@@ -28,6 +32,7 @@ class ProductTile:
         self._step = max(chains, 2 * lanes if lanes > 1 else 1)
         self._sums = Registers(rows * vectors * chains, width)
         self._groups = self._step // lanes
+        self._unrolled = 2 if lanes > 1 and 2 * self._step * vectors * width * 4 <= REACH else 1
         self._inputs = Registers(rows * self._groups, lanes) if lanes > 1 else None
 
     def place(self, row: int, vector: int, chain: int = 0) -> int:
@@ -57,9 +62,13 @@ class ProductTile:
     def accumulate(self, extent: tuple[int, int], inner: int, x: ReadRow, w: ReadVector) -> None:
         """sums[m, o] += sum over k < inner of x(m, k) * w(k, o)."""
         full, rest = divmod(inner, self._step)
-        if full:
-            with T.serial(full) as i:
-                self._several(extent, i * self._step, self._step, x, w)
+        turns = full // self._unrolled
+        if turns:
+            with T.serial(turns) as i:
+                for part in range(self._unrolled):
+                    self._several(extent, (i * self._unrolled + part) * self._step, self._step, x, w)
+        for part in range(turns * self._unrolled, full):
+            self._several(extent, part * self._step, self._step, x, w)
         single = rest % self._lanes
         if rest - single:
             self._several(extent, inner - rest, rest - single, x, w)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from compiler.codegen.target import Target
+from compiler.codegen.target import Target, by_element_fits
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, W, X
@@ -92,9 +92,11 @@ class RecurrentShape:
 
     @property
     def _rows_in_registers(self) -> int:
-        """Rows whose gates fit beside weights and inputs; a vector of inputs per row where lanes are multiplied."""
-        each, others = (self.gates, self.gates + 1) if self.input_lanes == 1 else (self.gates + 2, 2)
-        return max(1, (self.registers - 1 - others) // each)
+        """Rows whose gates fit beside weights and inputs."""
+        if self.input_lanes == 1:
+            return max(1, (self.registers - 2 - self.gates) // self.gates)
+        fitting = (r for r in range(self.registers, 1, -1) if by_element_fits(r, self.gates, self.registers))
+        return next(fitting, 1)
 
     @property
     def bias_rows(self) -> int:
