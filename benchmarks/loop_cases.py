@@ -72,6 +72,7 @@ CASES: dict[str, LoopCase] = {
     "conv-3x3/2": LoopCase(partial(convolution, 64, 128, 56, 3, 2), "conv"),
     "conv-3x3-first": LoopCase(partial(convolution, 3, 32, 224, 3, 2), "conv"),
     "conv-1x1": LoopCase(partial(convolution, 256, 128, 28, 1), "conv"),
+    "strassen-1x1": LoopCase(partial(convolution, 256, 256, 28, 1), "strassen"),
     "winograd-2x2": LoopCase(partial(convolution, *_IMAGE), "winograd2x2", transforms=True),
     "winograd-4x4": LoopCase(partial(convolution, *_IMAGE), "winograd4x4", transforms=True),
     "depthwise-3x3": LoopCase(partial(convolution, 96, 96, 56, 3, 1, 96), "depthwise"),

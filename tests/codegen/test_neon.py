@@ -49,11 +49,13 @@ def sparse(b: Builder) -> ValueRef:
 CASES: dict[str, tuple[Callable[[Builder], ValueRef], str, float, bool]] = {
     # layer, algorithm, least share of multiply-adds, whether all of them are by element
     "3x3": (lambda b: b.conv(image(b), 64, 3, pads=(1,) * 4), "conv", 0.85, True),
+    "3x3 at stride 2": (lambda b: b.conv(image(b), 64, 3, pads=(1,) * 4, strides=(2, 2)), "conv", 0.83, True),
+    "3 channels": (lambda b: b.conv(b.input("x", 1, 3, 30, 30), 32, 3, strides=(2, 2)), "conv", 0.83, True),
     "1x1": (lambda b: b.conv(image(b), 64, 1), "conv", 0.85, True),
     "winograd": (lambda b: b.conv(image(b), 64, 3, pads=(1,) * 4), "winograd4x4", 0.85, True),
-    "matrix": (lambda b: b.apply("MatMul", b.input("x", 14, 256), b.weight(256, 64)), "gemm", 0.75, True),
+    "matrix": (lambda b: b.apply("MatMul", b.input("x", 14, 256), b.weight(256, 64)), "gemm", 0.85, True),
     "one row": (lambda b: b.apply("MatMul", b.input("x", 1, 256), b.weight(256, 64)), "gemm", 0.6, True),
-    "blocks": (sparse, "block-sparse", 0.6, True),
+    "blocks": (sparse, "block-sparse", 0.68, True),
     # a load, a copy of the bias, an activation and a store for 9 products of an output
     "depthwise": (lambda b: b.conv(image(b), 64, 3, pads=(1,) * 4, group=64), "depthwise", 0.6, False),
 }

@@ -238,6 +238,13 @@ def test_tiles_of_winograd_go_by_where_its_weights_come_from():
     assert memory.tile[0] >= 2 * 4 and memory.tile[2] == 4
 
 
+def test_inputs_of_a_single_channel_stay_in_the_registers_of_avx2():
+    five = layer(1, 6, 28, 5)
+    wide, narrow = (ranked(five, find_target(f"x86-64-v{n}"))[0].choice for n in (4, 3))
+    assert wide.algorithm == narrow.algorithm == "conv"
+    assert narrow.tile[0] <= 7 < wide.tile[0]
+
+
 def test_winograd_that_would_lose_accuracy_is_refused_from_every_source(monkeypatch: pytest.MonkeyPatch):
     graph = layer()
     tile = next(c.choice for c in ranked(graph) if c.choice.algorithm == "winograd4x4")

@@ -34,6 +34,8 @@ MOST_TILES = 1.02
 """Tiles that an image divided into rows may take, relative to a single row."""
 LARGE_OUTPUT = 256 * 1024
 """Results of at least this many bytes are written to lines that earlier layers pushed out of the near caches."""
+SHARED = 2
+"""Broadcast inputs beyond the registers that are read again in time."""
 SMALL_WEIGHTS = 256 * 1024
 """Weights of at most this many bytes stay in the second-level cache while the image passes once."""
 
@@ -48,9 +50,11 @@ class DirectConv(Strategy):
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         known, block = facts(group.anchor), output_block(group.anchor, situation)
         extent = rows_and_columns(group, known, situation)
+        target, ahead = situation.target, neighbours(known, situation)
         found = [
             Candidate(Choice(self.name, tile), seconds(known, extent, block, situation, tile))
-            for tile in register_tiles(extent, -(-known.outputs // block), situation.target, neighbours(known))
+            for tile in register_tiles(extent, -(-known.outputs // block), target, ahead)
+            if holds_broadcasts(known, tile, target)
         ]
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
@@ -84,6 +88,7 @@ def conv_shape(
     known = facts(site)
     columns, rows, vectors = tile
     x, y, after = image_planes(builder, group, columns, 2 if even_rows else 1)
+    flat = flat_rows(builder.target, x, known)
     return conv.ConvShape(
         batch=known.batch,
         x=x,
@@ -97,7 +102,8 @@ def conv_shape(
         weights_outer=4 * site.operands[1].size > SMALL_WEIGHTS,
         by_tiles=divides_image(group),
         prefetch=4 * y.lanes * y.height * y.width >= LARGE_OUTPUT,
-        lane_unroll=lane_unroll(builder.target, x),
+        lane_unroll=builder.target.input_lanes if flat else lane_unroll(builder.target, x),
+        flat_rows=flat,
     )
 
 
@@ -131,6 +137,14 @@ def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
     return 4 if target.arch != "x86_64" and all(x.block % 4 == 0 for x in segments) else 1
 
 
+def flat_rows(target: Target, segments: Sequence[Plane], known: ConvFacts) -> bool:
+    """Whether vectors of inputs are read across the columns of the kernel (64-bit ARM): channels that are no
+    multiple of them lie next to those of the next column where one block holds all."""
+    lanes, plane = target.input_lanes, segments[0]
+    alone = len(segments) == 1 and plane.channels == plane.block and known.dilation[1] == 1
+    return alone and plane.block % lanes > 0 and plane.block * known.kernel[1] >= lanes
+
+
 def fits_registers(target: Target, positions: int, vectors: int, spare: int = 1) -> bool:
     """Whether accumulators, weights in flight and inputs stay in registers: spills in the inner loop cost more.
 
@@ -143,9 +157,21 @@ def fits_registers(target: Target, positions: int, vectors: int, spare: int = 1)
     return positions * vectors + vectors + (vectors > 1) <= room - 1
 
 
-def neighbours(known: ConvFacts) -> int:
-    """Inputs beside that of a position which LLVM reads with it, where no other position reads them first."""
-    return min(known.kernel[1], known.stride[1]) - 1
+def holds_broadcasts(known: ConvFacts, tile: tuple[int, int, int], target: Target) -> bool:
+    """Whether the inputs of a row of the kernel stay in registers with the sums. Of a single channel LLVM unrolls
+    the row and broadcasts each input once for all of its products; of 16 registers (AVX2) some are too many."""
+    if target.arch != "x86_64" or target.vector_registers > 16 or known.inputs > 1 or tile[:2] == (1, 1):
+        return True
+    columns, rows, vectors = tile
+    inputs = (columns - 1) * known.stride[1] + (known.kernel[1] - 1) * known.dilation[1] + 1
+    return rows * (columns * vectors + inputs) <= target.vector_registers + SHARED
+
+
+def neighbours(known: ConvFacts, situation: Situation) -> int:
+    """Vectors of inputs beside that of a position which LLVM reads with it, because they lie next to it and belong
+    to no other position (ARM)."""
+    whole = situation.block(known.inputs) % situation.target.input_lanes == 0
+    return min(known.kernel[1], known.stride[1]) - 1 if whole else 0
 
 
 def register_tiles(

@@ -24,7 +24,7 @@ from compiler.codegen.strategies.convolution import (
     weight4,
     weight_seconds,
 )
-from compiler.codegen.strategies.direct import conv_shape, fits_registers
+from compiler.codegen.strategies.direct import conv_shape, fits_registers, lane_unroll
 from compiler.codegen.target import Target
 from compiler.codegen.templates import winograd
 from compiler.codegen.templates.blocked import pack_bias
@@ -137,10 +137,16 @@ class Winograd(Strategy):
             for part, conv in zip(group.parts, convs, strict=True)
         )
         planes = tuple(blocked_plane(builder, v) for v in group.segments)
-        unroll = min(conv.lane_unroll for conv in convs)
+        unroll = lane_unroll(builder.target, planes)
         # what the kernel does not depend on is the same for all, so that equal kernels have equal shapes
         geometry = replace(
-            convs[0], x=planes, lane_unroll=unroll, weights_outer=True, by_tiles=True, prefetch=False
+            convs[0],
+            x=planes,
+            lane_unroll=unroll,
+            weights_outer=True,
+            by_tiles=True,
+            prefetch=False,
+            flat_rows=False,
         )
         return winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors)
 

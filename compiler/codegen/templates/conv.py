@@ -44,6 +44,8 @@ class ConvShape:
     """Whether the cells a tile will write are asked for before its sums: worth it where they left the caches."""
     lane_unroll: int = 1
     """Input channels read as one vector and multiplied by element (ARM); 1: broadcast loads (x86)."""
+    flat_rows: bool = False
+    """Whether the inputs of a row of the kernel are read as one run of lanes: they follow each other in memory."""
     grouping: Grouping | None = None
     """The groups that the channels of a single segment come in."""
 
@@ -224,15 +226,16 @@ class ConvLoops:
 
     def _block(self, at: _Place, cells: Cells) -> None:
         """The taps of one block of input channels."""
-        unroll = self.s.lane_unroll
-        whole = at.lanes // unroll * unroll if unroll > 1 else 0
+        unroll, across, lanes = self.s.lane_unroll, self.s.kernel[1], at.lanes
+        if self.s.flat_rows:
+            across, lanes = 1, across * lanes
+        whole = lanes // unroll * unroll if unroll > 1 else 0
         if whole:
             with T.serial(self.s.kernel[0]) as kh, T.serial(whole // unroll) as group:
-                for kw in range(self.s.kernel[1]):
+                for kw in range(across):
                     self._by_element(at, cells, (kh, kw), group * unroll)
-        if at.lanes - whole:
-            rest = at.lanes - whole
-            with T.serial(self.s.kernel[0]) as kh, T.serial(self.s.kernel[1]) as kw, T.serial(rest) as lane:
+        if lanes - whole:
+            with T.serial(self.s.kernel[0]) as kh, T.serial(across) as kw, T.serial(lanes - whole) as lane:
                 self._broadcast(at, cells, (kh, kw), lane + whole)
 
     def _input(self, at: _Place, cell: tuple[int, int], tap: tuple[Any, Any], lanes: Any) -> Any:
