@@ -12,6 +12,7 @@ from pathlib import Path
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import ConfigError
+from compiler.files import replace_whole
 
 
 @contextlib.contextmanager
@@ -47,14 +48,9 @@ def staged(root: Path, targets: Sequence[str], force: bool) -> Iterator[Path]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all; folders on the way are made. ConfigError where it cannot."""
-    aside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(data)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        replace_whole(path, data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compiler.ir.encoding",
         "compiler.machine",
         "compiler.errors",
+        "compiler.files",
         "compiler.json_form",
         "compiler.page",
         "compiler.progress",

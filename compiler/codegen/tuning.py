@@ -6,10 +6,8 @@ ignored. The database is an input of a build like any other: the same database g
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from compiler.codegen.strategies.convolution import facts
 from compiler.codegen.strategies.matrix import matrix_extent
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError
+from compiler.files import replace_whole
 
 SCHEMA = 1
 DATA = Path(__file__).parent / "data"
@@ -91,16 +90,11 @@ class TuningDatabase:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. ConfigError where that is not possible."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(self.text(), encoding="ascii")
-            partial.replace(path)
+            replace_whole(path, self.text().encode("ascii"))
         except OSError as error:
             raise ConfigError(f"tuning database {path}: cannot be written: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> TuningDatabase:

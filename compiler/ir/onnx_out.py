@@ -12,6 +12,7 @@ import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from compiler.errors import ConfigError, VerifyError
+from compiler.files import replace_whole
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.levels import LEVELS_KEY, written
@@ -49,14 +50,9 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write the graph as an ONNX file, aside first and then renamed. ConfigError where it cannot be written."""
     target = Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     data = to_onnx(graph).SerializeToString(deterministic=True)
     try:
-        try:
-            aside.write_bytes(data)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        replace_whole(target, data)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror}") from None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from compiler.errors import ConfigError
+from compiler.files import replace_whole
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -37,13 +37,8 @@ class Store:
         """Keep bytes under `key`; ConfigError where the folder cannot be written to."""
         if self._folder is None:
             return
-        aside = self._folder / f".{key}.{os.getpid()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                aside.write_bytes(hashlib.sha256(content).digest() + content)
-                aside.replace(self._folder / key)
-            finally:
-                aside.unlink(missing_ok=True)
+            replace_whole(self._folder / key, hashlib.sha256(content).digest() + content)
         except OSError as error:
             raise ConfigError(f"cache {self._folder}: cannot be written: {error.strerror}; name another") from None

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler.errors import UnsafeInputError, VerifyError
+from compiler.errors import ConfigError, UnsafeInputError, VerifyError
 from compiler.ir.encoding import BlockSparse, RegularBlock, Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY, load
@@ -110,7 +110,7 @@ def test_save_replaces_the_file_at_once(tmp_path):
 
 
 def test_save_into_a_missing_folder_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         save(two_tasks(), tmp_path / "none" / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 
