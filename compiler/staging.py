@@ -65,10 +65,20 @@ def _publish(folder: Path, root: Path) -> None:
     old = folder / ".old"
     old.mkdir()
     for target in index["targets"]:
-        if (root / target).exists():
-            (root / target).rename(old / target)
-        (folder / target).rename(root / target)
+        _replace(folder / target, root / target, old / target)
     merged = {k: v for k, v in known.items() if (root / k).is_dir()} | index["targets"]
-    aside = root / ".index.json.new"
-    aside.write_bytes(canonical({"schema": INDEX_SCHEMA, "name": index["name"], "targets": merged}))
-    aside.rename(root / "index.json")
+    write_whole(root / "index.json", canonical({"schema": INDEX_SCHEMA, "name": index["name"], "targets": merged}))
+
+
+def _replace(new: Path, place: Path, old: Path) -> None:
+    """Move `new` to `place` and what is there to `old`; whatever stops that, `place` holds one of the two whole."""
+    if not place.exists():
+        new.rename(place)
+        return
+    try:
+        place.rename(old)
+        new.rename(place)
+    except BaseException:  # an interrupt between the two
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise

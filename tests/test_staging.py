@@ -1,0 +1,51 @@
+"""Folders that appear whole or not at all, whatever stops the last step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compiler.codegen.bundle import INDEX_SCHEMA, read_index
+from compiler.codegen.manifest import canonical
+from compiler.staging import staged
+
+ENTRY = {"manifest_sha256": "0" * 64, "linked": True}
+
+
+def bundle(folder: Path, text: str) -> None:
+    (folder / "host").mkdir()
+    (folder / "host" / "manifest.json").write_text(text)
+    index = {"schema": INDEX_SCHEMA, "name": "net", "targets": {"host": ENTRY}}
+    (folder / "index.json").write_bytes(canonical(index))
+
+
+def made(root: Path, text: str) -> None:
+    with staged(root, ["host"], force=True) as folder:
+        bundle(folder, text)
+
+
+def test_a_bundle_replaces_another_and_nothing_else_stays(tmp_path):
+    made(tmp_path / "out", "old")
+    made(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "host" / "manifest.json").read_text() == "new"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["host", "index.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert list(read_index(tmp_path / "out")["targets"]) == ["host"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_what_was_there_stays_where_the_replacement_is_stopped_halfway(tmp_path, monkeypatch, stop):
+    root, rename = tmp_path / "out", Path.rename
+    made(root, "old")
+
+    def stopped(self: Path, target: Path) -> Path:
+        if target == root / "host" and self.parent.name != ".old":
+            raise stop
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(stop):
+        made(root, "new")
+    assert (root / "host" / "manifest.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
