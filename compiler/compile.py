@@ -18,6 +18,7 @@ from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.interface import check_names
 from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
 from compiler.codegen.runtime import open_bundle
@@ -151,6 +152,7 @@ def build(
     """
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
+    check_names(name or graph.name, tuple(graph.tasks))
     planning = Planning(paths(plan), Path(tuning) if isinstance(tuning, str) else tuning)
     sources = planning.sources([goal])[goal.name]
     job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None, threads)
@@ -196,6 +198,7 @@ def compile_release(
     with staged(root, [g.name for g in goals], force) as folder:
         release = load_release(config, allow_external_data=allow_external_data, say=say)
         refuse_too_many(release.graph.tasks)
+        check_names(config.name, tuple(release.graph.tasks))
         graph, records = transform(release, say=say)
         if tune is not None:
             sources = tuned(graph, goals, planning, root, say, workers)

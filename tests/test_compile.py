@@ -93,6 +93,13 @@ def test_what_names_a_task_cannot_name_a_file_of_several(tmp_path, more):
         load_release(load_config(tmp_path / "again.toml"))
 
 
+def test_names_that_no_library_can_have_are_refused_before_any_pass_runs(tmp_path):
+    said = []
+    with pytest.raises(ConfigError, match=r"name 'math': programs would read math\.h"):
+        compiled(tmp_path, RELEASE.replace('"pair"', '"math"'), say=said.append)
+    assert not any("pass 1" in line for line in said)
+
+
 def test_more_tasks_than_tables_have_are_refused_before_any_pass_runs(tmp_path):
     text = RELEASE.partition("[tasks.a]")[0] + "".join(f'[tasks.t{i}]\nmodel = "a.onnx"\n' for i in range(17))
     said = []

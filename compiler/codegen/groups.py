@@ -187,9 +187,7 @@ def _place(fusion: _Fusion, site: Site, mask: int) -> None:
     """Put one node into an existing group or a new one."""
     family = _family(site) if fusion.templates else _fallback_family(site)
     if fusion.templates and _only_joins(fusion, site):
-        values = [v for _, v in site.operands.present()]
-        parts = [p for v in values for p in fusion.joined.get(v.ref, (v,))]
-        fusion.joined[site.results[0].ref] = tuple(parts)
+        fusion.joined[site.results[0].ref] = tuple(v for _, v in site.operands.present())
         return
     if family in (*CONVOLUTIONS, "gemm"):
         _open_template(fusion, family, site, mask)
@@ -218,7 +216,7 @@ def _open_template(fusion: _Fusion, family: Family, site: Site, mask: int) -> No
 
 
 def _only_joins(fusion: _Fusion, site: Site) -> bool:
-    """Whether a node concatenates channels that only dense convolutions (or such concatenations) read."""
+    """Whether a node concatenates channels that only dense convolutions read."""
     if (
         site.node.op.name != "Concat"
         or site.results[0].rank not in (3, 4)

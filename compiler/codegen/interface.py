@@ -5,7 +5,7 @@ manifest and the Python runtime must agree on is decided here, once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compiler.codegen.program import Argument, Call, Library, Port, Program
@@ -73,6 +73,15 @@ _RESERVED_PREFIXES = ("program_", "team_", "sa_", "si_")
 """Functions of the driver; macros of signal.h."""
 _LIMIT = re.compile(r"[A-Z0-9_]+_(MAX|MIN|WIDTH|C)")
 """Macros of stdint.h and limits.h."""
+
+_HEADERS = frozenset(
+    """
+    assert complex cpuid ctype errno fenv float inttypes iso646 limits locale math pthread sched setjmp signal
+    stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time uchar unistd
+    wchar wctype
+    """.split()
+)
+"""Headers of C and POSIX: a compiler looks for them in the folder of the library first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +192,7 @@ def interface(library: Library, *, threads: bool = True) -> Interface:
     Raises ConfigError that lists all names that are invalid or would clash.
     """
     tasks = tuple(t.name for t in library.tasks)
-    _check_names(library.name, tasks)
+    check_names(library.name, tasks)
     inputs, outputs = _parameters(library)
     specialised = sum(len(p.calls) for p in library.programs) <= SPECIALISED_CALLS
     table_workspace = _round_up(library.full.workspace_bytes)
@@ -281,9 +290,11 @@ def _reserved(word: str) -> bool:
     return word in _RESERVED or word.startswith(_RESERVED_PREFIXES) or bool(_LIMIT.fullmatch(word))
 
 
-def _check_names(name: str, tasks: tuple[str, ...]) -> None:
+def check_names(name: str, tasks: Sequence[str]) -> None:
+    """ConfigError that lists what a library and its tasks cannot be called, and why."""
     rule = re.compile(r"[a-z][a-z0-9_]*\Z")
     problems = [f"name '{name}' must match [a-z][a-z0-9_]*"] * (not rule.match(name))
+    problems += [f"name '{name}': programs would read {name}.h instead of the one of C"] * (name in _HEADERS)
     for task in tasks:
         if not rule.match(task) or "__" in task:
             problems.append(f"task '{task}' must match [a-z][a-z0-9_]* and not contain '__'")

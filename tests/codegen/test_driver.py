@@ -121,6 +121,7 @@ def test_many_calls_share_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         (("a", "abi"), "tiny", "TINY_ABI"),
         (("a", "workspace_a"), "tiny", "TINY_WORKSPACE_A"),
         (("cpu_avx2", "b"), "tiny", "TINY_CPU_AVX2"),
+        (("a", "b"), "signal", "name 'signal': programs would read signal.h"),
     ],
 )
 def test_names_that_cannot_be_c_names_are_refused(names: tuple[str, str], name: str, message: str) -> None:
