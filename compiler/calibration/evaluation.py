@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.calibration.metrics import Metric, classes
+from compiler.calibration.metrics import METRICS, Metric, classes
 from compiler.errors import ConfigError
 from compiler.ir.reference import difference
 
@@ -120,6 +120,10 @@ def _labels(
     if task not in labels:
         raise ConfigError(f"the evaluation data lacks labels '{task}'; it has {', '.join(sorted(labels))}")
     truth = labels[task][: len(outputs)]
+    if metric.name in METRICS and truth.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"the labels '{task}' are {truth.dtype}; metrics compare numbers, such as numbers of classes"
+        )
     if len(truth) < len(outputs):
         raise ConfigError(f"the evaluation data has {len(truth)} labels '{task}' for {len(outputs)} samples")
     return truth

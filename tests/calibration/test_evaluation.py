@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compiler.calibration.evaluation import collect, compare
-from compiler.calibration.metrics import metric
+from compiler.calibration.metrics import Metric, metric
 from compiler.errors import ConfigError
 from compiler.gates import check_tasks
 from compiler.settings import Gates
@@ -76,3 +76,14 @@ def test_not_a_number_fails_a_gate():
 def test_labels_that_do_not_fit(labels, message):
     with pytest.raises(ConfigError, match=message):
         compare({"t": (SCORES,)}, {"t": (SCORES,)}, None, labels, {"t": metric("accuracy")})
+
+
+def test_labels_are_numbers_unless_a_metric_of_ones_own_takes_others():
+    words = {"t": np.array(["cat", "dog", "cat", "cat"])}
+    with pytest.raises(ConfigError, match="the labels 't' are <U3; metrics compare numbers"):
+        compare({"t": (SCORES,)}, {"t": (SCORES,)}, None, words, {"t": metric("accuracy")})
+    own = Metric(
+        "own", lambda outputs, labels: float(np.mean(np.array(["cat", "dog"])[outputs.argmax(1)] == labels))
+    )
+    (row,) = compare({"t": (SCORES,)}, {"t": (SCORES,)}, None, words, {"t": own})
+    assert row.original == 0.75
