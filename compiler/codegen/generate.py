@@ -238,7 +238,7 @@ def _program(plan: _Plan, symbols: Mapping[Hashable, tuple[Built, str]], compile
             for s, needed in zip(step.built.slots, step.needs(mask), strict=True)
         ]
         if compiled.scratch.get(symbol):
-            arguments.append(Argument("scratch", placement.offsets[f"{number:06d} scratch"]))
+            arguments.append(Argument("scratch", placement.offsets[_scratch(number)]))
         shared = _shared(plan, step)
         calls.append(Call(symbol, tuple(arguments), step.mask, step.nodes, step.built.parts, shared, step.members))
     return Program(mask, tuple(calls), placement.bytes, placement.lower_bound)
@@ -260,7 +260,14 @@ def _argument(home: Slot, offsets: Mapping[str, int]) -> Argument:
 
 
 def _buffer(home: Slot) -> str:
-    return f"{home.ref}" if home.kind == "value" else f"{home.ref} plain"
+    """Name of the buffer of a value in one of its two forms; the kind comes first, since a value may be called
+    anything."""
+    return f"{home.kind} {home.ref}"
+
+
+def _scratch(number: int) -> str:
+    """Name of the working memory of a step."""
+    return f"scratch {number:06d}"
 
 
 def _intervals(
@@ -279,7 +286,7 @@ def _intervals(
             found[name] = replace(known, last=number)
         scratch = compiled.scratch.get(symbols[step.built.key][1], 0)
         if scratch:
-            name = f"{number:06d} scratch"
+            name = _scratch(number)
             found[name] = Interval(name, scratch, number, number)
     return list(found.values())
 

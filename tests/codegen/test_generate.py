@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from compiler.codegen import sharing
 from compiler.codegen.generate import generate
@@ -19,9 +20,11 @@ from compiler.codegen.target import find_target
 from compiler.codegen.templates import winograd
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
+from compiler.ir.onnx_in import load
 from compiler.ir.types import ValueRef
 from tests.codegen.native import NativeLibrary
 from tests.graphs import Builder
+from tests.small_models import model
 
 KERNEL = 1e-4
 
@@ -297,6 +300,22 @@ def test_outputs_that_are_inputs_constants_or_shared(tmp_path: Path) -> None:
     b.task("a", y, b.const(np.arange(3, dtype=np.float32)))
     b.task("b", y, x, b.apply("Reshape", y, b.const(np.array([2, 2]))))
     check(b.done(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["h plain", "plain h", "scratch 000001", "000001 scratch"])
+def test_a_value_may_be_called_like_a_buffer_of_another(name: str, tmp_path: Path) -> None:
+    """Both are alive while the product reads the row-major form of `h`."""
+    rng = np.random.default_rng(4)
+    shapes = {"w": (16, 3, 3, 3), "v": (24, 16, 3, 3), "u": (7, 24, 3, 3), "m": (16 * 81, 5)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["h", "v"], [name], strides=[2, 2]),
+        helper.make_node("Flatten", ["h"], ["f"]),
+        helper.make_node("MatMul", ["f", "m"], ["q"]),
+        helper.make_node("Conv", [name, "u"], ["z"]),
+    ]
+    data = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    check(load(model(nodes, {"x": (1, 3, 9, 9)}, {"q": (1, 5), "z": (1, 7, 2, 2)}, data), task="t"), tmp_path)
 
 
 def test_same_graph_gives_the_same_bytes() -> None:
