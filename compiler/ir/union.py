@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from compiler.errors import ConfigError
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph, Value
-from compiler.ir.types import TensorType, ValueRef
+from compiler.ir.types import NodeRef, TensorType, ValueRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ def _joined(members: Mapping[str, Member], types: Mapping[str, TensorType], bind
                 continue
             problems += _mismatch(_where(task, value.ref.name), value, binding, sources[value.ref])
         if not problems:
-            _copy(graph, task, member, sources)
-            problems += _tasks(graph, task, member)
+            names = _copy(graph, task, member, sources)
+            problems += _tasks(graph, task, member, names)
     _report(problems)
     return graph.freeze()
 
@@ -135,25 +135,37 @@ def _mismatch(where: str, wanted: Value, binding: Binding, given: Value) -> Iter
         yield f"{where} wants {wanted.type}; shared input '{binding.shared}'{after} is {given.type}"
 
 
-def _copy(graph: Graph, prefix: str, member: Member, sources: Mapping[ValueRef, Value]) -> None:
+def _copy(
+    graph: Graph, prefix: str, member: Member, sources: Mapping[ValueRef, Value]
+) -> Mapping[ValueRef, ValueRef]:
+    """Everything of a member behind its inputs, prefixed; what its values are called in the union.
+
+    A name gets a number where a shared input or an adapter has it: a task may be called like an input.
+    """
     names = {ref: value.ref for ref, value in sources.items()}
     for value in member.graph.values():
         if value.ref not in names:
-            names[value.ref] = ValueRef(f"{prefix}/{value.ref}")
-            graph.add_value(names[value.ref].name, value.type, value.data, value.sparser)
+            made = graph.add_value(graph.fresh(f"{prefix}/{value.ref}"), value.type, value.data, value.sparser)
+            names[value.ref] = made.ref
     for site in member.graph.sites():
         reads = [site.operands.optional(i) for i in range(len(site.operands))]
         graph.add_node(
-            f"{prefix}/{site.node.ref}",
+            _unused(graph, f"{prefix}/{site.node.ref}"),
             site.node.op,
             site.node.attrs,
             [None if v is None else names[v.ref] for v in reads],
             [names[v.ref] for v in site.results],
             tuple(f"{prefix}/{o}" for o in site.node.origin),
         )
+    return names
 
 
-def _tasks(graph: Graph, prefix: str, member: Member) -> Iterator[str]:
+def _unused(graph: Graph, name: str) -> str:
+    """A name for a node; values have names of their own."""
+    return name if NodeRef(name) not in graph else graph.fresh(name)
+
+
+def _tasks(graph: Graph, prefix: str, member: Member, names: Mapping[ValueRef, ValueRef]) -> Iterator[str]:
     tasks = member.graph.tasks
     for task in tasks.values():
         kept = [
@@ -163,7 +175,7 @@ def _tasks(graph: Graph, prefix: str, member: Member) -> Iterator[str]:
         ]
         if kept:
             name = prefix if len(tasks) == 1 else f"{prefix}_{task.name}"
-            graph.set_task(name, [ValueRef(f"{prefix}/{r}") for r, _ in kept], [label for _, label in kept])
+            graph.set_task(name, [names[r] for r, _ in kept], [label for _, label in kept])
     labels = [label for t in tasks.values() for label in t.labels]
     for missing in sorted(set(member.outputs) - set(labels)):
         yield f"task '{prefix}': there is no output '{missing}'; there are {_list(labels)}"

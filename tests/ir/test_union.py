@@ -56,6 +56,14 @@ def test_several_inputs_are_bound_one_by_one():
     assert np.array_equal(one, -other)
 
 
+def test_a_task_may_be_called_like_the_input_and_its_values_like_steps_of_an_adapter():
+    net = parse("n (float[1,3,4,6] x) => (float[1,3,4,6] scale) { scale_by = Relu(x) scale = Exp(scale_by) }")
+    graph = union({"image": Member(load(net), {"x": Binding("image", [{"scale": 2.0}])})}, {"image": IMAGE})
+    assert {k: t.labels for k, t in graph.tasks.items()} == {"image": ("scale",)}
+    x = noise((1, 3, 4, 6))
+    assert np.array_equal(run(to_onnx(graph), {"image": x})[0], run(net, {"x": 2 * x})[0])
+
+
 def test_outputs_can_be_chosen_by_label():
     graph = union({"a": load(A), "b": Member(load(B), outputs=["m"])}, input="image")
     assert graph.tasks["b"].labels == ("m",)
