@@ -126,6 +126,21 @@ class Loop:
         return sum(bool(self.isa.by_element.search(str(i))) for i in self._multiplying())
 
     @property
+    def accumulators(self) -> int:
+        """Registers whose first use is a multiply-add onto them: sums that go through all turns."""
+        seen: set[str] = set()
+        found = 0
+        for instruction in self.body:
+            registers = _REGISTER.findall(instruction.operands)
+            if not registers:
+                continue
+            target = registers[-1 if self.isa.last_is_target else 0]
+            adds = self.isa.multiply_add.search(str(instruction)) and "213" not in instruction.name
+            found += bool(adds) and target not in seen
+            seen.add(target)
+        return found
+
+    @property
     def arithmetic(self) -> int:
         """Vector arithmetic of any kind."""
         return self._count(self.isa.arithmetic)
@@ -241,7 +256,7 @@ def _from_stack_pointer(instruction: Instruction, isa: Isa, pointers: set[str]) 
     name, operands = instruction.name, instruction.operands
     if name.startswith("lea"):
         return _base(instruction, isa) in pointers
-    if name not in ("mov", "add", "sub", "and", "orr"):
+    if name not in ("mov", "add", "sub", "and", "orr") or isa.memory.search(operands):
         return False
     registers = _REGISTER.findall(operands)
     return any(r in pointers for r in (registers[:-1] if isa.last_is_target else registers[1:]))

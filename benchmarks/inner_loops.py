@@ -1,6 +1,6 @@
 """The innermost loop of every kernel template, by its machine code: multiply-adds, spills, estimated cycles.
 
-For each case the kernel is built as the rule has it, for every target, and its loop with most multiply-adds is
+For each case the kernel is built as the rule has it, for every target, and its loop with most sums in registers is
 looked at (of kernels that do not multiply, the one with most vector arithmetic). Nothing runs: cycles are what
 llvm-mca's model of the core says, with everything in the nearest cache.
 """
@@ -40,12 +40,11 @@ def rows_of(name: str, case: LoopCase, target: Target) -> Iterator[LoopRow]:
     library = generate(graph, target, sources=sources)
     pairs = zip(library.kernels, library.objects, strict=True)
     found = [(k.symbol, loops_of(code, target.arch)) for k, code in pairs if k.template == case.algorithm]
-    symbol, loops = max(found, key=lambda f: max(map(_weight, f[1]), default=(0, 0)))
+    symbol, loops = max(found, key=lambda f: max(map(_weight, f[1]), default=(0, 0, 0)))
     tile = _tile(library.plan["steps"], symbol)
     kernel = f"{case.algorithm} {tile}".rstrip()
     hot = max([loop for loop in loops if not loop.divides] or loops, key=_weight)
-    spills = sum(loop.spilled for loop in loops if loop.multiply_adds)
-    counted = LoopRow(name, target.name, kernel, spills=spills)
+    counted = LoopRow(name, target.name, kernel, spills=hot.spilled)
     yield multiplying(counted, hot, target) if hot.multiply_adds else calculating(counted, hot)
     if case.transforms:
         at = loops.index(hot)
@@ -56,8 +55,9 @@ def rows_of(name: str, case: LoopCase, target: Target) -> Iterator[LoopRow]:
                 yield calculating(row, best)
 
 
-def _weight(loop: Loop) -> tuple[int, int]:
-    return loop.multiply_adds, loop.arithmetic
+def _weight(loop: Loop) -> tuple[int, int, int]:
+    """A full tile before parts of one, however these are unrolled; products before transforms."""
+    return loop.accumulators, loop.multiply_adds, loop.arithmetic
 
 
 def _tile(steps: object, symbol: str) -> str:

@@ -18,9 +18,8 @@ class LoopRow:
     """An innermost loop. `peer` is the target whose code it is, `version` the model that estimated its cycles.
 
     `share`: multiply-adds of all instructions, of loops without them vector arithmetic; `by_element`: of the
-    multiply-adds those that take an element of a vector; `spills`: accesses to the stack in this and every other
-    innermost loop of the kernel that multiplies; `products` and `per_pipe`: of single elements per cycle, by the
-    whole core and by each of its vector pipes. None where `error` says why.
+    multiply-adds those that take an element of a vector; `spills`: accesses to the stack; `products` of elements
+    per cycle; `per_pipe`: by each of the core's vector pipes. None where `error` says why.
     """
 
     case: str

@@ -59,6 +59,7 @@ ARMV7 = """
 X86 = """
 0000000000000000 <kernel>:
    0:\tlea    0x40(%rsp),%rax
+   2:\tmov    0x8(%rsp),%rsi
    5:\tvmovaps (%rax),%zmm3
    b:\tvbroadcastss (%rdi,%rcx,4),%zmm0
   11:\tvfmadd231ps (%rsi),%zmm0,%zmm1
@@ -81,6 +82,7 @@ def test_an_inner_loop_on_64_bit_arm_ends_at_its_branch_and_spills_by_any_regist
     assert hot.body[-1].target == 0x10
     assert (len(hot.body), hot.multiply_adds, hot.by_element, hot.arithmetic) == (10, 3, 2, 4)
     assert hot.products == 12
+    assert hot.accumulators == 3
     assert hot.spilled == 2, "by x9, which points into the frame, and by the frame pointer; not by x10 and x1"
     assert (len(pool.body), pool.multiply_adds, pool.arithmetic, pool.spilled) == (3, 0, 1, 0), "x9 is x3 here"
 
@@ -93,7 +95,8 @@ def test_an_inner_loop_on_32_bit_arm():
 def test_an_inner_loop_on_x86():
     (loop,) = loops(X86, "x86_64")
     assert (len(loop.body), loop.multiply_adds, loop.by_element, loop.arithmetic) == (9, 2, 1, 3)
-    assert (loop.products, loop.spilled) == (32, 2)
+    assert (loop.products, loop.spilled) == (32, 2), "rsi was loaded from the stack and does not point into it"
+    assert loop.accumulators == 2
 
 
 def fake_loop() -> Loop:
