@@ -72,6 +72,7 @@ def driver_text(library: Library, face: Interface, target: Target, build_id: str
         "",
         *_cpu_check(face, target),
         "",
+        *([_DIVISION] if target.arch == "armv7" else []),
         *_checks(face),
         *deadline.clock_text(face),
         *pool_text(face),
@@ -217,6 +218,11 @@ _READ_X86 = """  unsigned a, b, c, d, leaf1_ecx = 0, leaf7_ebx = 0, ext1_ecx = 0
   if (__get_cpuid(0x80000001u, &a, &b, &c, &d)) ext1_ecx = c;
   if (leaf1_ecx & (1u << 27))  /* the register state the operating system saves */
     __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(d) : "c"(0));"""
+
+_DIVISION = """/* 64-bit integers divided by zero: the compiler's own function would raise a signal. */
+HIDDEN long long __aeabi_ldiv0(long long value);
+HIDDEN long long __aeabi_ldiv0(long long value) { return value; }
+"""
 
 _READ_ARM = "  unsigned long hwcap = getauxval(AT_HWCAP);"
 

@@ -178,13 +178,15 @@ def _aarch64(name: str, mcpu: str, features: tuple[Feature, ...], machine: Machi
     )
 
 
+# The triple names a vendor: without one LLVM takes "linux" for it, sees no EABI, and calls the functions of libgcc
+# for 64-bit integers with results in other registers than they use.
 # For this core LLVM would write a multiply-add as two instructions with a register in between; the last two
 # attributes make it one.
 _ARMV7_NEON = Target(
     name="armv7-neon",
     preset="armv7-neon",
     arch="armv7",
-    mtriple="armv7a-linux-gnueabihf",
+    mtriple="armv7a-unknown-linux-gnueabihf",
     mcpu="cortex-a7",
     mattr=("+neon", "+vfp4", "-slowfpvfmx", "-vmlx-hazards"),
     float_abi="hard",

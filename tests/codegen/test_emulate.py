@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from compiler.codegen import interface
 from compiler.codegen.emulate import run_bench, run_selftest
 from compiler.codegen.golden import Golden, Sample
 from compiler.codegen.link import find_toolchain
 from compiler.codegen.target import Feature, find_target
+from compiler.compile import build
 from compiler.errors import TargetError
+from compiler.ir.types import DType
 from tests.codegen.handmade import KERNELS, X, compile_kernels, expected, golden, tiny_bundle, tiny_library
+from tests.graphs import Builder
 
 HOST = find_target("host")
 
@@ -134,3 +138,21 @@ def test_older_cpu_is_refused_without_a_fault(tmp_path: Path) -> None:
 def test_golden_helper_matches_the_kernels() -> None:
     assert [len(s.outputs) for s in golden().samples] == [2, 2]
     np.testing.assert_array_equal(expected()[1], [82, 1])
+
+
+@pytest.mark.cross
+def test_numbers_of_eight_bytes_on_32_bit_arm(tmp_path: Path) -> None:
+    """Conversions and divisions are calls of the compiler's library, which has a calling convention of its own."""
+    b = Builder()
+    x = b.input("x", 5, dtype=DType.INT64)
+    y = b.apply("Add", b.apply("Mul", x, x), b.const(np.array(3)))
+    outputs = [b.apply("Cast", x, to=code) for code in (TensorProto.FLOAT, TensorProto.DOUBLE)]
+    outputs += [b.apply("Cast", b.apply("Cast", y, to=TensorProto.FLOAT), to=TensorProto.INT64)]
+    outputs += [b.apply("Div", y, b.apply("Add", x, b.const(np.array(2)))), b.apply("Mod", y, b.const(np.array(7)))]
+    b.task("t", *outputs)
+    target = find_target("armv7-neon")
+    built = build(b.done(), target, tmp_path / "dist", name="eight", selftest=False, allow_unlinked=True)
+    result = run_selftest(built, target)
+    if result.status == "skipped":
+        pytest.skip(result.reason)
+    assert result.status == "passed", result.output
