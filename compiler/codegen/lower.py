@@ -35,6 +35,10 @@ LLVM_OPTIONS = ("-vectorize-loops:bool=false",)
 """LLVM's loop vectoriser is off: kernels carry explicit vectors, and LLVM 22 turns `x[i % 4]` inside a vectorised
 loop over i into a read of x[i] on AVX-512 (docs/decisions/0006)."""
 
+ARMV7_OPTIONS = ("-unroll-threshold-aggressive:uint=0",)
+"""On 32-bit ARM LLVM unrolls no loops: loads of vectors take no offset there, so that every load of an unrolled
+body wants an address in a register of its own, and spills it."""
+
 KERNEL = "kernel"
 """Symbol that every function is compiled under: equal functions of different libraries give equal objects."""
 
@@ -115,7 +119,8 @@ def _reason(error: BaseException) -> str:
 def _compile(func: Any, target: Mapping[str, object]) -> tuple[bytes, int]:
     """Object with the symbol KERNEL, and bytes of scratch; LoweringError where TVM or LLVM reject the function."""
     try:
-        return _lowered(func, tvm.target.Target({**target, "cl-opt": list(LLVM_OPTIONS)}))
+        options = [*LLVM_OPTIONS, *(ARMV7_OPTIONS if str(target["mtriple"]).startswith("armv7") else ())]
+        return _lowered(func, tvm.target.Target({**target, "cl-opt": options}))
     except _TVM_ERRORS as error:
         raise LoweringError(f"TVM cannot compile it: {_reason(error)}") from error
 

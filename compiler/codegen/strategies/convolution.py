@@ -151,8 +151,8 @@ def divides_image(group: Group) -> bool:
 
 
 def input_loads(target: Target) -> float:
-    """What reading an input value costs in loads of full vectors: a broadcast on x86, part of a vector on ARM."""
-    return 1 / target.machine.narrow if target.arch == "x86_64" else 0.25
+    """What reading an input value costs in loads of full vectors: a broadcast, on 64-bit ARM part of a vector."""
+    return 1 / target.machine.narrow / target.input_lanes
 
 
 def weight_seconds(bytes_: int, situation: Situation) -> float:

@@ -31,6 +31,8 @@ MOST_PRODUCTS = 2048
 """Multiply-adds of one tile, all unrolled: what fits the instruction cache."""
 UNROLLED_TAPS = 9
 """Taps of a kernel whose rows LLVM unrolls."""
+ADDRESSES = 10
+"""Inputs of a row that are read by addresses in registers of 32-bit ARM."""
 
 READ_AHEAD = 4
 """One register of so many holds an input that is read before it is used (ARM)."""
@@ -95,10 +97,14 @@ def row_by_row(target: Target) -> bool:
 
 
 def _fits_registers(tile: tuple[int, int], known: ConvFacts, target: Target) -> bool:
-    """Whether sums, weights and inputs under way stay in registers: of a small kernel LLVM unrolls the rows after
-    all, and holds all weights. Several rows of outputs share no inputs of a kernel's row, so one row is enough."""
-    (columns, rows), room = tile, target.vector_registers
-    weights = min(known.kernel[0] * known.kernel[1], max(known.kernel[1], UNROLLED_TAPS))
+    """Whether sums, weights and inputs under way stay in registers, on 32-bit ARM also the inputs' addresses.
+    Several rows of outputs share no inputs of a kernel's row, so one row is enough."""
+    (columns, rows), room, weights = tile, target.vector_registers, known.kernel[1]
+    if target.arch == "armv7":
+        if _touched(known, 1, columns) > ADDRESSES:
+            return False
+    else:  # of a small kernel LLVM unrolls the rows after all, and holds all weights
+        weights = min(known.kernel[0] * weights, max(weights, UNROLLED_TAPS))
     return (rows == 1 or columns == known.extent[1]) and columns * rows + weights + room // READ_AHEAD <= room
 
 

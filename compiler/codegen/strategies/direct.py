@@ -133,8 +133,9 @@ def flat_row(cells: int, columns: int, multiple: int = 1) -> int:
 
 
 def lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
-    """Input channels multiplied by element from one register (ARM has the instruction), else 1."""
-    return 4 if target.arch != "x86_64" and all(x.block % 4 == 0 for x in segments) else 1
+    """Input channels multiplied by element from one register (64-bit ARM has the instruction), else 1."""
+    lanes = target.input_lanes
+    return lanes if all(x.block % lanes == 0 for x in segments) else 1
 
 
 def flat_rows(target: Target, segments: Sequence[Plane], known: ConvFacts) -> bool:

@@ -24,10 +24,10 @@ from compiler.codegen.strategies.convolution import (
     weight4,
     weight_seconds,
 )
-from compiler.codegen.strategies.direct import conv_shape, fits_registers, lane_unroll
+from compiler.codegen.strategies.direct import conv_shape, fits_registers
 from compiler.codegen.target import Target
 from compiler.codegen.templates import winograd
-from compiler.codegen.templates.blocked import pack_bias
+from compiler.codegen.templates.blocked import Plane, pack_bias
 from compiler.codegen.templates.winograd_axis import MOST_POINTS
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
@@ -137,7 +137,7 @@ class Winograd(Strategy):
             for part, conv in zip(group.parts, convs, strict=True)
         )
         planes = tuple(blocked_plane(builder, v) for v in group.segments)
-        unroll = lane_unroll(builder.target, planes)
+        unroll = _lane_unroll(builder.target, planes)
         # what the kernel does not depend on is the same for all, so that equal kernels have equal shapes
         geometry = replace(
             convs[0],
@@ -247,6 +247,11 @@ class Winograd(Strategy):
         first = max(unit, weight_seconds(packed, situation) * narrow)
         again = unit if near else max(unit, packed / machine.cache_bandwidth) if kept else first
         return first + (groups - 1) * again + (units - groups) * unit
+
+
+def _lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
+    """Transformed channels read as one vector; 32-bit ARM copies their elements, as offsets do not reach them."""
+    return 4 if target.arch != "x86_64" and all(x.block % 4 == 0 for x in segments) else 1
 
 
 def _spare(target: Target, rows: int) -> int:
