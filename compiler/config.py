@@ -209,6 +209,8 @@ def _subsets(
             table.problem("include", str(error))
     if len(set(found)) < len(found):
         table.problem("include", "a combination is listed twice")
+    if not include:
+        table.problem("include", 'lists nothing; leave it out, or write "all", for every combination')
     return tuple(found)
 
 
@@ -221,6 +223,8 @@ def _targets(table: Table) -> tuple[str, ...]:
     names = table.take("build", texts, default)
     if len(set(names)) < len(names):
         table.problem("build", "a target is listed twice")
+    if not names:
+        table.problem("build", "lists nothing; leave it out for this machine, or name targets")
     return names
 
 

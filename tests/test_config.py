@@ -183,3 +183,11 @@ def test_the_own_name_of_an_input_needs_a_shared_one():
     assert found == [
         '  tasks.a.input: no shared input is declared as [input.NAME]; write inputs = { own_name = "shared_name" }'
     ]
+
+
+def test_lists_that_leave_nothing_to_build_are_refused():
+    found = problems(BASE + "[subsets]\ninclude = []\n[targets]\nbuild = []")
+    assert len(found) == 2
+    assert found[0].startswith("  subsets.include: lists nothing") and found[1].startswith(
+        "  targets.build: lists nothing"
+    )
