@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +158,22 @@ def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays]
     if not source:
         return None
     arrays = load_arrays(source, config.folder)
-    return CalibrationSet(arrays, graph.inputs, config.evaluation.samples), arrays
+    found = CalibrationSet(arrays, graph.inputs, config.evaluation.samples)
+    _check_labels(arrays, graph, config.evaluation.metric)
+    return found, arrays
+
+
+def _check_labels(arrays: Arrays, graph: Graph, tasks: Iterable[str]) -> None:
+    """ConfigError where there are neither as many labels as rows of data nor as calls they make: they are of other
+    data, and would be compared in vain."""
+    value = graph.inputs[0]
+    rows, first = len(arrays[value.ref.name]), value.shape[0] if value.rank else 1
+    counts = {rows, rows * first, rows // max(first, 1)}
+    wrong = [f"'{t}' {len(arrays[t])}" for t in tasks if t in arrays and len(arrays[t]) not in counts]
+    if wrong:
+        raise ConfigError(
+            f"the evaluation data hold {rows} samples and other numbers of labels: {', '.join(wrong)}"
+        )
 
 
 def labels_of(config: Config, graph: Graph) -> Arrays:

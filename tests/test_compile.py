@@ -108,6 +108,15 @@ def test_more_tasks_than_tables_have_are_refused_before_any_pass_runs(tmp_path):
     assert not any("pass 1" in line for line in said)
 
 
+def test_labels_of_other_data_are_refused(tmp_path):
+    path = write_release(tmp_path)
+    data = dict(np.load(tmp_path / "data.npz"))
+    np.savez(tmp_path / "data.npz", **{**data, "b": np.repeat(data["b"], 3, axis=0)[:30]})
+    release = load_release(load_config(path))
+    with pytest.raises(ConfigError, match="hold 12 samples and other numbers of labels: 'b' 30"):
+        evaluate_release(release, release.graph)
+
+
 def test_every_level_is_evaluated_and_gates_hold_the_densest(tmp_path):
     nested = '"deduplicate", "nest{levels=0+0.9,dense=(),min_inputs=3,pattern=block4x1}"'
     release = load_release(load_config(write_release(tmp_path, RELEASE.replace('"deduplicate"', nested))))

@@ -69,6 +69,10 @@ class CalibrationSet:
         self.arrays = {v.ref.name: arrays[v.ref.name][: limit or None] for v in inputs}
         self._inputs = inputs
         self._steps = {v.ref.name: _step(v, self.arrays[v.ref.name]) for v in inputs}
+        counts = {n: len(arrays[n]) // step for n, step in self._steps.items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"'{n}' {count}" for n, count in counts.items())
+            raise ConfigError(f"the data hold different numbers of batches per input: {listed}")
         self.batches = min((len(a) // self._steps[n] for n, a in self.arrays.items()), default=0)
         if not self.batches:
             raise ConfigError("the data holds less than one batch of the network's inputs")
@@ -108,6 +112,8 @@ def feed_of(value: Value, array: np.ndarray) -> np.ndarray:
 
 def _step(value: Value, array: np.ndarray) -> int:
     """Rows of the data that make one feed; ConfigError where shapes do not fit."""
+    if not value.size:
+        raise ConfigError(f"input '{value.ref}' is {value.type}: there is nothing to feed it with")
     if array.shape[1:] == value.shape[1:] and value.rank:
         return value.shape[0]
     if array.shape[1:] == value.shape:

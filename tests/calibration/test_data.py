@@ -84,6 +84,20 @@ def test_a_limit_and_data_that_do_not_fit():
         CalibrationSet({"x": np.zeros((0, 3))}, graph.inputs)
 
 
+def test_inputs_of_different_numbers_of_samples_are_refused():
+    b = Builder()
+    b.task("t", b.apply("Add", b.input("x", 1, 3), b.input("y", 1, 3)))
+    found = b.done().inputs
+    assert CalibrationSet({"x": np.zeros((9, 3)), "y": np.zeros((9, 3))}, found, limit=4).batches == 4
+    with pytest.raises(ConfigError, match="different numbers of batches per input: 'x' 9, 'y' 8"):
+        CalibrationSet({"x": np.zeros((9, 3)), "y": np.zeros((8, 3))}, found)
+
+
+def test_an_input_without_elements_takes_no_data():
+    with pytest.raises(ConfigError, match="there is nothing to feed it with"):
+        CalibrationSet({"x": np.zeros((4, 3))}, inputs(0, 3).inputs)
+
+
 def test_paths_are_relative_to_the_folder_of_the_release(tmp_path):
     (tmp_path / "deep").mkdir()
     np.savez(tmp_path / "deep" / "d.npz", x=np.ones(3))
