@@ -20,8 +20,8 @@ NEWEST, OLDEST = 24, 16
 """Versions of LLVM whose programs are looked for by number, before one without."""
 ITERATIONS = 200
 CORES = {"cortex-a76": "neoverse-n1", "cortex-a7": "cortex-a57"}
-"""Processors without a model of their own -> the nearest core with one: neoverse-n1 is a cortex-a76 for servers,
-cortex-r52 executes in order as the cortex-a7 does."""
+"""Processors without a model of their own -> the nearest core with one: neoverse-n1 is a cortex-a76 for servers;
+cortex-a57 is the latest with a model of the 32-bit state that knows every instruction of our kernels."""
 _INDEPENDENT = {
     "aarch64": [f"fmla v{n}.4s, v30.4s, v31.s[0]" for n in range(24)],
     "armv7": [f"vfma.f32 q{n}, q14, q15" for n in range(12)],
