@@ -175,3 +175,9 @@ def damaged(change: str) -> onnx.ModelProto:
 def test_damaged_levels_in_files_are_refused(change: str) -> None:
     with pytest.raises(UnsafeInputError, match=f"metadata '{LEVELS_KEY}' cannot be used"):
         load(damaged(change))
+
+
+def test_a_graph_without_parameters_has_one_level() -> None:
+    b = Builder()
+    b.task("t", b.apply("Relu", b.input("x", 3)))
+    assert level_count(b.done()) == 1

@@ -215,6 +215,11 @@ def test_identity_and_dropout_disappear_and_labels_stay():
     assert (task.labels, task.outputs) == (("z",), (ValueRef("a"),))
 
 
+def test_dropout_without_a_mask_disappears():
+    graph = load(parse("net (float[2] x) => (float[2] z) { a = Relu(x) z = Dropout(a) }"))
+    assert operators(graph) == ["Relu"]
+
+
 def test_outputs_that_are_inputs_or_constants_get_a_node():
     text = (
         "net (float[2] x) => (float[2] a, float[2] b) <float[2] b0 = {1, 2}> { a = Identity(x) b = Identity(b0) }"

@@ -63,6 +63,15 @@ def test_an_axis_without_a_tie_is_pinned() -> None:
     assert "'relu:0' axis 1 is not tied by Reshape 'reshape'" in closure.why(Axis(ValueRef("conv:0"), 1), 0)
 
 
+def test_the_only_entry_of_an_axis_stays() -> None:
+    b = Builder()
+    h = b.apply("Relu", b.conv(b.input("x", 1, 3, 4, 4), 1, 1))
+    b.task("t", b.conv(h, 4, 1))
+    closure = Closure(b.done())
+    assert closure.why(Axis(ValueRef("relu:0"), 1), 0).endswith("'relu:0' axis 1 has only one entry")
+    assert widths(closure) == []
+
+
 def test_names_can_be_excluded() -> None:
     closure = Closure(residual(), exclude=lambda name: name == "conv.1")
     assert widths(closure) == [8]

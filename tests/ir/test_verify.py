@@ -10,7 +10,7 @@ import pytest
 
 from compiler.errors import VerifyError
 from compiler.ir.graph import Graph, NodeRef, Value
-from compiler.ir.types import TensorType, ValueRef
+from compiler.ir.types import Axis, TensorType, ValueRef
 from compiler.ir.verify import verify
 from tests.graphs import Builder
 
@@ -98,3 +98,14 @@ def test_nothing_unused_after_dead_code() -> None:
     verify(graph)
     with pytest.raises(VerifyError, match="after remove-dead-code: value 'loose' is needed by no task"):
         verify(graph, stage="remove-dead-code")
+
+
+def test_ties_of_values_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = small()
+    site = next(s for s in graph.sites() if s.node.op.name == "Relu")
+    tie = next(iter(site.node.op.ties(site)))
+    monkeypatch.setattr(type(site.node.op), "ties", lambda *_: [replace(tie, a=Axis(ValueRef("x"), 1))])
+    with pytest.raises(
+        VerifyError, match="Relu 'relu': ties 'x' axis 1, which is neither its operand nor its result"
+    ):
+        verify(graph)
