@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.mutation.recording import Recording, spread
@@ -47,23 +48,29 @@ def _last(node: ast.stmt) -> int:
 
 @dataclass
 class Chooser:
-    """Tests by changed line. `most`: seconds of processor time, as recorded, that a mutant's tests may take."""
+    """Tests by changed line. `most`: seconds of processor time, as recorded, that a mutant's tests may take;
+    `longest`: seconds above which a test is not asked at all."""
 
     recording: Recording
     sources: dict[str, str]
     most: float
+    longest: float = math.inf
     _spans: dict[str, Spans] = field(default_factory=dict)
 
     def tests(self, module: str, line: int) -> list[str]:
-        """Of the statement; where only importing runs it, of what stands around it; at last of the file."""
+        """Of the statement; where only importing runs it, of what stands around it, then of the whole file."""
         if module not in self._spans:
             self._spans[module] = Spans.of(self.sources[module])
         lines = self.recording.lines.get(module, {})
-        for span in [*self._spans[module].around(line), range(1, max(lines, default=0) + 1)]:
-            found = {t for n in span for t in lines.get(n, ())}
-            if found:
-                return list(self._within(spread(found, self.recording.seconds)))
-        return []
+        statement, *bodies = [*self._spans[module].around(line), range(1, max(lines, default=0) + 1)]
+        if found := self._running(lines, statement):
+            return list(self._within(found))
+        every = (test for body in bodies for test in self._running(lines, body))
+        return list(self._within(dict.fromkeys(every)))
+
+    def _running(self, lines: Mapping[int, Sequence[str]], span: range) -> list[str]:
+        seconds = self.recording.seconds
+        return spread({t for n in span for t in lines.get(n, ()) if seconds[t] <= self.longest}, seconds)
 
     def _within(self, tests: Iterable[str]) -> Iterator[str]:
         left = self.most

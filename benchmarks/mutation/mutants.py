@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,18 +63,20 @@ class Mutant:
         return {name: getattr(self, name) for name in shown}
 
 
-def modules(root: Path) -> list[str]:
-    """Source files of `PACKAGES` below `root`, in order."""
-    found = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
+def modules(root: Path, packages: Sequence[str] = PACKAGES) -> list[str]:
+    """Source files of packages below `root`, in order."""
+    found = (path for package in packages for path in (root / package).rglob("*.py"))
     return sorted(p.relative_to(root).as_posix() for p in found)
 
 
-def draw(root: Path, count: int, seed: int, changer: Changer) -> tuple[list[Mutant], dict[str, int]]:
+def draw(
+    root: Path, count: int, seed: int, changer: Changer, packages: Sequence[str] = PACKAGES
+) -> tuple[list[Mutant], dict[str, int]]:
     """`count` mutants of distinct places (all places, where there are fewer), and how many places each file has.
 
     A change that leaves the meaning alone (annotations, what only type checkers read) does not count as one.
     """
-    sources = {m: (root / m).read_text() for m in modules(root)}
+    sources = {m: (root / m).read_text() for m in modules(root, packages)}
     every = {m: changer.places(m, text) for m, text in sources.items()}
     ranked = sorted(_ranked((p for found in every.values() for p in found), sources, seed), key=lambda r: r[0])
     drawn: list[Mutant] = []

@@ -127,10 +127,16 @@ class Recorder:
         data = self.coverage.get_data()
         seconds = {t: round(s, 4) for t, s in self.seconds.items() if t in self.passed}
         made = Recording(seconds)
+        known: dict[tuple[str, ...], list[str]] = {}  # neighbouring lines are mostly run by the same tests
         for path in sorted(data.measured_files()):
             found = data.contexts_by_lineno(path)
             module = Path(path).relative_to(root).as_posix()
-            made.lines[module] = {n: self._tests(contexts, seconds) for n, contexts in sorted(found.items())}
+            lines = made.lines.setdefault(module, {})
+            for number, contexts in sorted(found.items()):
+                key = tuple(contexts)
+                if key not in known:
+                    known[key] = self._tests(key, seconds)
+                lines[number] = known[key]
         return made
 
     def _tests(self, contexts: Sequence[str], seconds: dict[str, float]) -> list[str]:

@@ -180,7 +180,8 @@ def text(made: Mapping[str, Any]) -> str:
         own = [row for m, row in made["modules"].items() if m.startswith(package + "/")]
         noticed = sum(row.get("killed", 0) + row.get("timeout", 0) for row in own)
         drawn = noticed + sum(row.get("survived", 0) + row.get("untested", 0) for row in own)
-        lines.append(f"  {package}: {noticed} of {drawn}")
+        if own:
+            lines.append(f"  {package}: {noticed} of {drawn}")
     for row in made["survivors"]:
         lines.append(f"{row['module']}:{row['line']} {row['function']} {row['operator']} {row['verdict']}")
         lines += [f"  - {row['before']}", f"  + {row['after']}"]
@@ -197,9 +198,11 @@ def main(arguments: list[str]) -> int:
     options.kept.mkdir(parents=True, exist_ok=True)
     tree = copy_tree(ROOT, options.kept / "copy")
     recording = recorded(tree, options.kept, options.tests)
-    drawn, found = draw(tree, options.sample, options.seed, cosmic)
+    drawn, found = draw(tree, options.sample, options.seed, cosmic, options.packages)
     say(f"{len(drawn)} changes drawn from {sum(found.values())} places")
-    chooser = Chooser(recording, {m: (tree / m).read_text() for m in modules(tree)}, options.seconds)
+    chooser = Chooser(
+        recording, {m: (tree / m).read_text() for m in modules(tree)}, options.seconds, options.longest
+    )
     bench, kept = Bench(tree.absolute()), Kept(options.kept / "outcomes.jsonl", tree)
     passed = controls(drawn, chooser, bench, options.controls)
     made = _head(options, arguments) | {"controls_passed": passed}
@@ -215,12 +218,14 @@ def _head(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, An
     return {
         "command": " ".join(["python -m benchmarks mutation", *arguments]),
         "seed": options.seed,
+        "packages": list(options.packages),
         "sources": sources_digest(),
         "versions": versions(
             ("cosmic-ray", "coverage", "pytest", "hypothesis", "numpy", "onnx", "onnxruntime", "torch")
         ),
         "tests": list(options.tests),
         "seconds_per_change": options.seconds,
+        "longest_test": options.longest,
         "controls": options.controls,
     }
 
@@ -229,10 +234,12 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks mutation", description=__doc__)
     made.add_argument("--sample", type=int, default=300, help="changes to draw")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--packages", nargs="+", default=PACKAGES, metavar="FOLDER", help="what is changed")
     made.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="test files and folders to ask")
     made.add_argument(
         "--seconds", type=float, default=20, help="processor seconds of tests per change, as recorded"
     )
+    made.add_argument("--longest", type=float, default=5, help="seconds above which a test is not asked")
     made.add_argument("--controls", type=int, default=5, help="unchanged files that the chosen tests must pass on")
     made.add_argument("--least", type=float, default=0.8, help="share of changes that has to be noticed")
     made.add_argument(
