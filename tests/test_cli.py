@@ -277,6 +277,15 @@ def test_bench_refuses_what_measures_nothing(bundle, capsys, option):
     assert status == 2 and f"error: {option.partition('=')[0]} " in err
 
 
+def test_bench_refuses_threads_that_a_library_has_not(tmp_path, capsys):
+    path = write_release(tmp_path)
+    arguments = ["--set", "targets.threads=false", "-o", str(tmp_path / "out"), "-q"]
+    assert main(["compile", str(path), *arguments]) == 0
+    capsys.readouterr()
+    status, _, err = run(capsys, "bench", tmp_path / "out", "--threads", "2")
+    assert status == 2 and "was built without pools" in err
+
+
 def test_options_of_the_other_kind_of_source_are_refused(tmp_path, capsys):
     path = write_release(tmp_path)
     status, _, err = run(capsys, "cost", path, "--input", "image:1,3,8,8")

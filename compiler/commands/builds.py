@@ -358,6 +358,9 @@ def bench(args: Namespace, say: Say) -> Result:
     if not 1 <= args.threads <= MOST_THREADS:
         raise ConfigError(f"--threads {args.threads}: give 1 to {MOST_THREADS} threads")
     bundle = chosen(Path(args.path), args.target)
+    pools = bundle.manifest.get("threads")
+    if args.threads > 1 and isinstance(pools, dict) and pools.get("pool") is False:
+        raise ConfigError(f"--threads {args.threads}: '{bundle.name}' was built without pools (threads = false)")
     say(f"time {bundle.target}{f' on {args.ssh}' if args.ssh else ''}")
     target = find_target(bundle.target)
     if args.ssh:

@@ -443,3 +443,11 @@ def test_real_networks_that_are_refused_say_why():
     rows = real_networks()
     with pytest.raises(UnsupportedModelError, match=r"If x1, .* the condition is not constant"):
         load(shared_path("models", "silero_vad.onnx"), inputs=rows["silero_vad.onnx"]["input_shapes"])
+
+
+def test_an_empty_tensor_that_is_resized_is_unsupported_and_no_contradiction():
+    model = parse(
+        "net (float[1, 2, 0, 4] x) => (float[1, 2, 3, 4] y) <int64[4] s = {1, 2, 3, 4}> { y = Resize(x, , , s) }"
+    )
+    with pytest.raises(UnsupportedModelError, match=r"Resize x1.*an empty tensor has nothing to take values from"):
+        load(model)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.errors import UnsupportedModelError
 from compiler.ir.graph import Attrs, Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Kept, Rebuilt, Tensor, Tie, identity
 from compiler.ir.ops.elementwise import Static, check, check_choice, positive, required
@@ -164,7 +165,8 @@ class Resize(Static):
         check(node, not cropped or _given(operands, 1) is not None, "tf_crop_and_resize needs a region of interest")
         wanted = [w for w in (_given(operands, 2), _given(operands, 3)) if w is not None]
         check(node, all((w > 0).all() for w in wanted), "scales and sizes must be positive")
-        check(node, operands[0].size > 0, "the tensor is empty")
+        if not operands[0].size:
+            raise UnsupportedModelError(f"Resize '{node.ref}': an empty tensor has nothing to take values from")
         return super().infer(node, operands, count)
 
     def flops(self, site: Site) -> int:
