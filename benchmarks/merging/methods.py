@@ -16,13 +16,13 @@ from compiler import Graph, cost_report, parse_pass
 from compiler.passes.base import Resources
 from compiler.passes.narrow.narrowing import Narrow, Narrowing
 
-SHARES = (0.6, 0.48, 0.38, 0.3, 0.24)
+SHARES = (0.4, 0.33, 0.28, 0.23, 0.19)
 """Budgets: expected multiply-adds of a request, of what the separate networks cost before pruning."""
 
 SAMPLES = 1024
 """Calibration inputs of merging."""
 
-BETWEEN = 0.03
+BETWEEN = 0.1
 """Epochs of training between two steps of pruning."""
 
 SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,score=obs,samples=1024}"

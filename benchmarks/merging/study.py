@@ -54,6 +54,8 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
         caps = least(found) if method == OURS else None
         done = {start: kept_sweep(setting, method, start, caps, kept) for start in METHODS[method]}
         sweeps[method] = {start: points for start, (points, _) in done.items()}
+        if method == OURS:  # networks that share nothing narrow alike, task by task or whole
+            sweeps[method] |= sweeps.get("separate", {})
         minutes += sum(took for _, took in done.values())
         found[method] = min((at_rule(p, single[0]) for p in sweeps[method].values()), key=expected)
         say(f"  {method}: {_macs(found[method])}")

@@ -19,7 +19,7 @@ from compiler.training.losses import Objective
 from compiler.training.module import TorchNet
 
 BATCH = 64
-RATE, DISTILLED = 2e-3, 2e-3
+RATE, DISTILLED = 2e-3, 4e-3
 """Learning rates of single networks, and of every training after that."""
 
 

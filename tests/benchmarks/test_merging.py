@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.merging.families import Data, Part
+from benchmarks.merging.families import FAMILIES, Data, Part, half_width
 from benchmarks.merging.record import Seeded, chosen, expected, family_record, least, table
 from benchmarks.merging.rule import Point, all_subsets, at_rule, excess
+from tests.shared import shared_path
 
 SINGLE = {"a": 90.0, "b": 80.0}
 
@@ -94,14 +95,28 @@ def test_the_rule_is_read_from_means_over_the_seeds():
     assert found is not None and found.macs[("a",)] == 550 and found.report["a"] == pytest.approx(89.7)
 
 
-def test_mirrored_inputs_are_inputs_too():
+def test_unlabelled_inputs_are_the_training_ones_in_another_order():
     inputs = np.arange(24, dtype=np.float32).reshape(4, 1, 2, 3)
     part = Part(inputs, {"a": np.zeros(4, np.int64)})
-    plain, both = (Data(part, part, part, m).unlabelled for m in (False, True))
-    assert sorted(x.tolist() for x in plain) == sorted(x.tolist() for x in inputs)
-    assert sorted(x.tolist() for x in both) == sorted(x.tolist() for x in (*inputs, *inputs[..., ::-1]))
-    few = Data(part, part, part, True).reduced(2, 1)
-    assert len(few.unlabelled) == 4 and len(few.selection.inputs) == 1
+    found = Data(part, part, part).unlabelled
+    assert sorted(x.tolist() for x in found) == sorted(x.tolist() for x in inputs)
+    few = Data(part, part, part).reduced(2, 1)
+    assert sorted(x.tolist() for x in few.unlabelled) == sorted(x.tolist() for x in inputs[2:])
+    assert len(few.selection.inputs) == 1
+
+
+def test_half_the_width_averages_neighbours():
+    image = np.array([[[[0.0, 1.0, 4.0, 8.0], [2.0, 2.0, 1.0, 0.0]]]])
+    assert half_width(image).tolist() == [[[[0.5, 6.0], [2.0, 0.5]]]]
+
+
+def test_halves_have_nothing_to_do_with_each_other():
+    data = FAMILIES["halves"].load(shared_path("data"))
+    assert [len(p.inputs) for p in (data.train, data.selection, data.report)] == [45_000, 15_000, 10_000]
+    for part in (data.train, data.selection, data.report):
+        assert part.inputs.shape[1:] == (1, 28, 28)
+        same = np.mean(part.labels["digit"] == part.labels["garment"])
+        assert same == pytest.approx(0.1, abs=0.01)
 
 
 def test_subsets_come_small_ones_first():
