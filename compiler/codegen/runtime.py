@@ -150,7 +150,8 @@ class Network:
         """Check once, pin the addresses, call many times.
 
         `arrays` are the inputs by name, and optionally output arrays by task name (`task/label` where a task has
-        several outputs); outputs that are not given are made. All must have the right type, shape and C order.
+        several outputs, or is called like an input); outputs that are not given are made. All must have the right
+        type, shape and C order.
         `pool` serves every call until it is closed.
         """
         names = self._task_names(tasks)
@@ -207,8 +208,10 @@ class Network:
         return port.exact(given[port.name], port.name) if strict else port.converted(given[port.name])
 
     def _output_key(self, index: int) -> str:
+        """What `bind` calls an output: an array that is given as an input is never written to."""
         port = self._outputs[index]
-        return port.task if len(self._tasks[port.task]["outputs"]) == 1 else f"{port.task}/{port.label}"
+        alone = len(self._tasks[port.task]["outputs"]) == 1
+        return port.task if alone and port.task not in self.inputs else f"{port.task}/{port.label}"
 
     def _by_task(self, names: tuple[str, ...], results: list[np.ndarray | None]) -> Outputs:
         found: Outputs = {}

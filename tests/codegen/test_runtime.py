@@ -94,6 +94,15 @@ def test_bound_call_writes_into_given_arrays(network: Network) -> None:
         bound(level=1)
 
 
+def test_an_input_is_not_written_to_where_a_task_has_its_name(objects: bytes, tmp_path: Path) -> None:
+    network = open_bundle(tiny_bundle(tiny_library(objects, names=("x", "b")), HOST, tmp_path).path)
+    given, out = X.copy(), np.zeros_like(X)
+    np.testing.assert_array_equal(network.bind(["x"], x=given)()["x"], expected()[0])
+    np.testing.assert_array_equal(given, X)
+    network.bind(["x"], x=given, **{"x/y": out})()
+    np.testing.assert_array_equal(out, expected()[0])
+
+
 def test_bind_refuses_what_it_cannot_pin(network: Network) -> None:
     frozen = np.zeros(8, np.float32)
     frozen.flags.writeable = False
