@@ -164,8 +164,14 @@ def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays]
 
 
 def _check_labels(arrays: Arrays, graph: Graph, tasks: Iterable[str]) -> None:
-    """ConfigError where there are neither as many labels as rows of data nor as calls they make: they are of other
-    data, and would be compared in vain."""
+    """ConfigError where there are neither as many labels as rows of data nor as calls they make, for they are of
+    other data, and where an array is an input, for it holds no labels then."""
+    inputs = {v.ref.name for v in graph.inputs}
+    if both := [t for t in tasks if t in inputs]:
+        raise ConfigError(
+            f"the evaluation data cannot hold labels of task '{both[0]}': the array of this name is an input; "
+            "call the task otherwise"
+        )
     value = graph.inputs[0]
     rows, first = len(arrays[value.ref.name]), value.shape[0] if value.rank else 1
     counts = {rows, rows * first, rows // max(first, 1)}
@@ -183,7 +189,8 @@ def labels_of(config: Config, graph: Graph) -> Arrays:
         return {}
     arrays = load_arrays(source, config.folder)
     limit = config.calibration.samples or None
-    return {t: arrays[t][:limit] for t in graph.tasks if t in arrays}
+    inputs = {v.ref.name for v in graph.inputs}
+    return {t: arrays[t][:limit] for t in graph.tasks if t in arrays and t not in inputs}
 
 
 def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:

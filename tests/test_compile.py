@@ -22,7 +22,7 @@ from compiler.ir.onnx_out import save
 from compiler.ir.reference import difference, evaluate
 from compiler.measure import evaluate_release
 from compiler.passes.extract import ExtractTasks
-from compiler.release import bound_shapes, load_release, transform
+from compiler.release import bound_shapes, labels_of, load_release, transform
 from compiler.report import combination_rows
 from tests.graphs import Builder
 from tests.shared import ROOT
@@ -115,6 +115,14 @@ def test_labels_of_other_data_are_refused(tmp_path):
     release = load_release(load_config(path))
     with pytest.raises(ConfigError, match="hold 12 samples and other numbers of labels: 'b' 30"):
         evaluate_release(release, release.graph)
+
+
+def test_an_input_is_no_label_of_a_task_that_has_its_name(tmp_path):
+    text = RELEASE.replace("[tasks.a]", "[tasks.image]").replace('a = "accuracy"', 'image = "mae"')
+    release = load_release(load_config(write_release(tmp_path, text)))
+    with pytest.raises(ConfigError, match="cannot hold labels of task 'image': the array of this name is an input"):
+        evaluate_release(release, release.graph)
+    assert list(labels_of(release.config, release.graph)) == ["b"]
 
 
 def test_every_level_is_evaluated_and_gates_hold_the_densest(tmp_path):
