@@ -175,6 +175,8 @@ def _tasks(graph: Graph, prefix: str, member: Member, names: Mapping[ValueRef, V
         ]
         if kept:
             name = prefix if len(tasks) == 1 else f"{prefix}_{task.name}"
+            if name in graph.tasks:
+                yield f"two tasks would be called '{name}': '{task.name}' of '{prefix}' and another; rename one"
             graph.set_task(name, [names[r] for r, _ in kept], [label for _, label in kept])
     labels = [label for t in tasks.values() for label in t.labels]
     for missing in sorted(set(member.outputs) - set(labels)):

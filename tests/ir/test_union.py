@@ -64,6 +64,13 @@ def test_a_task_may_be_called_like_the_input_and_its_values_like_steps_of_an_ada
     assert np.array_equal(run(to_onnx(graph), {"image": x})[0], run(net, {"x": 2 * x})[0])
 
 
+def test_two_tasks_of_one_name_are_refused():
+    both = union({"x": load(A), "y": load(B)}, input="image")
+    for members in ({"n": both, "n_x": load(A)}, {"n_x": load(A), "n": both}):
+        with pytest.raises(ConfigError, match="two tasks would be called 'n_x'"):
+            union(members, input="image")
+
+
 def test_outputs_can_be_chosen_by_label():
     graph = union({"a": load(A), "b": Member(load(B), outputs=["m"])}, input="image")
     assert graph.tasks["b"].labels == ("m",)
