@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_in import TASKS_KEY, output_names
 from compiler.ir.reference import evaluate
 from compiler.progress import tracked
-from compiler.release import Release, Say, calibration_of, evaluation_of, silent
+from compiler.release import Release, Say, calibration_of, evaluation_of, member_of, silent
 
 
 class Runnable(Protocol):
@@ -76,11 +76,16 @@ def _original(release: Release, key: str) -> _Original:
         for name, t in joined.items()
         if name in release.graph.tasks
     }
-    adapter = _adapter(release, task.adapter, sources) if task.adapter else None
+    bindings = member_of(task, graph, release.config.inputs or {}).inputs
+    steps = {n: bindings[n].steps if n in bindings else () for n in own}
+    adapter = _adapter(release, steps, sources) if task.adapter else None
     return _Original(engine, tasks, sources, adapter)
 
 
-def _adapter(release: Release, steps: tuple[Mapping[str, object], ...], sources: Mapping[str, str]) -> Graph:
+def _adapter(
+    release: Release, steps: Mapping[str, Sequence[Mapping[str, object]]], sources: Mapping[str, str]
+) -> Graph:
+    """From shared inputs to own ones; `steps` by own input."""
     graph = Graph("adapter")
     inputs = {
         v.ref.name: graph.add_input(v.ref.name, v.type)
@@ -89,7 +94,7 @@ def _adapter(release: Release, steps: tuple[Mapping[str, object], ...], sources:
     }
     adapter = Adapter(graph)
     for own, shared in sources.items():
-        graph.set_task(own, [adapter.apply(inputs[shared], steps).ref])
+        graph.set_task(own, [adapter.apply(inputs[shared], steps[own]).ref])
     return graph.freeze()
 
 

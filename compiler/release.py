@@ -70,7 +70,7 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
     _refuse_named(config, members)
     say(f"join {len(members)} networks")
     shared = config.inputs or {}
-    parts = {k: _member(config.tasks[k], g, shared) for k, g in members.items()}
+    parts = {k: member_of(config.tasks[k], g, shared) for k, g in members.items()}
     graph = union(parts, config.inputs, name=config.name)
     return Release(config, members, graph, {**sources, **_data_digests(config)})
 
@@ -105,7 +105,11 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _member(task: TaskConfig, graph: Graph, shared: Mapping[str, TensorType]) -> Member:
+def member_of(task: TaskConfig, graph: Graph, shared: Mapping[str, TensorType]) -> Member:
+    """A network with the bindings that a release states; the adapter feeds those inputs, or the only one.
+
+    ConfigError where it is not said which input the adapter feeds.
+    """
     bindings = {own: Binding(name, task.adapter) for own, name in task.inputs.items()}
     if task.adapter and not bindings:
         own = graph.inputs[0].ref.name

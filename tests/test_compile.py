@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from compiler.codegen.bundle import read_index
 from compiler.codegen.link import find_toolchain
@@ -123,6 +124,31 @@ def test_an_input_is_no_label_of_a_task_that_has_its_name(tmp_path):
     with pytest.raises(ConfigError, match="cannot hold labels of task 'image': the array of this name is an input"):
         evaluate_release(release, release.graph)
     assert list(labels_of(release.config, release.graph)) == ["b"]
+
+
+def test_an_adapter_feeds_the_inputs_that_are_bound_and_no_others(tmp_path):
+    add = [helper.make_node("Mul", ["pixels", "factor"], ["y"])]
+    shape = (1, 3, 8, 8)
+    onnx.save(model(add, {"pixels": shape, "factor": shape}, {"y": shape}), tmp_path / "two.onnx")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", **{n: rng.normal(size=(4, *shape[1:])) for n in ("image", "factor")})
+    (tmp_path / "two.toml").write_text(
+        """schema = 1
+        name = "two"
+        [input.image]
+        shape = [1, 3, 8, 8]
+        [input.factor]
+        shape = [1, 3, 8, 8]
+        [tasks.t]
+        model = "two.onnx"
+        inputs = { pixels = "image" }
+        adapter = [{ scale = 2.0, offset = 1.0 }]
+        [calibration]
+        data = "d.npz"
+        """
+    )
+    release = load_release(load_config(tmp_path / "two.toml"))
+    assert max(r.graph.drift for r in evaluate_release(release, release.graph)) < 1e-6
 
 
 def test_every_level_is_evaluated_and_gates_hold_the_densest(tmp_path):
