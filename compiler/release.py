@@ -124,8 +124,9 @@ def bound_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes for the free axes of a network: those the config gives, then those of shared inputs read directly."""
     shapes = dict(task.shapes)
-    if task.adapter or not shared:
+    if not shared or (task.adapter and not task.inputs):
         return shapes
+    adapted = task.inputs if task.adapter else ()
     model = read_model(path, allow_external_data=allow_external_data)
     constants = {t.name for t in model.graph.initializer}
     for info in model.graph.input:
@@ -134,7 +135,8 @@ def bound_shapes(
         source = task.inputs.get(info.name, info.name if info.name in shared else None)
         if source is None and len(shared) == 1:
             source = next(iter(shared))
-        if free and info.name not in constants and source is not None and source in shared:
+        direct = info.name not in adapted and info.name not in constants
+        if free and direct and source is not None and source in shared:
             shapes.setdefault(info.name, shared[source].shape)
     return shapes
 

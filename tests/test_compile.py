@@ -21,10 +21,12 @@ from compiler.gates import check_tasks
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
 from compiler.ir.reference import difference, evaluate
+from compiler.ir.types import DType, TensorType
 from compiler.measure import evaluate_release
 from compiler.passes.extract import ExtractTasks
 from compiler.release import bound_shapes, labels_of, load_release, transform
 from compiler.report import combination_rows
+from compiler.settings import TaskConfig
 from tests.graphs import Builder
 from tests.shared import ROOT
 from tests.small_models import RELEASE, model, network, write_release
@@ -231,6 +233,15 @@ def test_free_axes_are_bound_by_the_shared_input(tmp_path):
     shapes = bound_shapes(tmp_path / "c.onnx", direct.tasks["b"], direct.inputs, False)
     assert shapes == {"pixels": (1, 3, 8, 8)}
     assert load_release(direct).members["b"].inputs[0].shape == (1, 3, 8, 8)
+
+
+def test_free_axes_beside_an_adapter_are_bound_by_the_shared_input(tmp_path):
+    shape = ("n", 3, 8, 8)
+    nodes = [helper.make_node("Mul", ["pixels", "factor"], ["y"])]
+    onnx.save(model(nodes, {"pixels": shape, "factor": shape}, {"y": shape}), tmp_path / "two.onnx")
+    shared = {n: TensorType(DType.FLOAT32, (1, 3, 8, 8)) for n in ("image", "factor")}
+    task = TaskConfig("two.onnx", {"pixels": "image"}, adapter=({"scale": 2.0},))
+    assert bound_shapes(tmp_path / "two.onnx", task, shared, False) == {"factor": (1, 3, 8, 8)}
 
 
 def test_build_from_python(tmp_path):
