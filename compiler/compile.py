@@ -156,7 +156,7 @@ def build(
     planning = Planning(paths(plan), Path(tuning) if isinstance(tuning, str) else tuning)
     sources = planning.sources([goal])[goal.name]
     job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None, threads)
-    with staged(root, [goal.name], force) as folder:
+    with staged(root, [goal.name], force, name or graph.name) as folder:
         built = _build(job, goal, folder, sources, selftest=selftest, workers=workers)
         _require_selftests([built])
         if len(graph.tasks) <= MOST_TASKS:  # beyond, combinations have no table
@@ -195,7 +195,7 @@ def compile_release(
     root = output if output is not None else config.path(config.output) / config.name
     planning = planning_of(config, paths(plan), None if tuning is None else Path(tuning), tune)
     sources = {} if tune is not None else planning.sources(goals)
-    with staged(root, [g.name for g in goals], force) as folder:
+    with staged(root, [g.name for g in goals], force, config.name) as folder:
         release = load_release(config, allow_external_data=allow_external_data, say=say)
         refuse_too_many(release.graph.tasks)
         check_names(config.name, tuple(release.graph.tasks))

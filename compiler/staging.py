@@ -16,15 +16,16 @@ from compiler.files import replace_whole
 
 
 @contextlib.contextmanager
-def staged(root: Path, targets: Sequence[str], force: bool) -> Iterator[Path]:
+def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterator[Path]:
     """A fresh folder beside `root`, moved into it when the block ends well; removed when it does not.
 
-    Checks before any work is done: ConfigError where a target's bundle exists and `force` is not set, or where
-    nothing can be written.
+    Checks before any work is done: ConfigError where a target's bundle exists and `force` is not set, where bundles
+    of another library than `name` would stay beside the new ones, or where nothing can be written.
     """
     existing = [t for t in targets if (root / t).exists()]
     if existing and not force:
         raise ConfigError(f"{root} already holds {', '.join(existing)}; --force replaces them")
+    _refuse_strangers(root, targets, name)
     made = [p for p in (root.parent, *root.parent.parents) if not p.exists()]
     folder = None
     try:
@@ -44,6 +45,19 @@ def staged(root: Path, targets: Sequence[str], force: bool) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: the bundle is in it
                 parent.rmdir()
+
+
+def _refuse_strangers(root: Path, targets: Sequence[str], name: str) -> None:
+    """Whoever opens the folder gets the best target of it: they have to be of one library."""
+    if not (root / "index.json").exists():
+        return
+    known = read_index(root)
+    others = sorted(t for t in set(known["targets"]) - set(targets) if (root / t).is_dir())
+    if known["name"] != name and others:
+        raise ConfigError(
+            f"{root} holds '{known['name']}' for {', '.join(others)}, which '{name}' does not replace; choose "
+            "another folder with -o"
+        )
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -8,21 +8,22 @@ import pytest
 
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
+from compiler.errors import ConfigError
 from compiler.staging import staged
 
 ENTRY = {"manifest_sha256": "0" * 64, "linked": True}
 
 
-def bundle(folder: Path, text: str) -> None:
-    (folder / "host").mkdir()
-    (folder / "host" / "manifest.json").write_text(text)
-    index = {"schema": INDEX_SCHEMA, "name": "net", "targets": {"host": ENTRY}}
+def bundle(folder: Path, text: str, name: str, target: str) -> None:
+    (folder / target).mkdir()
+    (folder / target / "manifest.json").write_text(text)
+    index = {"schema": INDEX_SCHEMA, "name": name, "targets": {target: ENTRY}}
     (folder / "index.json").write_bytes(canonical(index))
 
 
-def made(root: Path, text: str) -> None:
-    with staged(root, ["host"], force=True) as folder:
-        bundle(folder, text)
+def made(root: Path, text: str, name: str = "net", target: str = "host") -> None:
+    with staged(root, [target], force=True, name=name) as folder:
+        bundle(folder, text, name, target)
 
 
 def test_a_bundle_replaces_another_and_nothing_else_stays(tmp_path):
@@ -49,3 +50,12 @@ def test_what_was_there_stays_where_the_replacement_is_stopped_halfway(tmp_path,
         made(root, "new")
     assert (root / "host" / "manifest.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_bundles_of_two_libraries_do_not_share_a_folder(tmp_path):
+    root = tmp_path / "out"
+    made(root, "old")
+    with pytest.raises(ConfigError, match="holds 'net' for host, which 'other' does not replace"):
+        made(root, "new", "other", "armv7-neon")
+    made(root, "new", "other")
+    assert read_index(root)["name"] == "other"
