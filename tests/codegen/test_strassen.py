@@ -76,10 +76,26 @@ def test_compiled_layers_with_everything_around_them(target: str, rank: int, tmp
     assert "strassen" in check(b.done(), tmp_path, algorithm="strassen", rank=rank, target=target)
 
 
+@pytest.mark.parametrize("size", [(7, 7), (5, 4), (1, 11)])
+def test_images_of_an_odd_number_of_rows_are_halved_by_cells(size: tuple[int, int], tmp_path: Path) -> None:
+    """Strided from an even image, residual, and into a border; two samples."""
+    b = Builder(seed=2)
+    x = b.input("x", 2, 4, 2 * size[0], 2 * size[1])
+    wider = b.apply("Relu", b.conv(x, 128, 1))
+    y = b.apply("Relu", b.conv(wider, 128, 1, strides=(2, 2)))
+    z = b.apply("Relu", b.apply("Add", b.conv(y, 128, 1), y))
+    b.task("t", b.conv(b.conv(z, 96, 1), 8, 3, pads=(1, 1, 1, 1)))
+    b.task("u", y)
+    graph = b.done()
+    for rank in (0, 3):
+        (folder := tmp_path / str(rank)).mkdir()
+        assert "strassen" in check(graph, folder, algorithm="strassen", rank=rank)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
-        one_layer(128, 128, 7, 8),  # an odd number of rows
+        one_layer(128, 128, 15, 14),  # an odd number of rows, and many cells
         one_layer(144, 128, 8, 8),  # nine blocks of input channels
         one_layer(128, 120, 8, 8),  # a block of output channels that is not full
         one_layer(96, 128, 8, 8),  # too few products to repay the sums

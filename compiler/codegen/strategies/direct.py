@@ -80,14 +80,14 @@ class DirectConv(Strategy):
 
 
 def conv_shape(
-    builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1), *, even_rows: bool = False
+    builder: Builder, group: Group, tile: tuple[int, ...] = (1, 1, 1), *, multiple: int = 1
 ) -> conv.ConvShape:
-    """The physical shape of a convolution; a 1x1 over contiguous buffers becomes rows of a tile's length, an even
-    number of them where that is asked for and the image has."""
+    """The physical shape of a convolution; a 1x1 over contiguous buffers becomes rows of a tile's length, their
+    number a multiple of `multiple`; 0: it stays as it is."""
     site = group.anchor
     known = facts(site)
     columns, rows, vectors = tile
-    x, y, after = image_planes(builder, group, columns, 2 if even_rows else 1)
+    x, y, after = image_planes(builder, group, columns, multiple)
     flat = flat_rows(builder.target, x, known)
     return conv.ConvShape(
         batch=known.batch,
@@ -111,11 +111,11 @@ def image_planes(
     builder: Builder, group: Group, columns: int, multiple: int = 1
 ) -> tuple[tuple[Plane, ...], Plane, Epilogue]:
     """Buffers of the input's segments and of the result, and what follows the sum; a 1x1 over contiguous buffers
-    sees them as a multiple of `multiple` rows for tiles of `columns`."""
+    sees them as a multiple of `multiple` (0: their own) rows for tiles of `columns`."""
     x, y = tuple(blocked_plane(builder, v) for v in group.segments), blocked_plane(builder, group.outputs[0])
     after = epilogue(builder, group)
     planes = (*x, y, *((after.residual,) if after.residual else ()))
-    if facts(group.anchor).pointwise and all(p.contiguous for p in planes):
+    if multiple and facts(group.anchor).pointwise and all(p.contiguous for p in planes):
         row = flat_row(y.height * y.width, columns, multiple)
         x, y = tuple(p.reshaped(row) for p in x), y.reshaped(row)
         if after.residual is not None:

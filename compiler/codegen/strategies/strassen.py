@@ -31,6 +31,8 @@ from compiler.ir.types import ValueRef
 
 LEAST_INPUTS, LEAST_OUTPUTS = 128, 64
 """Channels below which additions and shorter sums cost more than they save."""
+MOST_CELLS = 128
+"""Cells of an image with an odd number of rows: each is a place of its own in the code."""
 OVERLAP = 0.1
 """Share of the time for operands that shows although they arrive while products take longer."""
 MOST_ERROR = 2e-5
@@ -65,9 +67,10 @@ class Strassen(Strategy):
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         site = group.anchor
         pairs, columns, vectors = choice.tile
-        plain = conv_shape(builder, group, (columns, 1, vectors), even_rows=True)
+        plain = conv_shape(builder, group, (columns, 1, vectors), multiple=2 if _even(facts(site)) else 0)
         conv = replace(plain, weights_outer=True, by_tiles=divides_image(group))
-        shape = strassen.StrassenShape(conv, min(pairs, conv.batch * conv.y.height // 2))
+        shape = strassen.StrassenShape(conv, 1)
+        shape = replace(shape, group=min(pairs, shape.units.tiles))
         weight, bias = site.operands[1], site.operands.optional(2)
         segments = [x.channels for x in conv.x]
         packed = strassen.pack(weight4(site)[:, :, 0, 0], segments, shape.lanes)
@@ -96,13 +99,14 @@ def error(site: Site, segments: list[int], columns: int = 8) -> float:
 
 
 def _applies(group: Group, known: ConvFacts, situation: Situation) -> bool:
-    """One tap without padding, rows in pairs, and channels whose blocks are full, of one width, and halve."""
+    """One tap without padding, rows in pairs or few cells, and channels whose blocks are full, of one width, and
+    halve."""
     widths = {situation.block(v.shape[1]) for v in group.segments}
     channels = [*(v.shape[1] for v in group.segments), known.outputs]
     return (
         known.kernel == (1, 1)
         and known.pad == (0, 0)
-        and known.extent[0] % 2 == 0
+        and (_even(known) or 2 <= known.extent[0] * known.extent[1] <= MOST_CELLS)
         and known.inputs >= LEAST_INPUTS
         and known.outputs >= LEAST_OUTPUTS
         and len(widths) == 1
@@ -110,8 +114,20 @@ def _applies(group: Group, known: ConvFacts, situation: Situation) -> bool:
     )
 
 
+def _even(known: ConvFacts) -> bool:
+    """Whether all rows are in pairs."""
+    return known.extent[0] % 2 == 0
+
+
+def _pairs(known: ConvFacts) -> tuple[int, int]:
+    """Pairs of all samples, and positions in half of one."""
+    if _even(known):
+        return known.batch * known.extent[0] // 2, known.extent[1]
+    return known.batch, strassen.half_of_cells(known.extent)
+
+
 def _tiles(group: Group, known: ConvFacts, situation: Situation) -> Iterable[tuple[int, int, int]]:
-    width, pairs = known.extent[1], known.batch * known.extent[0] // 2
+    pairs, width = _pairs(known)
     blocks = known.outputs // output_block(group.anchor, situation)
     for vectors in (1, *tile_vectors(blocks // 2)):
         for columns in range(1, min(width, situation.target.vector_registers) + 1):
@@ -128,7 +144,7 @@ def seconds(known: ConvFacts, group: Group, situation: Situation, tile: tuple[in
     """
     machine, (pairs, columns, vectors) = situation.target.machine, tile
     block = output_block(group.anchor, situation)
-    rate, (height, width) = machine.rate(block), known.extent
+    rate, (held, width) = machine.rate(block), _pairs(known)
     panels, inner = known.outputs // block // vectors // 2, known.inputs // 2
     cycles = 0.0
     for count, repeat in ((columns, width // columns), (width % columns, 1)):
@@ -138,7 +154,7 @@ def seconds(known: ConvFacts, group: Group, situation: Situation, tile: tuple[in
                 sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2
             )
             cycles += repeat * strassen.PRODUCTS * (inner * step + TILE_CYCLES + 4 * sums)
-    held, panel = known.batch * height // 2, 4 * strassen.PRODUCTS * inner * block * vectors
+    panel = 4 * strassen.PRODUCTS * inner * block * vectors
     read = 4 * strassen.PRODUCTS * inner * width
     near = panel + pairs * 4 * 2 * strassen.SUMS * inner * width <= machine.l2
     products, groups = cycles / machine.clock, -(-held // pairs)

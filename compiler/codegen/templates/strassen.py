@@ -1,7 +1,8 @@
 """1x1 convolution with seven products instead of eight (Strassen 1969, in Winograd's form with fifteen additions).
 
 Input channels, output channels and positions are halved; the two halves of the positions are the upper and the
-lower row of each pair of rows. With A the weights, B a pair of rows and C its results,
+lower row of each pair of rows or, in small images of an odd number of rows, the first and the second half of the
+cells. With A the weights, B a pair of rows and C its results,
 
     C11 = P1 + P2              P1 = A11 B11                T1 = B12 - B11    S1 = A21 + A22
     C21 = P1 + P6 + P7 - P4    P2 = A12 B21                T2 = B22 - T1     S2 = S1 - A11
@@ -56,15 +57,25 @@ class StrassenShape:
     """Everything the generated code depends on."""
 
     conv: ConvShape
-    """Geometry, epilogue, columns and vectors of the tile; loop order is not used. The rows of the result are even
-    in number, and so are its blocks of channels and those of every segment, which are all full."""
+    """Geometry, epilogue, columns and vectors of the tile; loop order is not used. The blocks of the result and
+    those of every segment are even in number and full."""
     group: int
     """Pairs of rows whose sums of inputs are made together."""
 
     @property
+    def by_cells(self) -> bool:
+        """Whether the halves of the positions are those of all cells, not the rows of pairs."""
+        return self.conv.y.height % 2 == 1
+
+    @property
     def pairs(self) -> int:
-        """Pairs of rows of an image."""
-        return self.conv.y.height // 2
+        """Pairs of rows of an image, or the one pair of halves of its cells."""
+        return 1 if self.by_cells else self.conv.y.height // 2
+
+    @property
+    def span(self) -> int:
+        """Positions in the first half of a pair; the second half may have one less."""
+        return half_of_cells(self.conv.y.extent) if self.by_cells else self.conv.y.width
 
     @property
     def inner(self) -> int:
@@ -85,6 +96,11 @@ class StrassenShape:
     def units(self) -> Units:
         """Independent units: a pair of rows by a panel of both halves."""
         return Units(self.conv.batch * self.pairs, self.panels)
+
+
+def half_of_cells(extent: tuple[int, int]) -> int:
+    """Cells in the first half of an image."""
+    return -(-extent[0] * extent[1] // 2)
 
 
 def sums_of_weights(weight: np.ndarray) -> list[np.ndarray]:
@@ -126,7 +142,7 @@ def strassen_kernel(shape: StrassenShape) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the loops stand: pair of the group, sample, upper row, panel, first column and columns of the tile."""
+    """Where the loops stand: pair of the group, sample, upper row, panel, first position, positions of a tile."""
 
     pair: Any
     n: Any
@@ -137,7 +153,7 @@ class _Place:
 
 
 Source = Callable[[_Place, int, Any, int, Any], Any]
-"""(place, segment, block of the half of its channels, column of the tile, lanes) -> inputs of a product."""
+"""(place, segment, block of the half of its channels, position in the tile, lanes) -> inputs of a product."""
 
 
 class _Strassen:
@@ -152,7 +168,7 @@ class _Strassen:
         self.out = Output(made, c.y, c.batch, c.epilogue)
         self.block = c.x[0].block
         blocks = shape.inner // self.block
-        self.sums = T.alloc_buffer((SUMS, shape.group, blocks, c.y.width, self.block), "float32")
+        self.sums = T.alloc_buffer((SUMS, shape.group, blocks, shape.span, self.block), "float32")
         self.kept = T.alloc_buffer((3, self.columns * self.vectors, self.v), "float32")
         self.inputs = Registers(4, self.block)
         self.tile = ProductTile(self.columns, self.vectors, self.v, lanes=c.lane_unroll)
@@ -171,9 +187,8 @@ class _Strassen:
                 self._each_pair(base, behind) as (t, n, row),
                 s.units.where(self.made, base + t, panel),
             ):
-                for left, columns, count in chunks(self.c.y.width, self.columns):
-                    with T.serial(count) as j:
-                        self._tile(_Place(t, n, row, panel, j * columns + left, columns))
+                for left, columns in self._each_tile(self.columns):
+                    self._tile(_Place(t, n, row, panel, left, columns))
 
     @contextmanager
     def _each_pair(self, base: Any, behind: Any) -> Iterator[tuple[Any, Any, Any]]:
@@ -182,13 +197,38 @@ class _Strassen:
             n, pair = tirx.truncdiv(base + t, self.s.pairs), tirx.truncmod(base + t, self.s.pairs)
             yield t, n, pair * 2
 
+    def _each_tile(self, most: int) -> Iterator[tuple[Any, int]]:
+        """(first position, positions) of tiles of at most `most` positions of half a pair: in a loop, or one after
+        another where every cell has a place of its own."""
+        for left, columns, count in chunks(self.s.span, most):
+            if self.s.by_cells:
+                yield from ((left + j * columns, columns) for j in range(count))
+            else:
+                with T.serial(count) as j:
+                    yield j * columns + left, columns
+
+    def _cell(self, at: _Place, lower: int, m: int) -> tuple[Any, Any]:
+        """Row and column of position m of a tile in one half of the pair. Where the second half has one cell less,
+        its last one stands for it."""
+        if not self.s.by_cells:
+            return at.row + lower, at.left + m
+        cell = min(at.left + m + lower * self.s.span, self._cells - 1)
+        return cell // self.c.y.width, cell % self.c.y.width
+
+    def _exists(self, at: _Place, lower: int, m: int) -> bool:
+        """Whether a position is a cell of its own."""
+        return not self.s.by_cells or at.left + m + lower * self.s.span < self._cells
+
+    @property
+    def _cells(self) -> int:
+        return self.c.y.height * self.c.y.width
+
     # ------------------------------------------------------------------ inputs
-    def _read(self, at: _Place, half: int, lower: int, segment: int, block: Any, column: Any, lanes: Any) -> Any:
-        """An input of one half of the channels, in the upper or the lower row."""
-        plane = self.c.x[segment]
-        row = self.c.at(segment, 0, at.row + lower, 0)
-        place = self.c.at(segment, 1, at.left + column, 0)
-        return self.X[segment][at.n, block + half * (plane.blocks // 2), row, place, lanes]
+    def _read(self, at: _Place, half: int, lower: int, segment: int, block: Any, m: int, lanes: Any) -> Any:
+        """An input of one half of the channels, in one half of the pair."""
+        plane, cell = self.c.x[segment], self._cell(at, lower, m)
+        row, column = (self.c.at(segment, axis, position, 0) for axis, position in enumerate(cell))
+        return self.X[segment][at.n, block + half * (plane.blocks // 2), row, column, lanes]
 
     def _segments(self) -> Iterator[tuple[int, int, int]]:
         """(segment, blocks of one half of it, blocks of the halves before it)."""
@@ -199,19 +239,22 @@ class _Strassen:
 
     def _add_inputs(self, t: Any, n: Any, row: Any) -> None:
         """T1 to T4 of a pair of rows."""
-        lanes = vector(0, self.block)
         for segment, blocks, before in self._segments():
-            with T.serial(blocks) as block, T.serial(self.c.y.width) as column:
-                at = _Place(t, n, row, 0, column, 1)
-                for i, (half, lower) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-                    self.inputs.put(i, self._read(at, half, lower, segment, block, 0, lanes))
-                b11, b12, b21, b22 = map(self.inputs.get, range(4))
-                self.inputs.put(0, b12 - b11)
-                self._keep_input(0, at, before + block, self.inputs.get(0))
-                self._keep_input(2, at, before + block, b22 - b12)
-                self.inputs.put(3, b22 - self.inputs.get(0))
-                self._keep_input(1, at, before + block, self.inputs.get(3))
-                self._keep_input(3, at, before + block, self.inputs.get(3) - b21)
+            with T.serial(blocks) as block:
+                for left, _ in self._each_tile(1):
+                    self._add_cell(_Place(t, n, row, 0, left, 1), segment, block, before + block)
+
+    def _add_cell(self, at: _Place, segment: int, block: Any, kept: Any) -> None:
+        """T1 to T4 of one position and one block of a segment, to block `kept` of the sums."""
+        for i, (half, lower) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+            self.inputs.put(i, self._read(at, half, lower, segment, block, 0, vector(0, self.block)))
+        b11, b12, b21, b22 = map(self.inputs.get, range(4))
+        self.inputs.put(0, b12 - b11)
+        self._keep_input(0, at, kept, self.inputs.get(0))
+        self._keep_input(2, at, kept, b22 - b12)
+        self.inputs.put(3, b22 - self.inputs.get(0))
+        self._keep_input(1, at, kept, self.inputs.get(3))
+        self._keep_input(3, at, kept, self.inputs.get(3) - b21)
 
     def _keep_input(self, number: int, at: _Place, block: Any, value: Any) -> None:
         T.buffer_store(self.sums, value, [number, at.pair, block, at.left, vector(0, self.block)])
@@ -283,7 +326,7 @@ class _Strassen:
     def _prefetch(self, at: _Place, product: int, block: Any) -> None:
         """The tiles of a group of pairs share the next panel; those of the last panel ask for what follows it."""
         s, blocks = self.s, self.s.inner // self.block
-        across = -(-self.c.y.width // self.columns)
+        across = -(-s.span // self.columns)
         steps = s.group * across * PRODUCTS * blocks
         lines = -(-PRODUCTS * s.inner * s.lanes // LINE // steps)
         tile = at.pair * across + tirx.truncdiv(at.left, self.columns)
@@ -304,18 +347,21 @@ class _Strassen:
 
     # ------------------------------------------------------------------ results
     def _results(self, at: _Place) -> Iterator[tuple[int, int, int, int]]:
-        """(half of the channels, lower row, column, vector) of every vector of results."""
+        """(half of the channels, half of the pair, position, vector) of every vector of results."""
         extent = (at.columns, self.vectors)
-        return ((half, lower, m, o) for half in (0, 1) for lower in (0, 1) for m, o in cells(extent))
+        every = ((half, lower, m, o) for half in (0, 1) for lower in (0, 1) for m, o in cells(extent))
+        return (r for r in every if self._exists(at, r[1], r[2]))
 
     def _result(self, at: _Place, half: int, lower: int, m: int, o: int) -> tuple[Any, Any, Any, Any]:
         """(sample, block, row, column) of a vector of results."""
         block = at.panel * self.vectors + (half * (self.c.y.blocks // 2) + o)
-        return at.n, block, at.row + lower, at.left + m
+        return at.n, block, *self._cell(at, lower, m)
 
     def _store(self, at: _Place, half: int, lower: int) -> None:
-        """The register tile is complete for one half of the output channels and one row."""
+        """The register tile is complete for one half of the output channels and one half of the pair."""
         for m, o in cells((at.columns, self.vectors)):
+            if not self._exists(at, lower, m):
+                continue
             place = self._result(at, half, lower, m, o)
             self.out.store(place, self._total(m, o) + self.out.bias(place[1]))
 
