@@ -37,7 +37,7 @@ from benchmarks.fuzz.totals import add, origin
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 3 << 30
-"""Address space of the attacked process: beyond it an allocation fails, and the failure is a finding."""
+"""Address space that inputs may take: beyond it an allocation fails, and the failure is a finding."""
 SLOW = 20.0
 """Seconds of processor time for one input that count as a hang."""
 RELEASE = ROOT / "models" / "fashion" / "release.toml"
@@ -384,7 +384,7 @@ def main(arguments: Sequence[str]) -> int:
             importlib.import_module("compiler.pipeline")
             importlib.import_module("compiler.config")
     with attacked(options.name) as made:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        _limit_memory()
         start = time.process_time()
 
         def finish() -> int:
@@ -399,6 +399,13 @@ def main(arguments: Sequence[str]) -> int:
             by_coverage(made, options.seed, options.seconds, finish)
         by_seed(made, options.seed, options.seconds)
         return finish()
+
+
+def _limit_memory() -> None:
+    """At most `MEMORY` beside what is mapped now: libraries and what instruments them take a different part of the
+    address space in every environment."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -112,7 +112,7 @@ def _reader(name: str, own: Sequence[Entry]) -> dict[str, Any]:
         "accepted": accepted,
         "refused": counts.total() - accepted,
         "found": found,
-        "peak_mb": max(e["peak_mb"] for e in own),
+        "peak_mb": max(e["peak_mb"] or 0 for e in own),
     }
 
 
@@ -135,7 +135,7 @@ def tables(held: Mapping[str, Sequence[Entry]]) -> str:
     attacks = [
         (
             *(t["reader"], f"{t['guided']:,.0f}", f"{t['seeded']:,.0f}", f"{t['inputs']:,}", f"{t['accepted']:,}"),
-            *(f"{t['refused']:,}", t["found"], t["peak_mb"]),
+            *(f"{t['refused']:,}", t["found"], t["peak_mb"] or "–"),
         )
         for t in readers(held["readers"])
     ]
