@@ -65,7 +65,7 @@ def report(rows: Iterable[Row], study: str, options: argparse.Namespace) -> int:
 
 
 def save(folder: Path, study: str, rows: Sequence[Recorded]) -> Path:
-    """Add rows to the study's file; rows of the same case and peer are replaced.
+    """Add rows to the study's file; rows of the same case and peer are replaced where they are.
 
     What was measured on another machine or with other versions does not stay: one file, one machine.
     """
@@ -74,10 +74,9 @@ def save(folder: Path, study: str, rows: Sequence[Recorded]) -> Path:
     old: list[Record] = []
     if path.exists() and (held := json.loads(path.read_text()))["machine"] == machine:
         old = held["rows"]
-    names = {(r["case"], r["peer"]) for r in new}
-    kept = [r for r in old if (r["case"], r["peer"]) not in names]
+    every = {(r["case"], r["peer"]): r for r in [*old, *new]}
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(r, ensure_ascii=True) for r in [*kept, *new])
+    lines = ",\n".join(json.dumps(r, ensure_ascii=True) for r in every.values())
     head = json.dumps(machine, indent=1, sort_keys=True)
     path.write_text(f'{{"machine": {head},\n"rows": [\n{lines}\n]}}\n')
     return path
