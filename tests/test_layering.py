@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.ir.op",),
     ("compiler.ir.graph",),
     ("compiler.ir.payload",),
-    ("compiler.ir.types", "compiler.workers", "compiler.workers.*"),
+    ("compiler.ir.types", "compiler.references", "compiler.workers", "compiler.workers.*"),
     (
         "compiler.ir.encoding",
         "compiler.machine",

@@ -95,6 +95,10 @@ def test_printed_form(spec, printed):
         ("fold-constants{limit=1,limit=2}", "given twice"),
         ("tests.test_pipeline:Example{mode=other}", "'other' is not one of local, global"),
         ("tests.nowhere:Thing", "cannot be imported"),
+        (":Thing", "':Thing' cannot be imported: Empty module name"),
+        (".:Thing", "cannot be imported"),
+        ("os:system", "'os:system' is no pass: needed is a dataclass"),
+        ("compiler.passes.base:Pass", "it leaves out"),
     ],
 )
 def test_wrong_specs_say_what_is_wrong(spec, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from compiler.errors import ConfigError
 from compiler.ir.graph import Value
+from compiler.references import imported
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,11 +37,7 @@ def load_arrays(source: str, folder: Path) -> Arrays:
 
 def named_function(where: str) -> Callable[..., Any]:
     """The function called "package.module:function"; ConfigError where it cannot be imported."""
-    module, _, name = where.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"'{where}' cannot be imported: {error}") from error
+    found = imported(where)
     if not callable(found):
         raise ConfigError(f"'{where}' is not a function")
     return found  # type: ignore[no-any-return]

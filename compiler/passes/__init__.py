@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+import inspect
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from compiler.errors import ConfigError
+from compiler.references import imported
 
 if TYPE_CHECKING:
     from compiler.passes.base import Pass
@@ -34,12 +36,20 @@ REGISTRY = MappingProxyType(
 
 def find(name: str) -> type[Pass]:
     """The class of a registered pass, or of "package.module:Class"; ConfigError names what is known."""
-    where = REGISTRY.get(name, name if ":" in name else "")
-    if not where:
+    if name in REGISTRY:
+        made: type[Pass] = imported(REGISTRY[name])
+        return made
+    if ":" not in name:
         raise ConfigError(f"unknown pass '{name}'; the passes are {', '.join(REGISTRY)}, or 'package.module:Class'")
-    module, _, attribute = where.partition(":")
-    try:
-        found: type[Pass] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"pass '{name}': {where} cannot be imported: {error}") from error
+    return _checked(name, imported(name))
+
+
+def _checked(name: str, found: object) -> type[Pass]:
+    """A class of a user, if it is a pass."""
+    base: type[Pass] = imported("compiler.passes.base:Pass")
+    if not (isinstance(found, type) and issubclass(found, base) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"'{name}' is no pass: needed is a dataclass that derives from compiler.passes.base.Pass")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError(f"'{name}' is not a whole pass: it leaves out {missing}")
     return found
