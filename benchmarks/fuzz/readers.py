@@ -378,11 +378,8 @@ def attack(seconds: float, seed: int, coverage: bool = False, save: Path | None 
 def main(arguments: Sequence[str]) -> int:
     """Attack one reader here."""
     options = _parser().parse_args(arguments)
-    if options.coverage:
-        with importlib.import_module("atheris").instrument_imports(include=["compiler"]):
-            importlib.import_module("compiler.codegen.runtime")
-            importlib.import_module("compiler.pipeline")
-            importlib.import_module("compiler.config")
+    if options.coverage and "benchmarks.fuzz.covered" not in _program():
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.fuzz.covered", *arguments])
     with attacked(options.name) as made:
         _limit_memory()
         start = time.process_time()
@@ -399,6 +396,12 @@ def main(arguments: Sequence[str]) -> int:
             by_coverage(made, options.seed, options.seconds, finish)
         by_seed(made, options.seed, options.seconds)
         return finish()
+
+
+def _program() -> str:
+    """The module this process runs."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return "" if spec is None else str(spec.name)
 
 
 def _limit_memory() -> None:
