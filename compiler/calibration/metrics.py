@@ -26,15 +26,21 @@ class Metric:
         return found - original if self.lower else original - found
 
 
+ROUNDING = 1e-3
+"""How far beyond 0 and 1 a probability may lie: a compiled sigmoid that ends at 1.0000001 is one still."""
+
+
 def classes(outputs: np.ndarray) -> np.ndarray:
     """Class decisions [samples, ...]: the largest score along the last axis.
 
-    A single score per sample means two classes: above 0.5 where all scores look like probabilities, else above 0.
+    A single score per sample means two classes: above 0.5 where all scores look like probabilities (up to ROUNDING),
+    else above 0.
     """
     scores = outputs.reshape(len(outputs), -1) if outputs.ndim < 2 else outputs
     if scores.shape[-1] > 1:
         return np.asarray(scores.argmax(axis=-1))
-    threshold = 0.5 if scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1 else 0.0
+    probabilities = scores.min(initial=0) >= -ROUNDING and scores.max(initial=0) <= 1 + ROUNDING
+    threshold = 0.5 if probabilities else 0.0
     return (scores[..., 0] > threshold).astype(np.int64)
 
 

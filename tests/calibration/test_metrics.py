@@ -17,6 +17,7 @@ span.lower_is_better = True
 def test_decisions():
     assert classes(np.array([[0.1, 0.7, 0.2], [3, 1, 2]])).tolist() == [1, 0]
     assert classes(np.array([[0.2], [0.9]])).tolist() == [0, 1]  # probabilities
+    assert classes(np.array([[0.2], [1.0000001]])).tolist() == [0, 1]  # the same, rounded up
     assert classes(np.array([[-2.0], [0.3]])).tolist() == [0, 1]  # logits
     assert classes(np.array([0.2, 0.6])).tolist() == [0, 1]
 
