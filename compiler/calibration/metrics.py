@@ -33,7 +33,7 @@ ROUNDING = 1e-3
 def classes(outputs: np.ndarray) -> np.ndarray:
     """Class decisions [samples, ...]: the largest score along the last axis.
 
-    A single score per sample means two classes: above 0.5 where all scores look like probabilities (up to ROUNDING),
+    A single score per sample means two classes: above 0.5 where all scores are probabilities up to ROUNDING,
     else above 0.
     """
     scores = outputs.reshape(len(outputs), -1) if outputs.ndim < 2 else outputs
