@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -16,9 +17,12 @@ from benchmarks.fuzz.adapt import adapted
 from benchmarks.fuzz.case import Case
 from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import family
+from benchmarks.fuzz.judge import Allowance
 from benchmarks.fuzz.minimise import minimise
+from benchmarks.fuzz.stages import Wrong, emulated
 from benchmarks.fuzz.worker import Worker, run_here
 from compiler.calibration.engine import Engine
+from compiler.codegen.emulate import SelftestResult
 from compiler.codegen.target import find_target
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
@@ -136,3 +140,21 @@ def test_adapters_mean_what_the_second_opinion_says(steps: list[dict[str, Any]])
     image = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
     (found,) = evaluate(graph.freeze(), {"image": image}).values()
     np.testing.assert_allclose(found, adapted(image, steps), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("complaints", "counts"),
+    [
+        (["sample 0, t_y: error 0.3 of scale, limit 0.0001"], False),  # not judged
+        (["sample 0, u_z: error 0.001 of scale, limit 0.0001"], False),  # less than it may
+        (["sample 0, u_z: error 0.1 of scale, limit 0.0001"], True),
+        (["sample 0, t_y: error inf of scale, limit 0.0001", "u_z differs from the full set's"], True),
+        ([], True),  # it died
+    ],
+)
+def test_an_emulated_self_test_fails_unless_every_error_is_allowed(complaints: list[str], counts: bool) -> None:
+    output = "".join(f"  subset 0x3: {c}\n" for c in complaints) + "FAILED\n"
+    allowed = Allowance({"y": None, "z": 0.01})
+    result = SelftestResult("failed", "ended with status 1", output)
+    with pytest.raises(Wrong) if counts else contextlib.nullcontext():
+        emulated(result, {"t_y": "y", "u_z": "z"}, allowed)
