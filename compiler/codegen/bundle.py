@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from compiler.errors import BundleError, ConfigError, TargetError, listed
 INDEX_SCHEMA = 1
 _INDEX: dict[str, object] = {"name": str, "targets": {ANY: {"manifest_sha256": str, "linked": bool}}}
 """What readers of an index rely on."""
+_TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+"""Names of targets: folders beside the index, never a way out."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,16 @@ def read_plan(bundle: Bundle) -> dict[str, Any]:
 def read_index(root: Path) -> dict[str, Any]:
     """`root/index.json`: `name`, and `targets`: target name -> `manifest_sha256`, `linked`.
 
-    BundleError where it is not an index of this schema.
+    BundleError where it is not an index of this schema, or a target is not the name of a folder beside it.
     """
     where = root / "index.json"
     record = parse_object(read_plain(root, "index.json"), str(where))
     problems = list(misfits(record, _INDEX))
     if record.get("schema") != INDEX_SCHEMA or problems or not record["targets"]:
         raise BundleError(f"{where} is not an index of schema {INDEX_SCHEMA}{listed(problems)}")
+    for target in record["targets"]:
+        if not _TARGET.fullmatch(target):
+            raise BundleError(f"{where}: {target!r} is not the name of a target")
     return record
 
 
@@ -204,7 +210,7 @@ def _bundle_folder(path: Path, target: str | None) -> Path:
     if target is None or target not in targets:
         raise BundleError(f"{path} holds the targets {', '.join(sorted(targets))}; name one of them")
     folder = path / target
-    if sha256(read_plain(folder, "manifest.json")) != targets[target]["manifest_sha256"]:
+    if sha256(read_plain(path, f"{target}/manifest.json")) != targets[target]["manifest_sha256"]:
         raise BundleError(f"{folder / 'manifest.json'} is not the one that {path / 'index.json'} lists")
     return folder
 

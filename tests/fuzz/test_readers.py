@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.fuzz.readers import READERS, Watch, attacked, by_seed
 from compiler.calibration.data import load_arrays
-from compiler.codegen.bundle import read_index
+from compiler.codegen.bundle import read_bundle, read_index
 from compiler.codegen.manifest import parse_manifest
 from compiler.errors import BundleError, ConfigError, PassError, UnsafeInputError, UnsupportedModelError
 from compiler.ir.onnx_in import load
@@ -72,6 +73,28 @@ def test_an_index_of_another_form(text: bytes, words: str, tmp_path: Path) -> No
     (tmp_path / "index.json").write_bytes(text)
     with pytest.raises(BundleError, match=words):
         read_index(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["../secret", "/etc", "..", "a/b", "", "\0", ".hidden"])
+def test_an_index_leads_nowhere_else(target: str, tmp_path: Path) -> None:
+    """Found by coverage: another bundle, with the digest its manifest has, was opened wherever the index said."""
+    record = {"schema": 1, "name": "n", "targets": {target: {"manifest_sha256": "0" * 64, "linked": True}}}
+    (tmp_path / "index.json").write_text(json.dumps(record))
+    with pytest.raises(BundleError, match="is not the name of a target"):
+        read_index(tmp_path)
+
+
+def test_a_target_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "manifest.json").write_text("{}")
+    (root := tmp_path / "root").mkdir()
+    (root / "host").symlink_to(outside)
+    digest = hashlib.sha256(b"{}").hexdigest()
+    record = {"schema": 1, "name": "n", "targets": {"host": {"manifest_sha256": digest, "linked": True}}}
+    (root / "index.json").write_text(json.dumps(record))
+    with pytest.raises(BundleError, match="is a link"):
+        read_bundle(root)
 
 
 def test_a_manifest_of_another_form_names_every_place() -> None:
