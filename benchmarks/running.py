@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from benchmarks.cases import Case, Prepared, prepare
 from benchmarks.compare import Contender, Problem, bundle, compare, kernels, reference
@@ -61,8 +62,13 @@ def whole(peers: Sequence[str]) -> Building:
     return build
 
 
+DIRECT = "ours-direct"
+"""Our direct kernel, where the planner chose another one."""
+
+
 def direct_kernel(peers: Sequence[str]) -> Building:
-    """A single layer: our direct kernel alone against the core's peak, then the whole call against `peers`."""
+    """A single layer: our direct kernel alone against the core's peak, then the kernel of the planner's choice
+    against the direct one, then the whole call against `peers`."""
 
     def build(ready: Prepared, settings: Settings) -> Timing:
         call = whole(peers)(ready, settings) if peers else None
@@ -70,8 +76,11 @@ def direct_kernel(peers: Sequence[str]) -> Building:
         def timing(expected: Expected) -> list[Row]:
             flops = totals(ready.graph).flops
             problem = Problem(ready.case.name, ready.feeds, expected, flops, against_peak=True)
-            alone = compare(problem, kernels("ours", ready.file, settings, "conv"), [], settings)
-            return alone + (call(expected) if call else [])
+            direct = kernels(DIRECT, ready.file, settings, "conv")
+            rows = compare(problem, replace(direct, label="ours"), [], settings)
+            best = kernels("ours", ready.file, settings)
+            rows += compare(replace(problem, against_peak=False), best, [direct], settings)
+            return rows + (call(expected) if call else [])
 
         return timing
 

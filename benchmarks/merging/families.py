@@ -211,6 +211,11 @@ def spectrogram(task: str, classes: int, seed: int, widths: tuple[int, ...]) -> 
 
 
 # ---------------------------------------------------------------------- all of them
+SMALL = (12, 24, 64)
+"""Channels and units of a LeNet of two tasks."""
+LENET_EFFORTS = (Effort(0, 5, 10, 6), Effort(10000, 4, 4, 4))
+"""What is trained of these, and with --quick."""
+
 FAMILIES = {
     f.name: f
     for f in (
@@ -219,18 +224,16 @@ FAMILIES = {
             "LeNet-5-like networks on Fashion-MNIST; two tasks of five classes, the other five are a sixth one",
             dict.fromkeys(PAIR, 6),
             lambda folder: _split(folder, _pair_labels),
-            lambda task, seed: lenet(task, 6, seed, (12, 24, 64)),
-            Effort(0, 5, 10, 6),
-            Effort(10000, 4, 4, 4),
+            lambda task, seed: lenet(task, 6, seed, SMALL),
+            *LENET_EFFORTS,
         ),
         Family(
             "halves",
             "LeNet-5-like networks on a digit and a garment side by side; which digit, which garment",
             {"digit": 10, "garment": 10},
             _halves,
-            lambda task, seed: lenet(task, 10, seed, (12, 24, 64)),
-            Effort(0, 5, 10, 6),
-            Effort(10000, 4, 4, 4),
+            lambda task, seed: lenet(task, 10, seed, SMALL),
+            *LENET_EFFORTS,
         ),
         Family(
             "spoken",

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.codegen.bundle import write_bundle
-from compiler.codegen.emulate import run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.target import find_target
 from compiler.codegen.templates.depthwise import tile_products
-from compiler.compile import golden_of
 from compiler.ir.graph import Graph
+from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.test_generate import check
 from tests.graphs import Builder
 
@@ -68,17 +65,10 @@ def mobile() -> Graph:
 @pytest.mark.cross
 @pytest.mark.parametrize("name", ["aarch64-cortex-a53", "aarch64-cortex-a76", "armv7-neon"])
 def test_under_emulation(name: str, tmp_path: Path) -> None:
-    target, graph = find_target(name), mobile()
-    if find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {name}")
+    target, graph = linkable(name), mobile()
     library = generate(graph, target)
     assert {k.template for k in library.kernels} >= {"conv", "depthwise", "transposed"}
-    golden = golden_of(graph, None, 0)
-    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
-    result = run_selftest(bundle, target)
-    if "cannot run or emulate" in result.reason:
-        pytest.skip(result.reason)
-    assert (result.status, result.reason) == ("passed", "")
+    check_emulated(library, graph, target, tmp_path)
 
 
 def test_armv7_fuses_multiply_and_add() -> None:

@@ -10,19 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.codegen.bundle import write_bundle
-from compiler.codegen.emulate import run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.generic.index import Condition, Index, LoopVar
 from compiler.codegen.generic.kernel import GenericKernel, copy_kernel, lower_group
 from compiler.codegen.generic.tables import piece
 from compiler.codegen.layout import Blocked, Layout, Plain, to_physical
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.lower import compile_kernels
 from compiler.codegen.target import find_target
-from compiler.compile import golden_of
 from compiler.ir.graph import Graph, Value
 from compiler.ir.types import DType, ValueRef
+from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.native import aligned, loaded
 from tests.graphs import Builder
 
@@ -451,13 +448,6 @@ def mixture() -> Graph:
 @pytest.mark.cross
 @pytest.mark.parametrize("name", ["aarch64-cortex-a72", "armv7-neon", "x86-64-v3"])
 def test_generic_kernels_under_emulation(name: str, tmp_path: Path):
-    target, graph = find_target(name), mixture()
-    if find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {name}")
+    target, graph = linkable(name), mixture()
     library = generate(graph, target, templates=False)
-    golden = golden_of(graph, None, 0)
-    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
-    result = run_selftest(bundle, target)
-    if "cannot run or emulate" in result.reason:
-        pytest.skip(result.reason)
-    assert (result.status, result.reason) == ("passed", "")
+    check_emulated(library, graph, target, tmp_path)

@@ -11,22 +11,19 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from compiler.codegen.bundle import write_bundle
-from compiler.codegen.emulate import run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.layouts import block_width
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.planner import Sources
 from compiler.codegen.strategies.base import Choice
 from compiler.codegen.target import find_target
 from compiler.codegen.templates import block_sparse, regular_block
 from compiler.codegen.templates.blocked import Plane
 from compiler.codegen.templates.permute import Permutation
-from compiler.compile import golden_of
 from compiler.errors import ConfigError
 from compiler.ir.encoding import BlockSparse, Encoding, RegularBlock, Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
+from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.native import NativeLibrary
 from tests.codegen.test_generate import check, preferring
 from tests.graphs import Builder
@@ -423,21 +420,14 @@ def every_encoding() -> Graph:
     ("name", "permutes"), [("aarch64-cortex-a53", True), ("aarch64-cortex-a76", True), ("armv7-neon", False)]
 )
 def test_every_encoding_under_emulation(name: str, permutes: bool, tmp_path: Path) -> None:
-    target, graph = find_target(name), every_encoding()
-    if find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {name}")
+    target, graph = linkable(name), every_encoding()
     known = preferring(graph, name, "block-sparse").recorded | preferring(graph, name, "regular-block").recorded
     library = generate(graph, target, sources=Sources(known))
     used = {k.template for k in library.kernels}
     assert ("regular-block" in used) is permutes  # else as lists of taps that some row of four reads
     assert "block-sparse" in used
     assert not used & {"conv", "gemm"}
-    golden = golden_of(graph, None, 0)
-    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
-    result = run_selftest(bundle, target)
-    if "cannot run or emulate" in result.reason:
-        pytest.skip(result.reason)
-    assert (result.status, result.reason) == ("passed", "")
+    check_emulated(library, graph, target, tmp_path)
 
 
 def test_every_permutation_has_an_instruction_or_is_refused() -> None:

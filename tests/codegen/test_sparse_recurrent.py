@@ -12,12 +12,9 @@ import numpy as np
 import pytest
 
 from compiler.calibration.engine import Engine
-from compiler.codegen.bundle import write_bundle
-from compiler.codegen.emulate import run_selftest
 from compiler.codegen.explain import explain
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.strategies import recurrent
 from compiler.codegen.strategies.base import Choice
@@ -25,10 +22,10 @@ from compiler.codegen.target import find_target
 from compiler.codegen.templates import block_sparse, regular_block
 from compiler.codegen.templates.recurrent_products import gate_rows
 from compiler.codegen.templates.recurrent_shape import RecurrentShape
-from compiler.compile import golden_of
 from compiler.ir.encoding import BlockSparse, Encoding, RegularBlock, Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
+from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.native import NativeLibrary
 from tests.codegen.test_generate import check
 from tests.codegen.test_sparse_kernels import runs_here
@@ -236,18 +233,11 @@ def test_samples_first(tmp_path: Path) -> None:
 
 @pytest.mark.cross
 def test_on_an_emulated_arm_core(tmp_path: Path) -> None:
-    target = find_target("aarch64-cortex-a76")
-    if find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {target.name}")
+    target = linkable("aarch64-cortex-a76")
     graph = network([CASES[0], CASES[2], CASES[8]])
     library = generate(graph, target, sources=Sources(sparse_choices(graph, target.name, 0)))
     assert {k.template for k in library.kernels} == {"recurrent-sparse"}
-    golden = golden_of(graph, None, 0)
-    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
-    result = run_selftest(bundle, target)
-    if "cannot run or emulate" in result.reason:
-        pytest.skip(result.reason)
-    assert (result.status, result.reason) == ("passed", "")
+    check_emulated(library, graph, target, tmp_path)
 
 
 def plan_of(case: Case) -> dict[str, Any]:

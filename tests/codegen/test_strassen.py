@@ -7,18 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.codegen.bundle import write_bundle
-from compiler.codegen.emulate import run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.planner import candidates, situation
 from compiler.codegen.strategies import strassen as strategy
 from compiler.codegen.target import find_target
 from compiler.codegen.templates import strassen
-from compiler.compile import golden_of
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
+from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.test_generate import check, preferring
 from tests.graphs import Builder
 
@@ -129,14 +126,7 @@ def test_under_emulation(name: str, tmp_path: Path) -> None:
     b = Builder()
     h = b.apply("Relu", b.conv(wide(b, 128, 1, 4, 6), 144, 1))
     b.task("t", b.conv(h, 5, 3, pads=(1, 1, 1, 1)))
-    target, graph = find_target(name), b.done()
-    if find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {name}")
+    target, graph = linkable(name), b.done()
     library = generate(graph, target, sources=preferring(graph, name, "strassen"))
     assert "strassen" in {k.template for k in library.kernels}
-    golden = golden_of(graph, None, 0)
-    bundle = write_bundle(library, target, tmp_path, sources={}, golden=golden, graph_onnx=b"", config_text="")
-    result = run_selftest(bundle, target)
-    if "cannot run or emulate" in result.reason:
-        pytest.skip(result.reason)
-    assert (result.status, result.reason) == ("passed", "")
+    check_emulated(library, graph, target, tmp_path)
