@@ -363,6 +363,27 @@ def test_rows_that_vectors_do_not_divide(tmp_path: Path):
     check([(b.done(), {y: Blocked(4, (0, 2), (0, 2))})], tmp_path)
 
 
+def lanewise(rng: np.random.Generator) -> Case:
+    """A pooling and what follows it, on channels that do not fill the blocks that all of it lies in."""
+    b = Builder()
+    width, kernel = int(rng.choice([4, 8, 16])), int(rng.integers(1, 4))
+    channels = int(rng.integers(4, 40))
+    x = b.input("x", int(rng.integers(1, 3)), channels + (channels % width == 0), 9, 12)
+    name = str(rng.choice(["MaxPool", "AveragePool"]))
+    pads = tuple(int(rng.integers(0, kernel)) for _ in range(4))
+    y = b.apply(name, x, kernel_shape=(kernel, kernel), strides=(1, 2), pads=pads)
+    y = b.apply(str(rng.choice(["Relu", "Tanh", "Neg", "Exp"])), y)  # of these only Exp makes something of zeros
+    y = b.apply("Mul", y, b.apply("Sub", y, b.apply("Abs", y)))
+    b.task("t", y)
+    border = tuple(map(int, rng.integers(0, 3, 4)))
+    return b.done(), {x: Blocked(width, (0, 0), (0, 0)), y: Blocked(width, border[:2], border[2:])}
+
+
+def test_channels_that_do_not_fill_their_blocks(tmp_path: Path):
+    rng = np.random.default_rng(7)
+    check([lanewise(rng) for _ in range(12)], tmp_path)
+
+
 # ---------------------------------------------------------------------- code
 def text_of(graph: Graph, layouts: Layouts | None = None) -> str:
     return str(lower_group(list(graph.sites()), graph.outputs, layouts or {}, 16).func)
@@ -377,6 +398,17 @@ def test_windows_inside_the_image_have_no_conditions():
     text = text_of(b.done(), {x: layout, y: layout})
     assert "if_then_else" not in text and "Select" not in text
     assert "T.vectorized(16)" in text
+
+
+@pytest.mark.parametrize(("name", "whole"), [("Relu", True), ("Exp", False)])
+def test_empty_lanes_are_computed_where_they_stay_zero(name: str, whole: bool):
+    b = Builder()
+    x = b.input("x", 1, 6, 20, 20)
+    y = b.apply(name, b.apply("MaxPool", x, kernel_shape=(2, 2), strides=(2, 2)))
+    b.task("t", y)
+    layout = Blocked(8, (0, 0), (0, 0))
+    text = text_of(b.done(), {x: layout, y: layout})
+    assert ("T.vectorized(8)" in text and "T.vectorized(2)" not in text) == whole
 
 
 def test_concatenated_blocks_are_copied_piece_by_piece():

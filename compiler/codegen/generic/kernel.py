@@ -18,6 +18,7 @@ from compiler.codegen.generic.nest import Maker, Parts
 from compiler.codegen.generic.root import RootNest, compute
 from compiler.codegen.generic.scalar import literal
 from compiler.codegen.generic.survey import Box, Use, inner_variables, look
+from compiler.codegen.generic.whole import whole_blocks
 from compiler.codegen.layout import Layout, Plain
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site, Value
@@ -56,6 +57,7 @@ def lower_group(
 
     Raises LoweringError naming the node whose lowering failed.
     """
+    sites, outputs = whole_blocks(sites, outputs, layouts)
     stages = Stages()
     known: dict[ValueRef, Tensor] = {}
     inputs: dict[ValueRef, Source] = {}
