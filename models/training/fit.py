@@ -30,7 +30,7 @@ class Schedule:
 
 
 def fit(net: nn.Module, inputs: Inputs, labels: Labels, schedule: Schedule, augment: Augment) -> float:
-    """Train ``net`` in place on inputs [n, 1, h, w] and labels [n]; return the minutes it took."""
+    """Train ``net`` in place on inputs [n, channels, h, w] and labels [n]; return the minutes it took."""
     start = time.monotonic()
     rng = np.random.default_rng(schedule.seed)
     net.to(memory_format=torch.channels_last)
@@ -53,7 +53,7 @@ def fit(net: nn.Module, inputs: Inputs, labels: Labels, schedule: Schedule, augm
 
 
 def predict(net: nn.Module, inputs: Inputs) -> Labels:
-    """Return the class that ``net`` predicts for each of the inputs [n, 1, h, w]."""
+    """Return the class that ``net`` predicts for each of the inputs [n, channels, h, w]."""
     with torch.no_grad():
         parts = [net(part).argmax(1) for part in torch.from_numpy(inputs).split(256)]
     predicted: Labels = torch.cat(parts).numpy()
@@ -61,7 +61,7 @@ def predict(net: nn.Module, inputs: Inputs) -> Labels:
 
 
 def shift_and_flip(x: Inputs, rng: np.random.Generator) -> Inputs:
-    """Shift images [b, 1, h, w] by up to two pixels either way and mirror half of them."""
+    """Shift images [b, channels, h, w] by up to two pixels either way and mirror half of them."""
     x = random_shift(x, 2, 2, rng)
     mirrored = rng.random(len(x)) < 0.5
     x[mirrored] = x[mirrored, :, :, ::-1]
@@ -69,13 +69,13 @@ def shift_and_flip(x: Inputs, rng: np.random.Generator) -> Inputs:
 
 
 def random_shift(x: Inputs, rows: int, columns: int, rng: np.random.Generator) -> Inputs:
-    """Shift each of x [b, 1, h, w] by up to ``rows`` and ``columns``, filling with zeros."""
+    """Shift each of x [b, channels, h, w] by up to ``rows`` and ``columns``, filling with zeros."""
     count, _, height, width = x.shape
-    padded = np.pad(x[:, 0], ((0, 0), (rows, rows), (columns, columns)))
+    padded = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
     top = rng.integers(0, 2 * rows + 1, (count, 1, 1)) + np.arange(height)[None, :, None]
     left = rng.integers(0, 2 * columns + 1, (count, 1, 1)) + np.arange(width)[None, None, :]
-    shifted: Inputs = padded[np.arange(count)[:, None, None], top, left][:, None]
-    return shifted
+    last: Inputs = padded[np.arange(count)[:, None, None], :, top, left]  # [b, h, w, channels]
+    return np.ascontiguousarray(last.transpose(0, 3, 1, 2))
 
 
 def _optimizer(
