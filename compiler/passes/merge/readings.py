@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.calibration.moments import RIDGE
+from compiler.calibration.moments import RIDGE, TINY
 from compiler.passes.merge.channels import Role, layer_axes
 from compiler.passes.merge.labels import Unit
 from compiler.passes.merge.originals import Originals, Pooled
@@ -54,7 +54,8 @@ class Reading:
         self._power = max(float(power.sum()), 1e-30)
         self._blocks = _blocks(streams, pooled, place, stream, self._taps)
         own = pooled.columns(source)
-        self._ridge = RIDGE * float(np.trace(covariance[np.ix_(own, own)])) / max(len(own), 1)
+        scale = RIDGE * float(np.trace(covariance[np.ix_(own, own)])) / max(len(own), 1)
+        self._ridge = max(scale, TINY)  # a layer may read nothing that varies
         streamed = {c for block in self._blocks.values() for c in block}
         self._always = np.array([c for c in own if c not in streamed], np.int64)
         self._start = self._residual(own)

@@ -435,3 +435,17 @@ def test_statistics_are_kept_by_content(tmp_path, monkeypatch):
     one(other, replace(data(other), cache=tmp_path))
     assert len(list(tmp_path.iterdir())) == 3
     assert digest(one(graph, data(graph))) == digest(first)
+
+
+@pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
+def test_a_layer_that_reads_only_zeros(policy):
+    """Real networks have them: every unit of a layer dead, and its reader left with a constant."""
+    whole, dead = plain("a", 0), plain("b", 1).copy()
+    silent = next(n for n in dead.nodes() if n.op.name == "Conv")
+    bias = dead.operands(silent)[2]
+    dead.update(bias.ref, data=np.full(bias.shape, -1e3, np.float32))
+    graph = joined(whole, dead.freeze())
+    merged = Merge(policy=policy, max_loss=0.1)(graph, data(graph))
+    assert all(n <= macs(graph)[q] for q, n in macs(merged).items() if len(q) == 2)
+    if policy == "lattice":
+        assert macs(merged)[frozenset("b")] <= macs(graph)[frozenset("b")]
