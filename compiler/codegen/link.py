@@ -22,6 +22,7 @@ from compiler.codegen.interface import ALIGNMENT, Interface
 from compiler.codegen.target import Target
 from compiler.codegen.threads import imports, libraries
 from compiler.errors import LoweringError, TargetError
+from compiler.files import replace_whole
 
 _LIBM = frozenset(
     name + suffix
@@ -150,7 +151,19 @@ def link_library(folder: Path, face: Interface, toolchain: Toolchain) -> LinkFac
             run_tool((toolchain.objcopy, "--localize-hidden", "--strip-unneeded", str(whole)), folder)
         static = archive([(f"{face.name[:10]}.o", whole.read_bytes())])
         (folder / f"lib{face.name}.a").write_bytes(static)
-    return check_library((folder / f"lib{face.name}.so").read_bytes(), face)
+    library = folder / f"lib{face.name}.so"
+    data = library.read_bytes()
+    found = check_library(data, face)
+    _write_at_once(library, data)
+    return found
+
+
+def _write_at_once(library: Path, data: bytes) -> None:
+    """The same file from a single write: Linux then keeps it in pages as large as it has, where the many writes of
+    a linker leave small ones, through which weights arrive more slowly."""
+    mode = library.stat().st_mode
+    replace_whole(library, data)
+    library.chmod(mode)
 
 
 def prepare_link(folder: Path, face: Interface, target: Target) -> None:

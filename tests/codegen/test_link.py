@@ -34,6 +34,7 @@ def test_library_exports_the_header_and_imports_nothing_else(tmp_path: Path, nam
     facts = bundle.manifest["library"]
     assert all(n in ("libc.so.6", "libm.so.6") for n in facts["needed"])
     assert facts["page_size"] >= 4096
+    assert bundle.library.stat().st_mode & 0o111  # written anew after the linker, with its rights
 
 
 @pytest.mark.parametrize("name", ["host", *CROSS])
