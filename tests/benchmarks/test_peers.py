@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import setup_peers
 from benchmarks.peers import PEERS, Peer
+from benchmarks.peers.bundle_engine import large_pages
 from benchmarks.peers.client import PeerError
 from tests.shared import ROOT
 
@@ -56,3 +57,17 @@ def test_a_failed_installation_is_told(tmp_path, capsys, monkeypatch):
 def test_peers_without_requirements_need_nothing(tmp_path, capsys):
     assert setup_peers.main(["onnxruntime", "--venvs", str(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_pages_of_a_library_are_counted_by_its_own_mappings(tmp_path):
+    library = tmp_path / "libnet.so"
+    mappings = [(library, 4, 0), (library, 9996, 8192), (tmp_path / "libc.so", 90000, 90000)]
+    text = "".join(
+        f"1000-2000 r--p 00000000 fe:00 17    {path}\nSize:  {size} kB\nRss:  4 kB\nFilePmdMapped:  {large} kB\n"
+        for path, size, large in mappings
+    )
+    maps = tmp_path / "smaps"
+    maps.write_text(text)
+    assert large_pages(library, maps) == "82% in large pages"
+    assert large_pages(tmp_path / "libsmall.so", maps) == ""
+    assert large_pages(library, tmp_path / "none") == ""
