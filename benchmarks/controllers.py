@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
+import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,8 +25,14 @@ PLANNED = 0.9
 """Share of the target that calls are planned to take: what goes wrong in the last layers cannot be made up for."""
 RECENT = 16
 """Calls that `Feedback` looks back to."""
+WAYS = ("fixed", "deadline", "feedback", "empty")
+"""Names of all of them."""
 IGNORED = 1
 """Slowest of the recent calls that `Feedback` does not count: one interrupt is no load."""
+
+
+_BLOCK = bytes(4096)
+"""Stays in the first cache."""
 
 
 class Controller(Protocol):
@@ -96,6 +103,33 @@ class Feedback:
         self.level = next(fitting, len(self.usual) - 1)
 
 
+@dataclass(frozen=True)
+class Empty:
+    """Checksums of a few bytes, again and again: how late are calls that need no memory, and that no level could
+    have made faster?"""
+
+    repeats: int
+
+    @classmethod
+    def lasting(cls, seconds: float, rounds: int = 31) -> Empty:
+        """A loop that takes so long on a quiet machine: by the median of some rounds."""
+        trial, times = cls(100), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            trial.call({})
+            times.append(time.perf_counter() - start)
+        return cls(max(1, round(trial.repeats * seconds / statistics.median(times))))
+
+    def call(self, inputs: Feeds) -> tuple[Outputs, int]:
+        """As in `Controller`; without outputs."""
+        for _ in range(self.repeats):
+            zlib.crc32(_BLOCK)
+        return {}, 0
+
+    def took(self, seconds: float) -> None:
+        """Nothing is learnt."""
+
+
 def usual_seconds(net: Network, inputs: Feeds, rounds: int) -> list[float]:
     """Median of a call at each level, by the clock that a loop in Python sees."""
     found = []
@@ -109,15 +143,18 @@ def usual_seconds(net: Network, inputs: Feeds, rounds: int) -> list[float]:
     return found
 
 
-def controllers(net: Network, usual: Sequence[float], times: LevelTimes, target: float) -> dict[str, Controller]:
-    """Name -> controller, for a target; `usual` and `times` as measured on a quiet machine.
+def controllers(
+    net: Network, usual: Sequence[float], times: LevelTimes, target: float
+) -> dict[str, Callable[[], Controller]]:
+    """Name -> what makes the controller, for a target; `usual` and `times` as measured on a quiet machine.
 
     A budget is what the target leaves once Python's part of a call is taken off.
     """
     limit = PLANNED * target
     budget = limit - max(0.0, usual[0] - times.seconds[0])
     return {
-        "fixed": Fixed(net),
-        "deadline": Deadline(net, times, max(1, round(budget * 1e6))),
-        "feedback": Feedback(net, usual, limit),
+        "fixed": lambda: Fixed(net),
+        "deadline": lambda: Deadline(net, times, max(1, round(budget * 1e6))),
+        "feedback": lambda: Feedback(net, usual, limit),
+        "empty": lambda: Empty.lasting(usual[0]),
     }

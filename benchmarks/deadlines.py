@@ -1,100 +1,106 @@
-"""Calls with a budget of time while another process competes for memory: how many are in time, at which levels.
+"""Calls with a target for their latency while another process competes for memory: how many are in time, at which
+levels, and how many of an empty loop that takes as long.
 
-The budget is twice the time of the densest level on an idle machine, the aim 99.9 % of calls in time. Beside it
-calls that stay at level 0: their budget is endless. Both are timed from outside, by one clock.
+The target is a multiple of the densest level's time on an idle machine, the aim 99.9 % of calls in time. Calls are
+timed from outside, Python's part included. An empty loop of the same length says how often the machine itself is
+late: no level helps against that. With real-time priority other processes do not get the core before the calls do.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.host import pinned
-from compiler.codegen.budgets import MOST_BUDGET, LevelTimes
+from benchmarks.controllers import PLANNED, Controller, Feeds, controllers, usual_seconds
+from benchmarks.host import machine_lock, pinned
+from benchmarks.settings import say
+from benchmarks.turns import Accuracies, phases, play, shares_during, swept
 from compiler.codegen.runtime import Network
 
 ROUNDS = 31
 SLACK = 2.0
-"""Budget over the time of the densest level."""
-LOAD = """
-import os, sys
-import numpy as np
-os.sched_setaffinity(0, {int(sys.argv[1])})
-a, b = np.zeros(1 << 24), np.ones(1 << 24)  # 128 MiB each: far beyond the caches
-print("ready", flush=True)
-while True:
-    np.copyto(a, b)
-"""
+"""Target over the time of the densest level."""
+WARM = 50
+"""Calls before times are taken."""
+COMPARED = ("fixed", "deadline", "empty")
+"""Controllers that a study of budgets needs: what there is to compare with, the budget, and the machine itself."""
 
 
-def under_load(
+def held(
     net: Network,
-    samples: Sequence[Mapping[str, np.ndarray]],
+    samples: Sequence[Feeds],
     labels: Mapping[str, np.ndarray],
+    by_level: Accuracies,
+    slack: float,
     calls: int,
     core: int,
+    lock: Path | None,
+    ways: Sequence[str] = COMPARED,
 ) -> dict[str, Any]:
-    """Rows for an idle machine, a load on another core and one on the same core, with budgets and without."""
-    others = sorted({*range(os.cpu_count() or 1)} - {core})
-    places = {"idle": None} | ({"load on another core": others[0]} if others else {}) | {"load on this core": core}
-    with pinned(core):
-        times = net.measure(samples[0], rounds=ROUNDS)
-        budget = round(SLACK * times.seconds[0] * 1e6)
-        found: dict[str, Any] = {}
-        for where, place in places.items():
-            with loaded(place):
-                found[where] = _calls(net, samples, labels, times, budget, budget, calls)
-                found[f"{where}, level 0 only"] = _calls(net, samples, labels, times, MOST_BUDGET, budget, calls)
-    return found
+    """All phases on `core`: the target, and a row per phase with one per controller of `ways` in it. The lock is
+    held for a phase at a time; a priority that is not to be had leaves its phases out, and says so."""
+    with swept():
+        with machine_lock(lock), pinned(core):
+            target, usual, chosen = _prepared(net, samples[0], slack, ways)
+        rows = {}
+        for phase in phases(core):
+            say(f"  {phase.name}")
+            try:
+                with machine_lock(lock), pinned(core):
+                    shares, found = shares_during(phase, core, lambda: play(chosen, samples, labels, calls))
+            except PermissionError as error:
+                say(f"  left out: {error}")
+                continue
+            rows[phase.name] = {
+                **shares,
+                "ways": {w: tally.summary(target, by_level) for w, tally in found.items()},
+            }
+    usual_us = [seconds * 1e6 for seconds in usual]
+    return {"target_us": target * 1e6, "slack": slack, "planned": PLANNED, "usual_us": usual_us, "phases": rows}
 
 
-@contextlib.contextmanager
-def loaded(core: int | None) -> Iterator[int | None]:
-    """A process that copies memory on `core` all the while, by its number; None: no such process."""
-    if core is None:
-        yield None
-        return
-    command = [sys.executable, "-c", LOAD, str(core)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield process.pid
-        finally:
-            process.kill()
+def _prepared(
+    net: Network, first: Feeds, slack: float, ways: Sequence[str]
+) -> tuple[float, list[float], dict[str, Controller]]:
+    """Target in seconds, usual seconds per level, and the controllers."""
+    for _ in range(WARM):
+        net.run(first)
+    usual, times = usual_seconds(net, first, ROUNDS), net.measure(first, rounds=ROUNDS)
+    target = slack * usual[0]
+    made: dict[str, Callable[[], Controller]] = controllers(net, usual, times, target)
+    return target, usual, {way: made[way]() for way in ways}
 
 
-def _calls(
-    net: Network,
-    samples: Sequence[Mapping[str, np.ndarray]],
-    labels: Mapping[str, np.ndarray],
-    times: LevelTimes,
-    given: int,
-    limit: int,
-    calls: int,
-) -> dict[str, Any]:
-    """Calls with `given` microseconds, of which those within `limit` count as in time."""
-    late, right = 0, Counter[str]()
-    levels = Counter[int]()
-    for i in range(calls):
-        k = i % len(samples)
-        start = time.perf_counter()
-        reached = net.run_within(samples[k], given, times)
-        late += time.perf_counter() - start > limit * 1e-6
-        levels[reached.level] += 1
-        right.update(t for t in labels if int(reached.outputs[t].argmax()) == labels[t][k])
-    return {
-        "budget_us": limit,
-        "in_time": 1 - late / calls,
-        "mean_level": sum(k * n for k, n in levels.items()) / calls,
-        "levels": [levels[k] for k in range(len(net.levels))],
-        "accuracy": {t: right[t] / calls for t in labels},
-    }
+def table(found: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """Markdown: a line per phase and way."""
+    heads = [
+        "phase",
+        "level",
+        "in time %",
+        "of calls not interrupted %",
+        "median us",
+        "99.9 % us",
+        "mean level",
+        *tasks,
+    ]
+    lines = [_line(heads), _line(["---", "---", *["--:"] * (len(heads) - 2)])]
+    for name, row in found["phases"].items():
+        for way, part in row["ways"].items():
+            cells = [_percent(part["in_time"]), _percent(part["in_time_kept"])]
+            cells += [f"{part['median_us']:.0f}", f"{part['p999_us']:.0f}"]
+            gives = way != "empty"
+            cells += [f"{part['mean_level']:.2f}" if gives else "–"]
+            cells += [f"{part['accuracy'][t]:.3f}" if gives else "–" for t in tasks]
+            lines.append(_line([name, way, *cells]))
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -6,7 +6,8 @@ Variants are the levels as libraries of their own, planned alike, so that each s
 `load_us` is the least that bringing a variant in can cost: mapping the library and what its first call takes
 longer than later ones, files in the page cache, digests not checked. `memory_ratio` is the resident memory of all
 variants, each run, over that of the one library run at all levels. `load_average` says how busy the machine was
-besides: budgets are of elapsed time, and on a busy machine they tell about its other work.
+besides: budgets are of elapsed time, and on a busy machine they tell about its other work. `deadline` has what
+`holding` explains, for calls at the densest level, calls with a budget, and an empty loop that takes as long.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import SEED, generated, prepare
-from benchmarks.deadlines import under_load
+from benchmarks.deadlines import SLACK, held, table
 from benchmarks.host import machine_lock, pinned
 from benchmarks.ours import PASSES, sources_digest, through
 from benchmarks.random_switching import switch
@@ -159,13 +160,14 @@ def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[s
         "density": list(net.levels),
         "level_us": [s * 1e6 for s in levels],
     }
+    by_level = accuracies(net, subject) if subject.labels else [{} for _ in net.levels]
     if subject.labels:
-        record["accuracy"] = accuracies(net, subject)
+        record["accuracy"] = by_level
     say(f"{name}: switch at random, then budgets")
     record["random_switching"] = switch(net, subject.samples[:4], given.switches or subject.switches // less, SEED)
     calls = given.calls or subject.calls // less
-    with machine_lock(settings.lock):
-        record["deadline"] = under_load(net, subject.samples, subject.labels, calls, core)
+    samples, labels = subject.samples, subject.labels
+    record["deadline"] = held(net, samples, labels, by_level, SLACK, calls, core, settings.lock)
     return record
 
 
@@ -199,6 +201,7 @@ def _lines(record: Mapping[str, Any]) -> str:
         f"  resident memory of variants {record['memory_ratio']:.2f} x that of levels",
         f"  pool {record['pool_bytes']['over_densest']:.4f} x that of the densest level",
         f"  {switching['calls']} random switches, {switching['wrong']} wrong, {switching['growth_bytes']} B grown",
-        *(f"  budget, {where}: {row}" for where, row in deadline.items()),
+        f"  target {deadline['target_us']:.0f} us for each call",
+        table(deadline, list(deadline["phases"]["idle"]["ways"]["fixed"]["accuracy"])),
     ]
     return "\n".join(rows)

@@ -33,6 +33,16 @@ class LevelTimes:
         """uint32 [levels, switch points + 2]: time left from the start, each switch point, the end."""
         return np.array(self.table.rest_ns)
 
+    @property
+    def reserve_ns(self) -> np.ndarray:
+        """uint32, as `rest_ns`: by how much longer it took one time in ten."""
+        return np.array(self.table.reserve_ns)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the pool it was measured with; 1 without one."""
+        return int(self.table.threads)
+
 
 @dataclass(frozen=True, slots=True)
 class Reached:
@@ -46,5 +56,10 @@ class Reached:
 def times_type(levels: int, points: int) -> type[ctypes.Structure]:
     """`<name>_times` of a library with so many levels and switch points."""
     row = ctypes.c_uint32 * (points + 2)
-    fields = [("tasks", ctypes.c_uint64), ("rest_ns", row * levels)]
+    fields = (
+        ("tasks", ctypes.c_uint64),
+        ("threads", ctypes.c_uint32),
+        ("rest_ns", row * levels),
+        ("reserve_ns", row * levels),
+    )
     return type("Times", (ctypes.Structure,), {"_fields_": fields})

@@ -39,7 +39,9 @@ def header_text(face: Interface, target: Target) -> str:
         "",
         *_constants(face, target),
         "",
-        _STRUCTURE.replace("@name@", face.name).replace("@pool@", _POOL_FIELD[face.threads]),
+        _STRUCTURE.replace("@name@", face.name)
+        .replace("@pool@", _POOL_FIELD[face.threads])
+        .replace("@sparsest@", _SPARSEST_FIELD[face.levels > 1]),
         *_port_table("inputs", face.inputs),
         *_port_table("outputs", face.outputs),
         "/* One function per listed subset. Pointers of inputs that the subset does not read may be null. */",
@@ -123,14 +125,19 @@ def _constants(face: Interface, target: Target) -> Iterator[str]:
 _STRUCTURE = """typedef struct @name@_pool @name@_pool;  /* threads that share the work of a call */
 
 typedef struct {
-  size_t size;            /* sizeof(@name@_call); a structure that ends before `pool` is taken too */
+  size_t size;            /* sizeof(@name@_call); one that ends before `pool` or `sparsest` is taken too */
   void *workspace;        /* 64-byte aligned, owned by the caller, contents undefined */
   size_t workspace_bytes;
   uint32_t level;         /* asked sparsity level */
   uint32_t level_used;    /* out: level that ran */
   @name@_pool *pool;      /* @pool@ */
+  uint32_t sparsest;      /* @sparsest@ */
 } @name@_call;
 """
+_SPARSEST_FIELD = (
+    "0: this library has one level",
+    "a call with a budget falls to this level at most; 0: to any",
+)
 _POOL_FIELD = ("0: this library has no threads", "0: the calling thread does everything")
 
 _FUNCTIONS = """/* Any subset. `inputs` and `outputs` are indexed as above; slots of other tasks are ignored.
@@ -175,9 +182,8 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
     yield f"#define WEIGHTS(offset) ((void *)({face.pool_symbol} + (offset)))"
     if face.levels > 1:
         yield "#define LEVELLED(offset, stride) WEIGHTS((offset) + (size_t)level * (stride))"
-        yield "#define SWITCH(point) do { if (clock) level = pass(clock, point); } while (0)"
     yield "#define WS(offset) ((void *)(ws + (offset)))"
-    yield "#define POOL(call) ((call)->size == sizeof(CALL_T) ? (call)->pool : 0)  /* 0 for callers of ABI 1 */"
+    yield "#define POOL(call) ((call)->size >= offsetof(CALL_T, sparsest) ? (call)->pool : 0)  /* ABI 1 has none */"
     yield "#define ARGUMENTS uint64_t tasks, const void *const *in, void *const *out, unsigned char *ws, \\"
     yield "                  uint32_t level"
     yield "#define ALWAYS __attribute__((always_inline))"
@@ -185,6 +191,7 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
     yield "#define FAILS(call) ((call) != 0)"
     yield "#endif"
     yield step_macros(face)
+    yield deadline.step_macros(face)
     yield ""
     yield f"extern HIDDEN const unsigned char {face.pool_symbol}[];"
     for kernel in library.kernels:
@@ -264,7 +271,8 @@ static int bad_pointer(const port *ports, unsigned count, uint64_t tasks, const 
 
 static int check(uint64_t tasks, const void *const *in, void *const *out, CALL_T *call, size_t need) {
   if (!call || !in || !out) return 1;
-  if (call->size != sizeof(CALL_T) && call->size != offsetof(CALL_T, pool)) return 6;
+  if (call->size != sizeof(CALL_T) && call->size != offsetof(CALL_T, sparsest) &&
+      call->size != offsetof(CALL_T, pool)) return 6;
   if (@name@_cpu_missing()) return 5;
   if (call->level >= @NAME@_LEVELS) return 4;
   if (!call->workspace || ((uintptr_t)call->workspace & @low@)) return 1;
@@ -277,7 +285,7 @@ static int check(uint64_t tasks, const void *const *in, void *const *out, CALL_T
 """
 _NO_POOL = "  if (POOL(call)) return 1;"
 
-_UNUSED = "  (void)tasks, (void)in, (void)out, (void)ws, (void)level, (void)me;"
+_UNUSED = "  (void)tasks, (void)in, (void)out, (void)ws, (void)level, (void)me, (void)clock;"
 _GIVEN = "tasks, in, out, ws, level"
 
 
@@ -294,17 +302,16 @@ def _programs(library: Library, face: Interface) -> Iterator[str]:
 
 def _program(face: Interface, name: str, steps: Sequence[str], shares: bool) -> Iterator[str]:
     """A list of steps: without a pool, as what each thread of one walks, and under a clock."""
-    clocked = face.levels > 1
-    clock, none = (", watch *clock", ", 0") if clocked else ("", "")
-    yield f"static inline ALWAYS int steps_{name}(ARGUMENTS, member *me{clock}) {{"
-    yield _UNUSED + "  (void)clock;" * clocked
+    walker = "(ARGUMENTS, member *me, watch *clock)"
+    yield f"static inline ALWAYS int steps_{name}{walker} {{"
+    yield _UNUSED
     yield from (f"  {step}" for step in steps)
     yield "  return 0;\n}"
-    yield f"static int program_{name}(ARGUMENTS) {{ return steps_{name}({_GIVEN}, 0{none}); }}"
+    yield f"static int program_{name}(ARGUMENTS) {{ return steps_{name}({_GIVEN}, 0, 0); }}"
     if shares:
-        yield f"static int team_{name}(ARGUMENTS, member *me) {{ return steps_{name}({_GIVEN}, me{none}); }}"
-    if clocked:
-        yield f"static int within_{name}(ARGUMENTS, watch *clock) {{ return steps_{name}({_GIVEN}, 0, clock); }}"
+        yield f"static int team_{name}{walker} {{ (void)clock; return steps_{name}({_GIVEN}, me, 0); }}"
+    if face.levels > 1:
+        yield f"static int within_{name}{walker} {{ return steps_{name}({_GIVEN}, me, clock); }}"
     yield ""
 
 
@@ -313,15 +320,18 @@ def _step(face: Interface, call: Call, tasks: int | None = None) -> str:
     it runs."""
     if not call.levelled:
         return _run(call, tasks)
-    return f"{{ SWITCH({face.switch_points.index(call.nodes) + 1}); {_run(call, tasks)} }}"
+    point = face.switch_points.index(call.nodes) + 1
+    return f"{{ SWITCH({point}); {_run(call, tasks, f'FOLLOW({point}), ')} }}"
 
 
-def _run(call: Call, tasks: int | None) -> str:
+def _run(call: Call, tasks: int | None, before: str = "") -> str:
+    """A call; `before`: what every thread does that has entered a shared one, as C with a comma behind."""
     arguments = _arguments(call.arguments)
     if call.members:
         arguments += f", {_active(call) if tasks is None else f'{call.active(tasks):#x}'}"
     if call.shared:
-        return f"SHARE({call.parts}, {call.kernel}({arguments}, part.begin, part.end));"
+        kernel = f"{call.kernel}({arguments}, part.begin, part.end)"
+        return f"SHARE({call.parts}, {f'({before}{kernel})' if before else kernel});"
     part = f", 0, {call.parts}" if call.parts else ""
     return f"RUN({call.kernel}({arguments}{part}));"
 
@@ -358,7 +368,7 @@ def _dispatch(program: str, tasks: str, shares: bool, indent: str = "  ") -> Ite
     """Run a program: with the call's pool where it has one and the program something to share."""
     arguments = f"{tasks}, in, out, call->workspace, call->level"
     if shares:
-        yield f"{indent}if (POOL(call)) return with_pool(POOL(call), team_{program}, {arguments});"
+        yield f"{indent}if (POOL(call)) return with_pool(POOL(call), team_{program}, {arguments}, 0);"
     yield f"{indent}return program_{program}({arguments});"
 
 

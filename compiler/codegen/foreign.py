@@ -70,13 +70,14 @@ class Call(ctypes.Structure):
         ("level", ctypes.c_uint32),
         ("level_used", ctypes.c_uint32),
         ("pool", ctypes.c_void_p),
+        ("sparsest", ctypes.c_uint32),
     )
     level: int
     level_used: int
 
     @classmethod
-    def make(cls, workspace: np.ndarray, pool: int | None, level: int) -> Call:
-        return cls(ctypes.sizeof(cls), workspace.ctypes.data, workspace.nbytes, level, 0, pool)
+    def make(cls, workspace: np.ndarray, pool: int | None, level: int, sparsest: int = 0) -> Call:
+        return cls(ctypes.sizeof(cls), workspace.ctypes.data, workspace.nbytes, level, 0, pool, sparsest)
 
 
 class Functions:

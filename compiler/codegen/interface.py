@@ -12,7 +12,7 @@ from compiler.codegen.program import Argument, Call, Library, Port, Program
 from compiler.errors import ConfigError
 from compiler.ir.types import DType
 
-ABI = 2
+ABI = 3
 ALIGNMENT = 64
 """Bytes; of the pool, the workspace, and every buffer in them."""
 MOST_TASKS = 64
@@ -33,8 +33,8 @@ MESSAGES = (
     "pool is in use by another call",
     "pool cannot be created",
     "outputs are complete, but later than the budget",
-    "a call with a budget runs on one thread: give no pool",
-    "the times were measured with other tasks",
+    "the times were measured with other tasks or threads",
+    "the asked level is sparser than the sparsest that the call allows",
 )
 """Meaning of return code i."""
 LATE = 10

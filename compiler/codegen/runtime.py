@@ -109,8 +109,10 @@ class Network:
         *,
         tasks: Iterable[str] | None = None,
         rounds: int = 7,
+        pool: ThreadPool | None = None,
     ) -> LevelTimes:
-        """Times of every level of `tasks`, as medians of 1 to 31 `rounds` on these inputs: what `run_within` needs.
+        """Times of every level of `tasks`, as medians of 1 to 31 `rounds` on these inputs and with this `pool`:
+        what `run_within` needs.
 
         ValueError for other rounds, or where the bundle has one level only.
         """
@@ -121,7 +123,7 @@ class Network:
         names = self._task_names(tasks)
         mask, arrays, results = self._arrays(names, inputs, strict=False)
         table = times_type(len(self.levels), len(self.bundle.manifest["switch_points"]))()
-        call = Call.make(self._workspace(self._functions.workspace(mask, 0)), None, 0)
+        call = Call.make(self._workspace(self._functions.workspace(mask, 0)), self._handle(pool), 0)
         self._functions.measure(mask, addresses(arrays), addresses(results), call, rounds, table)
         return LevelTimes(names, table)
 
@@ -132,17 +134,25 @@ class Network:
         times: LevelTimes,
         *,
         level: int = 0,
+        sparsest: int | None = None,
         strict: bool = False,
+        pool: ThreadPool | None = None,
     ) -> Reached:
         """Outputs of the tasks that `times` are of, within about `budget_us` microseconds.
 
-        The call starts at `level`, and falls to sparser levels where the rest would take longer than is left. One
-        thread. ValueError as for `run`.
+        The call starts at `level`, and falls to sparser levels, `sparsest` at most (default: any), where the rest
+        would take longer than is left. ValueError as for `run`, and where `sparsest` is denser than `level` or
+        leaves nothing to fall to. BundleError where `times` were measured with another number of threads.
         """
         if not 0 <= budget_us <= MOST_BUDGET:
             raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
+        last = len(self.levels) - 1
+        first = max(1, level)
+        if sparsest is not None and not first <= sparsest <= last:
+            raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
-        call = Call.make(self._workspace(self._functions.workspace(mask, level)), None, level)
+        workspace = self._workspace(self._functions.workspace(mask, level))
+        call = Call.make(workspace, self._handle(pool), level, sparsest or 0)
         late = self._functions.within(mask, addresses(arrays), addresses(results), call, times.table, budget_us)
         return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
 

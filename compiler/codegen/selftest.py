@@ -178,6 +178,8 @@ static void check_codes(void) {
   call = good, call.size++, expect(@name@_run(@NAME@_ALL, inputs, out, &call), 6, "size of the call structure");
   call = good, call.size = offsetof(@name@_call, pool), call.pool = (@name@_pool *)&call;
   expect(@name@_run(@NAME@_ALL, inputs, out, &call), 0, "call structure that ends before its pool");
+  call = good, call.size = offsetof(@name@_call, sparsest), call.sparsest = UINT32_MAX;
+  expect(@name@_run(@NAME@_ALL, inputs, out, &call), 0, "call structure that ends before the sparsest level");
   if (@name@_workspace(0, 0)) FAIL("the empty subset has a workspace");
   if (@name@_workspace(@NAME@_ALL, @NAME@_LEVELS)) FAIL("an unknown level has a workspace");
   if (@name@_abi() != @NAME@_ABI) FAIL("library has ABI %u, header %u", (unsigned)@name@_abi(), @NAME@_ABI);
@@ -270,7 +272,46 @@ int main(int argc, char **argv) {
 
 
 _BUDGETS = r"""
-/* Without a budget worth the name a call stays at its level, with none it ends at the last one; same bits. */
+/* A call with that budget ends at level `wanted`, with the bits of a call at that level: `call` starts at it, or no
+   step is done before it falls. */
+static void expect_level(@name@_call *call, const @name@_times *times, uint32_t budget_us, uint32_t wanted) {
+  level = wanted;
+  run(@NAME@_ALL, 0, full);
+  expect(@name@_run_within(@NAME@_ALL, (const void *const *)in, out, call, times, budget_us), budget_us ? 0 : 10,
+         "call with a budget");
+  if (call->level_used != wanted)
+    FAIL("a budget of %u us ended at level %u, not %u", (unsigned)budget_us, (unsigned)call->level_used,
+         (unsigned)wanted);
+  compare_subset(@NAME@_ALL);
+  level = 0;
+}
+
+/* Without a budget worth the name a call stays at its level, with none it falls as far as it may. */
+static void check_falls(@name@_call *call, const @name@_times *times) {
+  expect_level(call, times, UINT32_MAX, 0);
+  expect_level(call, times, 0, @NAME@_LEVELS - 1);
+  call->sparsest = 1;
+  expect_level(call, times, 0, 1);
+  call->sparsest = 0;
+}
+
+/* Threads of a pool agree about the level of every step. */
+static void check_shared_budgets(@name@_call *call, @name@_times *times) {
+#ifdef @NAME@_THREADS_MAX
+  const void *const *inputs = (const void *const *)in;
+  if (@name@_pool_create(&call->pool, 2)) { FAIL("no pool for calls with a budget"); return; }
+  times->threads = 3;
+  expect(@name@_run_within(@NAME@_ALL, inputs, out, call, times, 1), 11, "times of other threads");
+  expect(@name@_measure(@NAME@_ALL, inputs, out, call, 3, times), 0, "measuring times with a pool");
+  check_falls(call, times);
+  @name@_pool_destroy(call->pool);
+  call->pool = 0;
+  expect(@name@_measure(@NAME@_ALL, inputs, out, call, 1, times), 0, "measuring times again");
+#else
+  (void)call, (void)times;
+#endif
+}
+
 static void check_budgets(void) {
   static @name@_times times;
   const void *const *inputs = (const void *const *)in;
@@ -278,25 +319,16 @@ static void check_budgets(void) {
   @name@_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = @NAME@_WORKSPACE_MAX};
   expect(@name@_measure(@NAME@_ALL, inputs, out, &call, 0, &times), 1, "times of no rounds");
   expect(@name@_measure(@NAME@_ALL, inputs, out, &call, 3, &times), 0, "measuring times");
-  run(@NAME@_ALL, 0, full);
   expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, 0, 1), 1, "no times");
-  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, UINT32_MAX), 0, "endless budget");
-  if (call.level_used != 0) FAIL("an endless budget ended at level %u", (unsigned)call.level_used);
-  compare_subset(@NAME@_ALL);
-  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 0), 10, "no budget");
-  level = @NAME@_LEVELS - 1;
-  if (call.level_used != level) FAIL("no budget ended at level %u", (unsigned)call.level_used);
-  run(@NAME@_ALL, 0, full);
-  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 0), 10, "no budget");
-  compare_subset(@NAME@_ALL);
-#ifdef @NAME@_THREADS_MAX
-  if (!@name@_pool_create(&call.pool, 1))
-    expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 1), 11, "budget and pool");
-  @name@_pool_destroy(call.pool);
-  call.pool = 0;
-#endif
-  level = 0, times.tasks = 0;
-  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 1), 12, "times of other tasks");
+  check_falls(&call, &times);
+  check_shared_budgets(&call, &times);
+  call.sparsest = @NAME@_LEVELS;
+  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 1), 4, "unknown sparsest level");
+  call.sparsest = 1, call.level = 2;
+  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 1), @NAME@_LEVELS > 2 ? 12 : 4,
+         "level beyond the sparsest");
+  call.sparsest = 0, call.level = 0, times.tasks = 0;
+  expect(@name@_run_within(@NAME@_ALL, inputs, out, &call, &times, 1), 11, "times of other tasks");
 }
 """
 

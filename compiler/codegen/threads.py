@@ -101,7 +101,7 @@ enum {
 #endif
 
 typedef struct member member;
-typedef int program(ARGUMENTS, member *me);
+typedef int program(ARGUMENTS, member *me, watch *clock);
 
 struct member {
   _Alignas(LINE) _Atomic uint32_t progress;  /* steps whose results the others may use; never reset */
@@ -122,6 +122,7 @@ struct @name@_pool {
   void *const *out;
   unsigned char *ws;
   uint32_t level;
+  watch *clock;                              /* of a call with a budget */
   _Alignas(LINE) _Atomic int busy;
   _Alignas(LINE) _Atomic unsigned sleepers;
   unsigned threads;
@@ -197,10 +198,13 @@ static __attribute__((noinline)) int alone(member *me) {
   return me->index == 0;
 }
 
+/* No step of this call has the number of one before it, so that all wait for the calling thread at the first one
+   too: it alone looks at the clock. */
 static void walk(member *me) {
   @name@_pool *pool = me->pool;
   me->failed = me->shared = 0;
-  pool->run(pool->tasks, pool->in, pool->out, pool->ws, pool->level, me);
+  me->step++;
+  pool->run(pool->tasks, pool->in, pool->out, pool->ws, pool->level, me, pool->clock);
   publish(pool, &me->progress, ++me->step);
 }
 
@@ -213,9 +217,10 @@ static void *work(void *argument) {
   }
 }
 
-static __attribute__((noinline)) int with_pool(@name@_pool *pool, program *run, ARGUMENTS) {
+static __attribute__((noinline)) int with_pool(@name@_pool *pool, program *run, ARGUMENTS, watch *clock) {
   if (atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire)) return 8;
   pool->run = run, pool->tasks = tasks, pool->in = in, pool->out = out, pool->ws = ws, pool->level = level;
+  pool->clock = clock;
   publish(pool, &pool->launched, atomic_load_explicit(&pool->launched, memory_order_relaxed) + 1);
   walk(&pool->members[0]);
   await_others(&pool->members[0]);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -12,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import __main__, controllers, deadlines, holding
-from benchmarks.controllers import IGNORED, RECENT, Deadline, Feedback, Fixed
+from benchmarks import __main__, controllers, deadlines, holding, turns
+from benchmarks.controllers import IGNORED, RECENT, WAYS, Deadline, Empty, Feedback, Fixed
+from benchmarks.host import first_in_line, stolen_seconds
+from benchmarks.turns import Phase, Tally
 from compiler.codegen.budgets import LevelTimes, Reached, times_type
 
 USUAL = [400e-6, 200e-6, 100e-6]
@@ -72,16 +76,30 @@ def test_feedback_is_not_impressed_by_one_interrupt():
 def test_budgets_leave_out_what_python_takes_and_what_is_kept_back():
     net = FakeNetwork()
     times = net.measure({}, 1)
-    ways = controllers.controllers(net, [430e-6, 230e-6, 130e-6], times, target=1000e-6)
-    assert [type(way) for way in ways.values()] == [Fixed, Deadline, Feedback]
-    assert [way.call({})[1] for way in ways.values()] == [0, 1, 0]
+    made = controllers.controllers(net, [430e-6, 230e-6, 130e-6], times, target=1000e-6)
+    assert tuple(made) == WAYS
+    ways = [made[name]() for name in ("fixed", "deadline", "feedback")]
+    assert [type(way) for way in ways] == [Fixed, Deadline, Feedback]
+    assert [way.call({})[1] for way in ways] == [0, 1, 0]
     assert net.asked == [0, round((0.9 * 1000) - 30), 0]
     assert len(controllers.usual_seconds(net, {}, rounds=3)) == 3
     assert net.asked[3:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+def test_an_empty_loop_takes_as_long_as_it_is_told_and_answers_nothing():
+    empty = Empty.lasting(2e-3)
+    took = []
+    for _ in range(9):
+        start = time.perf_counter()
+        assert empty.call({"x": np.zeros(1)}) == ({}, 0)
+        took.append(time.perf_counter() - start)
+    assert 1e-3 < min(took) < 4e-3, "the fastest of some: others may have been interrupted"
+    played = turns.play({"empty": empty}, [{}], {"a": np.array([0])}, calls=2)["empty"]
+    assert played.levels == [0, 0] and not played.right
+
+
 def test_a_tally_counts_shares_quantiles_and_accuracy():
-    tally = holding.Tally()
+    tally = Tally()
     for i in range(1000):
         late = i < 4
         tally.add(900e-6 if late else 100e-6, 2 if i < 500 else 0, {"a": i % 4 == 0}, kept=i >= 3)
@@ -91,21 +109,21 @@ def test_a_tally_counts_shares_quantiles_and_accuracy():
     assert (found["median_us"], found["p999_us"]) == pytest.approx((100, 900))
     assert (found["mean_level"], found["levels"]) == (1.0, [500, 0, 500])
     assert (found["accuracy"], found["accuracy_of_levels"]) == ({"a": 0.25}, {"a": pytest.approx(0.6)})
-    lost = holding.Tally()
+    lost = Tally()
     lost.add(1.0, 0, {}, kept=False)
     assert lost.summary(2.0, BY_LEVEL)["in_time_kept"] is None
 
 
 def test_controllers_take_turns_and_make_the_same_calls():
-    calls = 2 * holding.TURN + 7
-    order = list(holding.turns(calls, ["x", "y"]))
+    calls = 2 * turns.TURN + 7
+    order = list(turns.turns(calls, ["x", "y"]))
     assert [name for name, _ in order] == ["x", "y"] * 3
     for wanted in "xy":
         assert [i for name, part in order if name == wanted for i in part] == list(range(calls))
 
 
 def test_a_target_is_an_upper_limit_and_quantiles_are_latencies_that_occurred():
-    tally = holding.Tally()
+    tally = Tally()
     for seconds in (1e-4, 2e-4, 4e-4):
         tally.add(seconds, 0, {"a": True}, kept=True)
     found = tally.summary(4e-4, BY_LEVEL)
@@ -114,7 +132,8 @@ def test_a_target_is_an_upper_limit_and_quantiles_are_latencies_that_occurred():
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A study of a network that is made up, with a load that does nothing; what is yielded fills with loads."""
+    """A study of a network that is made up, with a load that does nothing; what is yielded fills with loads and
+    priorities."""
     started: list[str] = []
 
     @contextlib.contextmanager
@@ -122,12 +141,18 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         started.append("none" if core is None else "load")
         yield
 
+    @contextlib.contextmanager
+    def first(wanted: bool) -> Iterator[None]:
+        started[-1] += ", first" * wanted
+        yield
+
     samples = [{"x": np.zeros(1)}] * 2
     subject = SimpleNamespace(folder="", samples=samples, labels={"a": np.array([0, 1])}, calls=20)
     monkeypatch.setattr(holding, "SUBJECTS", {"fashion": lambda levels, settings: subject})
     monkeypatch.setattr(holding, "open_bundle", lambda folder: FakeNetwork())
-    monkeypatch.setattr(holding, "loaded", loaded)
-    monkeypatch.setattr(holding, "pinned", lambda core: contextlib.nullcontext())
+    monkeypatch.setattr(turns, "loaded", loaded)
+    monkeypatch.setattr(turns, "first_in_line", first)
+    monkeypatch.setattr(deadlines, "pinned", lambda core: contextlib.nullcontext())
     monkeypatch.setattr(holding, "accuracies", lambda net, subject: BY_LEVEL)
     yield started
 
@@ -140,8 +165,10 @@ def test_the_study_runs_every_phase_and_keeps_what_it_found(made_up, tmp_path, c
     record = json.loads((tmp_path / "out" / "holding-fashion.json").read_text())
     assert record == printed
     assert record["command"].startswith("python -m benchmarks holding --calls 10") and record["versions"]["numpy"]
-    assert list(record["phases"]) == list(holding.phases(0))
-    assert made_up == ["none" if name.startswith("idle") else "load" for name in record["phases"]]
+    assert list(record["phases"]) == [phase.name for phase in turns.phases(0)]
+    first = {name: ", first" * name.endswith(", real-time priority") for name in record["phases"]}
+    assert made_up == ["none" if n.startswith("idle") else f"load{first[n]}" for n in first]
+    assert sum(map(bool, first.values())) == 2 if os.cpu_count() > 1 else 1
     assert record["target_us"] == pytest.approx(3 * record["usual_us"][0])
     for row in record["phases"].values():
         assert 0 <= row["core_share"] < 1.5
@@ -149,8 +176,37 @@ def test_the_study_runs_every_phase_and_keeps_what_it_found(made_up, tmp_path, c
         assert (fixed["levels"], deadline["levels"]) == ([10, 0, 0], [0, 10, 0])
         assert (fixed["accuracy"], fixed["accuracy_of_levels"]) == ({"a": 0.5}, {"a": 0.9})
         assert sum(row["ways"]["feedback"]["levels"]) == 10
-    text = holding.table(record).splitlines()
-    assert len(text) == 4 + 3 * len(record["phases"]) and len({line.count("|") for line in text[2:]}) == 1
+        assert row["ways"]["empty"]["accuracy"] == {"a": 0.0} and row["stolen_s"] >= 0
+    text = holding.text(record).splitlines()
+    assert len(text) == 4 + 4 * len(record["phases"]) and len({line.count("|") for line in text[2:]}) == 1
+
+
+def test_phases_whose_priority_is_not_to_be_had_are_left_out(made_up, monkeypatch, tmp_path, capsys):
+    def refused(policy: int) -> Any:
+        raise PermissionError("not allowed here")
+
+    monkeypatch.setattr(turns, "first_in_line", first_in_line)
+    monkeypatch.setattr("os.sched_getscheduler", refused)
+    assert holding.main(["--calls", "2", "--json", "--kept", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    wanted = [phase.name for phase in turns.phases(0) if not phase.first]
+    assert list(json.loads(out)["fashion"]["phases"]) == wanted
+    assert err.count("left out: not allowed here") == len(turns.phases(0)) - len(wanted) > 0
+
+
+def test_a_priority_is_given_back(monkeypatch):
+    asked = []
+    monkeypatch.setattr("os.sched_setscheduler", lambda *given: asked.append(given[:2]))
+    with first_in_line():
+        (first,) = asked
+        assert first == (0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK)
+    assert asked[1:] == [(0, os.sched_getscheduler(0))]
+    with first_in_line(wanted=False):
+        assert len(asked) == 2
+
+
+def test_stolen_time_is_that_of_the_core():
+    assert stolen_seconds(0) >= 0 and stolen_seconds(10_000) == 0
 
 
 def test_a_study_that_only_prepares_measures_nothing(made_up, tmp_path, capsys):
@@ -166,16 +222,16 @@ def test_targets_and_counts_that_mean_nothing_are_refused(wrong, made_up, capsys
 
 
 def test_a_load_has_a_process_whose_time_is_counted(monkeypatch):
-    monkeypatch.setattr(deadlines, "LOAD", "print('ready', flush=True)\nwhile True: pass")
+    monkeypatch.setattr(turns, "LOAD", "print('ready', flush=True)\nwhile True: pass")
     seen = []
 
-    def run() -> dict[str, holding.Tally]:
+    def run() -> dict[str, Tally]:
         seen.append(True)
-        deadline = holding.time.perf_counter() + 0.3
-        while holding.time.perf_counter() < deadline:
+        deadline = time.perf_counter() + 0.3
+        while time.perf_counter() < deadline:
             pass
         return {}
 
-    shares, _ = holding.phase(0, run)
+    shares, _ = turns.shares_during(Phase("loaded", 0), 0, run)
     assert seen and 0 < shares["core_share"] < 1.5 and 0 <= shares["load_share"] < 1.5
-    assert "load_share" not in holding.phase(None, dict)[0]
+    assert "load_share" not in turns.shares_during(Phase("idle"), 0, dict)[0]

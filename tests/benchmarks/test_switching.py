@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import __main__, deadlines, switching
+from benchmarks import __main__, deadlines, switching, turns
 from benchmarks.random_switching import resident_bytes, switch
-from compiler.codegen.budgets import MOST_BUDGET, LevelTimes, Reached, times_type
+from compiler.codegen.budgets import LevelTimes, Reached, times_type
 
 SAMPLES = [{"x": np.full((1, 2), i, np.float32)} for i in range(2)]
 
@@ -25,8 +25,11 @@ class FakeNetwork:
     tasks: tuple[str, ...] = ("a", "b")
     levels: tuple[float, ...] = (1.0, 0.5, 0.25)
     asked: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+    slowly: float = 0.0
+    """Seconds that a call without a budget takes."""
 
     def run(self, x: dict[str, np.ndarray], tasks: tuple[str, ...] | None = None, level: int = 0) -> dict[str, Any]:
+        time.sleep(self.slowly)
         return dict.fromkeys(tasks or self.tasks, x["x"] * (level + 1))
 
     def bind(self, tasks: tuple[str, ...], **x: np.ndarray) -> Any:
@@ -44,10 +47,8 @@ class FakeNetwork:
         return LevelTimes(self.tasks, table)
 
     def run_within(self, x: dict[str, np.ndarray], budget_us: int, times: LevelTimes) -> Reached:
-        """Level 1 by a budget; slow without one."""
-        endless = budget_us == MOST_BUDGET
-        time.sleep(2e-3 if endless else 0)
-        return Reached(self.run(x), 0 if endless else 1, False)
+        """Level 1, at once."""
+        return Reached(dict.fromkeys(self.tasks, x["x"]), 1, False)
 
 
 def test_switching_is_a_study():
@@ -75,14 +76,18 @@ def test_the_cost_of_a_switch_is_what_mixed_levels_take_longer():
 @pytest.mark.filterwarnings("ignore")
 def test_budgets_are_counted_beside_calls_that_stay_at_the_densest_level(monkeypatch):
     monkeypatch.setattr(deadlines, "pinned", lambda core: contextlib.nullcontext())
-    monkeypatch.setattr(deadlines, "LOAD", "print('ready', flush=True)\nimport time\ntime.sleep(60)")
-    rows = deadlines.under_load(FakeNetwork(), SAMPLES, {"a": np.array([0, 1])}, 10, core=0)
-    assert len(rows) == 2 * len([w for w in rows if not w.endswith("level 0 only")])
-    held, stayed = rows["idle"], rows["idle, level 0 only"]
-    assert held["budget_us"] == 600
+    monkeypatch.setattr(turns, "LOAD", "print('ready', flush=True)\nimport time\ntime.sleep(60)")
+    monkeypatch.setattr(turns, "first_in_line", lambda wanted: contextlib.nullcontext())
+    labels, by_level = {"a": np.array([0, 1])}, [{"a": 0.5}] * 3
+    found = deadlines.held(FakeNetwork(slowly=2e-3), SAMPLES, labels, by_level, 0.5, 10, 0, None)
+    assert list(found["phases"]) == [phase.name for phase in turns.phases(0)]
+    assert found["target_us"] == pytest.approx(0.5 * found["usual_us"][0])
+    ways = found["phases"]["idle"]["ways"]
+    assert tuple(ways) == deadlines.COMPARED
+    stayed, held, empty = ways.values()
+    assert (stayed["in_time"], stayed["mean_level"]) == (0.0, 0.0), "the target is half of the usual time"
     assert (held["mean_level"], held["levels"]) == (1.0, [0, 10, 0])
-    assert (stayed["in_time"], stayed["mean_level"]) == (0.0, 0.0)
-    assert held["accuracy"] == {"a": 0.5}
+    assert held["in_time"] > 0 == empty["in_time"] and held["accuracy"] == {"a": 0.5}
 
 
 def test_resident_memory_is_that_of_this_process():

@@ -6,7 +6,7 @@ import itertools
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from compiler import build, open_bundle, parse_pass
+from compiler.codegen.budgets import LevelTimes
 from compiler.codegen.bundle import read_plan
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
@@ -21,7 +22,7 @@ from compiler.codegen.planner import Sources, decide
 from compiler.codegen.plans import parse_plan
 from compiler.codegen.runtime import Network
 from compiler.codegen.target import find_target
-from compiler.errors import LoweringError
+from compiler.errors import BundleError, LoweringError
 from compiler.ir.encoding import BlockSparse
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level
@@ -146,17 +147,25 @@ def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
         made.net.run_within(made.feeds, -1, times)
 
 
+AGES, MOMENT = 4_000_000_000, 1
+"""Nanoseconds: more than any budget here, and next to nothing."""
+
+
+def write(times: LevelTimes, rest_ns: Callable[[int, int], int]) -> None:
+    """A table by hand, as a function of level and point, without reserves: the machine's mood does not matter."""
+    for k, (rest, reserve) in enumerate(zip(times.table.rest_ns, times.table.reserve_ns, strict=True)):
+        for point in range(len(rest)):
+            rest[point], reserve[point] = rest_ns(k, point), 0
+
+
 def test_a_call_falls_to_the_level_its_budget_allows(made: Made) -> None:
-    """Tables of times are written by hand here, so that the machine's mood does not matter."""
     times = made.net.measure(made.feeds, tasks=["a"])
     rest = times.rest_ns
     assert (np.diff(rest.astype(np.int64), axis=1) <= 0).all(), "less is left from point to point"
     assert (rest[:, 0] > 0).all()
     hour = 3_600_000_000  # us
     for level in range(LEVELS):
-        for k in range(LEVELS):
-            for point in range(rest.shape[1]):
-                times.table.rest_ns[k][point] = 1 if k >= level else 4_000_000_000
+        write(times, lambda k, _, level=level: MOMENT if k >= level else AGES)
         reached = made.net.run_within(made.feeds, 1_000_000, times)
         assert (reached.level, reached.late) == (level, False)
         assert reached.outputs["a"].tobytes() == made.expected[("a",), level]["a"]
@@ -165,13 +174,52 @@ def test_a_call_falls_to_the_level_its_budget_allows(made: Made) -> None:
     assert made.net.run_within(made.feeds, hour, times, level=1).level == 1
 
 
+def test_a_call_falls_no_further_than_it_may(made: Made) -> None:
+    times = made.net.measure(made.feeds, tasks=["a"])
+    held = made.net.run_within(made.feeds, 0, times, sparsest=1)
+    assert (held.level, held.late) == (1, True)
+    assert held.outputs["a"].tobytes() == made.expected[("a",), 1]["a"]
+    assert made.net.run_within(made.feeds, 0, times, level=1, sparsest=1).level == 1
+    for level, sparsest in ((0, 0), (2, 1), (0, LEVELS)):
+        with pytest.raises(ValueError, match=f"from level {level} a call may fall to levels .*, not {sparsest}"):
+            made.net.run_within(made.feeds, 0, times, level=level, sparsest=sparsest)
+
+
+def test_the_reserve_counts_as_time_that_the_rest_takes(made: Made) -> None:
+    """By the table a call is over in no time, but level 0 one time in ten not within the budget."""
+    times = made.net.measure(made.feeds, tasks=["a"], rounds=31)
+    assert times.reserve_ns.shape == times.rest_ns.shape
+    assert times.reserve_ns[0, 0] > 0, "31 rounds are never equally long"
+    assert not times.reserve_ns[:, -1].any(), "nothing is left at the end"
+    write(times, lambda *_: MOMENT)
+    assert made.net.run_within(made.feeds, 50_000_000, times).level == 0
+    for point in range(times.reserve_ns.shape[1]):
+        times.table.reserve_ns[0][point] = AGES
+    assert made.net.run_within(made.feeds, 1_000_000, times).level == 1
+
+
+def test_threads_share_a_call_with_a_budget(made: Made) -> None:
+    """All of a layer is done at the level that the calling thread chose, whichever thread does it."""
+    alone = made.net.measure(made.feeds, tasks=["a"], rounds=1)
+    with made.net.pool(2) as pool:
+        times = made.net.measure(made.feeds, tasks=["a"], pool=pool)
+        assert (alone.threads, times.threads) == (1, 2)
+        with pytest.raises(BundleError, match="the times were measured with other tasks or threads"):
+            made.net.run_within(made.feeds, 1000, times)
+        for level, start in itertools.product(range(LEVELS), range(1, 4)):
+            for table in (alone, times):
+                write(table, lambda k, p, level=level, start=start: AGES if k < level and p >= start else MOMENT)
+            wanted = made.net.run_within(made.feeds, 1_000_000, alone)
+            for _ in range(40):
+                reached = made.net.run_within(made.feeds, 1_000_000, times, pool=pool)
+                assert reached.level == wanted.level == level
+                assert reached.outputs["a"].tobytes() == wanted.outputs["a"].tobytes()
+
+
 def test_time_lost_before_the_first_layers_says_little_about_the_rest(made: Made) -> None:
     """By the table the first step takes a nanosecond, so it is hundreds of times slower than expected."""
     times = made.net.measure(made.feeds, tasks=["a"])
-    for rest in times.table.rest_ns:
-        rest[0] = 1_000_000_001
-        for point in range(1, len(rest)):
-            rest[point] = 1_000_000_000
+    write(times, lambda _, point: 1_000_000_000 + (point == 0))
     assert made.net.run_within(made.feeds, 50_000_000, times).level == 0
 
 
@@ -206,13 +254,9 @@ def test_the_example_that_holds_a_target_over_many_calls(made: Made, tmp_path: P
 
 
 def test_late_layers_alone_become_sparser(made: Made) -> None:
-    """From the last switch point of the task on the table says that time is short."""
+    """From the last switch point of the task on (the convolution of `a`) the table says that time is short."""
     times = made.net.measure(made.feeds, tasks=["a"])
-    points = times.rest_ns.shape[1]
-    for k in range(LEVELS):
-        for point in range(points):
-            times.table.rest_ns[k][point] = 1
-    times.table.rest_ns[0][3] = times.table.rest_ns[1][3] = 4_000_000_000  # the convolution of task a
+    write(times, lambda k, point: AGES if k < 2 and point == 3 else MOMENT)
     reached = made.net.run_within(made.feeds, 1_000_000, times)
     assert reached.level == 2
     part = made.graph.copy()
