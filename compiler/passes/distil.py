@@ -19,6 +19,7 @@ from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.text import digest
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
+from compiler.training.answers import numbers
 
 FEW = 10
 """Samples below which there is nothing to train on and to judge by."""
@@ -29,11 +30,12 @@ class Distil(Pass):
     """Train the weights so that every task answers as its original network does, on unlabelled inputs.
 
     `epochs`, `batch`, `rate`: of Adam with a cosine schedule. `loss`: mse (of the outputs, over their variance) or
-    kl (of class distributions over the last axis of logits, softened by `temperature`), for all tasks; `classes`:
-    tasks that use kl in any case. `weights`: of tasks, `task:2.0` (1 by default). `labels`: weight of the cross
-    entropy with class labels, where the calibration data has them. `patience`: epochs without a better loss on
-    held-out inputs after which it stops (0: never). `samples`: how many calibration batches are used (0: all).
-    `device`: auto is a GPU where torch sees one, else cpu.
+    kl (of class distributions softened by `temperature`, from scores over the last axis, or from the probabilities
+    of a network that ends in Softmax or Sigmoid), for all tasks; `classes`: tasks that use kl in any case.
+    `weights`: of tasks, `task:2.0` (1 by default). `labels`: weight of the cross entropy with class labels, where
+    the calibration data has them. `patience`: epochs without a better loss on held-out inputs after which it stops
+    (0: never). `samples`: how many calibration batches are used (0: all). `device`: auto is a GPU where torch sees
+    one, else cpu.
     """
 
     name: ClassVar[str] = "distil"
@@ -62,6 +64,7 @@ class Distil(Pass):
         unknown = [t for t in self.classes if t not in graph.tasks]
         if unknown:
             problems.append(f"classes names {', '.join(unknown)}; the tasks are {', '.join(graph.tasks)}")
+        problems += number_problems(graph, graph.tasks if self.loss == "kl" else self.classes)
         try:
             self._weights(graph)
         except ValueError as error:
@@ -124,6 +127,14 @@ def _goes_on(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "training starts anew; with a folder as [calibration] cache it would go on from its last epoch"
     return f"training goes on from the last epoch that {checkpoint} holds"
+
+
+def number_problems(graph: Graph, tasks: Iterable[str]) -> list[str]:
+    """Why some tasks cannot be compared as distributions over classes."""
+    return [
+        f"task '{t}' answers a single number, of which loss=kl compares nothing; take loss=mse"
+        for t in numbers(graph, (t for t in tasks if t in graph.tasks))
+    ]
 
 
 def teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:

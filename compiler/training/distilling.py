@@ -13,6 +13,7 @@ from torch import Tensor
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
+from compiler.training.answers import answer
 from compiler.training.loop import Data, History, Recipe, Say, Training, predict
 from compiler.training.losses import Objective, divergence, squared, variance
 from compiler.training.module import TorchNet, check_agrees
@@ -26,8 +27,8 @@ HELD_OUT = 5
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What every task is trained for. `weights` of tasks; `classes`: tasks whose outputs are logits of classes,
-    compared as distributions softened by `temperature`; `labels`: weight of the cross entropy with class labels.
+    """What every task is trained for. `weights` of tasks; `classes`: tasks whose outputs tell of classes, compared
+    as distributions softened by `temperature`; `labels`: weight of the cross entropy with class labels.
     """
 
     weights: Mapping[str, float]
@@ -125,10 +126,12 @@ def _objective(graph: Graph, data: Data, wanted: Wanted) -> Objective:
     for name, task in graph.tasks.items():
         weight = wanted.weights[name]
         for ref in task.outputs:
-            kind = (
-                divergence(wanted.temperature) if name in wanted.classes else squared(variance(data.teacher[ref]))
-            )
-            terms[ref] = (weight, kind)
-        if wanted.labels and task.outputs[0] in data.labels:
-            labelled[task.outputs[0]] = weight * wanted.labels
+            if name in wanted.classes:
+                loss = divergence(wanted.temperature, answer(graph, ref))
+            else:
+                loss = squared(variance(data.teacher[ref]))
+            terms[ref] = (weight, loss)
+        first = task.outputs[0]
+        if wanted.labels and first in data.labels:
+            labelled[first] = (weight * wanted.labels, answer(graph, first))
     return Objective(terms, labelled)

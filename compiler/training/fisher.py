@@ -18,9 +18,10 @@ from torch import Tensor
 from compiler.ir.graph import Graph
 from compiler.ir.types import Axis, ValueRef
 from compiler.progress import counted
+from compiler.training.answers import Answer, answer
 from compiler.training.distilling import chosen_device
 from compiler.training.loop import predict
-from compiler.training.losses import variance
+from compiler.training.losses import scores, variance
 from compiler.training.module import TorchNet
 
 BATCH = 64
@@ -46,7 +47,8 @@ def gate_gradients(
         made = net.run(
             inputs, {a.owner: (int(a.dim), g) for a, g in gates.items() if isinstance(a.owner, ValueRef)}
         )
-        loss = torch.stack([drawn_loss(y, spreads[r], generator) for r, y in made.items()]).sum()
+        drawn = [drawn_loss(y, spreads[r], generator, answer(graph, r)) for r, y in made.items()]
+        loss = torch.stack(drawn).sum()
         gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         for axis, gate, gradient in zip(gates, gates.values(), gradients, strict=True):
             found = torch.zeros_like(gate) if gradient is None else gradient
@@ -59,11 +61,12 @@ def _gate(graph: Graph, axis: Axis, count: int, device: torch.device) -> Tensor:
     return torch.ones((count, graph.value(axis.owner).shape[axis.dim]), device=device, requires_grad=True)
 
 
-def drawn_loss(answers: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+def drawn_loss(answers: Tensor, spread: float, generator: torch.Generator, kind: Answer) -> Tensor:
     """Sum over the samples of the negative log likelihood of targets drawn from the answers themselves."""
-    if answers.shape[-1] > 1:
-        scores = answers.reshape(-1, answers.shape[-1]) / TEMPERATURE
-        targets = torch.multinomial(scores.detach().softmax(-1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(scores, targets, reduction="sum")
+    if kind is not Answer.NUMBER:
+        found = scores(kind, answers)
+        found = found.reshape(-1, found.shape[-1]) / TEMPERATURE
+        targets = torch.multinomial(found.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(found, targets, reduction="sum")
     noise = torch.randn(answers.shape, generator=generator, device=answers.device) * spread**0.5
     return ((answers - answers.detach() - noise) ** 2).sum() / (2 * spread)

@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compiler.ir.types import ValueRef
+from compiler.training.answers import Answer
 
 TINY = 1e-12
+
+FAINT = 1e-7
+"""Added to probabilities before their logarithm is taken; float32 has no smaller distance from 1."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(student [batch, ...], teacher [batch, ...]) -> mean loss."""
@@ -26,14 +30,37 @@ def squared(scale: float) -> Loss:
     return loss
 
 
-def divergence(temperature: float) -> Loss:
-    """KL divergence of softened class distributions over the last axis of logits, times temperature squared, so
+def scores(kind: Answer, values: Tensor) -> Tensor:
+    """Scores whose softmax over the last axis is the distribution that an output stands for; a chance becomes two
+    of them, against and for.
+    """
+    if kind is Answer.PROBABILITIES:
+        return (values + FAINT).log()
+    if kind is Answer.CHANCES:
+        return torch.stack([(1 - values + FAINT).log(), (values + FAINT).log()], -1)
+    return values
+
+
+def decisions(kind: Answer, values: Tensor) -> Tensor:
+    """Scores [decisions, classes] for class labels: of several chances the largest decides; one chance or number
+    decides between two classes.
+    """
+    found = scores(kind, values)
+    if kind is Answer.CHANCES and values.shape[-1] > 1:
+        found = found[..., 1] - found[..., 0]
+    elif kind is Answer.NUMBER:
+        found = torch.cat([torch.zeros_like(values), values], -1)
+    return found.reshape(-1, found.shape[-1])
+
+
+def divergence(temperature: float, kind: Answer = Answer.SCORES) -> Loss:
+    """KL divergence of softened class distributions over the last axis of scores, times temperature squared, so
     that gradients keep their size (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
     """
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        p = F.log_softmax(teacher / temperature, -1).reshape(-1, teacher.shape[-1])
-        q = F.log_softmax(student / temperature, -1).reshape(-1, student.shape[-1])
+        p, q = (F.log_softmax(scores(kind, y) / temperature, -1) for y in (teacher, student))
+        p, q = p.reshape(-1, p.shape[-1]), q.reshape(-1, q.shape[-1])
         return F.kl_div(q, p, log_target=True, reduction="batchmean") * temperature**2
 
     return loss
@@ -47,11 +74,11 @@ def variance(teacher: Tensor) -> float:
 @dataclass(frozen=True, slots=True)
 class Objective:
     """A sum of losses over task outputs. `terms`: output -> its weight and loss against the teacher's output;
-    `labelled`: output -> weight of the cross entropy with class labels.
+    `labelled`: output -> weight of the cross entropy with class labels, and what the output holds.
     """
 
     terms: Mapping[ValueRef, tuple[float, Loss]]
-    labelled: Mapping[ValueRef, float]
+    labelled: Mapping[ValueRef, tuple[float, Answer]]
 
     def __call__(
         self,
@@ -61,9 +88,8 @@ class Objective:
     ) -> Tensor:
         """The loss of a batch."""
         parts = [self.term(r, student[r], teacher[r]) for r in self.terms]
-        for ref, weight in self.labelled.items():
-            scores = student[ref].reshape(-1, student[ref].shape[-1])
-            parts.append(weight * F.cross_entropy(scores, labels[ref].reshape(-1)))
+        for ref, (weight, kind) in self.labelled.items():
+            parts.append(weight * F.cross_entropy(decisions(kind, student[ref]), labels[ref].reshape(-1)))
         return torch.stack(parts).sum()
 
     def term(self, output: ValueRef, student: Tensor, teacher: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
+from compiler.training.answers import answer
 from compiler.training.distilling import CHECKED, HELD_OUT, Material, Wanted, chosen_device, prepared
 from compiler.training.fisher import drawn_loss
 from compiler.training.loop import predict
@@ -38,6 +39,7 @@ class Supernet:
         self._train, self._held_out = data.at(~held), data.at(held)
         self._generator = torch.Generator(self._net.device).manual_seed(seed)
         self._order: list[Tensor] = []
+        self._kinds = {r: answer(graph, r) for task in graph.tasks.values() for r in task.outputs}
 
     def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
         """See `TorchNet.keep`."""
@@ -66,7 +68,8 @@ class Supernet:
             for weight in self._net.weights.values():
                 weight.grad = None
             made = self._net.run({n: x[first : first + DRAWN] for n, x in part.inputs.items()})
-            torch.stack([drawn_loss(y, spreads[r], self._generator) for r, y in made.items()]).sum().backward()
+            drawn = [drawn_loss(y, spreads[r], self._generator, self._kinds[r]) for r, y in made.items()]
+            torch.stack(drawn).sum().backward()
             yield {r: _gate(w) for r, w in self._net.weights.items() if w.ndim > 1 and w.grad is not None}
 
     def store(self, graph: Graph) -> None:

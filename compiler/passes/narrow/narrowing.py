@@ -14,7 +14,7 @@ from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
-from compiler.passes.distil import FEW, teacher_problems
+from compiler.passes.distil import FEW, number_problems, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
@@ -164,6 +164,7 @@ class Narrow(Pass):
             problems.append("rate and temperature must be above 0, drawn starts at 1, between and samples at 0")
         if self.loss not in ("mse", "kl"):
             problems.append(f"loss is '{self.loss}'; it can be mse or kl")
+        problems += number_problems(graph, graph.tasks if self.loss == "kl" else ())
         if use.calibration is None:
             problems.append("it needs calibration inputs; give [calibration] data")
         problems += teacher_problems(graph, use.teacher)
