@@ -16,6 +16,7 @@ STUDIES = {
     "merging": "benchmarks.merging.study",
     "multitask": "benchmarks.multitask",
     "mutation": "benchmarks.mutation.study",
+    "nesting": "benchmarks.nesting",
     "newcomer": "benchmarks.newcomer",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",

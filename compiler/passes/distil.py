@@ -2,6 +2,7 @@
 
 Torch is loaded when the pass runs, not before. Only values of weights change, so training cannot undo what merging
 and pruning decided: which channels there are, who may read them, and which elements a sparse encoding leaves out.
+Sparsity levels are trained one after another, the sparsest first, and stay nested.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 
 from compiler.calibration.moments import content_key, data_key
 from compiler.errors import ConfigError, PassError, VerifyError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import Graph, Value
+from compiler.ir.levels import level_count
 from compiler.ir.text import digest
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
 from compiler.training.answers import numbers
@@ -36,10 +38,16 @@ class Distil(Pass):
     the calibration data has them. `patience`: epochs without a better loss on held-out inputs after which it stops
     (0: never). `samples`: how many calibration batches are used (0: all). `device`: auto is a GPU where torch sees
     one, else cpu.
+
+    A network with sparsity levels is trained from the sparsest level up, `epochs` for each: what a level stores
+    stays as it is while the next one trains what it adds. `rounds`: before that blocks leave level 0 in so many
+    rounds of `settle` epochs until those of the sparsest level are there, so that training decides which these
+    are (0: levels keep their blocks).
     """
 
     name: ClassVar[str] = "distil"
     exact: ClassVar[bool] = False
+    keeps_levels: ClassVar[bool] = True
 
     epochs: int = 10
     batch: int = 64
@@ -52,11 +60,17 @@ class Distil(Pass):
     patience: int = 0
     samples: int = 0
     device: str = "auto"
+    rounds: int = 0
+    settle: int = 1
 
     def requires(self, graph: Graph, use: Resources) -> None:
         problems = []
         if self.epochs < 1 or self.batch < 1 or self.samples < 0 or self.patience < 0:
             problems.append("epochs and batch start at 1, samples and patience at 0")
+        if self.rounds < 0 or self.settle < 1:
+            problems.append("settle starts at 1, rounds at 0")
+        if self.rounds and level_count(graph) == 1:
+            problems.append("rounds are for networks with sparsity levels; run nest before")
         if self.rate <= 0 or self.temperature <= 0 or self.labels < 0:
             problems.append("rate and temperature must be above 0, labels cannot be negative")
         if self.loss not in ("mse", "kl"):
@@ -84,23 +98,34 @@ class Distil(Pass):
         if len(feeds) < FEW:
             raise PassError(f"{self.name}: {len(feeds)} calibration batches are too few; give {FEW} or more")
         training, loop = torch_module("distilling", self.name), torch_module("loop", self.name)
+        nesting = torch_module("nesting", self.name)
         recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed)
         classes = frozenset(graph.tasks if self.loss == "kl" else self.classes)
         labels = {t: a for t, a in use.labels.items() if t in graph.tasks} if self.labels else {}
         checkpoint = self._checkpoint(graph, use, feeds)
         material = training.Material(use.teacher, feeds, labels)
         wanted = training.Wanted(self._weights(graph), classes, self.temperature, self.labels)
+        rest = (self.device, checkpoint, use.say)
         try:
-            history = training.distil(graph, material, wanted, recipe, self.device, checkpoint, use.say)
+            if level_count(graph) == 1:
+                stages = [("", training.distil(graph, material, wanted, recipe, *rest))]
+            else:
+                descent = nesting.Descent(self.rounds, self.settle)
+                found = nesting.distil_levels(graph, material, wanted, recipe, descent, *rest)
+                stages = [(f"{s.name}: ", s.history) for s in found]
         except KeyboardInterrupt as stop:
             stop.add_note(_goes_on(checkpoint))
             raise
-        return [Note(self.name, _told(history.losses, history.best, history.stopped))]
+        return [Note(self.name, f"{stage}{_told(h.losses, h.best, h.stopped)}") for stage, h in stages]
 
     def ensures(self, before: Graph, after: Graph) -> None:
         same = [v.ref for v in before.values()] == [v.ref for v in after.values()]
         if not same or any(before.value(v.ref).type != v.type for v in after.values()):
             raise VerifyError(f"after {self.name}: something other than the values of weights has changed")
+        for level in range(level_count(before)):
+            for old in before.parameters():
+                if _stored(after.value(old.ref).at(level)) > _stored(old.at(level)):
+                    raise VerifyError(f"after {self.name}: level {level} of '{old.ref}' stores more than before")
 
     def _weights(self, graph: Graph) -> dict[str, float]:
         """Task -> weight; ValueError names what cannot be read."""
@@ -120,6 +145,10 @@ class Distil(Pass):
         labels = data_key([use.labels]) if self.labels else ""
         key = content_key(str(self), str(use.seed), digest(graph), digest(use.teacher), data_key(feeds), labels)
         return use.cache / f"distil-{key}.pt"
+
+
+def _stored(value: Value) -> int:
+    return value.type.encoding.stored(value.shape, value.data)
 
 
 def _goes_on(checkpoint: Path | None) -> str:

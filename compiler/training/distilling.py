@@ -77,9 +77,7 @@ def distil(
     net = TorchNet(graph, where)
     check_agrees(net, material.feeds[:CHECKED])
     data, objective = prepared(net, material, wanted, recipe.batch)
-    held = torch.arange(len(data), device=where) % HELD_OUT == HELD_OUT - 1
-    training = Training(net, objective, recipe, data.at(~held), data.at(held), checkpoint, say)
-    history = training.run()
+    history = Training(net, objective, recipe, *divided(data), checkpoint, say).run()
     net.store(graph)
     check_agrees(TorchNet(graph, where), material.feeds[:CHECKED])
     return history
@@ -93,6 +91,12 @@ def prepared(net: TorchNet, material: Material, wanted: Wanted, batch: int) -> t
     pairs = outputs(net.graph, material.teacher)
     data = Data(net.feeds(arrays), {own: answers[other] for own, other in pairs.items()}, _labels(net, material))
     return data, _objective(net.graph, data, wanted)
+
+
+def divided(data: Data) -> tuple[Data, Data]:
+    """What is trained on, and what judges the training."""
+    held = torch.arange(len(data), device=next(iter(data.inputs.values())).device) % HELD_OUT == HELD_OUT - 1
+    return data.at(~held), data.at(held)
 
 
 def outputs(graph: Graph, teacher: Graph) -> dict[ValueRef, ValueRef]:

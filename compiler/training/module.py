@@ -78,6 +78,7 @@ class TorchNet:
             self.weights[value.ref] = torch.nn.Parameter(data)
             if not isinstance(value.type.encoding, Dense):
                 self._masks[value.ref] = data != 0
+        self._stored = dict(self._masks)
         self._fixed = {v.ref: self._tensor(v.constant) for v in graph.parameters() if v.ref not in self.weights}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -145,8 +146,15 @@ class TorchNet:
                 self._masks[ref] = kept & self._masks.get(ref, torch.ones_like(kept))
                 weight.mul_(self._masks[ref])
 
+    def free(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
+        """Which elements change from now on: those where a mask, of its weight's shape, is True; of weights without
+        one those that their encoding stores.
+        """
+        made = {ref: torch.from_numpy(mask).to(self.device) for ref, mask in masks.items()}
+        self._masks = {**self._stored, **made}
+
     def keep_zeros(self) -> None:
-        """Drop the gradients of elements that are left out."""
+        """Drop the gradients of elements that are left out or not free."""
         for ref, mask in self._masks.items():
             gradient = self.weights[ref].grad
             if gradient is not None:
@@ -162,10 +170,19 @@ class TorchNet:
             for ref, weight in self.weights.items():
                 weight.copy_(state[ref.name])
 
+    def array(self, ref: ValueRef) -> np.ndarray:
+        """A copy of a weight."""
+        return np.array(self.weights[ref].detach().cpu().numpy())
+
+    def put(self, ref: ValueRef, data: np.ndarray) -> None:
+        """Give a weight other values."""
+        with torch.no_grad():
+            self.weights[ref].copy_(torch.from_numpy(data))
+
     def store(self, graph: Graph) -> None:
         """Write the weights into `graph`, which has them under the same names."""
-        for ref, weight in self.weights.items():
-            graph.update(ref, data=weight.detach().cpu().numpy().copy())
+        for ref in self.weights:
+            graph.update(ref, data=self.array(ref))
 
 
 def check_agrees(net: TorchNet, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
-from compiler.training.distilling import CHECKED, HELD_OUT, Material, Wanted, chosen_device, prepared
+from compiler.training.distilling import CHECKED, Material, Wanted, chosen_device, divided, prepared
 from compiler.training.fisher import drawn_loss
 from compiler.training.loop import predict
 from compiler.training.losses import variance
@@ -35,8 +35,7 @@ class Supernet:
         self._net = TorchNet(graph, chosen_device(device))
         check_agrees(self._net, material.feeds[:CHECKED])
         data, self._objective = prepared(self._net, material, wanted, BATCH)
-        held = torch.arange(len(data), device=self._net.device) % HELD_OUT == HELD_OUT - 1
-        self._train, self._held_out = data.at(~held), data.at(held)
+        self._train, self._held_out = divided(data)
         self._generator = torch.Generator(self._net.device).manual_seed(seed)
         self._order: list[Tensor] = []
         self._kinds = {r: answer(graph, r) for task in graph.tasks.values() for r in task.outputs}

@@ -1,8 +1,7 @@
 """nest: several sparsity levels in one network, each stored within the one before it.
 
 Levels by magnitude without training: the blocks of the sparsest level are those of largest norm, every denser one
-adds the next (Qin et al., ICTAI 2022, arXiv 2112.10930, nest levels that are trained from the sparsest up; a
-network trained so keeps its own order where its zeros say it).
+adds the next. `distil` trains them, from the sparsest up (Qin et al., ICTAI 2022, arXiv 2112.10930).
 """
 
 from __future__ import annotations
