@@ -6,6 +6,7 @@ variable changes anything.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import tomllib
@@ -28,6 +29,9 @@ from compiler.settings import (
 from compiler.toml_table import Table, amount, flag, kind, number, shape, text, texts, whole
 
 METRICS = ("accuracy", "f1", "mae", "rmse")
+
+MOST_EVERY = 10
+"""Tasks up to which `include = "every"` lists all combinations: 1,023 functions."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -201,6 +205,8 @@ def _subsets(
         if not workload:
             table.problem("include", '"workload" needs a [workload] table')
         return tuple(workload)
+    if include == ("every",):
+        return _every(table, tasks)
     found: list[frozenset[str]] = []
     for one in include:
         try:
@@ -210,12 +216,25 @@ def _subsets(
     if len(set(found)) < len(found):
         table.problem("include", "a combination is listed twice")
     if not include:
-        table.problem("include", 'lists nothing; leave it out, or write "all", for every combination')
+        table.problem("include", 'lists nothing; leave it out, or write "all"')
     return tuple(found)
 
 
+def _every(table: Table, tasks: Sequence[str]) -> tuple[frozenset[str], ...]:
+    """Every non-empty set of tasks, small ones first; a problem where these are too many."""
+    if len(tasks) > MOST_EVERY:
+        table.problem(
+            "include",
+            f'"every" would make {2 ** len(tasks) - 1:,} functions of {len(tasks)} tasks; it serves up to '
+            f"{MOST_EVERY}. List the combinations that are called; any other runs through the table",
+        )
+        return ()
+    sizes = range(1, len(tasks) + 1)
+    return tuple(frozenset(c) for size in sizes for c in itertools.combinations(tasks, size))
+
+
 def _listed(value: object) -> tuple[str, ...]:
-    return (value,) if value in ("all", "workload") and isinstance(value, str) else texts(value)
+    return (value,) if value in ("all", "every", "workload") and isinstance(value, str) else texts(value)
 
 
 def _targets(table: Table) -> tuple[str, ...]:

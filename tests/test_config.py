@@ -185,6 +185,17 @@ def test_the_own_name_of_an_input_needs_a_shared_one():
     ]
 
 
+def test_every_combination_of_many_tasks_and_of_too_many():
+    def named(count: int) -> str:
+        return BASE.split("[tasks")[0] + "".join(f'[tasks.t{i}]\nmodel = "m.onnx"\n' for i in range(count))
+
+    config = parse(named(8) + '[subsets]\ninclude = "every"')
+    assert len(config.subsets) == len(set(config.subsets)) == 255
+    assert config.subsets[0] == {"t0"} and config.subsets[-1] == set(config.tasks)
+    (found,) = problems(named(11) + '[subsets]\ninclude = "every"')
+    assert "2,047 functions of 11 tasks; it serves up to 10" in found
+
+
 def test_lists_that_leave_nothing_to_build_are_refused():
     found = problems(BASE + "[subsets]\ninclude = []\n[targets]\nbuild = []")
     assert len(found) == 2

@@ -23,6 +23,9 @@ from compiler.ir.text import digest
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
 from compiler.training.answers import numbers
 
+METHOD = "2"
+"""Number of what a checkpoint holds; another one cannot be continued from."""
+
 FEW = 10
 """Samples below which there is nothing to train on and to judge by."""
 
@@ -143,7 +146,9 @@ class Distil(Pass):
             return None
         assert use.teacher is not None
         labels = data_key([use.labels]) if self.labels else ""
-        key = content_key(str(self), str(use.seed), digest(graph), digest(use.teacher), data_key(feeds), labels)
+        key = content_key(
+            METHOD, str(self), str(use.seed), digest(graph), digest(use.teacher), data_key(feeds), labels
+        )
         return use.cache / f"distil-{key}.pt"
 
 

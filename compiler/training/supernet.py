@@ -18,7 +18,7 @@ from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
 from compiler.training.distilling import CHECKED, Material, Wanted, chosen_device, divided, prepared
 from compiler.training.fisher import drawn_loss
-from compiler.training.loop import predict
+from compiler.training.loop import adam, predict
 from compiler.training.losses import variance
 from compiler.training.module import TorchNet, check_agrees
 
@@ -46,7 +46,7 @@ class Supernet:
 
     def train(self, epochs: float, rate: float) -> None:
         """Adam at a constant rate for a number of epochs, which may be a fraction."""
-        optimizer = torch.optim.Adam(list(self._net.weights.values()), lr=rate)
+        optimizer = adam(self._net.weights.values(), rate)
         for _ in range(max(1, round(epochs * len(self._train) / BATCH))):
             part = self._train.at(self._next_rows())
             optimizer.zero_grad()

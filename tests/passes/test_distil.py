@@ -175,6 +175,22 @@ def test_it_never_comes_back_worse_on_held_out_inputs(torch, original, use):
     assert "stopped after epoch 2" in str(outcome.notes[0])
 
 
+def test_weights_behind_inputs_of_0_to_255_are_not_trained_to_pieces(torch):
+    """The same network reads x and 255 x: what it learns must not depend on the unit of its inputs."""
+    wide, data = network("a"), np.random.default_rng(3).normal(size=(120, *SHAPE[1:])).astype(np.float32)
+    scaled = wide.copy()
+    first = next(n for n in scaled.nodes() if n.op.name == "Conv")
+    weight = scaled.operands(first)[1]
+    scaled.update(weight.ref, data=weight.constant / np.float32(255))
+    found = []
+    for graph, inputs in ((wide, data), (scaled.freeze(), 255 * data)):
+        use = Resources(calibration={"x": inputs}, teacher=graph)
+        pruned = PruneChannels(flops=0.6, score="l2")(graph, use)
+        found.append(error(Distil(epochs=8, batch=16, rate=5e-3)(pruned, use), graph, use))
+        assert found[-1] < 0.7 * error(pruned, graph, use)
+    assert found[1] < 1.5 * found[0]
+
+
 def test_class_labels_are_an_extra_loss(torch, original, use):
     labels = {"a": np.zeros(120, np.int64)}
     trained = Distil(epochs=8, batch=16, rate=1e-2, labels=5.0)(original, replace(use, labels=labels))
