@@ -28,6 +28,7 @@ STUDIES = {
     "switching": "benchmarks.switching",
     "threads": "benchmarks.threads",
     "tune": "benchmarks.tune",
+    "wakewords": "benchmarks.wakewords",
     "workers": "benchmarks.workers",
     "setup-peers": "benchmarks.setup_peers",
 }

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import __main__, compile_time, multitask, overhead, threads
+from benchmarks import __main__, compile_time, multitask, overhead, threads, wakewords
 from benchmarks.families import families, subsets, synthetic
 from benchmarks.peers import PEERS
 from benchmarks.peers.client import PeerError
@@ -78,3 +78,15 @@ def test_compile_time_rows(tmp_path, monkeypatch):
     assert (stock.ours_ms, stock.peer_ms, stock.ratio) == (2000.0, 8000.0, 4.0)
     assert stock.record()["library_bytes"] == 20
     assert set(compile_time.COMPILERS) <= set(PEERS)
+
+
+def test_a_missing_combination_of_wake_words_is_seen():
+    found = {"networks": 8, "combinations_priced": 255, "functions": 255}
+    assert wakewords.whole(found)
+    assert not wakewords.whole(found | {"functions": 9})
+    assert not wakewords.whole(found | {"combinations_priced": 254})
+
+
+def test_without_wake_word_networks_the_study_says_so(tmp_path, capsys):
+    assert wakewords.main(["--networks", str(tmp_path)]) == 0
+    assert "name their folder with --networks" in capsys.readouterr().err
