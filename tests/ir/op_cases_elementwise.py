@@ -79,6 +79,11 @@ for name in ("Min", "Max", "Sum", "Mean"):
     CASES.append(OpCase(name, "one", [real(3)], free="i0.0 o0.0"))
     CASES.append(OpCase(name, "three", [real(3, 1), real(2, 1, 1), real(4)], free="i0.0 i1.0 i2.0 o0.0 o0.1 o0.2"))
 
+ROWS = np.stack([np.arange(40), np.random.default_rng(0).permutation(40)])
+"""A table whose first row is a line and whose second is none."""
+for id_, table in (("square-table", np.eye(2, dtype=np.int64)), ("row-of-table", ROWS)):
+    CASES.append(OpCase("Add", id_, [whole(*table.shape), Constant(table)]))
+
 INTEGERS = (np.int8, np.uint8, np.int32, np.int64)
 for t in INTEGERS:
     kind, low = t.__name__, 0 if t is np.uint8 else -9

@@ -129,6 +129,7 @@ CASES += [
     moved("Range", "float", scalar(1), scalar(3), scalar(0.3)),
     moved("Range", "down", scalar(10, np.int64), scalar(3, np.int64), scalar(-2, np.int64)),
     moved("EyeLike", "diagonal", real(3, 4), k=1),
+    moved("EyeLike", "square", whole(2, 2)),
     moved("EyeLike", "typed", whole(3, 4, dtype=np.int32), k=-1, dtype=1),
 ]
 

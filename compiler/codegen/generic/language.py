@@ -28,7 +28,7 @@ from compiler.codegen.generic.scalar import (
     identity,
     literal,
 )
-from compiler.codegen.generic.tables import Break, piece
+from compiler.codegen.generic.tables import Break, holds_positions, piece
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site
 from compiler.ir.op import Expr, Tensor
@@ -89,6 +89,16 @@ class Access:
         if variable in self.unknown or self.address is None:
             return None
         return self.address.step(variable)
+
+    def crosses(self, outer: LoopVar, inner: LoopVar, extent: int) -> bool:
+        """Whether one loop over `inner` that goes on past its `extent` values reads what the two loops would.
+
+        Never in a table of positions: a row of it may be read as a line, which no other row need follow.
+        """
+        if self.source is not None and self.source.array is not None and holds_positions(self.source.array):
+            return False
+        step, unit = self.step(outer), self.step(inner)
+        return step is not None and unit is not None and step == unit * extent
 
 
 @dataclass(eq=False)

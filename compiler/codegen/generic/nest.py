@@ -152,11 +152,7 @@ class MapNest:
             return False
         if any(involved & c.index.variables() for c in self.notes.conditions) or self.notes.reads:
             return False
-        for access in self.notes.accesses:
-            step, unit = access.step(moving), access.step(lane)
-            if step is None or unit is None or step != unit * extent:
-                return False
-        return True
+        return all(a.crosses(moving, lane, extent) for a in self.notes.accesses)
 
     def serial_axes(self) -> list[int]:
         """Axes that are walked one entry at a time, outermost first."""

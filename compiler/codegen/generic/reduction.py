@@ -347,11 +347,7 @@ def _crosses(outer: LoopVar, inner: LoopVar, notes: Notes) -> bool:
         return False
     if any(isinstance(i, Index) and involved & i.variables() for _, at in notes.reads for i in at):
         return False
-    for access in notes.accesses:
-        step, unit = access.step(outer), access.step(inner)
-        if step is None or unit is None or step != unit * inner.extent:
-            return False
-    return True
+    return all(access.crosses(outer, inner, inner.extent) for access in notes.accesses)
 
 
 def _all_hold(condition: Any) -> Iterator[Condition]:

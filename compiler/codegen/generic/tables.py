@@ -18,12 +18,17 @@ _MOST_REPEATS = 8
 _MOST_BREAKS = 12
 
 
+def holds_positions(table: np.ndarray) -> bool:
+    """Whether a run of the table may be read as index arithmetic: signed integers at least as wide as an index."""
+    return table.dtype.kind == "i" and table.dtype.itemsize >= 4
+
+
 def piece(table: np.ndarray, at: Sequence[Any], breaks: list[Break]) -> Any:
     """table[at] as an `Index` where the entries within the intervals of `at` follow one line; else None.
 
     Where they follow several, the places where the line changes are added to `breaks`.
     """
-    if table.dtype.kind != "i" or table.dtype.itemsize < 4:
+    if not holds_positions(table):
         return None
     known = [index_or_none(i) for i in at]
     if any(i is None for i in known):
