@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.merging import families, methods, releases, rule
+from benchmarks.merging import families, methods, pairs, releases, rule
 from benchmarks.merging.families import FAMILIES, Data, Family
 from benchmarks.merging.methods import METHODS, Setting, sweep
 from benchmarks.merging.record import OURS, Seeded, expected, family_record, least, table
@@ -104,7 +104,21 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--releases", nargs="*", help="the release files of models/ instead of families: merge, prune, compile"
     )
-    parser.add_argument("--method", action="append", choices=list(METHODS), help="only this one; may be repeated")
+    parser.add_argument(
+        "--pairs",
+        nargs="*",
+        choices=list(pairs.PAIRS),
+        help="other people's networks instead: none named means all",
+    )
+    parser.add_argument(
+        "--networks", type=Path, default=families.SHARED.parent / "models", help="folder of other people's networks"
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        choices=sorted({*METHODS, *pairs.SWEEPS}),
+        help="only this one; may be repeated",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
     parser.add_argument("--quick", action="store_true", help="few images and epochs: minutes per family")
     parser.add_argument("--json", action="store_true", help="print the records as JSON instead of tables")
@@ -123,8 +137,19 @@ def main(arguments: list[str]) -> int:
     if options.releases is not None:
         releases.main(options.releases, options.save, say)
         return 0
+    if options.pairs is not None and not options.networks.exists():
+        say(f"{options.networks} is not here: name the folder of other people's networks with --networks")
+        return 2
     if not options.data.exists():
         say(f"{options.data} is not here: data sets are no part of the repository; name their folder with --data")
+        return 2
+    if options.pairs is not None:
+        chosen = [m for m in pairs.SWEEPS if not options.method or m in options.method]
+        folders = pairs.Options(options.networks, options.data, options.kept, chosen)
+        pairs.main(options.pairs, folders, options.save, say)
+        return 0
+    if unknown := set(options.method or ()) - set(METHODS):
+        say(f"--method {', '.join(sorted(unknown))} is of --pairs; families have {', '.join(METHODS)}")
         return 2
     chosen = options.method or list(METHODS)
     for name in options.family or list(FAMILIES):
