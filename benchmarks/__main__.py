@@ -20,6 +20,7 @@ STUDIES = {
     "newcomer": "benchmarks.newcomer",
     "overhead": "benchmarks.overhead",
     "page": "benchmarks.page",
+    "portfolio": "benchmarks.portfolio",
     "pruning": "benchmarks.pruning",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",

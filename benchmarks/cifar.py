@@ -118,7 +118,7 @@ class Effort:
     peak_rate: float = 0.2
 
 
-class _Mixed(nn.Module):
+class Mixed(nn.Module):
     """A network whose products are of bfloat16 numbers, which takes half the time on processors that have them."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -139,7 +139,7 @@ def trained(network: str, part: Part, effort: Effort, kept: Path) -> Path:
     torch.manual_seed(effort.seed)
     net = NETWORKS[network]()
     schedule = Schedule(effort.epochs, effort.seed, effort.batch, effort.peak_rate)
-    fit(_Mixed(net), part.inputs, part.labels[TASK], schedule, shift_and_flip)
+    fit(Mixed(net), part.inputs, part.labels[TASK], schedule, shift_and_flip)
     kept.mkdir(parents=True, exist_ok=True)
     export_onnx(net, file, INTERFACE, keep_batch_norm=False)
     return file

@@ -70,20 +70,20 @@ def fashion(levels: str, settings: Settings, samples: int = 2000) -> Subject:
     (name,) = (v.ref.name for v in graph.inputs)
     found = [{name: x[None]} for x in data[name][:samples]]
     labels = {t: data[t][:samples] for t in graph.tasks}
-    return Subject(graph, _built(graph, settings, f"fashion-{levels}"), found, labels, 1_000_000, 10_000)
+    return Subject(graph, built(graph, settings, f"fashion-{levels}"), found, labels, 1_000_000, 10_000)
 
 
 def vgg(levels: str, settings: Settings) -> Subject:
     """VGG16 for images of 32 x 32 with random weights: large, for memory and loading."""
     ready = prepare(generated()["vgg16-32"], settings.kept)
     graph = parse_pass(f"nest{{levels={levels},pattern=block16x1}}")(through(ready.graph, PASSES))
-    return Subject(graph, _built(graph, settings, f"vgg-{levels}"), [ready.feeds], {}, 20_000, 500)
+    return Subject(graph, built(graph, settings, f"vgg-{levels}"), [ready.feeds], {}, 20_000, 500)
 
 
 SUBJECTS: dict[str, Callable[[str, Settings], Subject]] = {"fashion": fashion, "vgg16-32": vgg}
 
 
-def _built(graph: Graph, settings: Settings, identity: str, plan: Path | None = None) -> Path:
+def built(graph: Graph, settings: Settings, identity: str, plan: Path | None = None) -> Path:
     """The bundle of a graph from the folder of kept ones, built unless it is there: every subset of tasks, or all
     tasks alone by the plan of another bundle."""
     folder = settings.kept / f"levels-{sources_digest()[:12]}-{identity}"
@@ -130,7 +130,7 @@ def variants(subject: Subject, settings: Settings, name: str) -> list[Path]:
     count = level_count(subject.graph)
     parts = (at_level(subject.graph, level, alone=True) for level in range(count))
     names = (f"{name}-of{count}-alone{i}" for i in range(count))
-    return [_built(part, settings, own, subject.folder) for own, part in zip(names, parts, strict=True)]
+    return [built(part, settings, own, subject.folder) for own, part in zip(names, parts, strict=True)]
 
 
 def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[str, Any]:

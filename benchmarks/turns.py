@@ -25,6 +25,9 @@ from benchmarks.host import first_in_line, processor_seconds, stolen_seconds
 
 TURN = 100
 """Calls of one controller before the next has its turn."""
+REST = 5e-3
+"""Seconds without calls after every turn. A program that waits for the next frame leaves its core to others as
+well; from a thread of real-time priority that never waits, Linux takes it for 50 ms in every second."""
 LOAD = """
 import os, sys
 import numpy as np
@@ -106,7 +109,7 @@ def play(
     labels: Mapping[str, np.ndarray],
     calls: int,
 ) -> dict[str, Tally]:
-    """So many calls by every controller. One that gives no outputs has nothing right."""
+    """So many calls by every controller, and a rest after every turn. Without outputs nothing is right."""
     tallies = {name: Tally() for name in chosen_by}
     for name, part in turns(calls, list(chosen_by)):
         controller, tally = chosen_by[name], tallies[name]
@@ -119,6 +122,7 @@ def play(
             controller.took(took)
             right = {t: bool(outputs[t].argmax() == labels[t][k]) for t in labels if t in outputs}
             tally.add(took, level, right, kept=kept)
+        time.sleep(REST)
     return tallies
 
 

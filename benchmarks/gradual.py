@@ -1,0 +1,144 @@
+"""Gradual magnitude pruning of single weights: one trained network that is sparse without a pattern.
+
+The smallest weights of all convolutions and linear layers, ranked together, leave in steps, with training in
+between (Zhu and Gupta, 2017, arXiv 1710.01878); masks and ranking are those of `torch.nn.utils.prune`. Channels
+whose weights are all gone stay in the network: taking them away is what the study of portfolios is about. Needs the
+extra `train`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from benchmarks.cifar import INTERFACE, NETWORKS, TASK, Mixed
+from benchmarks.merging.families import Part
+from compiler import Graph, load
+from models.training.export import export_onnx
+from models.training.fit import Schedule, fit, shift_and_flip
+
+CALIBRATED = 1024
+"""Images that normalisations are put back by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What share of the weights stays after each step, and how many epochs follow it."""
+
+    kept: tuple[float, ...]
+    epochs: tuple[int, ...]
+    seed: int
+    batch: int = 128
+    peak_rate: float = 0.05
+
+    @property
+    def name(self) -> str:
+        """What a file with the result is told by."""
+        return "-".join([f"{1 / self.kept[-1]:g}", *map(str, self.epochs), str(self.seed)])
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The sparse network as ONNX, and what its training took of a processor, without that of the dense network."""
+
+    file: Path
+    seconds: float
+
+
+def gradual(network: str, dense: Path, part: Part, steps: Steps, kept: Path) -> Trained:
+    """The sparse network made from the file `dense`, trained once and then read from the folder `kept`."""
+    stem = kept / f"{network}-sparse-{steps.name}-{len(part.inputs)}"
+    file, spent = stem.with_suffix(".onnx"), stem.with_suffix(".seconds")
+    if not spent.exists():
+        net = restored(network, load(dense), part.inputs[:CALIBRATED])
+        start = time.process_time()
+        for step in range(len(steps.kept)):
+            _step(net, part, steps, step)
+        seconds = time.process_time() - start
+        for layer in _layers(net):
+            prune.remove(layer, "weight")
+        kept.mkdir(parents=True, exist_ok=True)
+        export_onnx(net, file, INTERFACE, keep_batch_norm=False)
+        spent.write_text(f"{seconds}\n")
+    return Trained(file, float(spent.read_text()))
+
+
+def _step(net: nn.Module, part: Part, steps: Steps, index: int) -> None:
+    """Take weights away, then train."""
+    before = steps.kept[index - 1] if index else 1.0
+    amount = 1.0 - steps.kept[index] / before  # of the weights that are still there
+    net.to(
+        memory_format=torch.contiguous_format
+    )  # the ranking flattens weights, and training orders them otherwise
+    net.to(
+        memory_format=torch.contiguous_format
+    )  # the ranking flattens weights, and training orders them otherwise
+    scores = {(m, "weight"): _present(m) for m in _layers(net)}
+    prune.global_unstructured(list(scores), prune.L1Unstructured, scores, amount=amount)
+    schedule = Schedule(steps.epochs[index], steps.seed + index, steps.batch, steps.peak_rate)
+    fit(Mixed(net), part.inputs, part.labels[TASK], schedule, shift_and_flip)
+
+
+def _present(layer: nn.Module) -> Tensor:
+    """The weights after the last step of training, those that are gone as zeros."""
+    weight = getattr(layer, "weight_orig", layer.weight) * getattr(layer, "weight_mask", 1)
+    return weight.detach().contiguous()
+
+
+def _layers(net: nn.Module) -> list[nn.Module]:
+    return [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+# ---------------------------------------------------------------------- from ONNX to a network that can be trained
+def restored(network: str, graph: Graph, inputs: np.ndarray) -> nn.Module:
+    """The network with the weights of `graph`, in which normalisations were folded: each is put back with the mean
+    and variance that `inputs` [n, channels, h, w] give it, and undoes them, so that the function is the same."""
+    net = NETWORKS[network]()
+    weights = _weights(graph)
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for conv, norm, (weight, bias) in zip(convolutions, norms, weights[:-1], strict=True):
+            conv.weight.copy_(weight)
+            norm.bias.copy_(bias)  # until its statistics are known
+        (last,) = (m for m in net.modules() if isinstance(m, nn.Linear))
+        last.weight.copy_(weights[-1][0])
+        last.bias.copy_(weights[-1][1])
+        _calibrate(net, torch.from_numpy(inputs))
+    return net
+
+
+def _calibrate(net: nn.Module, x: Tensor) -> None:
+    """Walk through the layers of a sequence, setting every normalisation from what reaches it."""
+    net.eval()
+    for layer in net.children():
+        if isinstance(layer, nn.BatchNorm2d):
+            mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+            layer.running_mean.copy_(mean)  # type: ignore[union-attr]
+            layer.running_var.copy_(variance)  # type: ignore[union-attr]
+            layer.weight.copy_((variance + layer.eps).sqrt())
+            layer.bias.add_(mean)
+        x = layer(x)
+
+
+def _weights(graph: Graph) -> Sequence[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every convolution and product, in order."""
+    found = []
+    for site in graph.sites():
+        if site.node.op.name in ("Conv", "Gemm"):
+            values = [site.operands[i].constant for i in (1, 2)]
+            found.append((torch.from_numpy(values[0].copy()), torch.from_numpy(values[1].reshape(-1).copy())))
+    return found
+
+
+def alive(graph: Graph) -> Mapping[str, float]:
+    """Layer -> share of its weights that are not zero."""
+    sites = (s for s in graph.sites() if s.node.op.name in ("Conv", "Gemm"))
+    return {s.node.ref.name: float(np.mean(s.operands[1].constant != 0)) for s in sites}

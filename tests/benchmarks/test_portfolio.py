@@ -1,0 +1,131 @@
+"""The study of portfolios: what it calls the same network, and what it divides by what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+
+from torch import nn  # noqa: E402
+
+from benchmarks import __main__, gradual, portfolio  # noqa: E402
+from benchmarks.cifar import TASK  # noqa: E402
+from benchmarks.merging.families import Part  # noqa: E402
+from benchmarks.resident import Resident  # noqa: E402
+from benchmarks.rows import Row  # noqa: E402
+from compiler import load, save  # noqa: E402
+from compiler.ir.encoding import BlockSparse  # noqa: E402
+from compiler.ir.graph import Graph, Value  # noqa: E402
+from compiler.ir.levels import at_level, level_count  # noqa: E402
+from compiler.ir.reference import difference, evaluate, random_feeds  # noqa: E402
+from models.training.export import Interface, export_onnx  # noqa: E402
+from tests.graphs import Builder  # noqa: E402
+
+DEAD = 5
+"""Channels of the first layer that have no weights, with biases; every third weight of the others is there."""
+
+
+def sparse() -> Graph:
+    """Two convolutions and a product, sparse without a pattern."""
+    b = Builder(seed=3)
+    first, second = (b.rng.normal(size=shape).astype(np.float32) for shape in ((24, 16, 3, 3), (32, 24, 3, 3)))
+    first[np.arange(first.size).reshape(first.shape) % 3 > 0] = 0
+    first[:DEAD] = 0
+    second[b.rng.random(second.shape) < 0.97] = 0
+    x = b.apply("Conv", b.input("image", 1, 16, 8, 8), b.const(first), b.weight(24), pads=(1, 1, 1, 1))
+    x = b.apply("Conv", b.apply("Relu", x), b.const(second), b.weight(32), pads=(1, 1, 1, 1))
+    x = b.apply("Flatten", b.apply("GlobalAveragePool", b.apply("Relu", x)))
+    b.task(TASK, b.apply("Gemm", x, b.weight(10, 32), b.weight(10), transB=1))
+    return b.done()
+
+
+def test_level_0_is_the_sparse_model_without_its_dead_channels(tmp_path):
+    save(sparse(), tmp_path / "sparse.onnx")
+    found = portfolio.made(tmp_path / "sparse.onnx")
+    assert level_count(found.levels) == portfolio.LEVELS and found.seconds > 0
+    feeds = random_feeds(found.sparse, np.random.default_rng(0))
+    (wanted,) = evaluate(found.sparse, feeds).values()
+    (level0,) = evaluate(at_level(found.levels, 0), feeds).values()
+    (last,) = evaluate(at_level(found.levels, portfolio.LEVELS - 1), feeds).values()
+    assert difference(level0, wanted) < 1e-5 < difference(last, wanted)
+    assert [w.shape[0] for w in convolutions(found.sparse)] == [24, 32], "the sparse model keeps its shapes"
+    left = 24 - DEAD + 1  # one channel stands for all that are constant
+    assert [w.shape[0] for w in convolutions(found.levels)] == [left, 32]
+    assert all(isinstance(w.type.encoding, BlockSparse) for w in convolutions(found.levels))
+
+
+def convolutions(graph: Graph) -> list[Value]:
+    return [s.operands[1] for s in graph.sites() if s.node.op.name == "Conv"]
+
+
+def test_stored_is_the_share_of_blocks_with_a_weight():
+    b = Builder()
+    weight = np.zeros((20, 8), np.float32)
+    weight[0, 0] = weight[7, 0] = weight[8, 1] = weight[19, 7] = 1
+    b.task("t", b.apply("Gemm", b.input("x", 1, 8), b.const(weight), b.weight(20), transB=1))
+    assert portfolio.stored(b.done()) == pytest.approx(3 / (3 * 8)), "of 8 rows each, the last of 4"
+
+
+def test_ratios_are_against_the_better_of_the_two_baselines():
+    rows = [
+        Row("portfolio", portfolio.SPARSE_OURS, 0.1, 0.25, 2.5),
+        Row("portfolio", portfolio.SPARSE_ORT, 0.1, 0.5, 5.0),
+        Row("portfolio", "onnxruntime, level 0", 0.1, 0.12, 1.2),
+    ]
+    found = portfolio.against_sparse(rows, {"onnxruntime": 800, "ours": 1000, "level 0": 100})
+    assert (found["dnnshifter_size"], found["dnnshifter_latency"]) == (8.0, 2.5)
+    rows[0] = Row("portfolio", portfolio.SPARSE_OURS, error="it failed")
+    assert portfolio.against_sparse(rows, {"ours": 1, "level 0": 1})["dnnshifter_latency"] is None
+    apart = portfolio.against_apart(0.5, Resident(1000, [1.0], [9.0]), Resident(6000, [40.0, 50.0, 60.0], [9.0]))
+    assert (apart["load_over_switch"], apart["memory_ratio"]) == (100.0, 6.0)
+
+
+class Small(nn.Sequential):
+    def __init__(self) -> None:
+        conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(8, 10))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A network whose normalisation does something, as a file in which it is folded, and images."""
+    torch.manual_seed(1)
+    net, interface = Small(), Interface("image", TASK, (1, 3, 8, 8))
+    with torch.no_grad():
+        net[1].running_mean.normal_(), net[1].running_var.uniform_(0.5, 2), net[1].bias.normal_()
+    export_onnx(net, tmp_path / "dense.onnx", interface, keep_batch_norm=False)
+    monkeypatch.setattr(gradual, "NETWORKS", {"small": Small})
+    monkeypatch.setattr(gradual, "INTERFACE", interface)
+    images = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
+    return net, tmp_path, Part(images, {TASK: np.arange(64) % 10})
+
+
+def test_a_network_whose_normalisations_were_folded_gets_them_back(small):
+    net, folder, part = small
+    found = gradual.restored("small", load(folder / "dense.onnx"), part.inputs)
+    x = torch.from_numpy(part.inputs)
+    with torch.no_grad():
+        wanted = net.eval()(x)
+        assert torch.allclose(found.eval()(x), wanted, atol=1e-5)
+        assert torch.allclose(found.train()(x), wanted, atol=1e-4), "statistics are those of the images"
+
+
+def test_weights_leave_step_by_step_and_stay_away(small):
+    _, folder, part = small
+    steps = gradual.Steps((1 / 2, 1 / 8), (1, 1), seed=0, batch=16)
+    found = gradual.gradual("small", folder / "dense.onnx", part, steps, folder)
+    graph = load(found.file)
+    sizes = {s.node.ref.name: s.operands[1].size for s in graph.sites() if s.node.op.name in ("Conv", "Gemm")}
+    shares = gradual.alive(graph)
+    kept = sum(round(shares[name] * size) for name, size in sizes.items())
+    assert len(shares) == 2 and kept == pytest.approx(sum(sizes.values()) / 8, abs=1)
+    written = found.file.read_bytes()
+    again = gradual.gradual("small", folder / "nowhere.onnx", part, steps, folder)
+    assert again == found and found.seconds > 0 and found.file.read_bytes() == written
+
+
+def test_the_study_says_what_data_it_lacks(tmp_path, capsys):
+    assert __main__.STUDIES["portfolio"] == "benchmarks.portfolio"
+    assert portfolio.main(["--data", str(tmp_path), "--kept", str(tmp_path)]) == 2
+    assert "data sets are no part of the repository" in capsys.readouterr().err
