@@ -115,7 +115,7 @@ def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
     assert "conv" in check(b.done(), tmp_path, algorithm="conv", rank=batch)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x2", "winograd4x4"])
+@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x4", "winograd5x5", "winograd6x6"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     ("channels", "out", "size", "pads"),
@@ -165,7 +165,7 @@ def test_frames_are_aligned_to_the_vectors_they_hold(target: str, vector: int) -
     assert bytes((0x48, 0x83, 0xE4, 256 - vector)) in b"".join(library.objects)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x2", "winograd4x4"])
+@pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x2", "winograd4x4", "winograd5x5"])
 @pytest.mark.parametrize(
     ("channels", "out", "size", "kernel", "strides", "pads"),
     [

@@ -95,7 +95,8 @@ def planned(graph: Graph, sources: Sources | None = None, target: str = "host") 
 @pytest.mark.parametrize("side", [12, 13])
 def test_one_kernel_computes_what_each_subset_needs(side: int, target: str, tmp_path: Path) -> None:
     # `check` holds results to the reference, subsets bit by bit to all tasks, and units to their independence
-    assert "winograd4x4-siblings" in check(labelled(side=side), tmp_path, target=target)
+    used = check(labelled(side=side), tmp_path, target=target)
+    assert any(name.startswith("winograd") and name.endswith("-siblings") for name in used)
 
 
 def test_siblings_with_residuals_strides_and_blocks_of_several_widths(tmp_path: Path) -> None:

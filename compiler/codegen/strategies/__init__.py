@@ -16,13 +16,15 @@ from compiler.codegen.strategies.strassen import Strassen
 from compiler.codegen.strategies.transposed import Transposed
 from compiler.codegen.strategies.winograd import Winograd
 
+_SQUARE = ((2, 2), (4, 2), (4, 4), (5, 5), (6, 6))
+
 STRATEGIES: dict[str, Strategy] = {
     s.name: s
     for s in (
         DirectConv(),
         Strassen(),
-        *(Winograd(tile) for tile in ((2, 2), (4, 2), (4, 4), (2, 1), (4, 1), (1, 2), (1, 4))),
-        *(Winograd(tile, "siblings") for tile in ((2, 2), (4, 2), (4, 4))),
+        *(Winograd(tile) for tile in (*_SQUARE, (2, 1), (4, 1), (1, 2), (1, 4))),
+        *(Winograd(tile, "siblings") for tile in _SQUARE),
         BlockSparse(),
         RegularBlock(),
         Depthwise(),

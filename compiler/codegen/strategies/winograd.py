@@ -40,6 +40,8 @@ LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
 """Largest error of one layer, of the scale of its results: a network adds up the errors of its layers."""
+SMALL_TILE, SPILLED = 36, 1.8
+"""Points up to which a tile's transforms run in registers, nearly; how much longer a point takes beyond."""
 MOST_KNOWN = 4096
 """Layer shapes whose predicted times are remembered."""
 _GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
@@ -50,15 +52,16 @@ class Winograd(Strategy):
 
     Of a 3x3 filter at stride 1: 2x2 makes 2.25 times fewer multiplications of 1.8 times the weight bytes; 4x2 makes
     3 times fewer of 2.7 times the bytes, and wastes less than 4x4 at 7 x 7; 4x4 makes 4 times fewer of 4 times the
-    bytes, with another digit of rounding error. Tiles along one axis serve filters of one row or one column: for 5
-    taps 2 outputs make 1.7 times fewer multiplications, 4 outputs 2.5 times.
+    bytes, with another digit of rounding error. 5x5 and 6x6 waste less where extents are no multiples of 4 (14 is
+    nearly three times 5), and 6x6 makes a tenth fewer of large images. Tiles along one axis serve filters of one
+    row or one column: for 5 taps 2 outputs make 1.7 times fewer multiplications, 4 outputs 2.5 times.
 
     The family `siblings` is computed by one kernel, which transforms what several of them read once. There is no
     direct form: direct kernels of single siblings run as near to the multiply-add peak as that of an undivided
     layer (docs/decisions/0013).
     """
 
-    version = 5
+    version = 6
 
     def __init__(self, outputs: tuple[int, int], family: Family = "conv") -> None:
         self.outputs = outputs
@@ -148,7 +151,8 @@ class Winograd(Strategy):
             prefetch=False,
             flat_rows=False,
         )
-        return winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors)
+        large = any(4 * m.y.lanes * m.y.height * m.y.width >= builder.target.machine.l2 for m in members)
+        return winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors, prefetch=large)
 
     def _constants(self, builder: Builder, group: Group, lanes: int) -> list[Slot]:
         """Transformed weights and bias of one convolution."""
@@ -214,7 +218,8 @@ class Winograd(Strategy):
             for part, size_ in zip(group.parts, packed, strict=True)
         )
         moved = count * (products * read + points * sum(outputs))
-        transforms = moved * (3.0 if scratch <= machine.l2 else 5.0) / machine.clock
+        cycles = (3.0 if scratch <= machine.l2 else 5.0) * (SPILLED if points > SMALL_TILE else 1.0)
+        transforms = moved * cycles / machine.clock
         return Candidate(Choice(self.name, tile), product_seconds + transforms)
 
     def _product_seconds(

@@ -86,6 +86,9 @@ class WinogradShape:
     rows: int
     vectors: int
     """Tiles and, at most, output vectors held in registers during the products."""
+    prefetch: bool = False
+    """Whether the cells of a group's results are asked for during its products: worth it where they left the
+    caches."""
 
     @property
     def axes(self) -> Axes:
@@ -249,7 +252,7 @@ class _Winograd:
                 self._transform_inputs(*at)
             points = 0
             for run in point_runs(self.axes):
-                self._multiply_run(run, points, first + g * steps)
+                self._multiply_run(run, points, first + g * steps, limit)
                 points += len(run.rows) * len(run.columns) * len(run.phases)
             with self._each_tile(base, limit) as at:
                 for part in self.parts:
@@ -302,16 +305,26 @@ class _Winograd:
                 T.buffer_store(self.inputs, value, place)
 
     # ------------------------------------------------------------------ products
-    def _multiply_run(self, run: PointRun, points: int, first: Any) -> None:
+    def _multiply_run(self, run: PointRun, points: int, first: Any, limit: Any) -> None:
         """The products at some points, `points` (times phases) behind the first, of the group with set `first` of
         tiles. Members take turns at every point, so that what they read stays in the nearest cache."""
         with T.serial(len(run.rows)) as i, T.serial(len(run.columns)) as j:
             point = (i + run.rows.start) * self.across + (j + run.columns.start)
+            if self.s.prefetch:
+                self._ask_for_results(i + run.rows.start, j + run.columns.start, first * self.s.rows, limit)
             for part in self.parts:
                 start = points * part.channels * part.lanes * part.panels
                 with self.made.wanted([part.number]), T.serial(part.panels) as panel:
                     weights = ((i * len(run.columns) + j) * part.panels + panel) * part.size(run) + start
                     self._multiply_panel(part, run, point, (panel, weights), first)
+
+    def _ask_for_results(self, i: Any, j: Any, base: Any, limit: Any) -> None:
+        """Prefetch output (i, j) of every tile of the group, where tiles have as many outputs."""
+        m = self.s.outputs
+        with T.If(tirx.And(i < m[0], j < m[1])), T.Then(), self._each_tile(base, limit) as (_, n, row, column):
+            for part in self.parts:
+                with self.made.wanted([part.number]), T.serial(part.y.blocks) as block:
+                    part.out.prefetch((n, block, row + i, column + j))
 
     def _multiply_panel(self, part: _Part, run: PointRun, point: Any, at: tuple[Any, Any], first: Any) -> None:
         """A panel (`at`: its number, where its weights begin) by the call's tiles of the group."""

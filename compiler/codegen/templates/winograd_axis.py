@@ -23,6 +23,9 @@ _POINTS = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1),
 
 MOST_POINTS = len(_POINTS) + 1
 
+_PAIRED = 6
+"""An even number of finite points from which on three pairs without zero cost less than zero and a point alone."""
+
 Const = Callable[[float], Any]
 
 
@@ -81,15 +84,16 @@ class Axis:
     def interpolate(self, products: Sequence[Any], const: Const) -> list[Any]:
         """A^T m: the outputs from the sums of products at all points."""
         finite, pairs = self.points - 1, _pairs(self.points - 1)
+        points = _finite(finite)
         sums = {j: (products[j] + products[j + 1], products[j] - products[j + 1]) for j in pairs}
         made = []
         for i in range(self.outputs):
             terms: list[tuple[Fraction, Any]] = []
             for j in range(finite):
                 if j in sums:
-                    terms.append((_POINTS[j] ** i, sums[j][i % 2]))
+                    terms.append((points[j] ** i, sums[j][i % 2]))
                 elif j - 1 not in sums:
-                    terms.append((_POINTS[j] ** i, products[j]))
+                    terms.append((points[j] ** i, products[j]))
             if i == self.outputs - 1:
                 terms.append((Fraction(1), products[finite]))
             made.append(_combination(terms, const))
@@ -99,21 +103,27 @@ class Axis:
         """G of a phase: [points of the phase, taps of the filter], float64."""
         made = np.zeros((phase.points, self.taps))
         finite = self.points - 1
+        points = _finite(finite)
         for j in range(min(phase.points, finite)):
             scale = Fraction(1)
-            for other in (p for i, p in enumerate(_POINTS[:finite]) if i != j):
-                scale *= _POINTS[j] - other
+            for other in (p for i, p in enumerate(points) if i != j):
+                scale *= points[j] - other
             for power, tap in enumerate(phase.taps):
-                made[j, tap] = float(_POINTS[j] ** power / scale)
+                made[j, tap] = float(points[j] ** power / scale)
         if phase.points > finite:
             made[finite, phase.taps[-1]] = 1.0
         return made
 
 
+def _finite(count: int) -> tuple[Fraction, ...]:
+    """So many points besides infinity."""
+    return _POINTS[1 : count + 1] if count == _PAIRED else _POINTS[:count]
+
+
 @cache
 def _evaluation(finite: int, infinity: bool) -> tuple[tuple[Fraction, ...], ...]:
     """Rows of B^T: coefficients of prod (x - p) over the other finite points, and over all of them for infinity."""
-    points = _POINTS[:finite]
+    points = _finite(finite)
     rows = [_polynomial(p for i, p in enumerate(points) if i != j) for j in range(finite)]
     if infinity:
         rows.append(_polynomial(points))
@@ -131,7 +141,8 @@ def _polynomial(roots: Iterator[Fraction] | Sequence[Fraction]) -> tuple[Fractio
 
 def _pairs(finite: int) -> tuple[int, ...]:
     """Indices j of points p with -p next."""
-    return tuple(j for j in range(1, finite - 1, 2) if _POINTS[j] == -_POINTS[j + 1])
+    points = _finite(finite)
+    return tuple(j for j in range(int(points[:1] == _POINTS[:1]), finite - 1, 2) if points[j] == -points[j + 1])
 
 
 def _products(
