@@ -25,6 +25,7 @@ STUDIES = {
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
     "pruning-updates": "benchmarks.pruning_updates",
+    "reading": "benchmarks.reading",
     "sparse": "benchmarks.sparse",
     "switching": "benchmarks.switching",
     "threads": "benchmarks.threads",

@@ -121,10 +121,14 @@ def _admit(worker: Worker, contender: Contender, problem: Problem, found: _Field
 
 
 # ---------------------------------------------------------------------- times
-def _peak_worker(settings: Settings, stack: ExitStack) -> Worker | None:
+def loop_options(settings: Settings) -> dict[str, Any]:
+    """What a yardstick in C is built for: the target of our bundles."""
     target = find_target(settings.target)
-    march = "native" if settings.target == "host" else target.mcpu
-    yardstick = Contender("peak", PEAK, Path(), {"lanes": target.lanes, "march": march})
+    return {"lanes": target.lanes, "march": "native" if settings.target == "host" else target.mcpu}
+
+
+def _peak_worker(settings: Settings, stack: ExitStack) -> Worker | None:
+    yardstick = Contender(PEAK.name, PEAK, Path(), loop_options(settings))
     try:
         return stack.enter_context(started(yardstick, {}, settings))
     except PeerError as error:

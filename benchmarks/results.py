@@ -30,6 +30,7 @@ TITLES = {
     "sparse": "Sparse layers and networks",
     "multitask": "Subsets of one library",
     "threads": "Threads",
+    "reading": "Products of one row",
     "overhead": "Overhead of a call",
     "compile-time": "Compilation",
     "inner-loops": "Innermost loops",

@@ -66,6 +66,7 @@ BUILD = Peer("build", patience=1200.0)
 C_CALLS = Peer("c-calls")
 KERNELS = Peer("kernels")
 PEAK = Peer("peak")
+READING = Peer("reading")
 IREE = "3.13.0"
 _ALL = (
     Peer("onnxruntime"),

@@ -6,12 +6,10 @@ What it reaches is the peak of the core as it runs at that moment: clock, thrott
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-import tempfile
 from functools import partial
 from typing import Any
 
+from benchmarks.peers.c_loop import built
 from benchmarks.peers.engine import Arrays, Engine
 
 FLOPS = 98_304_000
@@ -38,19 +36,9 @@ float peak(long steps, float start)
 
 def load(model: str, feeds: Arrays, options: dict[str, Any]) -> Engine:
     """Build the loop for `lanes` float32 elements and the compiler's `-march` value `march`; needs no model."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise RuntimeError("no gcc or cc on PATH: the peak of the core cannot be measured")
     lanes, sums = options["lanes"], _ACCUMULATORS[options["lanes"]]
-    flags = [f"-march={options['march']}", f"-DLANES={lanes}", f"-DSUMS={sums}"]
-    with tempfile.TemporaryDirectory() as folder:
-        library = f"{folder}/peak.so"
-        command = [compiler, "-O3", "-ffp-contract=fast", *flags, "-shared", "-fPIC", "-x", "c", "-", "-o", library]
-        subprocess.run(command, input=_SOURCE.encode(), check=True)
-        function = ctypes.CDLL(library).peak
+    library, version = built(_SOURCE, options["march"], LANES=lanes, SUMS=sums)
+    function = library.peak
     function.argtypes, function.restype = (ctypes.c_long, ctypes.c_float), ctypes.c_float
     steps = FLOPS // (2 * lanes * sums)
-    version = subprocess.run(
-        [compiler, "-dumpfullversion"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     return Engine(version, partial(function, steps, 0.001), dict)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import __main__, compile_time, multitask, overhead, threads, wakewords
+from benchmarks import __main__, compile_time, multitask, overhead, reading, threads, wakewords
 from benchmarks.families import families, subsets, synthetic
 from benchmarks.peers import PEERS
 from benchmarks.peers.client import PeerError
@@ -29,6 +29,14 @@ def test_a_call_from_c_and_from_python(tmp_path, capsys):
     assert [r["case"] for r in rows] == ["call-from-c", "call-from-python"]
     for row in rows:
         assert row["ours_ms"] > 0 and row["peer_ms"] > 0 and row["difference"] == 0 and "cold_ratio" not in row
+
+
+def test_a_row_by_a_matrix_and_a_loop_that_reads_as_many_bytes(tmp_path, capsys):
+    assert reading.main(["--quick", "--only", "row-256x128", "--json", "--kept", str(tmp_path)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["peer"] == "reading" and row["difference"] <= 1e-5
+    assert 0 < row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=1e-3)
+    assert row["note"].startswith("128 KiB at ")
 
 
 def test_too_many_cores_are_refused(tmp_path):

@@ -1,0 +1,78 @@
+"""Products of one row by a matrix against a loop that only reads as many bytes: what is left to gain.
+
+Such a product uses every weight once, so it takes at least as long as its weights take to arrive. Cases `row-KxN`:
+a row of K inputs by a matrix for N outputs, 128 KiB to 8 MiB, so that weights come from the second- and from the
+third-level cache. Peer `reading`; the ratio is the share of its rate that our kernel reaches, and the note has both
+rates.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import onnx
+
+from benchmarks.cases import Case, Prepared, recipe_digest
+from benchmarks.compare import Contender, kernels, loop_options, started
+from benchmarks.host import machine_lock
+from benchmarks.networks import Net
+from benchmarks.outputs import Expected
+from benchmarks.peers import READING
+from benchmarks.peers.client import PeerError
+from benchmarks.results import report
+from benchmarks.rounds import duel, race
+from benchmarks.rows import Row, times
+from benchmarks.running import Timing, measure
+from benchmarks.settings import Settings, chosen, parser
+
+SHAPES = ((256, 128), (256, 512), (256, 1024), (784, 512), (1024, 1024), (1024, 2048))
+"""Inputs and outputs: an LSTM's recurrent matrix and the first layer of the perceptron among them."""
+
+
+def cases() -> dict[str, Case]:
+    """One matrix each."""
+    recipe = recipe_digest()
+    names = {f"row-{k}x{n}": (k, n) for k, n in SHAPES}
+    return {name: Case(name, partial(product, name, *shape), recipe) for name, shape in names.items()}
+
+
+def product(name: str, inputs: int, outputs: int) -> onnx.ModelProto:
+    """A row by a matrix, with bias."""
+    net = Net(name, (1, inputs))
+    return net.model(net.gemm("x", outputs))
+
+
+def against_reading(ready: Prepared, settings: Settings) -> Timing:
+    """Our kernel alone and the loop, in turns."""
+    (weight,) = (v for v in ready.graph.parameters() if v.rank == 2)
+    size, name = 4 * weight.size, ready.case.name
+
+    def timing(expected: Expected) -> list[Row]:
+        own = kernels("ours", ready.file, settings)
+        loop = Contender(READING.name, READING, Path(), {**loop_options(settings), "bytes": size})
+        try:
+            with started(own, ready.feeds, settings) as ours, started(loop, {}, settings) as reading:
+                difference = expected.check(ours.outputs())
+                with machine_lock(settings.lock):
+                    hot = duel(*race([ours, reading], settings.effort))
+        except PeerError as error:
+            return [Row(name, READING.name, error=str(error))]
+        note = f"{size >> 10} KiB at {size / hot.ours * 1e-9:.0f} of {size / hot.peer * 1e-9:.0f} GB/s"
+        return [Row(name, READING.name, **times(hot, None), difference=difference, note=note)]
+
+    return timing
+
+
+def main(arguments: list[str]) -> int:
+    """0 unless our side failed somewhere."""
+    options = parser("reading", __doc__)
+    given = options.parse_args(arguments)
+    settings = Settings.of(given)
+    known = cases()
+    rows = (
+        row
+        for name in chosen(given.only, known)
+        for row in measure(known[name], [READING.name], settings, against_reading, time=not given.prepare)
+    )
+    return report(rows, "reading", given)
