@@ -24,6 +24,7 @@ STUDIES = {
     "pruning": "benchmarks.pruning",
     "pruning-accuracy": "benchmarks.pruning_accuracy",
     "pruning-coverage": "benchmarks.pruning_coverage",
+    "pruning-gates": "benchmarks.pruning_gates",
     "pruning-updates": "benchmarks.pruning_updates",
     "reading": "benchmarks.reading",
     "sparse": "benchmarks.sparse",

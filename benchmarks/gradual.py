@@ -1,9 +1,9 @@
 """Gradual magnitude pruning of single weights: one trained network that is sparse without a pattern.
 
-The smallest weights of all convolutions and linear layers, ranked together, leave in steps, with training in
-between (Zhu and Gupta, 2017, arXiv 1710.01878); masks and ranking are those of `torch.nn.utils.prune`. Channels
-whose weights are all gone stay in the network: taking them away is what the study of portfolios is about. Needs the
-extra `train`.
+The smallest weights of every layer leave in steps, the same share of each, with training in between; the first and
+the last layer stay whole (Zhu and Gupta, 2017, arXiv 1710.01878). Masks are those of `torch.nn.utils.prune`.
+Channels whose weights are all gone stay in the network: taking them away is what the study of portfolios is about.
+Needs the extra `train`.
 """
 
 from __future__ import annotations
@@ -77,11 +77,8 @@ def _step(net: nn.Module, part: Part, steps: Steps, index: int) -> None:
     net.to(
         memory_format=torch.contiguous_format
     )  # the ranking flattens weights, and training orders them otherwise
-    net.to(
-        memory_format=torch.contiguous_format
-    )  # the ranking flattens weights, and training orders them otherwise
-    scores = {(m, "weight"): _present(m) for m in _layers(net)}
-    prune.global_unstructured(list(scores), prune.L1Unstructured, scores, amount=amount)
+    for layer in _layers(net):
+        prune.l1_unstructured(layer, "weight", amount, _present(layer))
     schedule = Schedule(steps.epochs[index], steps.seed + index, steps.batch, steps.peak_rate)
     fit(Mixed(net), part.inputs, part.labels[TASK], schedule, shift_and_flip)
 
@@ -93,7 +90,8 @@ def _present(layer: nn.Module) -> Tensor:
 
 
 def _layers(net: nn.Module) -> list[nn.Module]:
-    return [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    """What is pruned: all convolutions and products but the first and the last."""
+    return [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)][1:-1]
 
 
 # ---------------------------------------------------------------------- from ONNX to a network that can be trained

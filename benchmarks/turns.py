@@ -68,10 +68,12 @@ class Tally:
     def summary(self, target: float, by_level: Accuracies) -> dict[str, Any]:
         """Shares, quantiles in microseconds, and accuracy: of the answers that were given, and of the levels by
         themselves (`by_level`: task -> accuracy per level), each weighted by its calls. `in_time_kept` is None
-        where no call kept its core."""
+        where no call kept its core. `late_levels`: levels of late calls; at the sparsest none was left to fall to.
+        """
         calls = len(self.seconds)
         kept = [s for s, kept in zip(self.seconds, self.kept, strict=True) if kept]
         counts = Counter(self.levels)
+        late = Counter(k for k, s in zip(self.levels, self.seconds, strict=True) if s > target)
         median, worst = np.quantile(self.seconds, [0.5, 0.999], method="inverted_cdf")
         return {
             "in_time": sum(s <= target for s in self.seconds) / calls,
@@ -81,6 +83,7 @@ class Tally:
             "p999_us": worst * 1e6,
             "mean_level": sum(self.levels) / calls,
             "levels": [counts[k] for k in range(len(by_level))],
+            "late_levels": [late[k] for k in range(len(by_level))],
             "accuracy": {task: self.right[task] / calls for task in by_level[0]},
             "accuracy_of_levels": {
                 task: sum(n * by_level[k][task] for k, n in counts.items()) / calls for task in by_level[0]

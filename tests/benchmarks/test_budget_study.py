@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks import __main__, pruning
+from benchmarks import __main__, pruning, pruning_gates
 from compiler.errors import PassError
 from compiler.passes.budget.limits import Limit
 
@@ -69,3 +69,45 @@ def test_the_study_covers_five_networks_and_ends_by_its_verdicts(monkeypatch, ca
         monkeypatch.setattr(pruning, "rows", lambda name, count, seed, row=row: iter([row] * count))
         assert pruning.main(["--quick", "--only", "lstm"]) == status
         assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@dataclass
+class Gate:
+    """A pass whose network costs 40, or which refuses in these words."""
+
+    words: ClassVar[str] = ""
+
+    def __call__(self, graph: float, use: object) -> float:
+        if self.words:
+            raise PassError(self.words)
+        return 40.0
+
+
+def gate(kind: type[Gate], drop: float = 0.0) -> tuple[str, float | None, float | None]:
+    """Verdict where 50 and a drop of 0.02 are allowed."""
+    judge = {"a": drop, "b": -1.0}
+    found = pruning_gates.gated(kind(), 100.0, Limit("flops", 50.0), 0.02, None, lambda graph: judge)
+    assert bool(found[3]) == (found[0] in ("refused", "unexplained"))
+    return found[:3]
+
+
+def test_a_limit_on_accuracy_holds_where_the_worst_task_is_within_it():
+    assert gate(Gate, 0.02) == ("held", 40.0, 0.02)
+    assert gate(Gate, 0.021) == ("exceeded", 40.0, 0.021)
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "drop"),
+    [
+        ("accuracy_drop: task 'a' loses 0.5 where 0.02 is allowed, 0.48 too much", "refused", 0.5),
+        ("accuracy_drop: task 'a' loses 0.01 where 0.02 is allowed, 0.48 too much", "unexplained", 0.01),
+        ("accuracy_drop: task 'a' loses 0.5 where 0.3 is allowed, 0.2 too much", "unexplained", 0.5),
+    ],
+)
+def test_a_refusal_names_the_drop_that_was_allowed_and_a_larger_one(words, verdict, drop):
+    assert gate(type("Refusing", (Gate,), {"words": words})) == (verdict, None, drop)
+
+
+def test_limits_on_accuracy_are_a_study():
+    assert __main__.STUDIES["pruning-gates"] == "benchmarks.pruning_gates"
+    assert all((pruning_gates.MODELS / name / "release.toml").exists() for name in pruning_gates.CHOSEN)

@@ -107,7 +107,7 @@ def test_a_tally_counts_shares_quantiles_and_accuracy():
     assert (found["in_time"], found["in_time_kept"]) == (0.996, 996 / 997)
     assert found["interrupted"] == pytest.approx(0.003)
     assert (found["median_us"], found["p999_us"]) == pytest.approx((100, 900))
-    assert (found["mean_level"], found["levels"]) == (1.0, [500, 0, 500])
+    assert (found["mean_level"], found["levels"], found["late_levels"]) == (1.0, [500, 0, 500], [0, 0, 4])
     assert (found["accuracy"], found["accuracy_of_levels"]) == ({"a": 0.25}, {"a": pytest.approx(0.6)})
     lost = Tally()
     lost.add(1.0, 0, {}, kept=False)
