@@ -52,7 +52,7 @@ def _padded(site: Site, x: Tensor, fill: float) -> tuple[Tensor, tuple[int, ...]
 def _conv(site: Site, tensors: Sequence[Tensor | None]) -> Tensor | None:
     x, weight, bias = _given(tensors, 0), _given(tensors, 1), _optional(tensors, 2)
     by_rank = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-    if x.dim() not in by_rank:
+    if x.dim() not in by_rank or not x.numel():  # of no input channels torch makes no outputs
         return None
     x, pads = _padded(site, x, 0.0)
     found: Tensor = by_rank[x.dim()](
