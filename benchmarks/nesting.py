@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class Aim:
 @dataclass(frozen=True)
 class Recipe:
     """How levels come out of a dense network. `channels`: the share of its multiply-adds before blocks leave;
-    `narrowed`, `settle`, `level`: epochs after channels are pruned, of every round, and of every level.
+    `narrowed`, `settle`, `level`: epochs after channels are pruned, of every round, and of every level; `rates`: of
+    the first training, and of the others.
     """
 
     channels: float
@@ -77,15 +78,17 @@ class Recipe:
     rounds: int
     settle: int
     level: int
-    rate: float = 1e-3
+    rates: tuple[float, float] = (1e-3, 3e-3)
     labels: float = 0.5
     aims: tuple[Aim, ...] = (Aim(0.134, 0.15), Aim(0.054, 0.045))
 
-    def distil(self, epochs: int, rounds: int = 0) -> Distil:
-        """Training towards the dense network's answers and the labels."""
-        return Distil(
-            epochs=epochs, rate=self.rate, loss="kl", labels=self.labels, rounds=rounds, settle=self.settle
-        )
+    def first(self) -> Distil:
+        """Training after channels are pruned, towards the dense network's answers and the labels."""
+        return Distil(epochs=self.narrowed, rate=self.rates[0], loss="kl", labels=self.labels)
+
+    def levels(self) -> Distil:
+        """Training of levels."""
+        return replace(self.first(), epochs=self.level, rate=self.rates[1], rounds=self.rounds, settle=self.settle)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Made:
 
 
 DENSE = Effort(epochs=5, seed=SEED)
-RECIPE = Recipe(channels=0.3, narrowed=3, rounds=2, settle=1, level=5)
+RECIPE = Recipe(channels=0.3, narrowed=3, rounds=3, settle=1, level=4)
 SHORT = Effort(epochs=1, seed=SEED), Recipe(channels=0.4, narrowed=1, rounds=1, settle=1, level=1)
 
 
@@ -125,8 +128,8 @@ def _share(graph: Graph, dense: Graph, aim: Aim) -> float:
 
 
 def nesting(*shares: float) -> Nest:
-    """Levels in all layers but the last."""
-    return Nest(levels=shares, dense=("last",), min_inputs=1)
+    """Levels in all layers but the last; low blocks, so that the first layer keeps some of its few inputs."""
+    return Nest(levels=shares, pattern="block4x1", dense=("last",), min_inputs=1)
 
 
 def shifted(part: Part, seed: int) -> np.ndarray:
@@ -139,13 +142,13 @@ def made(dense: Graph, part: Part, recipe: Recipe, kept: Path) -> Made:
     start = time.monotonic()
     narrowed = _narrowed(dense, recipe, _use(dense, part, kept, 1))
     untrained = nesting(*shares(narrowed, dense, recipe.aims))(narrowed)
-    levels = recipe.distil(recipe.level, recipe.rounds)(untrained, _use(dense, part, kept, 2))
+    levels = recipe.levels()(untrained, _use(dense, part, kept, 2))
     return Made(dense, untrained, levels, (time.monotonic() - start) / 60)
 
 
 def _narrowed(dense: Graph, recipe: Recipe, use: Resources) -> Graph:
     channels = PruneChannels(flops=recipe.channels, score="obs", multiple=16, recover="least-squares", samples=512)
-    return recipe.distil(recipe.narrowed)(channels(dense, use), use)
+    return recipe.first()(channels(dense, use), use)
 
 
 def _use(dense: Graph, part: Part, kept: Path, stage: int) -> Resources:

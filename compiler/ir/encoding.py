@@ -170,6 +170,12 @@ class BlockSparse(Sparse):
         matrix = self._matrix(data) != 0
         return np.asarray(np.logical_or.reduceat(matrix, np.arange(0, len(matrix), self.height), axis=0))
 
+    def norms(self, data: np.ndarray) -> np.ndarray:
+        """L2 norm of every block, float64 [ceil(rows / R), inputs]."""
+        squares = self._matrix(data).astype(np.float64) ** 2
+        sums = np.add.reduceat(squares, np.arange(0, len(squares), self.height), axis=0)
+        return np.asarray(np.sqrt(sums))
+
     def check_level(self, denser: np.ndarray, sparser: np.ndarray) -> None:
         """Whole blocks leave, as positive zeros, and those that stay keep their bits."""
         kept = np.repeat(self.alive(sparser), self.height, axis=0)[: denser.shape[self.rows]]

@@ -34,7 +34,7 @@ class Ladder:
         """Of the blocks that have not left, those of least norm leave, until `count` are there."""
         places = self._places.reshape(-1)
         standing = np.flatnonzero(places == 0)
-        norms = self._norms(data).reshape(-1)[standing]
+        norms = self._form.norms(data).reshape(-1)[standing]
         order = standing[np.argsort(-norms, kind="stable")]
         places[order[count:]] = np.arange(count, len(order))
 
@@ -47,11 +47,8 @@ class Ladder:
         return self.within(count, np.ones(self._shape, bool))
 
     def between(self, rounds: int, number: int) -> int:
-        """Blocks after a round: from those of level 0 to those of the last level by equal ratios."""
+        """Blocks after a round: from those of level 0 to those of the last level by equal ratios (to none by
+        equal numbers).
+        """
         first, last = self.counts[0], self.counts[-1]
-        return round(first * (last / first) ** (number / rounds)) if last else 0
-
-    def _norms(self, data: np.ndarray) -> np.ndarray:
-        """Squared norm of every block, float64 [ceil(rows / R), inputs]."""
-        rows = np.moveaxis(data, self._form.rows, 0).reshape(data.shape[self._form.rows], -1).astype(np.float64)
-        return np.asarray(np.add.reduceat(rows**2, np.arange(0, len(rows), self._form.height), axis=0))
+        return round(first * (last / first) ** (number / rounds)) if last else first - first * number // rounds

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.errors import VerifyError
-from compiler.ir.encoding import BlockSparse
+from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.types import ValueRef
@@ -88,7 +88,8 @@ def own_vectors(graph: Graph) -> frozenset[ValueRef]:
     return frozenset(
         v.ref
         for v in graph.parameters()
-        if np.count_nonzero(np.asarray(v.shape) > 1) <= 1
+        if isinstance(v.type.encoding, Dense)
+        and np.count_nonzero(np.asarray(v.shape) > 1) <= 1
         and not graph.is_output(v.ref)
         and (v.sparser or all(node.ref in nested and position == 2 for node, position in graph.uses(v.ref)))
     )
@@ -110,7 +111,7 @@ class _Climb:
     ) -> None:
         self._graph, self._net, self._recipe, self._trained, self._judged = graph, net, recipe, trained, judged
         self._vectors = own_vectors(graph) & net.weights.keys()
-        self._ladders = {v.ref: Ladder(v) for v in graph.parameters() if _in_blocks(v)}
+        self._ladders = {v.ref: Ladder(v) for v in graph.parameters() if _in_blocks(v) and v.ref in net.weights}
         self._memory = {r: net.array(r) for r in self._ladders}
         """The last value that every block of level 0 had."""
         self._found: dict[int, Arrays] = {}

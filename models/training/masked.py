@@ -19,7 +19,6 @@ from torch import nn
 from compiler.ir.encoding import BlockSparse, RegularBlock, Sparse, Unstructured
 from compiler.passes.sparsify.patterns import (
     FLOOR,
-    block_norms,
     darb_sizes,
     keep_blocks,
     keep_elements,
@@ -43,7 +42,7 @@ def darb(weights: Sequence[Matrix], density: float) -> list[tuple[Sparse, Matrix
 def blocks(weights: Sequence[Matrix], density: float) -> list[tuple[Sparse, Matrix]]:
     """Blocks of 16 outputs at one input, ranked over all matrices."""
     form = BlockSparse(0, (16, 1))
-    alive = ranked([block_norms(w, form) for w in weights], density, FLOOR)
+    alive = ranked([form.norms(w) for w in weights], density, FLOOR)
     return [(form, keep_blocks(w, form, a)) for w, a in zip(weights, alive, strict=True)]
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from compiler.ir.encoding import BlockSparse, RegularBlock, Sparse, Unstructured
 from compiler.passes.sparsify.layers import Candidate
 from compiler.passes.sparsify.patterns import (
-    block_norms,
     darb_sizes,
     keep_blocks,
     keep_elements,
@@ -83,7 +82,7 @@ def _exactly(count: int, size: int) -> float:
 
 def unit_norms(data: np.ndarray, form: Sparse) -> np.ndarray:
     """Norm of every unit: of every block, or of every element: [row blocks, inputs]."""
-    return block_norms(data, form) if isinstance(form, BlockSparse) else np.abs(matrix(data, form.rows))
+    return form.norms(data) if isinstance(form, BlockSparse) else np.abs(matrix(data, form.rows))
 
 
 def goals_of(

@@ -22,7 +22,7 @@ from compiler.passes.base import Batch, Pass, Refusal, Resources
 from compiler.passes.sparsify.layers import RECURRENT, WITHOUT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
-from compiler.passes.sparsify.patterns import FLOOR, block_norms, ranked
+from compiler.passes.sparsify.patterns import FLOOR, ranked
 
 Blocks = Literal["block16x1", "block8x1", "block4x1"]
 
@@ -110,7 +110,7 @@ class Nest(Pass):
     def _nested(self, layers: Sequence[Candidate]) -> Iterable[tuple[Candidate, BlockSparse, list[np.ndarray]]]:
         """Each layer with its form and the data of every level; `layers` are ranked together."""
         forms = [self._form(c) for c in layers]
-        norms = [block_norms(c.weight.constant, f) for c, f in zip(layers, forms, strict=True)]
+        norms = [f.norms(c.weight.constant) for c, f in zip(layers, forms, strict=True)]
         floor = FLOOR if self.scope == "global" else 0.0
         ranks = [np.zeros(n.shape, np.uint8) for n in norms]
         for share in self.levels:

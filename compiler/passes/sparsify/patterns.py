@@ -31,12 +31,6 @@ def matrix(data: np.ndarray, rows: int) -> np.ndarray:
     return moved.reshape(len(moved), -1).astype(np.float64)
 
 
-def block_norms(data: np.ndarray, encoding: BlockSparse) -> np.ndarray:
-    """L2 norm of every block: [ceil(rows / R), inputs]; R = 1 gives single elements."""
-    squares = matrix(data, encoding.rows) ** 2
-    return np.sqrt(np.add.reduceat(squares, np.arange(0, len(squares), encoding.height), axis=0))
-
-
 def ranked(norms: Sequence[np.ndarray], density: float, floor: float) -> list[np.ndarray]:
     """Which entries of each array survive when `density` of all of them do: those with the largest norms.
 
