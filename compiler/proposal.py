@@ -114,7 +114,8 @@ def _network(
         declared = _declared(info)
         shape, dtype = given.get(info.name, _one_sample(declared)), dtype_of(info.type.tensor_type.elem_type)
         if dtype is None or not _fits(shape, declared):
-            problems.append(f"{path.name}: input '{info.name}' is {_shown(declared)}")
+            asked = f", which --input {info.name} does not fit" if info.name in given else ""
+            problems.append(f"{path.name}: input '{info.name}' is {_shown(declared)}{asked}")
             continue
         inputs[info.name] = TensorType(dtype, tuple(n for n in shape if n is not None))
         if None in declared:

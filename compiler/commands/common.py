@@ -64,22 +64,27 @@ def costs_of(args: Namespace, say: Say) -> tuple[Graph, CostReport]:
 
 
 def shapes_of(bindings: list[str]) -> dict[str, tuple[int, ...]]:
-    """`NAME:1,3,32,32` as name -> shape (the name may contain colons); ConfigError where it cannot be read."""
-    found = {}
+    """`NAME:1,3,32,32` as name -> shape (the name may contain colons).
+
+    ConfigError where it cannot be read or names an input twice.
+    """
+    found: dict[str, tuple[int, ...]] = {}
     for binding in bindings:
         name, colon, sizes = binding.rpartition(":")
         try:
-            shape = tuple(int(n) for n in sizes.split(",") if n.strip()) if colon else None
+            shape = tuple(map(int, sizes.split(",") if sizes.strip() else ())) if colon else None
         except ValueError:
             shape = None
         if not name or shape is None:
             raise ConfigError(f"--input {binding}: write NAME:SIZE,SIZE,... as in --input image:1,3,32,32")
+        if name in found:
+            raise ConfigError(f"--input {binding}: '{name}' has a shape already; give each input once")
         found[name] = shape
     return found
 
 
 def ranges_of(bindings: list[str]) -> dict[str, tuple[float, float]]:
-    """`NAME:LO:HI` as name -> (low, high)."""
+    """`NAME:LO:HI` as name -> (low, high); ConfigError where it cannot be read or names an input twice."""
     found = {}
     for binding in bindings:
         parts = binding.rsplit(":", 2)
@@ -89,6 +94,8 @@ def ranges_of(bindings: list[str]) -> dict[str, tuple[float, float]]:
             raise ConfigError(f"--range {binding}: write NAME:LOW:HIGH") from None
         if not (low <= high and math.isfinite(high - low)):
             raise ConfigError(f"--range {binding}: values go from a lower to a higher finite number")
+        if name in found:
+            raise ConfigError(f"--range {binding}: '{name}' has a range already; give each input once")
         found[name] = (low, high)
     return found
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from compiler.ir.onnx_nodes import Application, UnsupportedNode, defaults, differences, schema
 from compiler.ir.op import OPSET
@@ -253,7 +253,14 @@ def _batch_norm(app: Application, scope: Scope) -> Iterator[Application]:
 def _dropout(app: Application, scope: Scope) -> Iterator[Application]:
     if app.version < 7 and not app.attrs.get("is_test"):
         raise UnsupportedNode("random dropping (is_test=0)")
-    yield replace(app, inputs=app.inputs[:1], attrs={})
+    plain = replace(app, inputs=app.inputs[:1], attrs={})
+    if app.version >= 10 or len(app.outputs) < 2:
+        yield plain
+        return
+    kept = scope.temporary("kept")  # before 10 the mask has the type of the data
+    yield replace(plain, outputs=(app.outputs[0], kept))
+    code = helper.np_dtype_to_tensor_dtype(scope.type(app.inputs[0]).dtype.numpy)
+    yield Application("Cast", (kept,), app.outputs[1:], {"to": code})
 
 
 @rule(13, "Softmax", "LogSoftmax", "Hardmax")

@@ -21,7 +21,7 @@ from onnx import (
 )
 
 from compiler.ir.graph import Attrs, Value
-from compiler.ir.op import IR_VERSION
+from compiler.ir.op import IR_VERSION, make_node
 from compiler.ir.types import DType, TensorType
 
 STANDARD = ("", "ai.onnx")
@@ -59,16 +59,7 @@ class Application:
 
     def proto(self) -> NodeProto:
         """The node as ONNX."""
-        node = helper.make_node(self.op, self.inputs, self.outputs, name=self.name, domain=self.domain)
-        node.attribute.extend(make_attribute(k, v) for k, v in self.attrs.items())
-        return node
-
-
-def make_attribute(name: str, value: Any) -> AttributeProto:
-    """An attribute of the natural type; an empty tuple is a list of integers."""
-    if isinstance(value, tuple) and not value:
-        return helper.make_attribute(name, [], attr_type=AttributeProto.INTS)
-    return helper.make_attribute(name, value)
+        return make_node(self.op, self.inputs, self.outputs, self.attrs, self.name, self.domain)
 
 
 def schema(op: str, version: int, domain: str = "") -> defs.OpSchema | None:
@@ -190,7 +181,7 @@ def onnx_types(app: Application, operands: Sequence[Value | None]) -> list[Tenso
         raise BrokenNode(str(error).strip().splitlines()[-1]) from None
     except checker.ValidationError as error:  # wider element types of a newer opset
         raise UnsupportedNode(str(error).strip().splitlines()[0]) from None
-    return [static_type(found[o]) if o in found else None for o in outputs]
+    return [static_type(found[o]) if o and o in found else None for o in outputs]
 
 
 _AXIS_END = {"Flatten": 1, "OneHot": 1, "DequantizeLinear": 2, "QuantizeLinear": 2}

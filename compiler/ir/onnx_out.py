@@ -17,8 +17,8 @@ from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.levels import LEVELS_KEY, written
 from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY
-from compiler.ir.onnx_nodes import make_attribute, type_proto
-from compiler.ir.op import IR_VERSION, OPSET
+from compiler.ir.onnx_nodes import type_proto
+from compiler.ir.op import IR_VERSION, OPSET, make_node
 from compiler.ir.types import splat_value
 
 _SPLAT_ELEMENTS = 256
@@ -92,9 +92,7 @@ def _node(graph: Graph, node: Node) -> onnx.NodeProto:
     reads = [operands.optional(i) for i in range(len(operands))]
     inputs = ["" if v is None else v.ref.name for v in reads]
     outputs = [v.ref.name for v in graph.results(node)]
-    made = helper.make_node(node.op.name, inputs, outputs, name=node.ref.name, domain=node.op.domain)
-    made.attribute.extend(make_attribute(k, v) for k, v in node.attrs.items())
-    return made
+    return make_node(node.op.name, inputs, outputs, node.attrs, node.ref.name, node.op.domain)
 
 
 # ---------------------------------------------------------------------- parameters

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import AttributeProto, helper, numpy_helper, shape_inference
 
 from compiler.errors import VerifyError
 from compiler.ir.graph import Attrs, Node, Operands, Site, Value
@@ -28,6 +28,10 @@ IR_VERSION = 10
 Expr = Any
 """A scalar expression of the lowering language; supports the usual Python arithmetic and comparison operators
 (`+ - * / % // < <= > >= ==`), with `//` and `%` for non-negative integers only."""
+
+
+Combine = Literal["sum", "prod", "max", "min", "maximum", "minimum"]
+"""How a reduction combines. `max` and `min` may pass over NaN; `maximum` and `minimum` do not (IEEE 754-2019)."""
 
 
 class Tensor(Protocol):
@@ -51,7 +55,7 @@ class Emitter(Protocol):
         shape: Sequence[int],
         dtype: DType,
         extents: Sequence[int],
-        kind: Literal["sum", "max", "min", "prod"],
+        kind: Combine,
         body: Callable[..., Expr],
     ) -> Tensor:
         """Element at `outer` is the reduction of `body(*outer, *inner)` over inner indices below `extents`."""
@@ -70,8 +74,9 @@ class Emitter(Protocol):
 
     def call(self, function: str, *arguments: Expr) -> Expr:
         """Scalar function: exp log sqrt tanh sigmoid erf sin cos tan asin acos atan sinh cosh asinh acosh atanh
-        floor ceil round (half to even) trunc abs pow fmod min max isnan isinf; and or not xor on bools;
-        bitand bitor bitxor bitnot shl shr on integers."""
+        floor ceil round (half to even) trunc abs pow fmod isnan isinf; min max (the second argument where one is
+        NaN), minimum maximum (NaN where one is); and or not xor on bools; bitand bitor bitxor bitnot shl shr and
+        quotient (towards zero, of a divisor other than 0 and -1) on integers."""
 
     def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The results of an LSTM, GRU or RNN site: the one form with state carried from step to step.
@@ -238,7 +243,18 @@ def operator(name: str) -> Op:
 # ---------------------------------------------------------------------- one-node ONNX models
 def to_onnx_node(node: Node, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
     """The ONNX form of a node with the given tensor names."""
-    return helper.make_node(node.op.name, list(inputs), list(outputs), domain=node.op.domain, **node.attrs)
+    return make_node(node.op.name, inputs, outputs, node.attrs, domain=node.op.domain)
+
+
+def make_node(
+    op: str, inputs: Sequence[str], outputs: Sequence[str], attrs: Attrs, name: str = "", domain: str = ""
+) -> onnx.NodeProto:
+    """An ONNX node; attributes have their natural type, and an empty tuple is a list of integers."""
+    node = helper.make_node(op, inputs, outputs, name=name, domain=domain)
+    for key, value in attrs.items():
+        kind = AttributeProto.INTS if isinstance(value, tuple) and not value else None
+        node.attribute.append(helper.make_attribute(key, value, attr_type=kind))
+    return node
 
 
 def _names(operands: Operands) -> list[str]:
@@ -297,7 +313,7 @@ def _evaluator(
 
     names = [f"i{i}" if there else "" for i, there in enumerate(present)]
     outputs = [f"o{i}" for i in range(count)]
-    node = helper.make_node(key[1], names, outputs, domain=key[0], **dict(attrs))
+    node = make_node(key[1], names, outputs, dict(attrs), domain=key[0])
     infos = [onnx.ValueInfoProto(name=n) for n in names if n]
     body = helper.make_graph([node], "one", infos, [onnx.ValueInfoProto(name=o) for o in outputs])
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

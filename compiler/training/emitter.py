@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from compiler.ir.graph import Site
-from compiler.ir.op import Tensor
+from compiler.ir.op import Combine, Tensor
 from compiler.ir.ops.elementwise import limits
 from compiler.ir.types import DType
 from compiler.training.recurrent import recurrent
@@ -34,6 +34,9 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "fmod": torch.fmod,
     "min": torch.minimum,
     "max": torch.maximum,
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+    "quotient": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "and": torch.logical_and,
     "or": torch.logical_or,
     "xor": torch.logical_xor,
@@ -49,14 +52,16 @@ _REDUCTIONS: dict[str, Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]] 
     "sum": lambda x, dims: x.sum(dims),
     "max": lambda x, dims: x.amax(dims),
     "min": lambda x, dims: x.amin(dims),
+    "maximum": lambda x, dims: x.amax(dims),
+    "minimum": lambda x, dims: x.amin(dims),
     "prod": lambda x, dims: _product(x, dims),
 }
 
 
-def _identity(kind: str, dtype: DType) -> bool | int | float:
+def _identity(kind: Combine, dtype: DType) -> bool | int | float:
     """What a reduction of nothing gives."""
     low, high = limits(dtype)
-    return {"sum": 0, "prod": 1, "max": low, "min": high}[kind]
+    return {"sum": 0, "prod": 1, "max": low, "maximum": low, "min": high, "minimum": high}[kind]
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -155,7 +160,7 @@ class TorchEmitter:
         shape: Sequence[int],
         dtype: DType,
         extents: Sequence[int],
-        kind: Literal["sum", "max", "min", "prod"],
+        kind: Combine,
         body: Callable[..., Expr],
     ) -> Field:
         """See `Emitter.reduce`."""

@@ -153,6 +153,13 @@ CASES += [
         {"strides": [3, 2], "output_shape": [10, 8]},
         macs=9 * 2 * 3 * 9,
     ),
+    OpCase(
+        "ConvTranspose",
+        "output-shape-valid",
+        [real(1, 2, 3, 3), weight(2, 3, 3, 3)],
+        {"strides": [3, 2], "output_shape": [8, 6], "auto_pad": "VALID"},
+        macs=9 * 2 * 3 * 9,
+    ),
     OpCase("ConvTranspose", "1d", [real(1, 3, 5), weight(3, 2, 4)], {"strides": [2]}, macs=5 * 3 * 2 * 4),
     OpCase(
         "ConvTranspose",

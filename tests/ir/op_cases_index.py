@@ -17,6 +17,8 @@ DISAGREEMENTS: dict[str, str] = {
 NOT_INFERRED: dict[str, str] = {}
 CASES: list[OpCase] = []
 
+NOT_FINITE = np.array([[np.nan, 1, -np.inf, np.nan], [-1, np.inf, 0, 2], [3, 1, 2, np.nan]], np.float32)
+
 # ---------------------------------------------------------------------- reductions
 X = within(0.1, 2, 2, 3, 4)
 PER_INPUT = {
@@ -38,7 +40,7 @@ EXACT = ("Sum", "L1", "L2", "LogSum", "SumSquare")
 
 def reduced(kind: str, id_: str, *operands, **more: Any) -> OpCase:
     """A case of one reduction."""
-    fields = {k: more.pop(k) for k in ("free", "mixed", "flops") if k in more}
+    fields = {k: more.pop(k) for k in ("free", "mixed", "flops", "oracle") if k in more}
     return OpCase(f"Reduce{kind}", id_, list(operands), more, **fields)
 
 
@@ -61,6 +63,8 @@ for kind, each in PER_INPUT.items():
         CASES += [reduced(kind, t.__name__, nonzero(2, 3, 4, dtype=t), longs(1)) for t in (np.int32, np.int64)]
 for kind in ("Max", "Min"):
     CASES += [
+        reduced(kind, "not-finite", NOT_FINITE, longs(1), oracle="reference"),
+        reduced(kind, "not-finite-columns", NOT_FINITE, longs(0), oracle="reference"),
         reduced(kind, "bool", truth(2, 3, 4), longs(1)),
         reduced(kind, "bool-empty", truth(2, 0, 4), longs(1)),
         reduced(kind, "uint8", whole(2, 3, 4, dtype=np.uint8, low=0), longs(1)),
@@ -76,7 +80,9 @@ for name in ("ArgMax", "ArgMin"):
         attrs = {"axis": 1, "select_last_index": last}
         CASES.append(OpCase(name, f"keep-last{last}", [ties], attrs, flops=40, free="i0.0 i0.2 o0.0 o0.2"))
         CASES.append(OpCase(name, f"drop-last{last}", [ties], {**attrs, "axis": -1, "keepdims": 0}))
+        CASES.append(OpCase(name, f"not-finite-last{last}", [NOT_FINITE], attrs, oracle="reference"))
     CASES += [OpCase(name, "int64", [whole(3, 4)], {"axis": 1}), OpCase(name, "default", [real(3, 4)])]
+CASES.append(OpCase("CumSum", "vector-axis", [whole(2, 3, dtype=np.int32), longs(-1)]))
 for reverse in (0, 1):
     for exclusive in (0, 1):
         CASES.append(
@@ -136,6 +142,7 @@ for how in ("none", "add", "mul", "max", "min"):
     ]  # fmt: skip
 CASES += [
     *indexed("ScatterND", "last-wins", real(4), np.array([[1], [1], [2], [1]]), real(4)),
+    *indexed("ScatterND", "nothing", real(4, 2), np.zeros((0, 1), np.int64), real(0, 2)),
     *indexed("ScatterND", "int64-max", whole(8), np.array([[4], [3]]), whole(2), reduction="max"),
     *indexed(
         "ScatterElements",
@@ -160,6 +167,7 @@ for largest in (0, 1):
         OpCase("TopK", f"three-largest{largest}", [real(3, 6), longs(3)], {"largest": largest}, results=2,
                flops=6 * 18, free="i0.0 o0.0 o1.0"),
         OpCase("TopK", f"equal-largest{largest}", [LEVELS, longs(4)], {"axis": 0, "largest": largest}, results=2),
+        OpCase("TopK", f"not-finite-largest{largest}", [NOT_FINITE, longs(3)], {"largest": largest}, results=2),
         OpCase("TopK", f"int64-largest{largest}", [whole(2, 9), longs(5)], {"largest": largest}, results=2),
     ]  # fmt: skip
 

@@ -115,6 +115,7 @@ CASES += [
     moved("Pad", "bool", truth(3, 4), longs(1, 0, 2, 3)),
     *(moved("Trilu", f"upper{u}-k{k}", real(2, 4, 5), scalar(k, np.int64), upper=u, free="i0.0 o0.0")
       for u in (0, 1) for k in (-2, 0, 1)),
+    moved("Transpose", "scalar", real()),
     moved("Trilu", "default", real(4, 5), free=""),
 ]  # fmt: skip
 
@@ -142,6 +143,7 @@ REFUSED += [
     (moved("Pad", "mode", real(4), longs(1, 1), mode="mirror"), "Pad 'mirror' reflect"),
     (moved("Pad", "too-negative", real(4), longs(-3, -3)), "Pad negative (4,)"),
     (moved("Pad", "no-edge", real(0), longs(1, 1), mode="edge"), "Pad edge"),
+    (moved("Pad", "cut-away", real(4), longs(-4, 2), mode="edge"), "Pad edge"),
     (moved("DepthToSpace", "divide", real(1, 5, 2, 2), blocksize=2), "DepthToSpace blocksize channels"),
     (moved("SpaceToDepth", "divide", real(1, 5, 3, 2), blocksize=2), "SpaceToDepth blocksize"),
     (moved("ReverseSequence", "axes", real(3, 4), longs(1, 2, 4), time_axis=0, batch_axis=0), "batch_axis [0]"),

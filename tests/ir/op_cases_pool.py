@@ -37,6 +37,13 @@ CASES += [
     ),
     OpCase(
         "MaxPool",
+        "indices-lowest",
+        [np.full((1, 1, 3, 3), -128, np.int8)],
+        {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+        results=2,
+    ),
+    OpCase(
+        "MaxPool",
         "indices-column-major-equal-elements",
         [np.round(real(1, 2, 6, 5))],
         {"kernel_shape": [3, 2], "strides": [1, 1], "storage_order": 1},

@@ -85,6 +85,10 @@ for mode, taps in TAPS.items():
                 OpCase("GridSample", f"{mode}-{padding}-{aligned}", [real(2, 3, 4, 5), GRID], attrs,
                        flops=2 * taps * 2 * 3 * 18, free=SAMPLE_FREE, tolerance=1e-4)
             )  # fmt: skip
+for mode in TAPS:
+    operands = [real(1, 2, 1, 3), GRID[:1]]
+    attrs = {"mode": mode, "padding_mode": "reflection", "align_corners": 1}
+    CASES.append(OpCase("GridSample", f"{mode}-one-row", operands, attrs, tolerance=1e-4))
 for mode in ("nearest", "linear"):
     operands = [real(1, 2, 3, 4, 5), within(-1.2, 1.2, 1, 3, 2, 6, 3)]
     CASES.append(OpCase("GridSample", f"{mode}-volume", operands, {"mode": mode}))

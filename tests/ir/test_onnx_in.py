@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import defs, numpy_helper
+from onnx import defs, helper, numpy_helper
 
 from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError
 from compiler.ir.onnx_in import load
@@ -215,9 +215,23 @@ def test_identity_and_dropout_disappear_and_labels_stay():
     assert (task.labels, task.outputs) == (("z",), (ValueRef("a"),))
 
 
+def test_results_left_out_before_the_last_are_no_contradiction():
+    w = [numpy_helper.from_array(noise((1, 8, n), seed=n), name) for n, name in ((3, "w"), (2, "r"))]
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["", "", "c"], hidden_size=2)
+    x, c = (helper.make_tensor_value_info(n, 1, s) for n, s in (("x", (4, 1, 3)), ("c", (1, 1, 2))))
+    model = helper.make_model(helper.make_graph([node], "net", [x], [c], w), ir_version=10)
+    model.opset_import[0].version = 21
+    assert_same_outputs(model, {"x": noise((4, 1, 3))})
+
+
 def test_dropout_without_a_mask_disappears():
     graph = load(parse("net (float[2] x) => (float[2] z) { a = Relu(x) z = Dropout(a) }"))
     assert operators(graph) == ["Relu"]
+
+
+def test_an_old_mask_of_dropout_has_the_type_of_the_data():
+    graph = load(parse("net (float[2] x) => (float[2] z) { y, m = Dropout(x) z = Add(y, m) }", 7))
+    assert operators(graph) == ["Add"]
 
 
 def test_outputs_that_are_inputs_or_constants_get_a_node():

@@ -22,7 +22,6 @@ from compiler.codegen.generic.scalar import (
     FUNCTIONS,
     LOGIC,
     NO_HALF,
-    Kind,
     as_expr,
     dtype_of,
     identity,
@@ -31,7 +30,7 @@ from compiler.codegen.generic.scalar import (
 from compiler.codegen.generic.tables import Break, holds_positions, piece
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site
-from compiler.ir.op import Expr, Tensor
+from compiler.ir.op import Combine, Expr, Tensor
 from compiler.ir.types import DType, splat_value
 
 _INLINE = 1  # constants of this many elements become literals
@@ -110,7 +109,7 @@ class Stage:
     dtype: DType
     body: Callable[..., Any]
     extents: tuple[int, ...] = ()
-    kind: Kind | None = None
+    kind: Combine | None = None
     inline: bool = True
     region: Any = None
     """Where computed elements are found while code is made (`nest.Region`)."""
@@ -203,7 +202,7 @@ class Stages:
         shape: Sequence[int],
         dtype: DType,
         extents: Sequence[int],
-        kind: Kind,
+        kind: Combine,
         body: Callable[..., Expr],
     ) -> Tensor:
         """See `Emitter.reduce`."""
@@ -247,7 +246,8 @@ class Stages:
         """See `Emitter.cast`."""
         value = self._value(value)
         if dtype is DType.BOOL:
-            return tirx.NE(value, tirx.const(0, dtype_of(value)))
+            true = tirx.NE(value, tirx.const(0, dtype_of(value)))  # which NaN is not, to LLVM
+            return tirx.Or(tirx.isnan(value), true) if dtype_of(value).startswith("float") else true
         return value if dtype_of(value) == dtype.value else tirx.Cast(dtype.value, value)
 
     def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:

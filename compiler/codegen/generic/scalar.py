@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tvm import tirx
 
 from compiler.codegen.generic.index import both, either, negated
+from compiler.ir.op import Combine
 from compiler.ir.types import DType
-
-Kind = Literal["sum", "max", "min", "prod"]
-"""How a reduction combines."""
 
 
 def dtype_of(expr: Any) -> str:
@@ -38,6 +36,16 @@ def _from_library(name: str) -> Callable[..., Any]:
     return call
 
 
+def _or_nan(larger: Callable[..., Any]) -> Callable[..., Any]:
+    """`larger` (or smaller) of two numbers, which gives the second where one is NaN, made to give NaN then."""
+
+    def call(a: Any, b: Any) -> Any:
+        whole = not dtype_of(a).startswith("float")
+        return larger(a, b) if whole else tirx.Select(tirx.isnan(a), a, larger(a, b))
+
+    return call
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(tirx, name)
@@ -48,6 +56,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
     **{name: _from_library(name) for name in ("sinh", "cosh", "fmod")},
     "round": tirx.nearbyint,
+    "maximum": _or_nan(tirx.max),
+    "minimum": _or_nan(tirx.min),
+    "quotient": tirx.truncdiv,
     "pow": tirx.power,
     "xor": lambda a, b: tirx.And(tirx.Or(a, b), tirx.Not(tirx.And(a, b))),
     "bitand": tirx.bitwise_and,
@@ -85,11 +96,11 @@ def literal(value: bool | int | float, dtype: DType) -> Any:
     return tirx.const(number, dtype.value)
 
 
-def identity(kind: Kind, dtype: DType) -> Any:
+def identity(kind: Combine, dtype: DType) -> Any:
     """The value of a reduction over nothing (ONNX: -inf / +inf or the extreme integer for max / min)."""
     if kind in ("sum", "prod"):
         return literal(kind == "prod", dtype)
-    low = kind == "max"
+    low = kind in ("max", "maximum")
     if dtype is DType.BOOL:
         return literal(not low, dtype)
     if dtype.is_float:
@@ -98,10 +109,10 @@ def identity(kind: Kind, dtype: DType) -> Any:
     return literal(int(limits.min if low else limits.max), dtype)
 
 
-def combine(kind: Kind, a: Any, b: Any) -> Any:
-    """One step of a reduction."""
+def combine(kind: Combine, a: Any, b: Any) -> Any:
+    """One step of a reduction: what was combined so far, and the next term."""
     if kind == "sum":
         return a + b
     if kind == "prod":
         return a * b
-    return tirx.max(a, b) if kind == "max" else tirx.min(a, b)
+    return FUNCTIONS[kind](b, a)  # what decides about NaN looks at the term, beside the chain of steps

@@ -104,8 +104,8 @@ class Celu(Unary):
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         alpha = emit.const(site.float("alpha"), site.results[0].dtype)
-        below = exponential_part(emit, site, x[0] / alpha)
-        return positive_part(emit, site, x[0]) + negative_part(emit, site, alpha * below)
+        below = emit.call("exp", negative_part(emit, site, x[0]) / alpha) - emit.const(1, site.results[0].dtype)
+        return positive_part(emit, site, x[0]) + alpha * below
 
 
 class Sigmoid(Called):

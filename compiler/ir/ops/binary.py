@@ -9,18 +9,23 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.ir.graph import Node, Operands, Site
-from compiler.ir.op import Emitter, Expr
+from compiler.ir.op import Emitter, Expr, Tensor
 from compiler.ir.ops.elementwise import Broadcast, check, check_choice
 from compiler.ir.types import DType, TensorType
 
 
 def truncated_quotient(emit: Emitter, dtype: DType, a: Expr, b: Expr) -> Expr:
-    """a / b of integers, rounded towards zero as in C."""
+    """a / b of integers, rounded towards zero as in C; 0 where b is 0, wrapped around where it does not fit.
+
+    Processors trap on both, and data must not be able to end the program that calls.
+    """
+    zero, one = emit.const(0, dtype), emit.const(1, dtype)
     if dtype.numpy.kind == "u":
-        return a // b
-    zero = emit.const(0, dtype)
-    magnitude = emit.call("abs", a) // emit.call("abs", b)
-    return emit.select(emit.call("xor", a < zero, b < zero), zero - magnitude, magnitude)
+        return emit.select(b == zero, zero, emit.call("quotient", a, emit.select(b == zero, one, b)))
+    minus = emit.const(-1, dtype)
+    trapped = emit.call("or", b == zero, b == minus)
+    whole = emit.call("quotient", a, emit.select(trapped, one, b))
+    return emit.select(b == zero, zero, emit.select(b == minus, zero - a, whole))
 
 
 class Add(Broadcast):
@@ -51,7 +56,7 @@ class Mul(Broadcast):
 
 
 class Div(Broadcast):
-    """a / b; integers are rounded towards zero."""
+    """a / b; integers are rounded towards zero, and anything by zero is zero."""
 
     name = "Div"
 
@@ -61,7 +66,10 @@ class Div(Broadcast):
 
 
 class Mod(Broadcast):
-    """Remainder of a / b with the sign of b, or with the sign of a as in C when `fmod` is set."""
+    """Remainder of a / b with the sign of b, or with the sign of a as in C when `fmod` is set.
+
+    Of integers, the remainder by zero is zero.
+    """
 
     name = "Mod"
 
@@ -72,18 +80,28 @@ class Mod(Broadcast):
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype, (a, b) = site.results[0].dtype, x
-        rest = emit.call("fmod", a, b) if dtype.is_float else a - truncated_quotient(emit, dtype, a, b) * b
+        zero = emit.const(0, dtype)
+        if dtype.is_float:
+            rest = emit.call("fmod", a, b)
+        else:
+            rest = emit.select(b == zero, zero, a - truncated_quotient(emit, dtype, a, b) * b)
         if site.int("fmod") or dtype.numpy.kind == "u":
             return rest
-        zero = emit.const(0, dtype)
         differ = emit.call("and", rest != zero, emit.call("xor", rest < zero, b < zero))
         return emit.select(differ, rest + b, rest)
 
 
 class Pow(Broadcast):
-    """a to the power b, in the type of a."""
+    """a to the power b, in the type of a; integers by way of float64, as onnxruntime does it."""
 
     name = "Pow"
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        a, b = arrays[:2]
+        assert a is not None and b is not None
+        if a.dtype.kind == "i" and b.dtype.kind == "i" and (b < 0).any():  # numpy has no such powers
+            return (np.power(a.astype(np.float64), b).astype(a.dtype),)
+        return super().evaluate(site, arrays)
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         power, dtype = whole_power(site), site.results[0].dtype
@@ -142,21 +160,21 @@ class Mean(Folded):
 
 
 class Max(Folded):
-    """Largest of all operands."""
+    """Largest of all operands, NaN where one is."""
 
     name = "Max"
 
     def combine(self, emit: Emitter, a: Expr, b: Expr) -> Expr:
-        return emit.call("max", a, b)
+        return emit.call("maximum", a, b)
 
 
 class Min(Folded):
-    """Smallest of all operands."""
+    """Smallest of all operands, NaN where one is."""
 
     name = "Min"
 
     def combine(self, emit: Emitter, a: Expr, b: Expr) -> Expr:
-        return emit.call("min", a, b)
+        return emit.call("minimum", a, b)
 
 
 class Clip(Broadcast):
@@ -171,11 +189,21 @@ class Clip(Broadcast):
     def flops(self, site: Site) -> int:
         return (len(site.operands.present()) - 1) * site.results[0].size
 
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """Bounds of one entry may have axes, also more of them than x."""
+        bounds = [None if t is None else _only_entry(emit, t) for t in tensors[1:]]
+        return super().lower(emit, site, tensors[0], *bounds)
+
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         value, bounds = x[0], list(x[1:])
         if site.operands.optional(1) is not None:
             value = emit.call("max", bounds.pop(0), value)
         return emit.call("min", bounds[0], value) if bounds else value
+
+
+def _only_entry(emit: Emitter, tensor: Tensor) -> Tensor:
+    """A tensor of one entry as a scalar."""
+    return emit.compute((), tensor.dtype, lambda: tensor(*(0,) * len(tensor.shape))) if tensor.shape else tensor
 
 
 class Bitwise(Broadcast):

@@ -144,7 +144,7 @@ class ConvTranspose(Convolving):
             sizes = zip(spatial, full["strides"], kernel, full["dilations"], extra, wanted, strict=False)
             total = [s * (i - 1) + e + (k - 1) * d + 1 - want for i, s, k, d, e, want in sizes]
             extra = [e + max(-t, 0) for e, t in zip(extra, total, strict=True)]
-            full["pads"] = split_pads([max(t, 0) for t in total], auto != "SAME_LOWER" and auto != "NOTSET")
+            full["pads"] = split_pads([max(t, 0) for t in total], auto == "SAME_UPPER")
         return {**full, "output_padding": tuple(extra)}
 
     def macs(self, site: Site) -> int:

@@ -90,14 +90,17 @@ class Pad(Static, Movement):
     def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
         check_choice(node, "mode", "constant", "edge", "reflect", "wrap")
         types = super().infer(node, operands, count)
-        shape, filled = types[0].shape, node.attrs["mode"] == "constant" or operands[0].size
+        shape, filled = types[0].shape, node.attrs["mode"] == "constant" or not types[0].size
         check(node, min(shape, default=0) >= 0, f"negative pads leave {shape} of {operands[0].shape}")
-        check(node, bool(filled or not types[0].size), "an empty tensor has no edge to repeat")
+        left = [
+            n + min(a, 0) + min(b, 0) for n, (a, b) in zip(operands[0].shape, self._pads(operands), strict=True)
+        ]
+        check(node, filled or min(left, default=1) > 0, "nothing is left whose edge could be repeated")
         return types
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y = site.operands[0], site.results[0]
-        for dim, (low, high) in enumerate(self._pads(site)):
+        for dim, (low, high) in enumerate(self._pads(site.operands)):
             if not low and not high:
                 yield identity(x, dim, y, dim)
             elif site.str("mode") == "constant" and min(low, high) >= 0:
@@ -108,14 +111,14 @@ class Pad(Static, Movement):
                 yield entrywise(Axis(site.node.ref, f"fill{dim}"), y.axis(dim), fill)
 
     def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
-        x, y, pads = site.operands[0], site.results[0], self._pads(site)
+        x, y, pads = site.operands[0], site.results[0], self._pads(site.operands)
         if min((min(p) for p in pads), default=0) < 0 or site.str("mode") != "constant":
             return Rebuilt(site.attrs)
         ends = [
             (int(np.sum(kept.of(y, d) < low)), int(np.sum(kept.of(y, d) >= low + x.shape[d])))
             for d, (low, _) in enumerate(pads)
         ]
-        axes = self._axes(site)
+        axes = self._axes(site.operands)
         return Rebuilt(site.attrs, {1: np.array([ends[d][side] for side in (0, 1) for d in axes], np.int64)})
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
@@ -133,7 +136,7 @@ class Pad(Static, Movement):
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y = required(tensors), site.results[0]
         fill = (*tensors, None, None)[2]
-        pads, constant = self._pads(site), site.str("mode") == "constant"
+        pads, constant = self._pads(site.operands), site.str("mode") == "constant"
         tables = [emit.constant(t) for t in self._tables(site)] if not constant else []
 
         def element(*at: Expr) -> Expr:
@@ -153,16 +156,16 @@ class Pad(Static, Movement):
         x_size = site.operands[0].size
         return (emit.compute(y.shape, y.dtype, element),)
 
-    def _axes(self, site: Site) -> list[int]:
-        axes, rank = site.operands.optional(3), site.operands[0].rank
+    def _axes(self, operands: Operands) -> list[int]:
+        axes, rank = operands.optional(3), operands[0].rank
         if axes is None:
             return list(range(rank))
         return [positive(int(a), rank) for a in axes.constant.reshape(-1)]
 
-    def _pads(self, site: Site) -> list[tuple[int, int]]:
+    def _pads(self, operands: Operands) -> list[tuple[int, int]]:
         """(begin, end) of every axis."""
-        axes, flat = self._axes(site), site.operands[1].constant.reshape(-1)
-        pads = [(0, 0)] * site.operands[0].rank
+        axes, flat = self._axes(operands), operands[1].constant.reshape(-1)
+        pads = [(0, 0)] * operands[0].rank
         for i, dim in enumerate(axes):
             pads[dim] = (int(flat[i]), int(flat[i + len(axes)]))
         return pads
@@ -170,7 +173,7 @@ class Pad(Static, Movement):
     def _tables(self, site: Site) -> list[np.ndarray]:
         """Source position of every result position, per axis; -1 where the fill value stands."""
         mode, tables = site.str("mode"), []
-        for size, (low, high) in zip(site.operands[0].shape, self._pads(site), strict=True):
+        for size, (low, high) in zip(site.operands[0].shape, self._pads(site.operands), strict=True):
             entries = np.arange(size, dtype=np.int32)[max(-low, 0) : size - max(-high, 0)]
             width = (max(low, 0), max(high, 0))
             if mode == "constant":

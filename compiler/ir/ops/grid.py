@@ -124,6 +124,9 @@ class GridSample(Op):
         if site.str("mode") == "cubic" and site.str("padding_mode") == "border":
             # onnx.reference clamps the position too; a border of equal entries gives what the standard says
             x, grid = _framed(x, grid, bool(site.int("align_corners")))
+        if site.str("padding_mode") == "reflection":  # onnx.reference cannot mirror at the two ends of one entry
+            for axis in (d for d in range(2, x.ndim) if x.shape[d] == 1):
+                x = x.repeat(2, axis)
         return super().evaluate(site, (x, grid))
 
     def flops(self, site: Site) -> int:

@@ -6,14 +6,14 @@ clamped to the axis, so that no input can make the compiled code read outside a 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from compiler.ir.graph import Attrs, Node, Operands, Site, Value
-from compiler.ir.op import Emitter, Expr, Kept, Op, Rebuilt, Tensor, Tie, entrywise, identity
+from compiler.ir.op import Combine, Emitter, Expr, Kept, Op, Rebuilt, Tensor, Tie, entrywise, identity
 from compiler.ir.ops.elementwise import Movement, Static, check, check_choice, limits, positive, required
-from compiler.ir.ops.reduce import Combine
 from compiler.ir.types import DType, TensorType
 
 INDEX = DType.INT64
@@ -176,7 +176,7 @@ def combined(emit: Emitter, how: str, old: Expr, new: Expr) -> Expr:
     """One update of an element."""
     if how == "add":
         return old + new
-    return old * new if how == "mul" else emit.call(how, old, new)
+    return old * new if how == "mul" else emit.call(f"{how}imum", old, new)
 
 
 def reducer(how: str, dtype: DType) -> tuple[Combine, float | int]:
@@ -185,8 +185,8 @@ def reducer(how: str, dtype: DType) -> tuple[Combine, float | int]:
     table: dict[str, tuple[Combine, float | int]] = {
         "add": ("sum", 0),
         "mul": ("prod", 1),
-        "max": ("max", low),
-        "min": ("min", high),
+        "max": ("maximum", low),
+        "min": ("minimum", high),
     }
     return table[how]
 
@@ -204,6 +204,16 @@ class Scatter(Op):
 
     def flops(self, site: Site) -> int:
         return 0 if site.str("reduction") == "none" else site.operands[2].size
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, y = required(tensors), site.results[0]
+        if not site.operands[2].size:
+            return (emit.compute(y.shape, y.dtype, lambda *at: x(*at)),)
+        return self.updated(emit, site, x, required(tensors, 1), required(tensors, 2))
+
+    @abc.abstractmethod
+    def updated(self, emit: Emitter, site: Site, x: Tensor, indices: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
+        """The result where there are updates."""
 
     def scattered(
         self,
@@ -274,8 +284,7 @@ class ScatterND(Scatter):
             yield identity(x, dim, y, dim)
             yield identity(updates, outer + dim - depth, y, dim)
 
-    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        x, table, updates = required(tensors), required(tensors, 1), required(tensors, 2)
+    def updated(self, emit: Emitter, site: Site, x: Tensor, table: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
         indices, rank = site.operands[1], len(x.shape)
         depth, extents = indices.shape[-1], indices.shape[:-1]
         if indices.data is not None and site.str("reduction") == "none":
@@ -321,10 +330,9 @@ class ScatterElements(AxisOp, Scatter):
     def ties(self, site: Site) -> Iterator[Tie]:
         return iter(())
 
-    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        x, updates, axis = required(tensors), required(tensors, 2), site.int("axis")
-        indices = site.operands[1]
-        where = positions(emit, indices, required(tensors, 1), x.shape[axis])
+    def updated(self, emit: Emitter, site: Site, x: Tensor, table: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
+        indices, axis = site.operands[1], site.int("axis")
+        where = positions(emit, indices, table, x.shape[axis])
 
         def hits(*i: Expr) -> Expr:
             at, k = i[:-1], i[-1]
@@ -387,8 +395,8 @@ class OneHot(Static, Movement):
 class TopK(Static, AxisOp):
     """The constant k (operand 1) largest or smallest entries of `axis` and their positions, best first.
 
-    Equal entries keep their order. Lowered by counting, for each entry, those that come before it: n * n
-    comparisons, no sorting.
+    Equal entries keep their order, and NaN is larger than any number. Lowered by counting, for each entry, those
+    that come before it: n * n comparisons, no sorting.
     """
 
     name = "TopK"
@@ -425,8 +433,13 @@ class TopK(Static, AxisOp):
         def ahead(*i: Expr) -> Expr:
             at, k = i[:-1], i[-1]
             mine, other = x(*at), x(*at[:axis], k, *at[axis + 1 :])
-            better = other > mine if site.int("largest") else other < mine
-            earlier = emit.call("and", other == mine, k < at[axis])
+            best, least = (other, mine) if site.int("largest") else (mine, other)
+            better, equal = _above(emit, x.dtype, best, least), other == mine
+            if x.dtype.is_float:
+                equal = emit.call(
+                    "or", equal, emit.call("and", emit.call("isnan", other), emit.call("isnan", mine))
+                )
+            earlier = emit.call("and", equal, k < at[axis])
             return emit.cast(emit.call("or", better, earlier), DType.INT32)
 
         rank = emit.reduce(x.shape, DType.INT32, [size], "sum", ahead)
@@ -442,3 +455,11 @@ class TopK(Static, AxisOp):
             return x(*at[:axis], index(*at), *at[axis + 1 :])
 
         return emit.compute(y.shape, y.dtype, value), index
+
+
+def _above(emit: Emitter, dtype: DType, a: Expr, b: Expr) -> Expr:
+    """Whether a > b, where NaN is above every number."""
+    if not dtype.is_float:
+        return a > b
+    only = emit.call("and", emit.call("isnan", a), emit.call("not", emit.call("isnan", b)))
+    return emit.call("or", a > b, only)

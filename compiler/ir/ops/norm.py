@@ -38,6 +38,10 @@ class BatchNormalization(Normalisation):
                 "BatchNormalization with training_mode=1 computes statistics of the batch; export the model for "
                 "inference (in PyTorch: model.eval() before export)"
             )
+        if operands[0].rank < 2:
+            raise UnsupportedModelError(
+                "BatchNormalization of a tensor without channels (one axis); give it the shape [N, 1]"
+            )
         return {"epsilon": 1e-5, "momentum": 0.9, "training_mode": 0, **attrs}
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:

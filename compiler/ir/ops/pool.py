@@ -80,12 +80,14 @@ class MaxPool(Pool):
         x, windows = arrays[0], Windows.of(site)
         assert x is not None
         best = np.full(site.results[0].shape, limits(site.results[0].dtype)[0], x.dtype)
-        winner = np.zeros(best.shape, np.int64)
-        for number, view in enumerate(windows.views(x, limits(site.results[0].dtype)[0])):
-            higher = view > best
-            best, winner = np.where(higher | (view != view), view, best), np.where(higher, number, winner)
+        for view in windows.views(x, limits(site.results[0].dtype)[0]):
+            best = np.where((view > best) | (view != view), view, best)
         if len(site.results) == 1:
             return (best,)
+        winner = np.full(best.shape, -1)
+        real = windows.views(np.ones(x.shape, bool), False)
+        for number, (view, inside) in enumerate(zip(windows.views(x, 0), real, strict=True)):
+            winner = np.where((winner < 0) & inside & ((view == best) | (view != view)), number, winner)
         at = np.indices(best.shape)
         tap = np.unravel_index(winner, windows.kernel)
         where = [

@@ -5,17 +5,15 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from compiler.ir.graph import Attrs, Node, Operands, Site
-from compiler.ir.op import Emitter, Expr, Kind, Op, Tensor, Tie, identity
+from compiler.ir.op import Combine, Emitter, Expr, Kind, Op, Tensor, Tie, identity
 from compiler.ir.ops.binary import truncated_quotient
 from compiler.ir.ops.elementwise import Static, check, positive, required
 from compiler.ir.types import Axis, DType, TensorType
-
-Combine = Literal["sum", "max", "min", "prod"]
 
 
 def reduced_axes(site: Site) -> tuple[int, ...]:
@@ -142,18 +140,18 @@ class ReduceMean(Reduce):
 
 
 class ReduceMax(Reduce):
-    """Largest; of booleans, any."""
+    """Largest, NaN where there is one; of booleans, any."""
 
     name = "ReduceMax"
-    combine = "max"
+    combine = "maximum"
     kind = None
 
 
 class ReduceMin(Reduce):
-    """Smallest; of booleans, all."""
+    """Smallest, NaN where there is one; of booleans, all."""
 
     name = "ReduceMin"
-    combine = "min"
+    combine = "minimum"
     kind = None
 
 
@@ -246,9 +244,12 @@ class ReduceLogSumExp(Reduce):
 
 
 class ArgReduce(Op):
-    """Position of the extreme entry along `axis`: the first, or the last with `select_last_index`."""
+    """Position of the extreme entry along `axis`: the first, or the last with `select_last_index`.
 
-    combine: ClassVar[Literal["max", "min"]]
+    NaN is more extreme than any number.
+    """
+
+    combine: ClassVar[Combine]
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
         return {**attrs, "axis": positive(attrs["axis"], operands[0].rank)}
@@ -283,7 +284,10 @@ class ArgReduce(Op):
         def position(*at: Expr) -> Expr:
             index = outer_index(at[:-1], len(x.shape), (axis,), site.int("keepdims"))
             value = x(*(index.get(d, at[-1]) for d in range(len(x.shape))))
-            return emit.select(value == peak(*at[:-1]), emit.cast(at[-1], DType.INT64), absent)
+            found = value == peak(*at[:-1])
+            if x.dtype.is_float:
+                found = emit.call("or", found, emit.call("isnan", value))
+            return emit.select(found, emit.cast(at[-1], DType.INT64), absent)
 
         return (emit.reduce(y.shape, y.dtype, [size], "max" if last else "min", position),)
 
@@ -292,7 +296,7 @@ class ArgMax(ArgReduce):
     """Position of the largest entry."""
 
     name = "ArgMax"
-    combine = "max"
+    combine = "maximum"
 
     def extreme(self, array: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray(np.argmax(array, axis=axis))
@@ -302,7 +306,7 @@ class ArgMin(ArgReduce):
     """Position of the smallest entry."""
 
     name = "ArgMin"
-    combine = "min"
+    combine = "minimum"
 
     def extreme(self, array: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray(np.argmin(array, axis=axis))
@@ -320,6 +324,11 @@ class CumSum(Static):
         axis, rank = operands[1].constant, operands[0].rank
         check(node, axis.size == 1 and -rank <= int(axis.reshape(-1)[0]) < rank, f"axis {axis} of rank {rank}")
         return super().infer(node, operands, count)
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, axis = arrays[0], arrays[1]
+        assert axis is not None
+        return super().evaluate(site, (x, axis.reshape(())))  # onnx.reference takes no vector of one axis
 
     def flops(self, site: Site) -> int:
         return site.results[0].size

@@ -24,7 +24,7 @@ class Neg(Unary):
 
 
 class Sign(Unary):
-    """1 where x > 0, -1 where x < 0, else 0."""
+    """1 where x > 0, -1 where x < 0, else 0; NaN stays."""
 
     name = "Sign"
     cost = 2
@@ -32,7 +32,8 @@ class Sign(Unary):
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype = site.results[0].dtype
         zero = emit.const(0, dtype)
-        return emit.cast(x[0] > zero, dtype) - emit.cast(x[0] < zero, dtype)
+        sign = emit.cast(x[0] > zero, dtype) - emit.cast(x[0] < zero, dtype)
+        return emit.select(emit.call("isnan", x[0]), x[0], sign) if dtype.is_float else sign
 
 
 class Reciprocal(Unary):
