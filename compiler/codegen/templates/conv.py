@@ -191,15 +191,13 @@ class ConvLoops:
         ]
         for _, _, o, k in cells:
             self.acc.put(k, self.out.bias(panel * self.vectors + o))
-        if self.s.prefetch:
-            for h, u, o, _ in cells:
-                self.out.prefetch((n, panel * self.vectors + o, row + h, columns[0] + u))
         if self.s.grouping is None:
             self._every_block(n, panel, row, columns, cells)
         else:
             skipped = self.s.grouping.first_block(panel, T.min)
             with T.serial(self.s.grouping.span) as block:
                 at = _Place(0, n, panel, row, columns, block, 0, self.s.grouping.block, skipped)
+                self._ask_for_results(at, self.s.grouping.span)
                 self._block(at, cells)
         for h, u, o, k in cells:
             self.out.store((n, panel * self.vectors + o, row + h, columns[0] + u), self.acc.get(k))
@@ -214,11 +212,26 @@ class ConvLoops:
                 with T.serial(full // step) as i:
                     for block in range(step):
                         at = _Place(segment, n, panel, row, columns, i * step + block, first, x.block)
+                        if segment == 0:
+                            self._ask_for_results(at, full)
                         self._block(at, cells)
             if rest:
                 last = tirx.IntImm("int32", full)
                 self._block(_Place(segment, n, panel, row, columns, last, first, rest), cells)
             first += x.channels
+
+    def _ask_for_results(self, at: _Place, blocks: int) -> None:
+        """Prefetch a share of what the tile will write, one share for each of the first `blocks` of the input: more
+        lines at once than the core can wait for would hold up the sums."""
+        if not self.s.prefetch:
+            return
+        count = self.rows * at.columns[1] * self.vectors
+        share = -(-count // blocks)
+        for k in range(share):
+            cell = T.min(at.block * share + k, tirx.IntImm("int32", count - 1))
+            place, o = tirx.truncdiv(cell, self.vectors), tirx.truncmod(cell, self.vectors)
+            h, u = tirx.truncdiv(place, at.columns[1]), tirx.truncmod(place, at.columns[1])
+            self.out.prefetch((at.n, at.panel * self.vectors + o, at.row + h, at.columns[0] + u))
 
     def _blocks_at_once(self, blocks: int) -> int:
         """Blocks of a 1x1 that are unrolled: where one block is one step, loop control would be a sixth of it."""
