@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,6 @@ Say = Callable[[str], None]
 
 WARM_UP = 0.05
 """Share of all steps in which the learning rate rises from zero."""
-
-
-USUAL = 0.05
-"""Root mean square of a weight tensor from which on it takes the whole learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,7 @@ class Training:
         self._train, self._held_out = train, held_out
         self._file, self._say = checkpoint, say
         self._steps = max(1, -(-len(train) // recipe.batch))
-        self._optimizer = adam(net.weights.values(), recipe.rate)
+        self._optimizer = adam(net, recipe.rate)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate(step, self._steps * recipe.epochs)
         )
@@ -196,25 +192,26 @@ class Training:
         self._say(f"distil: continues after epoch {len(self._losses) - 1}")
 
 
-def adam(weights: Iterable[torch.nn.Parameter], rate: float) -> torch.optim.Adam:
+def adam(net: TorchNet, rate: float) -> torch.optim.Adam:
     """Adam whose steps stay small beside the weights.
 
     A step of Adam has the size of its rate whatever the weights are. What reads values of 0..255 has weights of a
-    few thousandths, and the step that trains the other layers would leave nothing of them. So a tensor below USUAL
-    takes its rate in proportion, as relative step sizes do (Shazeer & Stern 2018, arXiv 1804.04235, section 8).
+    few thousandths, and the step that trains the other layers would leave nothing of them. So a tensor takes its
+    rate in proportion to its own size where that is below what inputs of unit size ask for, as relative step sizes
+    do (Shazeer & Stern 2018, arXiv 1804.04235, section 8).
     """
     groups: dict[float, list[torch.nn.Parameter]] = {}
-    for weight in weights:
-        groups.setdefault(_share_of_rate(weight), []).append(weight)
+    for ref, weight in net.weights.items():
+        groups.setdefault(_share_of_rate(weight, net.terms.get(ref, 0)), []).append(weight)
     return torch.optim.Adam([{"params": group, "lr": rate * share} for share, group in groups.items()], lr=rate)
 
 
-def _share_of_rate(weight: Tensor) -> float:
-    """1 for constants and for tensors of usual size; elements that are left out do not count."""
+def _share_of_rate(weight: Tensor, terms: float) -> float:
+    """Root mean square over 1 / sqrt(terms), at most 1; elements that are left out do not count."""
     there = weight.detach()[weight.detach() != 0]
-    if sum(n > 1 for n in weight.shape) < 2 or not len(there):
+    if not terms or not len(there):
         return 1.0
-    return min(1.0, float(there.double().square().mean().sqrt()) / USUAL)
+    return min(1.0, float((there.double().square().mean() * terms).sqrt()))
 
 
 def learning_rate(step: int, steps: int) -> float:

@@ -61,9 +61,21 @@ def _learnt(graph: Graph, site: Site) -> Iterator[Value]:
             yield from (v for _, v in site.operands.present())
 
 
+def terms(graph: Graph) -> dict[ValueRef, float]:
+    """Matrix of a product operator -> products that one of its results adds up; the most, where several read it."""
+    found: dict[ValueRef, float] = {}
+    for site in graph.sites():
+        if isinstance(site.node.op, MacOp):
+            each = site.node.op.macs(site) / max(site.results[0].size, 1)
+            for value in _learnt(graph, site):
+                if sum(n > 1 for n in value.shape) > 1:
+                    found[value.ref] = max(each, found.get(value.ref, 0.0))
+    return found
+
+
 class TorchNet:
-    """`graph` on `device`. `weights`: what can be trained, by name; zeros that a sparse encoding or `keep` leaves
-    out stay zero (`keep_zeros`).
+    """`graph` on `device`. `weights`: what can be trained, by name; `terms`: how many products its results add up.
+    Zeros that a sparse encoding or `keep` leaves out stay zero (`keep_zeros`).
     """
 
     def __init__(self, graph: Graph, device: str | torch.device = "cpu") -> None:
@@ -72,6 +84,7 @@ class TorchNet:
         self._emit = TorchEmitter(self.device)
         self._sites = tuple(graph.sites())
         self.weights: dict[ValueRef, torch.nn.Parameter] = {}
+        self.terms = terms(graph)
         self._masks: dict[ValueRef, Tensor] = {}
         for value in weights(graph):
             data = self._tensor(value.constant)

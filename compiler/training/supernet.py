@@ -46,7 +46,7 @@ class Supernet:
 
     def train(self, epochs: float, rate: float) -> None:
         """Adam at a constant rate for a number of epochs, which may be a fraction."""
-        optimizer = adam(self._net.weights.values(), rate)
+        optimizer = adam(self._net, rate)
         for _ in range(max(1, round(epochs * len(self._train) / BATCH))):
             part = self._train.at(self._next_rows())
             optimizer.zero_grad()
