@@ -12,11 +12,11 @@ import numpy as np
 UNLABELLED = 255
 """Label of a face that nobody has labelled for a task."""
 
-TRAINED, CHOSEN, REPORTED = 2000, 3000, 4000
-"""Most faces that are trained on, that choose a budget, and that report."""
+TRAINED, CHOSEN, REPORTED = 256, 2500, 3000
+"""Most faces that networks are fitted on, that choose a budget, and that report."""
 
 SPLIT = (0.25, 0.6)
-"""Shares of the people at which training ends and choosing ends."""
+"""Shares of the people at which fitting ends and choosing ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Faces:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """Faces to train on, of which no label is used, to choose by, and to report on: no person is in two of them."""
+    """Faces to fit on, of which no label is used, to choose by, and to report on: no person is in two of them."""
 
     unlabelled: np.ndarray
     selection: Faces

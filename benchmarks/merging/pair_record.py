@@ -49,11 +49,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Networks over one face. `loss`: of `distil` and `narrow`."""
+    """Networks over one face."""
 
     what: str
     tasks: Mapping[str, Task]
-    loss: str
 
     def release(self) -> dict[str, Any]:
         """A release file that joins the networks over one RGB face."""
@@ -77,7 +76,6 @@ PAIRS = {
                 "ssrnet_gender_imdb.onnx", BGR, percent_right(lambda y: y[:, 0] < 0.5, "gender"), 0.5, ACCURACY
             ),
         },
-        "mse",
     ),
     "minixc": Pair(
         "mini-XCEPTION, emotion and gender (Arriaga et al. 2017); LFW gender, LFW smile where the emotion is happy",
@@ -93,7 +91,6 @@ PAIRS = {
                 "minixc_gender.onnx", GREY, percent_right(lambda y: y.argmax(1) == WOMAN, "gender"), 0.5, ACCURACY
             ),
         },
-        "kl",
     ),
 }
 """Name on the command line -> pair."""
@@ -101,12 +98,20 @@ PAIRS = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A network of a sweep: multiply-adds of every subset, scores of every task on both groups of people."""
+    """A network that some passes have made: multiply-adds of every subset, scores of every task on the people who
+    choose and on those who report, minutes that it took.
+    """
 
-    share: float
+    pipeline: Sequence[str]
     macs: Mapping[str, int]
     selection: Mapping[str, float]
     report: Mapping[str, float]
+    minutes: float
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready, scores to a thousandth."""
+        scores = {n: {t: round(v, 3) for t, v in getattr(self, n).items()} for n in ("selection", "report")}
+        return asdict(self) | scores
 
 
 def smallest(pair: Pair, before: Point, points: Sequence[Point]) -> Point | None:
@@ -116,7 +121,7 @@ def smallest(pair: Pair, before: Point, points: Sequence[Point]) -> Point | None
         lost = {t: before.selection[t] - point.selection[t] for t in pair.tasks}
         return all(lost[t] <= task.limit for t, task in pair.tasks.items())
 
-    return min(filter(kept, points), key=lambda p: p.share, default=None)
+    return min(filter(kept, points), key=lambda p: sum(p.macs.values()), default=None)
 
 
 def family_record(
@@ -135,16 +140,16 @@ def family_record(
         "what": pair.what,
         "tasks": list(pair.tasks),
         "scores": {t: {"unit": k.unit, "limit": k.limit} for t, k in pair.tasks.items()},
-        "accuracy_single": before.report,
-        "accuracy_merged": None if ours is None else ours.report,
+        "accuracy_single": before.record()["report"],
+        "accuracy_merged": None if ours is None else ours.record()["report"],
         "fewer_macs_together": None if ours is None else round(before.macs[both] / ours.macs[both], 3),
         "wanted": LESS,
         "subsets": [
             {"tasks": q.split("+"), "macs": {m: None if p is None else p.macs[q] for m, p in costs.items()}}
             for q in before.macs
         ],
-        "methods": {m: None if p is None else asdict(p) for m, p in costs.items()},
-        "points": {m: [asdict(p) for p in points] for m, points in sweeps.items()},
+        "methods": {m: None if p is None else p.record() for m, p in costs.items()},
+        "points": {m: [p.record() for p in points] for m, points in sweeps.items()},
     }
 
 

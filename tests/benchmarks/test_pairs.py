@@ -27,15 +27,15 @@ PAIR = Pair(
         "a": Task("a.onnx", (), moved, 1.0, "years"),
         "b": Task("b.onnx", (), percent_right(lambda y: y[:, 0] > 0, "b"), 0.5, "percent"),
     },
-    "mse",
 )
 
 
-def point(share: float, a: float, b: float, both: int) -> Point:
-    return Point(share, {"a": both, "b": both, "a+b": both}, {"a": a, "b": b}, {"a": a - 0.1, "b": b - 1})
+def point(a: float, b: float, both: int) -> Point:
+    macs = {"a": both, "b": both, "a+b": both}
+    return Point(["pass"], macs, {"a": a, "b": b}, {"a": a - 0.1, "b": b - 1}, 1.0)
 
 
-BEFORE = point(1.0, 0.0, 90.0, 1000)
+BEFORE = point(0.0, 90.0, 1000)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -59,17 +59,17 @@ def test_moved_is_the_mean_distance_below_zero():
 
 
 def test_the_cheapest_point_within_every_limit_counts():
-    points = [point(0.8, -0.2, 89.9, 800), point(0.5, -0.9, 89.6, 500), point(0.3, -1.1, 90.0, 300)]
+    points = [point(-0.2, 89.9, 800), point(-0.9, 89.6, 500), point(-1.1, 90.0, 300)]
     assert smallest(PAIR, BEFORE, points) is points[1]
-    assert smallest(PAIR, BEFORE, [point(0.4, 0.0, 89.4, 400)]) is None
+    assert smallest(PAIR, BEFORE, [point(0.0, 89.4, 400)]) is None
 
 
 def test_the_record_says_what_both_together_save_and_the_table_marks_it():
-    points = [point(0.8, -0.2, 89.9, 800), point(0.3, -5.0, 70.0, 300)]
+    points = [point(-0.2, 89.9, 800), point(-5.0, 70.0, 300)]
     chosen = {"lattice": points[0], "separate": None}
     record = family_record("pair", PAIR, BEFORE, chosen, {"lattice": points, "separate": points[1:]})
     assert record["fewer_macs_together"] == 1.25
-    assert record["accuracy_merged"] == points[0].report and record["accuracy_single"] == BEFORE.report
+    assert record["accuracy_merged"] == {"a": -0.3, "b": 88.9} and record["accuracy_single"] == BEFORE.report
     assert record["subsets"][-1] == {
         "tasks": ["a", "b"],
         "macs": {"original": 1000, "lattice": 800, "separate": None},
