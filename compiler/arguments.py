@@ -150,6 +150,17 @@ def _release_name(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", default="", help="name of the release, part of C names; default: the file's")
 
 
+def _seed(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=_natural, default=0, metavar="N", help="of drawn inputs and random choices")
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: give 0 or a positive whole number")
+    return number
+
+
 def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs")
     p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
@@ -159,12 +170,10 @@ def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names that must keep their size"
     )
-    p.add_argument("--seed", type=int, default=0)
 
 
 def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("--range", action="append", default=[], metavar="NAME:LO:HI", help="uniform values of an input")
-    p.add_argument("--seed", type=int, default=0)
 
 
 def _run_arguments(p: argparse.ArgumentParser) -> None:
@@ -267,7 +276,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "prune",
         f"{_GRAPHS}:prune",
         "remove channels to a budget, ONNX in and out",
-        (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _prune, _output(True, "ONNX file")),
+        (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _prune, _seed, _output(True, "ONNX file")),
     ),
     (
         "explain plan",
@@ -323,7 +332,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "verify",
         f"{_BUILDS}:verify",
         "compare a model's imported, exported and compiled results with onnxruntime, or check a bundle",
-        (_path("MODEL.onnx|BUNDLE"), _config, _input, _target, _verify),
+        (_path("MODEL.onnx|BUNDLE"), _config, _input, _target, _verify, _seed),
     ),
     (
         "run",

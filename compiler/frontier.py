@@ -65,6 +65,7 @@ class Request:
             raise ConfigError(f"budgets are shares between 0 and 1 of the original's cost, not {wrong or 'none'}")
         if not 0 < self.seconds < math.inf:
             raise ConfigError(f"give the seconds to measure for, more than 0, not {self.seconds:g}")
+        self.at(self.shares[0], self.target)  # before anything is read or written
 
     def at(self, value: float, target: str) -> Pass:
         """The pass with a budget; ConfigError where it takes none in this quantity."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compiler.cost.count import totals
-from compiler.errors import CompilerError, PassError, VerifyError
+from compiler.errors import CompilerError, ConfigError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.text import digest
@@ -111,7 +111,7 @@ class Pipeline:
         use = use or Resources()
         records = []
         if stop_after is not None and all(p.name != stop_after for p in self.passes):
-            raise PassError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
+            raise ConfigError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
         known = Facts.of(graph)
         for number, pass_ in enumerate(tracked(use.say, "passes", self.passes), 1):
             use.say(f"pass {number} of {len(self.passes)}: {pass_}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.errors import ConfigError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.passes import REGISTRY, find
 from compiler.passes.base import Pass, Refusal, Resources
@@ -142,7 +142,7 @@ def test_records_observers_and_order():
 def test_stop_after():
     _, records = Pipeline.parse(DEFAULT[:4]).run(network(), stop_after="fold-batch-norm")
     assert [r.name for r in records] == ["fold-constants", "fold-batch-norm"]
-    with pytest.raises(PassError, match="no pass 'nest'"):
+    with pytest.raises(ConfigError, match="no pass 'nest'"):
         Pipeline.parse(DEFAULT[:4]).run(network(), stop_after="nest")
 
 

@@ -24,7 +24,16 @@ from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import find_target
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, targets_in
-from compiler.commands.common import config_of, cost_grid, output_file, ranges_of, refusal_grid, shapes_of, tasks_of
+from compiler.commands.common import (
+    config_of,
+    cost_grid,
+    output_file,
+    ranges_of,
+    refusal_grid,
+    shapes_of,
+    tasks_of,
+    without_target,
+)
 from compiler.compile import Compiled, FailedGates, build, compile_release
 from compiler.cost.combine import MOST_TASKS
 from compiler.errors import ConfigError
@@ -227,6 +236,7 @@ def verify(args: Namespace, say: Say) -> Result:
     path = Path(args.path)
     if path.is_dir():
         return _verify_bundle(path, args.target, say)
+    without_target(args)
     found = verify_model(
         path,
         inputs=shapes_of(args.input),

@@ -63,6 +63,12 @@ def costs_of(args: Namespace, say: Say) -> tuple[Graph, CostReport]:
     return graph, cost_report(graph, separate)
 
 
+def without_target(args: Namespace) -> None:
+    """ConfigError where --target is given beside a model or a release: it chooses among those of a bundle."""
+    if args.target:
+        raise ConfigError(f"--target {args.target[0]}: {args.path} is no bundle; leave it out")
+
+
 def shapes_of(bindings: list[str]) -> dict[str, tuple[int, ...]]:
     """`NAME:1,3,32,32` as name -> shape (the name may contain colons).
 

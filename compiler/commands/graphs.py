@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from compiler.calibration.samples import open_calibration
@@ -18,6 +20,7 @@ from compiler.commands.common import (
     output_file,
     refusal_grid,
     tasks_of,
+    without_target,
 )
 from compiler.commands.pictures import outline_records, outline_tree
 from compiler.cost.combine import cost_report
@@ -39,6 +42,7 @@ def cost(args: Namespace, say: Say) -> Result:
     """Every combination of tasks of a release, a model or a bundle."""
     if Path(args.path).is_dir():
         return bundle_costs(Path(args.path), args.target)
+    without_target(args)
     graph, report = costs_of(args, say)
     return Result(report.record(), (cost_grid(report, f"{graph.name}: {len(graph.tasks)} tasks"),))
 
@@ -48,7 +52,9 @@ def inspect(args: Namespace, say: Say) -> Result:
     if Path(args.path).is_dir():
         bundle = chosen(Path(args.path), args.target)
         graph = load(bundle.path / "merged.onnx")
-        return inspect_bundle(bundle, outline_records(graph), outline_tree(graph))
+        found = inspect_bundle(bundle, outline_records(graph), outline_tree(graph))
+        return Result(found.record, (), (text(graph).rstrip("\n"),)) if args.text else found
+    without_target(args)
     graph, _ = graph_of(args, say)
     layers = layer_rows(graph)
     kinds = Counter(n.op.name for n in graph.nodes())
@@ -110,6 +116,7 @@ def prune(args: Namespace, say: Say) -> Result:
         raise ConfigError(f"--samples {args.samples}: give a number of samples, or 0 for all")
     path = output_file(args)
     graph, _ = graph_of(args, say)
+    _check_excluded(args.exclude, graph)
     options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
     options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
     config = config_of(args) if is_release(args.path) else None
@@ -124,6 +131,17 @@ def prune(args: Namespace, say: Say) -> Result:
     after, records = Pipeline(tuple(passes), numerics=True).run(graph, use)
     save(after, path)
     return _pruned(path, graph, after, records)
+
+
+def _check_excluded(patterns: Sequence[str], graph: Graph) -> None:
+    """ConfigError for a pattern that keeps nothing: what it should have kept would be pruned."""
+    names = {str(v.ref) for v in graph.values()} | {str(n.ref) for n in graph.nodes()}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"--exclude {pattern}: no tensor and no node has such a name; `taskgraft inspect --text` lists "
+                "them, and * stands for any characters"
+            )
 
 
 def _pruned(path: Path, before: Graph, after: Graph, records: tuple[PassRecord, ...]) -> Result:

@@ -82,6 +82,8 @@ def test_a_limit_and_data_that_do_not_fit():
         CalibrationSet({"y": np.zeros((9, 3))}, graph.inputs)
     with pytest.raises(ConfigError, match="less than one batch"):
         CalibrationSet({"x": np.zeros((0, 3))}, graph.inputs)
+    with pytest.raises(ConfigError, match="data for input 'x' hold NaN"):
+        list(CalibrationSet({"x": np.array([[1, np.nan, 3]])}, graph.inputs)())
 
 
 def test_inputs_of_different_numbers_of_samples_are_refused():

@@ -1,0 +1,52 @@
+"""Options of the command line that contradict each other, say nothing, or belong to another kind of source."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from tests.small_models import network, write_release
+from tests.test_cli import run
+
+
+def test_options_of_the_other_kind_of_source_are_refused(tmp_path, capsys):
+    path = write_release(tmp_path)
+    status, _, err = run(capsys, "cost", path, "--input", "image:1,3,8,8")
+    assert status == 2 and "a release has its shapes in [input.NAME]" in err
+    status, _, err = run(capsys, "cost", tmp_path / "a.onnx", "--set", "seed=1")
+    assert status == 2 and "only a release file has keys" in err
+    for command in ("cost", "inspect", "verify"):
+        status, _, err = run(capsys, command, tmp_path / "a.onnx", "--target", "host")
+        assert status == 2 and "a.onnx is no bundle" in err
+    assert run(capsys, "diff", path, tmp_path / "a.onnx", "--set", "seed=1", "--input", "image:1,3,8,8")[0] == 1
+
+
+@pytest.mark.parametrize("option", [["--option", "floor"], ["--samples", "-1"], ["--exclude", "layr*"]])
+def test_prune_refuses_options_that_say_nothing(tmp_path, capsys, option):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    arguments = ["prune", tmp_path / "m.onnx", "--flops", "0.5", "-o", tmp_path / "p.onnx"]
+    status, _, err = run(capsys, *arguments, *option)
+    assert status == 2 and f"error: {' '.join(option)}: " in err
+
+
+def test_verify_refuses_a_range_that_is_none(tmp_path, capsys):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    for bounds in ("5:1", "nan:1", "0:inf"):
+        status, _, err = run(capsys, "verify", tmp_path / "m.onnx", "--range", f"x:{bounds}")
+        assert status == 2 and "from a lower to a higher finite number" in err
+
+
+@pytest.mark.parametrize("command", [["prune", "--flops", "0.5", "-o", "p.onnx"], ["verify"]], ids=lambda c: c[0])
+def test_a_negative_seed_is_wrong_usage(tmp_path, capsys, command):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, command[0], tmp_path / "m.onnx", *command[1:], "--seed", "-1")
+    assert "argument --seed: -1: give 0 or a positive whole number" in capsys.readouterr().err
+
+
+def test_a_frontier_that_cannot_be_leaves_nothing_behind(tmp_path, capsys):
+    path, folder = write_release(tmp_path), tmp_path / "frontier"
+    for spec, reason in (("nope", "unknown pass 'nope'"), ("deduplicate", "has no option latency_us")):
+        status, _, err = run(capsys, "frontier", path, "--pass", spec, "-o", folder)
+        assert status == 2 and reason in err
+    assert not folder.exists()
