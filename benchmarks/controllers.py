@@ -18,7 +18,7 @@ import numpy as np
 
 from compiler.codegen.budgets import LevelTimes
 from compiler.codegen.foreign import Outputs
-from compiler.codegen.runtime import Network
+from compiler.codegen.runtime import BoundCall, Network
 
 Feeds = Mapping[str, np.ndarray]
 PLANNED = 0.9
@@ -45,15 +45,30 @@ class Controller(Protocol):
         """Learn how long the last call took."""
 
 
+class Bound:
+    """All tasks with arrays that are pinned once: as little of Python in a call as there can be. Inputs are copied
+    in, outputs are those of the last call."""
+
+    def __init__(self, net: Network) -> None:
+        self._inputs = {name: np.zeros(shape, dtype) for name, (dtype, shape) in net.inputs.items()}
+        self.run = net.bind(net.tasks, **self._inputs)
+
+    def given(self, inputs: Feeds) -> BoundCall:
+        """The call, with these inputs in place."""
+        for name, array in self._inputs.items():
+            np.copyto(array, inputs[name])
+        return self.run
+
+
 @dataclass
 class Fixed:
     """The densest level, whatever happens: what there is to compare with."""
 
-    net: Network
+    net: Bound
 
     def call(self, inputs: Feeds) -> tuple[Outputs, int]:
         """As in `Controller`."""
-        return self.net.run(inputs), 0
+        return self.net.given(inputs)(0), 0
 
     def took(self, seconds: float) -> None:
         """Nothing is learnt."""
@@ -63,13 +78,13 @@ class Fixed:
 class Deadline:
     """Every call gets the target as its budget, and the library falls to a sparser level inside of it."""
 
-    net: Network
+    net: Bound
     times: LevelTimes
     budget_us: int
 
     def call(self, inputs: Feeds) -> tuple[Outputs, int]:
         """As in `Controller`."""
-        reached = self.net.run_within(inputs, self.budget_us, self.times)
+        reached = self.net.given(inputs).within(self.budget_us, self.times)
         return reached.outputs, reached.level
 
     def took(self, seconds: float) -> None:
@@ -84,7 +99,7 @@ class Feedback:
     within it is chosen, the sparsest where none does.
     """
 
-    net: Network
+    net: Bound
     usual: Sequence[float]
     limit: float
     level: int = 0
@@ -92,7 +107,7 @@ class Feedback:
 
     def call(self, inputs: Feeds) -> tuple[Outputs, int]:
         """As in `Controller`."""
-        return self.net.run(inputs, level=self.level), self.level
+        return self.net.given(inputs)(self.level), self.level
 
     def took(self, seconds: float) -> None:
         """Choose the level of the next call."""
@@ -130,21 +145,21 @@ class Empty:
         """Nothing is learnt."""
 
 
-def usual_seconds(net: Network, inputs: Feeds, rounds: int) -> list[float]:
-    """Median of a call at each level, by the clock that a loop in Python sees."""
+def usual_seconds(net: Bound, inputs: Feeds, rounds: int, levels: int) -> list[float]:
+    """Median of a call at each of the levels, by the clock that a loop in Python sees."""
     found = []
-    for level in range(len(net.levels)):
+    for level in range(levels):
         times = []
         for _ in range(rounds):
             start = time.perf_counter()
-            net.run(inputs, level=level)
+            net.given(inputs)(level)
             times.append(time.perf_counter() - start)
         found.append(statistics.median(times))
     return found
 
 
 def controllers(
-    net: Network, usual: Sequence[float], times: LevelTimes, target: float
+    net: Bound, usual: Sequence[float], times: LevelTimes, target: float
 ) -> dict[str, Callable[[], Controller]]:
     """Name -> what makes the controller, for a target; `usual` and `times` as measured on a quiet machine.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.controllers import PLANNED, Controller, Feeds, controllers, usual_seconds
+from benchmarks.controllers import PLANNED, Bound, Controller, Feeds, controllers, usual_seconds
 from benchmarks.host import machine_lock, pinned
 from benchmarks.settings import say
 from benchmarks.turns import Accuracies, phases, play, shares_during, swept
@@ -66,11 +66,12 @@ def _prepared(
     net: Network, first: Feeds, slack: float, ways: Sequence[str]
 ) -> tuple[float, list[float], dict[str, Controller]]:
     """Target in seconds, usual seconds per level, and the controllers."""
+    bound = Bound(net)
     for _ in range(WARM):
-        net.run(first)
-    usual, times = usual_seconds(net, first, ROUNDS), net.measure(first, rounds=ROUNDS)
+        bound.given(first)(0)
+    usual, times = usual_seconds(bound, first, ROUNDS, len(net.levels)), net.measure(first, rounds=ROUNDS)
     target = slack * usual[0]
-    made: dict[str, Callable[[], Controller]] = controllers(net, usual, times, target)
+    made: dict[str, Callable[[], Controller]] = controllers(bound, usual, times, target)
     return target, usual, {way: made[way]() for way in ways}
 
 

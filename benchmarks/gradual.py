@@ -38,10 +38,9 @@ class Steps:
     batch: int = 128
     peak_rate: float = 0.05
 
-    @property
-    def name(self) -> str:
-        """What a file with the result is told by."""
-        return "-".join([f"{1 / self.kept[-1]:g}", *map(str, self.epochs), str(self.seed)])
+    def name(self, count: int) -> str:
+        """What a file with the result of the first steps is told by."""
+        return "-".join([f"{1 / self.kept[count - 1]:g}", *map(str, self.epochs[:count]), str(self.seed)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,40 +52,32 @@ class Trained:
 
 
 def gradual(network: str, dense: Path, part: Part, steps: Steps, kept: Path) -> Trained:
-    """The sparse network made from the file `dense`, trained once and then read from the folder `kept`."""
-    stem = kept / f"{network}-sparse-{steps.name}-{len(part.inputs)}"
-    file, spent = stem.with_suffix(".onnx"), stem.with_suffix(".seconds")
-    if not spent.exists():
-        net = restored(network, load(dense), part.inputs[:CALIBRATED])
-        start = time.process_time()
-        for step in range(len(steps.kept)):
-            _step(net, part, steps, step)
-        seconds = time.process_time() - start
-        for layer in _layers(net):
-            prune.remove(layer, "weight")
-        kept.mkdir(parents=True, exist_ok=True)
-        export_onnx(net, file, INTERFACE, keep_batch_norm=False)
-        spent.write_text(f"{seconds}\n")
-    return Trained(file, float(spent.read_text()))
+    """The sparse network made from the file `dense`. What every step made is kept in the folder `kept`, and made
+    once."""
+    kept.mkdir(parents=True, exist_ok=True)
+    file, seconds = dense, 0.0
+    for count in range(1, len(steps.kept) + 1):
+        made = kept / f"{network}-sparse-{steps.name(count)}-{len(part.inputs)}.onnx"
+        spent = made.with_suffix(".seconds")
+        if not spent.exists():
+            start = time.process_time()
+            export_onnx(_step(network, file, part, steps, count - 1), made, INTERFACE, keep_batch_norm=False)
+            spent.write_text(f"{time.process_time() - start}\n")
+        file, seconds = made, seconds + float(spent.read_text())
+    return Trained(file, seconds)
 
 
-def _step(net: nn.Module, part: Part, steps: Steps, index: int) -> None:
-    """Take weights away, then train."""
-    before = steps.kept[index - 1] if index else 1.0
-    amount = 1.0 - steps.kept[index] / before  # of the weights that are still there
-    net.to(
-        memory_format=torch.contiguous_format
-    )  # the ranking flattens weights, and training orders them otherwise
+def _step(network: str, file: Path, part: Part, steps: Steps, index: int) -> nn.Module:
+    """Take weights of the network in a file away, the absent ones first, then train it."""
+    net = restored(network, load(file), part.inputs[:CALIBRATED])
     for layer in _layers(net):
-        prune.l1_unstructured(layer, "weight", amount, _present(layer))
+        prune.l1_unstructured(layer, "weight", 1.0 - steps.kept[index])
     schedule = Schedule(steps.epochs[index], steps.seed + index, steps.batch, steps.peak_rate)
     fit(Mixed(net), part.inputs, part.labels[TASK], schedule, shift_and_flip)
-
-
-def _present(layer: nn.Module) -> Tensor:
-    """The weights after the last step of training, those that are gone as zeros."""
-    weight = getattr(layer, "weight_orig", layer.weight) * getattr(layer, "weight_mask", 1)
-    return weight.detach().contiguous()
+    net.to(memory_format=torch.contiguous_format)
+    for layer in _layers(net):
+        prune.remove(layer, "weight")
+    return net
 
 
 def _layers(net: nn.Module) -> list[nn.Module]:
@@ -99,16 +90,16 @@ def restored(network: str, graph: Graph, inputs: np.ndarray) -> nn.Module:
     """The network with the weights of `graph`, in which normalisations were folded: each is put back with the mean
     and variance that `inputs` [n, channels, h, w] give it, and undoes them, so that the function is the same."""
     net = NETWORKS[network]()
-    weights = _weights(graph)
+    held = weights(graph)
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
-        for conv, norm, (weight, bias) in zip(convolutions, norms, weights[:-1], strict=True):
+        for conv, norm, (weight, bias) in zip(convolutions, norms, held[:-1], strict=True):
             conv.weight.copy_(weight)
             norm.bias.copy_(bias)  # until its statistics are known
         (last,) = (m for m in net.modules() if isinstance(m, nn.Linear))
-        last.weight.copy_(weights[-1][0])
-        last.bias.copy_(weights[-1][1])
+        last.weight.copy_(held[-1][0])
+        last.bias.copy_(held[-1][1])
         _calibrate(net, torch.from_numpy(inputs))
     return net
 
@@ -126,7 +117,7 @@ def _calibrate(net: nn.Module, x: Tensor) -> None:
         x = layer(x)
 
 
-def _weights(graph: Graph) -> Sequence[tuple[Tensor, Tensor]]:
+def weights(graph: Graph) -> Sequence[tuple[Tensor, Tensor]]:
     """(weight, bias) of every convolution and product, in order."""
     found = []
     for site in graph.sites():

@@ -45,7 +45,7 @@ from compiler.ir.levels import at_level
 NETWORK = "vgg-cifar10"
 SEED = 0
 LEVELS = 8
-DENSE, STEPS = Effort(epochs=5, seed=SEED), Steps((1 / 4, 1 / 16, 1 / 48), (1, 1, 2), SEED)
+DENSE, STEPS = Effort(epochs=5, seed=SEED), Steps((1 / 4, 1 / 16, 1 / 48, 1 / 64), (1, 1, 2, 1), SEED)
 SHORT = Effort(epochs=1, seed=SEED), Steps((1 / 4, 1 / 48), (1, 1), SEED)
 TRAINED = 20_000
 """Images that the sparse model is trained on."""

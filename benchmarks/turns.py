@@ -112,10 +112,12 @@ def play(
     labels: Mapping[str, np.ndarray],
     calls: int,
 ) -> dict[str, Tally]:
-    """So many calls by every controller, and a rest after every turn. Without outputs nothing is right."""
+    """So many calls by every controller, in turns; after the rest behind each the caches are cold, so that a call
+    more begins the next one, which is not counted. Without outputs nothing is right."""
     tallies = {name: Tally() for name in chosen_by}
     for name, part in turns(calls, list(chosen_by)):
         controller, tally = chosen_by[name], tallies[name]
+        controller.call(samples[part.start % len(samples)])
         for i in part:
             k = i % len(samples)
             before, start = interruptions(), time.perf_counter()

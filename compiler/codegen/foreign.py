@@ -74,6 +74,7 @@ class Call(ctypes.Structure):
     )
     level: int
     level_used: int
+    sparsest: int
 
     @classmethod
     def make(cls, workspace: np.ndarray, pool: int | None, level: int, sparsest: int = 0) -> Call:
@@ -109,13 +110,23 @@ class Functions:
         arguments = (*_addresses(inputs, outputs, call), ctypes.c_uint(rounds), ctypes.byref(times))
         self.check(self._library[f"{self._name}_measure"](ctypes.c_uint64(mask), *arguments))
 
-    def within(self, mask: int, inputs: Any, outputs: Any, call: Call, times: Any, budget_us: int) -> bool:
-        """A call with a budget; whether it was late. BundleError where it failed."""
-        arguments = (*_addresses(inputs, outputs, call), ctypes.byref(times), ctypes.c_uint32(budget_us))
-        code = self._library[f"{self._name}_run_within"](ctypes.c_uint64(mask), *arguments)
-        if code != LATE:
-            self.check(code)
-        return bool(code == LATE)
+    def within(self, mask: int, inputs: Any, outputs: Any, call: Call) -> Callable[[Any, int], bool]:
+        """A call with its arguments converted once, but for the table of times and the budget in microseconds; it
+        returns whether it was late. BundleError where it failed, or where the library has no budgets."""
+        try:
+            run = self._library[f"{self._name}_run_within"]
+        except AttributeError:
+            raise BundleError(f"'{self._name}' has one level: no call has a budget") from None
+        fixed = functools.partial(run, ctypes.c_uint64(mask), *_addresses(inputs, outputs, call))
+
+        def made(times: Any, budget_us: int) -> bool:
+            code = fixed(ctypes.byref(times), ctypes.c_uint32(budget_us))
+            if code != LATE:
+                self.check(code)
+            return bool(code == LATE)
+
+        made.keep = (inputs, outputs, call)  # type: ignore[attr-defined]
+        return made
 
     def check(self, code: int) -> None:
         """BundleError with the library's words where a call failed."""

@@ -144,16 +144,11 @@ class Network:
         would take longer than is left. ValueError as for `run`, and where `sparsest` is denser than `level` or
         leaves nothing to fall to. BundleError where `times` were measured with another number of threads.
         """
-        if not 0 <= budget_us <= MOST_BUDGET:
-            raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
-        last = len(self.levels) - 1
-        first = max(1, level)
-        if sparsest is not None and not first <= sparsest <= last:
-            raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
+        _check_budget(budget_us, level, sparsest, len(self.levels))
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
         call = Call.make(workspace, self._handle(pool), level, sparsest or 0)
-        late = self._functions.within(mask, addresses(arrays), addresses(results), call, times.table, budget_us)
+        late = self._functions.within(mask, addresses(arrays), addresses(results), call)(times.table, budget_us)
         return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
 
     def bind(self, tasks: Iterable[str], *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
@@ -176,7 +171,8 @@ class Network:
         mask = self._mask(names)
         workspace = aligned(self._functions.workspace(mask, 0))
         call = Call.make(workspace, self._handle(pool), 0)
-        made = BoundCall(self._functions, mask, inputs, results, call, self._by_task(names, results), workspace)
+        outputs, levels = self._by_task(names, results), len(self.levels)
+        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, levels)
         if pool is not None:
             pool.serves(made)
         return made
@@ -245,7 +241,7 @@ class BoundCall:
     `outputs` holds the result arrays, rewritten by every call.
     """
 
-    __slots__ = ("__weakref__", "_call", "_functions", "_keep", "_level", "_run", "outputs")
+    __slots__ = ("__weakref__", "_call", "_functions", "_keep", "_level", "_levels", "_run", "_within", "outputs")
 
     def __init__(
         self,
@@ -256,11 +252,14 @@ class BoundCall:
         call: Call,
         outputs: Outputs,
         workspace: np.ndarray,
+        levels: int,
     ) -> None:
         self.outputs = outputs
-        self._functions, self._call, self._level = functions, call, 0
+        self._functions, self._call, self._level, self._levels = functions, call, 0, levels
+        where = (addresses(inputs), addresses(results))
         self._keep = (inputs, results, workspace)
-        self._run = functions.bound(mask, addresses(inputs), addresses(results), call)
+        self._run = functions.bound(mask, *where, call)
+        self._within = functions.within(mask, *where, call) if levels > 1 else _no_budget
 
     def __call__(self, level: int = 0) -> Outputs:
         if level != self._level:
@@ -270,9 +269,17 @@ class BoundCall:
             self._functions.check(code)
         return self.outputs
 
+    def within(self, budget_us: int, times: LevelTimes, *, level: int = 0, sparsest: int | None = None) -> Reached:
+        """A call with a budget, as `Network.run_within` has it; `times` are of the same tasks and threads."""
+        _check_budget(budget_us, level, sparsest, self._levels)
+        self._call.level, self._call.sparsest = level, sparsest or 0
+        self._level = level
+        late = self._within(times.table, budget_us)
+        return Reached(self.outputs, int(self._call.level_used), late)
+
     def expire(self) -> None:
         """Later calls raise ValueError: the pool that served them is closed."""
-        self._run = _closed
+        self._run = self._within = _closed
 
 
 class ThreadPool:
@@ -315,8 +322,21 @@ class ThreadPool:
         self._bound.add(call)
 
 
-def _closed() -> NoReturn:
+def _check_budget(budget_us: int, level: int, sparsest: int | None, levels: int) -> None:
+    """ValueError unless a call may have this budget and fall from `level` to `sparsest` (None: to any)."""
+    if not 0 <= budget_us <= MOST_BUDGET:
+        raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
+    first, last = max(1, level), levels - 1
+    if sparsest is not None and not first <= sparsest <= last:
+        raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
+
+
+def _closed(*_: object) -> NoReturn:
     raise ValueError("the pool is closed")
+
+
+def _no_budget(*_: object) -> NoReturn:
+    raise ValueError("the library has one level: a call cannot become faster")
 
 
 def _refuse_unknown(given: Mapping[str, object], known: list[str], what: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__, controllers, deadlines, holding, turns
-from benchmarks.controllers import IGNORED, RECENT, WAYS, Deadline, Empty, Feedback, Fixed
+from benchmarks.controllers import IGNORED, RECENT, WAYS, Bound, Deadline, Empty, Feedback, Fixed
 from benchmarks.host import first_in_line, stolen_seconds
 from benchmarks.turns import Phase, Tally
 from compiler.codegen.budgets import LevelTimes, Reached, times_type
@@ -31,7 +31,14 @@ class FakeNetwork:
     levels: tuple[float, ...] = (1.0, 0.5, 0.25)
     asked: list[Any] = field(default_factory=list)
 
-    def run(self, x: dict[str, np.ndarray], level: int = 0) -> dict[str, np.ndarray]:
+    tasks: tuple[str, ...] = ("a",)
+    inputs: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=lambda: {"x": ("float32", (1,))})
+
+    def bind(self, tasks: tuple[str, ...], x: np.ndarray) -> FakeNetwork:
+        self.bound = x
+        return self
+
+    def __call__(self, level: int = 0) -> dict[str, np.ndarray]:
         self.asked.append(level)
         return {"a": np.arange(3) == level}
 
@@ -41,23 +48,26 @@ class FakeNetwork:
             rest[0] = round(seconds * 1e9)
         return LevelTimes(("a",), table)
 
-    def run_within(self, x: dict[str, np.ndarray], budget_us: int, times: LevelTimes) -> Reached:
+    def within(self, budget_us: int, times: LevelTimes) -> Reached:
         self.asked.append(budget_us)
         return Reached({"a": np.arange(3) == 1}, 1, False)
+
+
+X = {"x": np.zeros(1, np.float32)}
 
 
 def levels_after(feedback: Feedback, slowness: float, calls: int) -> list[int]:
     """Levels of so many calls on a machine that is `slowness` times slower than usual."""
     found = []
     for _ in range(calls):
-        _, level = feedback.call({})
+        _, level = feedback.call(X)
         found.append(level)
         feedback.took(USUAL[level] * slowness)
     return found
 
 
 def test_feedback_follows_the_load_and_comes_back():
-    feedback = Feedback(FakeNetwork(), USUAL, limit=500e-6)
+    feedback = Feedback(Bound(FakeNetwork()), USUAL, limit=500e-6)
     assert levels_after(feedback, 1.0, RECENT) == [0] * RECENT
     assert levels_after(feedback, 2.0, RECENT)[-1] == 1, "twice 200 us is within 500 us, twice 400 us is not"
     assert levels_after(feedback, 4.0, RECENT)[-1] == 2
@@ -66,7 +76,7 @@ def test_feedback_follows_the_load_and_comes_back():
 
 
 def test_feedback_is_not_impressed_by_one_interrupt():
-    feedback = Feedback(FakeNetwork(), USUAL, limit=500e-6)
+    feedback = Feedback(Bound(FakeNetwork()), USUAL, limit=500e-6)
     levels_after(feedback, 1.0, RECENT)
     assert levels_after(feedback, 100.0, IGNORED) + levels_after(feedback, 1.0, 3) == [0] * (IGNORED + 3)
     levels_after(feedback, 100.0, IGNORED + 1)
@@ -76,13 +86,14 @@ def test_feedback_is_not_impressed_by_one_interrupt():
 def test_budgets_leave_out_what_python_takes_and_what_is_kept_back():
     net = FakeNetwork()
     times = net.measure({}, 1)
-    made = controllers.controllers(net, [430e-6, 230e-6, 130e-6], times, target=1000e-6)
+    bound = Bound(net)
+    made = controllers.controllers(bound, [430e-6, 230e-6, 130e-6], times, target=1000e-6)
     assert tuple(made) == WAYS
     ways = [made[name]() for name in ("fixed", "deadline", "feedback")]
     assert [type(way) for way in ways] == [Fixed, Deadline, Feedback]
-    assert [way.call({})[1] for way in ways] == [0, 1, 0]
+    assert [way.call(X)[1] for way in ways] == [0, 1, 0]
     assert net.asked == [0, round((0.9 * 1000) - 30), 0]
-    assert len(controllers.usual_seconds(net, {}, rounds=3)) == 3
+    assert len(controllers.usual_seconds(bound, X, rounds=3, levels=3)) == 3
     assert net.asked[3:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
@@ -96,6 +107,12 @@ def test_an_empty_loop_takes_as_long_as_it_is_told_and_answers_nothing():
     assert 1e-3 < min(took) < 4e-3, "the fastest of some: others may have been interrupted"
     played = turns.play({"empty": empty}, [{}], {"a": np.array([0])}, calls=2)["empty"]
     assert played.levels == [0, 0] and not played.right
+
+
+def test_a_bound_network_sees_the_inputs_of_the_call():
+    net = FakeNetwork()
+    Fixed(Bound(net)).call({"x": np.full(1, 7.0, np.float32)})
+    assert net.bound.tolist() == [7.0]
 
 
 def test_a_tally_counts_shares_quantiles_and_accuracy():

@@ -120,9 +120,14 @@ def test_weights_leave_step_by_step_and_stay_away(small):
     found = gradual.gradual("small", folder / "dense.onnx", part, steps, folder)
     first, *between, last = gradual.alive(load(found.file)).values()
     assert (first, last) == (1, 1) and between == [pytest.approx(1 / 8)] * 2, "the same share of every layer"
+    half = folder / f"small-sparse-{steps.name(1)}-64.onnx"
+    assert list(gradual.alive(load(half)).values()) == [1, pytest.approx(1 / 2), pytest.approx(1 / 2), 1]
     written = found.file.read_bytes()
     again = gradual.gradual("small", folder / "nowhere.onnx", part, steps, folder)
     assert again == found and found.seconds > 0 and found.file.read_bytes() == written
+    for kernel in (1, 2):  # what is gone stays gone
+        before, after = (gradual.weights(load(f))[kernel][0] != 0 for f in (half, found.file))
+        assert not (after & ~before).any()
 
 
 def test_the_study_says_what_data_it_lacks(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,15 +29,18 @@ class FakeNetwork:
     """Seconds that a call without a budget takes."""
 
     def run(self, x: dict[str, np.ndarray], tasks: tuple[str, ...] | None = None, level: int = 0) -> dict[str, Any]:
-        time.sleep(self.slowly)
         return dict.fromkeys(tasks or self.tasks, x["x"] * (level + 1))
+
+    inputs: ClassVar[dict[str, tuple[str, tuple[int, ...]]]] = {"x": ("float32", (1, 2))}
 
     def bind(self, tasks: tuple[str, ...], **x: np.ndarray) -> Any:
         def call(level: int = 0) -> dict[str, Any]:
+            time.sleep(self.slowly)
             self.asked.append((tuple(tasks), level))
             wrong = {t: np.float32(1) for t in tasks if (t, level) == self.broken}
             return {t: x["x"] * (level + 1) + wrong.get(t, np.float32(0)) for t in tasks}
 
+        call.within = lambda budget_us, times: Reached(dict.fromkeys(tasks, x["x"]), 1, False)
         return call
 
     def measure(self, x: dict[str, np.ndarray], rounds: int) -> LevelTimes:
@@ -45,10 +48,6 @@ class FakeNetwork:
         for k, rest in enumerate(table.rest_ns):
             rest[0] = 300_000 // (k + 1)
         return LevelTimes(self.tasks, table)
-
-    def run_within(self, x: dict[str, np.ndarray], budget_us: int, times: LevelTimes) -> Reached:
-        """Level 1, at once."""
-        return Reached(dict.fromkeys(self.tasks, x["x"]), 1, False)
 
 
 def test_switching_is_a_study():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from compiler import build, open_bundle, parse_pass
-from compiler.codegen.budgets import LevelTimes
+from compiler.codegen.budgets import LevelTimes, times_type
 from compiler.codegen.bundle import read_plan
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
@@ -185,6 +185,25 @@ def test_a_call_falls_no_further_than_it_may(made: Made) -> None:
             made.net.run_within(made.feeds, 0, times, level=level, sparsest=sparsest)
 
 
+def test_a_bound_call_takes_budgets_too(made: Made) -> None:
+    times = made.net.measure(made.feeds, tasks=["a"])
+    with made.net.pool(2) as pool:
+        bound, shared = made.net.bind(["a"], **made.feeds), made.net.bind(["a"], pool=pool, **made.feeds)
+        for level in range(LEVELS):
+            write(times, lambda k, _, level=level: MOMENT if k >= level else AGES)
+            reached = bound.within(1_000_000, times)
+            assert (reached.level, reached.late) == (level, False)
+            assert reached.outputs["a"].tobytes() == made.expected[("a",), level]["a"]
+            assert bound(2)["a"].tobytes() == made.expected[("a",), 2]["a"], "levels of other calls do not stay"
+        assert bound.within(0, times, sparsest=1).level == 1 and bound.within(0, times).level == LEVELS - 1
+        with pytest.raises(ValueError, match="from level 2 a call may fall to levels 2 to 2, not 1"):
+            bound.within(0, times, level=2, sparsest=1)
+        with pytest.raises(BundleError, match="other tasks or threads"):
+            shared.within(0, times)
+    with pytest.raises(ValueError, match="the pool is closed"):
+        shared.within(0, times)
+
+
 def test_the_reserve_counts_as_time_that_the_rest_takes(made: Made) -> None:
     """By the table a call is over in no time, but level 0 one time in ten not within the budget."""
     times = made.net.measure(made.feeds, tasks=["a"], rounds=31)
@@ -278,6 +297,11 @@ def test_a_bundle_of_one_level_has_no_budgets(tmp_path: Path) -> None:
     assert not any(word in net.bundle.header.read_text() for word in ("plain_measure", "plain_run_within"))
     with pytest.raises(ValueError, match="one level: a call cannot become faster"):
         net.measure(np.zeros((1, 8), np.float32))
+    none = LevelTimes(("t",), times_type(1, 0)())
+    with pytest.raises(ValueError, match="one level: a call cannot become faster"):
+        net.bind(["t"], x=np.zeros((1, 8), np.float32)).within(1, none)
+    with pytest.raises(BundleError, match="'plain' has one level: no call has a budget"):
+        net.run_within(np.zeros((1, 8), np.float32), 1, none)
 
 
 def test_weights_that_no_kernel_can_switch_are_refused() -> None:
