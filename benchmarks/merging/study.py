@@ -30,6 +30,8 @@ from benchmarks.results import keep
 from compiler.calibration.moments import content_key
 from compiler.ir.text import digest
 
+SEEDS = [0, 1]
+
 REPORTED = 5000
 """Most samples of the report and the selection data that `--quick` looks at."""
 
@@ -119,7 +121,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         choices=sorted({*METHODS, *pairs.PIPELINES}),
         help="only this one; may be repeated",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 0 1")
     parser.add_argument("--quick", action="store_true", help="few images and epochs: minutes per family")
     parser.add_argument("--json", action="store_true", help="print the records as JSON instead of tables")
     parser.add_argument("--save", type=Path, help="write merging-FAMILY.json into this folder")
@@ -173,7 +175,8 @@ def main(arguments: list[str]) -> int:
 
 def _command(name: str, options: argparse.Namespace) -> str:
     chosen = "".join(f" --method {m}" for m in options.method or ())
-    return f"python -m benchmarks merging --family {name}{' --quick' if options.quick else ''}{chosen}"
+    seeds = "" if options.seeds == SEEDS else f" --seeds {' '.join(map(str, options.seeds))}"
+    return f"python -m benchmarks merging --family {name}{' --quick' if options.quick else ''}{chosen}{seeds}"
 
 
 def _data(family: Family, options: argparse.Namespace) -> Data:
