@@ -5,8 +5,8 @@ The measures are those of DNNShifter (Eccles et al., FGCS 152, 2024, arXiv 2309.
 by magnitude and then deletes channels that are empty. The network is pruned so (benchmarks/gradual.py); `sparse
 model` is the result with its shapes as they were. Variants are levels made without training: channels that are
 constant go (exact), what is left is stored in blocks, and empty blocks are not stored (exact too, so that level 0
-computes what the sparse model computes); every further level leaves out an eighth of these blocks more, the
-smallest.
+computes what the sparse model computes); every further level leaves out a few of these blocks more, the smallest of
+each layer, and has biases corrected by unlabelled inputs.
 
 `dnnshifter_size`: bytes of the sparse model's weights over those of level 0 by itself, positions included;
 `dnnshifter_latency`: its time over that of level 0. Both are the least over the sparse model as onnxruntime has it
@@ -41,6 +41,8 @@ from benchmarks.settings import Settings, parser, say
 from benchmarks.switching import RESOLUTION_US, ROUNDS, Subject, built, switch_seconds, variants
 from compiler import Graph, load, open_bundle, parse_pass, save
 from compiler.ir.levels import at_level
+from compiler.ir.text import digest
+from compiler.passes.base import Resources
 
 NETWORK = "vgg-cifar10"
 SEED = 0
@@ -55,6 +57,10 @@ SAMPLES = 4
 """Inputs that are timed with."""
 SPARSE_OURS, SPARSE_ORT = "ours, sparse model", "onnxruntime, sparse model"
 PATTERN = "block8x1"
+STEP = 1 / 25
+"""Share of the stored blocks that a level has less than the one before it."""
+CALIBRATION = 64
+"""Inputs that biases are corrected by."""
 SAME_SHAPES = tuple(p for p in PASSES if p != "dead-channels")
 """Passes that leave every channel where it is."""
 PUBLISHED = {
@@ -76,28 +82,28 @@ class Made:
     seconds: float
 
 
-def made(file: Path) -> Made:
-    """Levels from the file of a sparse model."""
+def made(file: Path, calibration: np.ndarray) -> Made:
+    """Levels from the file of a sparse model; `calibration`: unlabelled inputs [samples, *shape]."""
     sparse = load(file, task=TASK)
+    use = Resources(calibration={INTERFACE.input: calibration})
     start = time.process_time()
     narrow = through(sparse, PASSES)
-    covered = stored(narrow)
-    shares = [1 - covered * (LEVELS - k) / LEVELS for k in range(LEVELS)]
-    levels = "+".join(f"{share:.6f}" for share in shares)
-    nested = parse_pass(f"nest{{levels={levels},pattern={PATTERN},scope=global,dense=(),min_inputs=1}}")(narrow)
+    held = stored(narrow)
+    levels = "+".join(f"{1 - held * (1 - STEP * k):.6f}" for k in range(LEVELS))
+    nest = parse_pass(f"nest{{levels={levels},pattern={PATTERN},biases=corrected,samples={CALIBRATION}}}")
+    nested = nest(narrow, use)
     return Made(through(sparse, SAME_SHAPES), nested, time.process_time() - start)
 
 
 def stored(graph: Graph) -> float:
-    """Share of the blocks of all weights that hold anything."""
-    height, full, total = int(PATTERN[5:-2]), 0, 0
+    """The largest share of its blocks that a layer has to store, of those between the first and the last."""
+    height, shares = int(PATTERN[5:-2]), []
     for site in graph.sites():
         if site.node.op.name in ("Conv", "Gemm"):
             rows = site.operands[1].constant
             rows = rows.reshape(len(rows), -1) != 0
-            alive = np.logical_or.reduceat(rows, np.arange(0, len(rows), height), axis=0)
-            full, total = full + int(alive.sum()), total + alive.size
-    return full / total
+            shares.append(np.logical_or.reduceat(rows, np.arange(0, len(rows), height), axis=0).mean())
+    return float(max(shares[1:-1]))
 
 
 # ---------------------------------------------------------------------- the parts of a study
@@ -106,7 +112,7 @@ def timed(found: Made, folder: Path, alone: Path, feeds: Mapping[str, np.ndarray
     files = {"sparse model": folder / "sparse.onnx", "level 0": folder / "level0.onnx"}
     save(found.sparse, files["sparse model"])
     save(at_level(found.levels, 0, alone=True), files["level 0"])
-    peers = [bundle(built(found.sparse, settings, "portfolio-sparse"), SPARSE_OURS)]
+    peers = [bundle(built(found.sparse, settings, identity(found.sparse)), SPARSE_OURS)]
     peers += [Contender(f"onnxruntime, {name}", PEERS["onnxruntime"], file) for name, file in files.items()]
     problem = Problem("portfolio", dict(feeds), reference(files["sparse model"], feeds, settings))
     return compare(problem, bundle(alone), peers, settings)
@@ -114,9 +120,14 @@ def timed(found: Made, folder: Path, alone: Path, feeds: Mapping[str, np.ndarray
 
 def sizes(found: Made, alone: Path, settings: Settings) -> dict[str, int]:
     """Bytes of weights: of the sparse model as onnxruntime has it and in our pool, and of level 0 by itself."""
-    ours = built(found.sparse, settings, "portfolio-sparse")
+    ours = built(found.sparse, settings, identity(found.sparse))
     dense = sum(v.constant.nbytes for v in found.sparse.parameters())
     return {"onnxruntime": dense, "ours": pool_bytes(ours), "level 0": pool_bytes(alone)}
+
+
+def identity(graph: Graph) -> str:
+    """What the bundle of a graph is kept as."""
+    return f"portfolio-{digest(graph)[:12]}"
 
 
 def pool_bytes(folder: Path) -> int:
@@ -126,10 +137,11 @@ def pool_bytes(folder: Path) -> int:
 
 def measured(sparse: Trained, data: Data, settings: Settings) -> dict[str, Any]:
     """All numbers of the portfolio."""
-    found = made(sparse.file)
+    found = made(sparse.file, data.train.inputs[:CALIBRATION])
     samples = [{INTERFACE.input: x[None]} for x in data.selection.inputs[:SAMPLES]]
-    subject = Subject(found.levels, built(found.levels, settings, "portfolio"), samples, {}, 0, 0)
-    apart = variants(subject, settings, "portfolio")
+    name = identity(found.levels)
+    subject = Subject(found.levels, built(found.levels, settings, name), samples, {}, 0, 0)
+    apart = variants(subject, settings, name)
     net, core = open_bundle(subject.folder), settings.cores[0]
     say("portfolio: time")
     with machine_lock(settings.lock), pinned(core):

@@ -23,48 +23,56 @@ from models.training.export import Interface, export_onnx  # noqa: E402
 from tests.graphs import Builder  # noqa: E402
 
 DEAD = 5
-"""Channels of the first layer that have no weights, with biases; every third weight of the others is there."""
+"""Channels that have no weights, with biases; every third weight of the others is there."""
 
 
 def sparse() -> Graph:
-    """Two convolutions and a product, sparse without a pattern."""
+    """Three convolutions and a product; the two convolutions in the middle are sparse without a pattern."""
     b = Builder(seed=3)
     first, second = (b.rng.normal(size=shape).astype(np.float32) for shape in ((24, 16, 3, 3), (32, 24, 3, 3)))
     first[np.arange(first.size).reshape(first.shape) % 3 > 0] = 0
     first[:DEAD] = 0
     second[b.rng.random(second.shape) < 0.97] = 0
-    x = b.apply("Conv", b.input("image", 1, 16, 8, 8), b.const(first), b.weight(24), pads=(1, 1, 1, 1))
-    x = b.apply("Conv", b.apply("Relu", x), b.const(second), b.weight(32), pads=(1, 1, 1, 1))
-    x = b.apply("Flatten", b.apply("GlobalAveragePool", b.apply("Relu", x)))
+    x = b.apply("Relu", b.conv(b.input("image", 1, 3, 8, 8), 16, 3, pads=(1, 1, 1, 1)))
+    x = b.apply("Relu", b.apply("Conv", x, b.const(first), b.weight(24), pads=(1, 1, 1, 1)))
+    x = b.apply("Relu", b.apply("Conv", x, b.const(second), b.weight(32), pads=(1, 1, 1, 1)))
+    x = b.apply("Flatten", b.apply("GlobalAveragePool", x))
     b.task(TASK, b.apply("Gemm", x, b.weight(10, 32), b.weight(10), transB=1))
     return b.done()
 
 
 def test_level_0_is_the_sparse_model_without_its_dead_channels(tmp_path):
     save(sparse(), tmp_path / "sparse.onnx")
-    found = portfolio.made(tmp_path / "sparse.onnx")
+    images = np.random.default_rng(1).normal(size=(portfolio.CALIBRATION, 3, 8, 8)).astype(np.float32)
+    found = portfolio.made(tmp_path / "sparse.onnx", images)
     assert level_count(found.levels) == portfolio.LEVELS and found.seconds > 0
     feeds = random_feeds(found.sparse, np.random.default_rng(0))
     (wanted,) = evaluate(found.sparse, feeds).values()
     (level0,) = evaluate(at_level(found.levels, 0), feeds).values()
     (last,) = evaluate(at_level(found.levels, portfolio.LEVELS - 1), feeds).values()
     assert difference(level0, wanted) < 1e-5 < difference(last, wanted)
-    assert [w.shape[0] for w in convolutions(found.sparse)] == [24, 32], "the sparse model keeps its shapes"
+    assert [w.shape[0] for w in convolutions(found.sparse)] == [16, 24, 32], "shapes are kept"
     left = 24 - DEAD + 1  # one channel stands for all that are constant
-    assert [w.shape[0] for w in convolutions(found.levels)] == [left, 32]
-    assert all(isinstance(w.type.encoding, BlockSparse) for w in convolutions(found.levels))
+    assert [w.shape[0] for w in convolutions(found.levels)] == [16, left, 32]
+    assert [isinstance(w.type.encoding, BlockSparse) for w in convolutions(found.levels)] == [False, True, True]
 
 
 def convolutions(graph: Graph) -> list[Value]:
     return [s.operands[1] for s in graph.sites() if s.node.op.name == "Conv"]
 
 
-def test_stored_is_the_share_of_blocks_with_a_weight():
+def test_stored_is_the_share_of_blocks_with_a_weight_in_the_fullest_layer_between_first_and_last():
     b = Builder()
-    weight = np.zeros((20, 8), np.float32)
-    weight[0, 0] = weight[7, 0] = weight[8, 1] = weight[19, 7] = 1
-    b.task("t", b.apply("Gemm", b.input("x", 1, 8), b.const(weight), b.weight(20), transB=1))
-    assert portfolio.stored(b.done()) == pytest.approx(3 / (3 * 8)), "of 8 rows each, the last of 4"
+    weights = [np.ones((8, 8), np.float32), *np.zeros((2, 20, 20), np.float32), np.ones((8, 20), np.float32)]
+    weights[1] = weights[1][:, :8]
+    for row, column in ((0, 0), (7, 0), (8, 1), (19, 7)):  # blocks of 8 rows, the last of 4
+        weights[1][row, column] = 1
+    weights[2][0, 0] = 1
+    x = b.input("x", 1, 8)
+    for weight in weights:
+        x = b.apply("Gemm", x, b.const(weight), b.weight(len(weight)), transB=1)
+    b.task("t", x)
+    assert portfolio.stored(b.done()) == pytest.approx(3 / (3 * 8))
 
 
 def test_ratios_are_against_the_better_of_the_two_baselines():
