@@ -96,6 +96,8 @@ class Originals:
 
     def _walk(self, tape: Tape) -> None:
         left = {v.ref: len(tape.graph.uses(v.ref)) for v in tape.graph.values()}
+        unmade = [v.ref for v in tape.graph.outputs if tape.graph.producer(v.ref) is None]
+        self.outputs |= {ref: tape.read(ref) for ref in unmade}  # constants, which folding leaves of a network
         for place in counted("merge: layers measured", self._streams.places):
             if not self._kept.complete:
                 tape.run([s.site.node for s in place.sources])
