@@ -156,7 +156,7 @@ class Network:
 
         `arrays` are the inputs by name, and optionally output arrays by task name (`task/label` where a task has
         several outputs, or is called like an input); outputs that are not given are made. All must have the right
-        type, shape and C order.
+        type, shape and C order, and no output may overlap another array.
         `pool` serves every call until it is closed.
         """
         names = self._task_names(tasks)
@@ -168,6 +168,7 @@ class Network:
             port = self._outputs[i]
             given = arrays.get(key)
             results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key, write=True)
+        _refuse_overlap({p.name: a for p, a in zip(self._inputs, inputs, strict=True)}, arrays, wanted.values())
         mask = self._mask(names)
         workspace = aligned(self._functions.workspace(mask, 0))
         call = Call.make(workspace, self._handle(pool), 0)
@@ -343,6 +344,18 @@ def _refuse_unknown(given: Mapping[str, object], known: list[str], what: str) ->
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"unknown {what} {', '.join(unknown)}; known are {', '.join(known)}")
+
+
+def _refuse_overlap(
+    inputs: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], outputs: Iterable[str]
+) -> None:
+    """ValueError where a given output shares bytes with an input or with another output."""
+    taken = dict(inputs)
+    for key in (k for k in outputs if k in arrays):
+        shared = [name for name, other in taken.items() if np.may_share_memory(arrays[key], other)]
+        if shared:
+            raise ValueError(f"output '{key}' shares memory with '{shared[0]}'; give it an array of its own")
+        taken[key] = arrays[key]
 
 
 def _ranked(root: Path) -> list[str]:

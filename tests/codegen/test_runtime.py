@@ -112,6 +112,11 @@ def test_bind_refuses_what_it_cannot_pin(network: Network) -> None:
         network.bind(["a"], x=X.astype(np.float64))
     with pytest.raises(ValueError, match="unknown array b"):
         network.bind(["a"], x=X, b=frozen)
+    memory = np.zeros(12, np.float32)
+    with pytest.raises(ValueError, match="output 'a' shares memory with 'x'"):
+        network.bind(["a"], x=memory[:8], a=memory[4:])
+    with pytest.raises(ValueError, match="output 'b' shares memory with 'a'"):
+        network.bind(["a", "b"], x=X, a=memory[:8], b=memory[7:9].view(np.int32))
 
 
 def test_threads_have_their_own_workspace(network: Network) -> None:
