@@ -332,7 +332,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
         "verify",
         f"{_BUILDS}:verify",
         "compare a model's imported, exported and compiled results with onnxruntime, or check a bundle",
-        (_path("MODEL.onnx|BUNDLE"), _config, _input, _target, _verify, _seed),
+        (_path("MODEL.onnx|BUNDLE"), _external, _input, _target, _verify, _seed),
     ),
     (
         "run",

@@ -18,6 +18,8 @@ def test_options_of_the_other_kind_of_source_are_refused(tmp_path, capsys):
     for command in ("cost", "inspect", "verify"):
         status, _, err = run(capsys, command, tmp_path / "a.onnx", "--target", "host")
         assert status == 2 and "a.onnx is no bundle" in err
+    status, _, err = run(capsys, "diff", path, tmp_path / "a.onnx", "--target", "host")
+    assert status == 2 and "is a bundle; leave it out" in err
     assert run(capsys, "diff", path, tmp_path / "a.onnx", "--set", "seed=1", "--input", "image:1,3,8,8")[0] == 1
 
 
@@ -50,3 +52,16 @@ def test_a_frontier_that_cannot_be_leaves_nothing_behind(tmp_path, capsys):
         status, _, err = run(capsys, "frontier", path, "--pass", spec, "-o", folder)
         assert status == 2 and reason in err
     assert not folder.exists()
+
+
+def test_a_bundle_is_verified_on_inputs_of_its_own(tmp_path, capsys):
+    status, _, err = run(capsys, "verify", tmp_path, "--range", "x:0:1")
+    assert status == 2 and "--input and --range are of a model" in err
+
+
+def test_init_refuses_a_name_that_compile_would_refuse(tmp_path, capsys):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    release = tmp_path / "release.toml"
+    status, _, err = run(capsys, "init", tmp_path / "m.onnx", "--name", "stdio", "-o", release)
+    assert status == 2 and "programs would read stdio.h" in err
+    assert not release.exists()

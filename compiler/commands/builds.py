@@ -235,6 +235,8 @@ def verify(args: Namespace, say: Say) -> Result:
     """A model against onnxruntime at every stage, or a bundle's digests and self-test."""
     path = Path(args.path)
     if path.is_dir():
+        if args.input or args.range:
+            raise ConfigError(f"--input and --range are of a model; the self-test of {path} has inputs of its own")
         return _verify_bundle(path, args.target, say)
     without_target(args)
     found = verify_model(

@@ -13,6 +13,7 @@ from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen
 from compiler.commands.common import MOST_ROWS, graph_of, is_release, output_file
 from compiler.difference import Change, CostChange, changes, cost_changes
+from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.release import Say
@@ -38,6 +39,10 @@ class _Side:
 def diff(args: Namespace, say: Say) -> Result:
     """Nodes, tensors, cost per combination and accuracy; exit status 1 where anything differs."""
     page = output_file(args) if args.output else None
+    if args.target and not any(Path(p).is_dir() for p in (args.before, args.after)):
+        raise ConfigError(
+            f"--target {args.target[0]}: neither {args.before} nor {args.after} is a bundle; leave it out"
+        )
     before, after = (_side(path, args, say) for path in (args.before, args.after))
     found, costs = changes(before.graph, after.graph), cost_changes(before.graph, after.graph)
     metrics = [
