@@ -151,11 +151,8 @@ class Winograd(Strategy):
             prefetch=False,
             flat_rows=False,
         )
-        made = winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors)
-        near = builder.target.machine.l2
-        large = any(4 * m.y.lanes * m.y.height * m.y.width >= near for m in members)
-        far = 4 * sum(map(made.weights, members)) > near
-        return replace(made, prefetch=large, stream=far and made.count <= count)
+        large = any(4 * m.y.lanes * m.y.height * m.y.width >= builder.target.machine.l2 for m in members)
+        return winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors, prefetch=large)
 
     def _constants(self, builder: Builder, group: Group, lanes: int) -> list[Slot]:
         """Transformed weights and bias of one convolution."""

@@ -24,7 +24,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
-from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, prefetch, splat, vector, view
+from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import ConvShape, segment_names
 from compiler.codegen.templates.units import Units
 from compiler.codegen.templates.winograd_axis import Axis, Phase
@@ -33,9 +33,6 @@ Axes = tuple[Axis, Axis]
 
 LINE = 16
 """Floats in a cache line."""
-
-AHEAD = 16384
-"""Floats between the weights that are used and those that are asked for."""
 
 UNROLLED = 4
 """Groups of channels a loop step multiplies by element."""
@@ -92,8 +89,6 @@ class WinogradShape:
     prefetch: bool = False
     """Whether the cells of a group's results are asked for during its products: worth it where they left the
     caches."""
-    stream: bool = False
-    """Whether weights are asked for long before their use: worth it where a call reads them once, from memory."""
 
     @property
     def axes(self) -> Axes:
@@ -127,11 +122,6 @@ class WinogradShape:
     def panels(self, member: Member) -> int:
         """Panels of output channels."""
         return member.y.blocks // panel_vectors(member.y.blocks, self.vectors)
-
-    def weights(self, member: Member) -> int:
-        """Floats of a member's transformed weights."""
-        channels = sum(self.conv.x[i].channels for i in member.reads)
-        return products_per_tile(self.axes) * channels * self.lanes(member) * self.panels(member)
 
     def names(self, member: int) -> dict[str, str]:
         """Pointer parameters of a member: weights, bias, what its epilogue reads, result."""
@@ -209,8 +199,9 @@ class _Part:
         self.lanes, self.panels = shape.lanes(member), shape.panels(member)
         self.first_panel, self.first_lane = before
         self.channels = sum(shape.conv.x[i].channels for i in member.reads)
+        size = products_per_tile(shape.axes) * self.channels * self.lanes * self.panels
         own = made.renamed(**{name: pointers[full] for name, full in shape.names(number).items()})
-        self.W = view(own.pointers["w"], (shape.weights(member),))
+        self.W = view(own.pointers["w"], (size,))
         self.out = Output(own, member.y, shape.conv.batch, member.epilogue)
 
     def size(self, run: PointRun) -> int:
@@ -374,9 +365,6 @@ class _Winograd:
     ) -> None:
         """One channel (`at`: its number, the lane of channel 0) of every tile by its weights."""
         acc = self.acc[part.y.block]
-        if self.s.stream:
-            for line in range(0, part.lanes, LINE):
-                prefetch(part.W, (weights + at[0] * part.lanes + (AHEAD + line),), near=False)
         for u, o, k in cells:
             value = splat(self.inputs[point, first + u, at[0] + at[1]], part.y.block)
             acc.put(k, acc.get(k) + value * self._weight(part, weights, at[0], o))
