@@ -115,6 +115,18 @@ def test_direct_convolution(case: tuple, batch: int, tmp_path: Path) -> None:
     assert "conv" in check(b.done(), tmp_path, algorithm="conv", rank=batch)
 
 
+@pytest.mark.parametrize(("channels", "side", "kernel"), [(3, 160, 3), (16, 70, 1), (72, 61, 3)])
+def test_large_results_are_asked_for_before_they_are_written(
+    channels: int, side: int, kernel: int, tmp_path: Path
+) -> None:
+    """In shares for one, two and more blocks of input; the residual's lines too."""
+    b = Builder()
+    x = b.input("x", 1, channels, side, side)
+    y = b.conv(x, channels, kernel, pads=(kernel // 2,) * 4)
+    b.task("t", b.apply("Clip", b.apply("Add", b.apply("Sigmoid", y), x), b.const(np.float32(0.5))))
+    assert "conv" in check(b.done(), tmp_path, algorithm="conv")
+
+
 @pytest.mark.parametrize("algorithm", ["winograd2x2", "winograd4x4", "winograd5x5", "winograd6x6"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ other, so the concatenation that the graph asks for is never made.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,6 +154,19 @@ class _Place:
     skipped: Any = 0
 
 
+def _counted(extent: int) -> Any:
+    """A loop, but none for a single turn: TVM drops that, and then binds what is common to it and to what follows
+    where only the one can see it."""
+    return T.serial(extent) if extent > 1 else nullcontext(0)
+
+
+def _divided(value: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and remainder of what is not negative."""
+    if isinstance(value, int):
+        return divmod(value, by)
+    return (value, 0) if by == 1 else (tirx.truncdiv(value, by), tirx.truncmod(value, by))
+
+
 class ConvLoops:
     """Emission of one convolution; `out` takes its results (default: they are stored as the shape says)."""
 
@@ -195,7 +209,7 @@ class ConvLoops:
             self._every_block(n, panel, row, columns, cells)
         else:
             skipped = self.s.grouping.first_block(panel, T.min)
-            with T.serial(self.s.grouping.span) as block:
+            with _counted(self.s.grouping.span) as block:
                 at = _Place(0, n, panel, row, columns, block, 0, self.s.grouping.block, skipped)
                 self._ask_for_results(at, self.s.grouping.span)
                 self._block(at, cells)
@@ -209,7 +223,7 @@ class ConvLoops:
             full, rest = divmod(x.channels, x.block)
             if full:
                 step = self._blocks_at_once(full)
-                with T.serial(full // step) as i:
+                with _counted(full // step) as i:
                     for block in range(step):
                         at = _Place(segment, n, panel, row, columns, i * step + block, first, x.block)
                         if segment == 0:
@@ -228,9 +242,9 @@ class ConvLoops:
         count = self.rows * at.columns[1] * self.vectors
         share = -(-count // blocks)
         for k in range(share):
-            cell = T.min(at.block * share + k, tirx.IntImm("int32", count - 1))
-            place, o = tirx.truncdiv(cell, self.vectors), tirx.truncmod(cell, self.vectors)
-            h, u = tirx.truncdiv(place, at.columns[1]), tirx.truncmod(place, at.columns[1])
+            cell = k if blocks == 1 else T.min(at.block * share + k, tirx.IntImm("int32", count - 1))
+            place, o = _divided(cell, self.vectors)
+            h, u = _divided(place, at.columns[1])
             self.out.prefetch((at.n, at.panel * self.vectors + o, at.row + h, at.columns[0] + u))
 
     def _blocks_at_once(self, blocks: int) -> int:
