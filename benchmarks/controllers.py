@@ -25,8 +25,8 @@ PLANNED = 0.9
 """Share of the target that calls are planned to take: what goes wrong in the last layers cannot be made up for."""
 RECENT = 16
 """Calls that `Feedback` looks back to."""
-REPEATED = 5
-"""Times that usual times are measured."""
+REPEATED, REST = 20, 0.1
+"""Times that usual times are measured, and seconds between them."""
 WAYS = ("fixed", "deadline", "feedback", "empty")
 """Names of all of them."""
 IGNORED = 1
@@ -129,13 +129,15 @@ class Empty:
 
     @classmethod
     def lasting(cls, seconds: float, rounds: int = 31) -> Empty:
-        """A loop that takes so long on a quiet machine: by the median of some rounds."""
-        trial, times = cls(100), []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            trial.call({})
-            times.append(time.perf_counter() - start)
-        return cls(max(1, round(trial.repeats * seconds / statistics.median(times))))
+        """A loop that takes so long on a quiet machine: by the fastest of some rounds."""
+        trial, least = cls(100), float("inf")
+        for _ in range(REPEATED):
+            time.sleep(REST)
+            for _ in range(rounds):
+                start = time.perf_counter()
+                trial.call({})
+                least = min(least, time.perf_counter() - start)
+        return cls(max(1, round(trial.repeats * seconds / least)))
 
     def call(self, inputs: Feeds) -> tuple[Outputs, int]:
         """As in `Controller`; without outputs."""
@@ -148,9 +150,13 @@ class Empty:
 
 
 def usual_seconds(net: Bound, inputs: Feeds, rounds: int, levels: int) -> list[float]:
-    """Median of a call at each of the levels, by the clock that a loop in Python sees: the least of some medians,
-    so that a moment in which the machine was slow does not make a target easy."""
-    return [min(_median(net, inputs, rounds, level) for _ in range(REPEATED)) for level in range(levels)]
+    """Median of a call at each of the levels, by the clock that a loop in Python sees: the least of some medians
+    with rests between, so that moments in which the machine was slow do not make a target easy."""
+    found = [float("inf")] * levels
+    for _ in range(REPEATED):
+        time.sleep(REST)
+        found = [min(least, _median(net, inputs, rounds, level)) for level, least in enumerate(found)]
+    return found
 
 
 def _median(net: Bound, inputs: Feeds, rounds: int, level: int) -> float:

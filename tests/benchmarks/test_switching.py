@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from benchmarks import __main__, deadlines, switching, turns
+from benchmarks import __main__, controllers, deadlines, switching, turns
 from benchmarks.random_switching import resident_bytes, switch
 from compiler.codegen.budgets import LevelTimes, Reached, times_type
 
@@ -77,6 +77,8 @@ def test_budgets_are_counted_beside_calls_that_stay_at_the_densest_level(monkeyp
     monkeypatch.setattr(deadlines, "pinned", lambda core: contextlib.nullcontext())
     monkeypatch.setattr(turns, "LOAD", "print('ready', flush=True)\nimport time\ntime.sleep(60)")
     monkeypatch.setattr(turns, "first_in_line", lambda wanted: contextlib.nullcontext())
+    for module in (controllers, deadlines):
+        monkeypatch.setattr(module, "REPEATED", 1)
     labels, by_level = {"a": np.array([0, 1])}, [{"a": 0.5}] * 3
     found = deadlines.held(FakeNetwork(slowly=2e-3), SAMPLES, labels, by_level, 0.5, 10, 0, None)
     assert list(found["phases"]) == [phase.name for phase in turns.phases(0)]
