@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import importlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -111,9 +111,9 @@ class Resources:
         """A generator that depends on the seed and the pass only, so other passes do not change its numbers."""
         return np.random.default_rng([self.seed, zlib.crc32(pass_.name.encode())])
 
-    def excluded(self, name: str) -> bool:
-        """Whether a pattern of `exclude` names this value or node."""
-        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+    def excluded(self, name: str, also: Sequence[str] = ()) -> bool:
+        """Whether a pattern of `exclude`, or one that a pass has `also`, names this value or node."""
+        return any(fnmatchcase(name, pattern) for pattern in (*self.exclude, *also))
 
     def batches(self, graph: Graph) -> Iterator[Batch]:
         """The calibration inputs as feeds of `graph`; PassError where there are none or shapes do not fit."""

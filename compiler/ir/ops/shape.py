@@ -82,43 +82,36 @@ def ravel(at: Sequence[Expr], shape: Sequence[int]) -> Expr:
     return flat
 
 
-def reshaped(emit: Emitter, site: Site, x: Tensor) -> Tensor:
-    """The elements of `x` in row-major order with the shape of the first result."""
-    y = site.results[0]
-    return emit.compute(y.shape, y.dtype, lambda *at: x(*unravel(ravel(at, y.shape), x.shape)))
+class Reinterpreted(Movement):
+    """An operator whose result has the elements of x in row-major order under another shape."""
 
-
-class Reshape(Static, Movement):
-    """x with the constant target shape of operand 1 (0 copies a size unless allowzero, -1 is computed)."""
-
-    name = "Reshape"
     reinterprets = True
-    static = ((1, "shape"),)
 
     def ties(self, site: Site) -> Iterator[Tie]:
         return reshape_ties(site, site.operands[0], site.results[0])
+
+    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        x, y = required(tensors), site.results[0]
+        return (emit.compute(y.shape, y.dtype, lambda *at: x(*unravel(ravel(at, y.shape), x.shape))),)
+
+
+class Reshape(Static, Reinterpreted):
+    """x with the constant target shape of operand 1 (0 copies a size unless allowzero, -1 is computed)."""
+
+    name = "Reshape"
+    static = ((1, "shape"),)
 
     def rebuild(self, site: Site, kept: Kept) -> Rebuilt:
         return Rebuilt(site.attrs, {1: np.array(kept.shape(site.results[0]), np.int64)})
 
-    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return (reshaped(emit, site, required(tensors)),)
 
-
-class Flatten(Movement):
+class Flatten(Reinterpreted):
     """Axes before `axis` become one, those from `axis` on another."""
 
     name = "Flatten"
-    reinterprets = True
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
         return {**attrs, "axis": positive(attrs.get("axis", 1), operands[0].rank)}
-
-    def ties(self, site: Site) -> Iterator[Tie]:
-        return reshape_ties(site, site.operands[0], site.results[0])
-
-    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return (reshaped(emit, site, required(tensors)),)
 
 
 class Transpose(Movement):
@@ -172,32 +165,18 @@ class Concat(Movement):
         return (emit.compute(y.shape, y.dtype, element),)
 
 
-class Squeeze(Static, Movement):
+class Squeeze(Static, Reinterpreted):
     """x without axes of size 1: those of the constant operand 1, or all."""
 
     name = "Squeeze"
-    reinterprets = True
     static = ((1, "axes"),)
 
-    def ties(self, site: Site) -> Iterator[Tie]:
-        return reshape_ties(site, site.operands[0], site.results[0])
 
-    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return (reshaped(emit, site, required(tensors)),)
-
-
-class Unsqueeze(Static, Movement):
+class Unsqueeze(Static, Reinterpreted):
     """x with axes of size 1 inserted at the constant operand 1."""
 
     name = "Unsqueeze"
-    reinterprets = True
     static = ((1, "axes"),)
-
-    def ties(self, site: Site) -> Iterator[Tie]:
-        return reshape_ties(site, site.operands[0], site.results[0])
-
-    def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return (reshaped(emit, site, required(tensors)),)
 
 
 class Identity(Movement):

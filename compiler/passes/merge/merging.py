@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from typing import ClassVar
 
@@ -131,11 +131,9 @@ class Merge(Pass):
 
     # ------------------------------------------------------------------ one merge
     def _merge(self, graph: Graph, use: Resources) -> list[Refusal]:
-        def excluded(name: str) -> bool:
-            return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
-
         original = graph.copy().freeze()
-        streams = Streams(original, align(original), ChannelMap(original, excluded))
+        channels = ChannelMap(original, partial(use.excluded, also=self.exclude))
+        streams = Streams(original, align(original), channels)
         if not any(len(s.groups) > 1 for s in streams.streams):
             return facts(streams, None, {})
         feeds = [dict(b) for b in islice(use.batches(original), self.samples)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from functools import partial
 from typing import ClassVar, get_args
 
 import numpy as np
@@ -154,11 +154,7 @@ class PruneChannels(Pass):
 
     def closure(self, graph: Graph, use: Resources) -> Closure:
         """Atoms of `graph` under the pass's exclusions."""
-
-        def excluded(name: str) -> bool:
-            return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
-
-        return Closure(graph, exclude=excluded, allow_mixed=self.allow_mixed)
+        return Closure(graph, exclude=partial(use.excluded, also=self.exclude), allow_mixed=self.allow_mixed)
 
     def select(self, graph: Graph, closure: Closure, use: Resources, refusals: Sequence[Refusal] = ()) -> Selection:
         """The atoms that the pass removes from `graph`. PassError where the budget cannot be met."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from typing import ClassVar, Literal
 
@@ -170,10 +170,7 @@ class Sparsify(Pass):
 
     def able(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
         """The layers that can become sparse, and why the others stay dense."""
-
-        def excluded(name: str) -> bool:
-            return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
-
+        excluded = partial(use.excluded, also=self.exclude)
         return candidates(graph, Limits(self.dense, self.min_inputs, self._height, excluded))
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from typing import ClassVar, Literal
 
@@ -92,9 +92,7 @@ class Nest(Pass):
         return feeds
 
     def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
-        def excluded(name: str) -> bool:
-            return use.excluded(name) or any(fnmatchcase(name, p) for p in self.exclude)
-
+        excluded = partial(use.excluded, also=self.exclude)
         recurrent = dict.fromkeys(RECURRENT, "the weights of recurrent layers have one level")
         limits = Limits(self.dense, self.min_inputs, self._height, excluded, True, {**WITHOUT, **recurrent})
         return candidates(graph, limits)
