@@ -260,7 +260,7 @@ class Stages:
         decided = as_expr(condition)
         if isinstance(condition, Condition | Compound):
             (self.guards if self.notes is None else self.notes.guards).append((decided, condition))
-        chosen, other = self._value(yes), self._value(no)
+        chosen, other = _alike(self._value(yes), self._value(no))
         if self._harmless(chosen) and self._harmless(other):
             return tirx.Select(decided, chosen, other)
         return tirx.if_then_else(decided, chosen, other)
@@ -381,6 +381,14 @@ class Stages:
 
         tvm_ffi.structural_walk(expr, [(divisions, division), (tvm.ir.TensorLoad, load)])
         return not found
+
+
+def _alike(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both in one type: a run of an int64 table is an index, and indices are int32."""
+    kinds = dtype_of(a), dtype_of(b)
+    if set(kinds) != {"int32", "int64"}:
+        return a, b
+    return (tirx.Cast("int64", a), b) if kinds[0] == "int32" else (a, tirx.Cast("int64", b))
 
 
 def _conjuncts(condition: Any) -> list[Any]:
