@@ -142,6 +142,7 @@ CASES += [
 for name in ("And", "Or", "Xor"):
     CASES.append(OpCase(name, "row", [truth(3, 4), truth(4, seed=1)], free="i0.0 i0.1 i1.0 o0.0 o0.1", flops=12))
 CASES += [
+    OpCase("Equal", "positions", [Constant(np.arange(12).reshape(3, 4)), whole(3, 4)]),
     OpCase("Equal", "bool", [truth(3, 4), truth(4, seed=1)]),
     OpCase("Where", "float", [truth(3, 1), real(3, 4), real(4)], free="i0.0 i1.0 i1.1 i2.0 o0.0 o0.1", flops=12),
     OpCase("Where", "int64", [truth(3, 1), whole(3, 4), whole(4)]),

@@ -201,11 +201,16 @@ class Index(ObjectConvertible):  # type: ignore[misc]
 
     def __eq__(self, other: Any) -> Any:
         known = index_or_none(other)
-        return tirx.EQ(self.asobject(), other) if known is None else is_zero(self - known)
+        return tirx.EQ(self._beside(other), other) if known is None else is_zero(self - known)
 
     def __ne__(self, other: Any) -> Any:
         known = index_or_none(other)
-        return tirx.NE(self.asobject(), other) if known is None else negated(is_zero(self - known))
+        return tirx.NE(self._beside(other), other) if known is None else negated(is_zero(self - known))
+
+    def _beside(self, other: Any) -> Any:
+        """The TVM expression in the type of `other`: EQ and NE convert nothing."""
+        kind = str(other.ty.dtype)
+        return self.asobject() if kind == "int32" else tirx.Cast(kind, self.asobject())
 
     __hash__ = None  # type: ignore[assignment]
 
