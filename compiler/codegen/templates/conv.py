@@ -8,7 +8,6 @@ other, so the concatenation that the graph asks for is never made.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -134,6 +133,10 @@ def conv_kernel(shape: ConvShape) -> Any:
     return made.func
 
 
+SPREAD = 8
+"""Blocks of input up to which the lines of the results are asked for a share at a time, one with each block: where
+the sums are short, more lines at once than the core can wait for would hold them up."""
+
 Cells = list[tuple[int, int, int, int]]
 """(row, column, vector, accumulator) of every vector of a register tile."""
 
@@ -152,19 +155,6 @@ class _Place:
     first: int
     lanes: int
     skipped: Any = 0
-
-
-def _counted(extent: int) -> Any:
-    """A loop, but none for a single turn: TVM drops that, and then binds what is common to it and to what follows
-    where only the one can see it."""
-    return T.serial(extent) if extent > 1 else nullcontext(0)
-
-
-def _divided(value: Any, by: int) -> tuple[Any, Any]:
-    """Quotient and remainder of what is not negative."""
-    if isinstance(value, int):
-        return divmod(value, by)
-    return (value, 0) if by == 1 else (tirx.truncdiv(value, by), tirx.truncmod(value, by))
 
 
 class ConvLoops:
@@ -209,42 +199,42 @@ class ConvLoops:
             self._every_block(n, panel, row, columns, cells)
         else:
             skipped = self.s.grouping.first_block(panel, T.min)
-            with _counted(self.s.grouping.span) as block:
-                at = _Place(0, n, panel, row, columns, block, 0, self.s.grouping.block, skipped)
-                self._ask_for_results(at, self.s.grouping.span)
-                self._block(at, cells)
+            at = _Place(0, n, panel, row, columns, 0, 0, self.s.grouping.block, skipped)
+            self._ask_for_results(at, cells)
+            with T.serial(self.s.grouping.span) as block:
+                self._block(replace(at, block=block), cells)
         for h, u, o, k in cells:
             self.out.store((n, panel * self.vectors + o, row + h, columns[0] + u), self.acc.get(k))
 
     def _every_block(self, n: Any, panel: Any, row: Any, columns: tuple[Any, int], cells: Cells) -> None:
-        """All input channels, segment after segment."""
+        """All input channels, segment after segment; meanwhile the lines of the results are asked for."""
         first = 0
         for segment, x in enumerate(self.s.x):
             full, rest = divmod(x.channels, x.block)
-            if full:
-                step = self._blocks_at_once(full)
-                with _counted(full // step) as i:
-                    for block in range(step):
-                        at = _Place(segment, n, panel, row, columns, i * step + block, first, x.block)
-                        if segment == 0:
-                            self._ask_for_results(at, full)
-                        self._block(at, cells)
+            at = _Place(segment, n, panel, row, columns, tirx.IntImm("int32", full), first, x.block)
+            if self.s.prefetch and segment == 0 and 1 < full <= SPREAD:
+                share = -(-len(cells) // full)
+                for block in range(full):
+                    self._ask_for_results(at, cells[block * share : (block + 1) * share])
+                    self._block(replace(at, block=tirx.IntImm("int32", block)), cells)
+            else:
+                self._ask_for_results(at, cells if segment == 0 else [])
+                self._full_blocks(at, full, cells)
             if rest:
-                last = tirx.IntImm("int32", full)
-                self._block(_Place(segment, n, panel, row, columns, last, first, rest), cells)
+                self._block(replace(at, lanes=rest), cells)
             first += x.channels
 
-    def _ask_for_results(self, at: _Place, blocks: int) -> None:
-        """Prefetch a share of what the tile will write, one share for each of the first `blocks` of the input: more
-        lines at once than the core can wait for would hold up the sums."""
-        if not self.s.prefetch:
-            return
-        count = self.rows * at.columns[1] * self.vectors
-        share = -(-count // blocks)
-        for k in range(share):
-            cell = k if blocks == 1 else T.min(at.block * share + k, tirx.IntImm("int32", count - 1))
-            place, o = _divided(cell, self.vectors)
-            h, u = _divided(place, at.columns[1])
+    def _full_blocks(self, at: _Place, full: int, cells: Cells) -> None:
+        """The blocks of a segment that have all their channels."""
+        if full:
+            step = self._blocks_at_once(full)
+            with T.serial(full // step) as i:
+                for block in range(step):
+                    self._block(replace(at, block=i * step + block), cells)
+
+    def _ask_for_results(self, at: _Place, cells: Cells) -> None:
+        """Prefetch what the tile will write at some of its cells."""
+        for h, u, o, _ in cells if self.s.prefetch else []:
             self.out.prefetch((at.n, at.panel * self.vectors + o, at.row + h, at.columns[0] + u))
 
     def _blocks_at_once(self, blocks: int) -> int:
