@@ -40,8 +40,9 @@ LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
 """Largest error of one layer, of the scale of its results: a network adds up the errors of its layers."""
-SMALL_TILE, SPILLED = 36, 1.8
-"""Points up to which a tile's transforms run in registers, nearly; how much longer a point takes beyond."""
+SMALL_TILE, SPILLED = 4, 1.8
+"""Outputs along an axis up to which a tile is transformed back in registers, nearly; how much longer a point takes
+beyond."""
 MOST_KNOWN = 4096
 """Layer shapes whose predicted times are remembered."""
 _GROUPS = (4, 8, 12, 16, 24, 28, 36, 49, 56, 64, 98)
@@ -218,7 +219,7 @@ class Winograd(Strategy):
             for part, size_ in zip(group.parts, packed, strict=True)
         )
         moved = count * (products * read + points * sum(outputs))
-        cycles = (3.0 if scratch <= machine.l2 else 5.0) * (SPILLED if points > SMALL_TILE else 1.0)
+        cycles = (3.0 if scratch <= machine.l2 else 5.0) * (SPILLED if max(self.outputs) > SMALL_TILE else 1.0)
         transforms = moved * cycles / machine.clock
         return Candidate(Choice(self.name, tile), product_seconds + transforms)
 
