@@ -12,9 +12,10 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -56,6 +57,9 @@ class Row:
     def good(self) -> bool:
         """Whether the budget held or was refused with the reason."""
         return self.verdict in ("held", "refused")
+
+
+R = TypeVar("R", bound=Row)
 
 
 def rows(name: str, count: int, seed: int) -> Iterator[Row]:
@@ -103,35 +107,60 @@ def _reached(kind: type[Pass], graph: Graph, least: Limit, use: Resources) -> bo
 
 def main(arguments: list[str]) -> int:
     """Print a row per budget; 1 where one was exceeded or refused without the reason."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks pruning", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=list(CHOSEN), choices=CHOSEN, help="networks")
-    parser.add_argument("--quick", action="store_true", help="4 budgets per network in place of 20")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    parser.add_argument("--save", type=Path, help="folder for pruning-budgets.json")
-    given = parser.parse_args(arguments)
-    found = []
-    for name in given.only:
-        for row in rows(name, 4 if given.quick else BUDGETS, given.seed):
-            found.append(row)
-            if not given.json:
-                reached = "" if row.found is None else f"{row.found:.6g}"
-                print(
-                    f"{row.network:14} {row.verdict:11} {reached:>12} of {row.allowed:.6g}  {row.spec}", flush=True
-                )
-    record = {
-        "command": f"python -m benchmarks pruning --seed {given.seed}" + " --quick" * given.quick,
-        "seeds": [given.seed],
-        "versions": facts()["versions"],
-        "held": sum(r.verdict == "held" for r in found),
-        "refused": sum(r.verdict == "refused" for r in found),
-        "failed": sum(not r.good for r in found),
-        "rows": [asdict(r) for r in found],
-    }
-    if given.json:
-        print(json.dumps(record, indent=1))
-    else:
-        print(f"{record['held']} held, {record['refused']} refused with the reason, {record['failed']} failed")
-    if given.save:
-        keep(given.save, "pruning-budgets", record)
-    return int(any(not r.good for r in found))
+    study = Study("pruning", "pruning-budgets", __doc__, CHOSEN, (BUDGETS, 4), rows, line)
+    return study.run(arguments)
+
+
+def line(row: Row) -> str:
+    """A row for a terminal."""
+    reached = "" if row.found is None else f"{row.found:.6g}"
+    return f"{row.network:14} {row.verdict:11} {reached:>12} of {row.allowed:.6g}  {row.spec}"
+
+
+@dataclass(frozen=True)
+class Study(Generic[R]):
+    """Random budgets, judged and told: its name on the command line, its file, and what it is about.
+
+    `counts`: budgets of each of `cases`, and those with `--quick`. `rows`: (case, budgets, seed) -> one by one.
+    """
+
+    name: str
+    file: str
+    about: str | None
+    cases: Sequence[str]
+    counts: tuple[int, int]
+    rows: Callable[[str, int, int], Iterator[R]]
+    line: Callable[[R], str]
+
+    def run(self, arguments: list[str]) -> int:
+        """Print a row per budget; 1 where one was exceeded or refused without the reason."""
+        command = f"python -m benchmarks {self.name}"
+        many, few = self.counts
+        parser = argparse.ArgumentParser(prog=command, description=self.about)
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--only", nargs="*", default=list(self.cases), choices=self.cases, help="cases")
+        parser.add_argument("--quick", action="store_true", help=f"{few} budgets per case in place of {many}")
+        parser.add_argument("--json", action="store_true", help="print the record as JSON")
+        parser.add_argument("--save", type=Path, help=f"folder for {self.file}.json")
+        given = parser.parse_args(arguments)
+        found = []
+        for name in given.only:
+            for row in self.rows(name, few if given.quick else many, given.seed):
+                found.append(row)
+                if not given.json:
+                    print(self.line(row), flush=True)
+        record = {
+            "command": f"{command} --seed {given.seed}" + " --quick" * given.quick,
+            "seeds": [given.seed],
+            "versions": facts()["versions"],
+            **{verdict: sum(r.verdict == verdict for r in found) for verdict in ("held", "refused")},
+            "failed": sum(not r.good for r in found),
+            "rows": [asdict(r) for r in found],
+        }
+        if given.json:
+            print(json.dumps(record, indent=1))
+        else:
+            print(f"{record['held']} held, {record['refused']} refused with the reason, {record['failed']} failed")
+        if given.save:
+            keep(given.save, self.file, record)
+        return int(any(not r.good for r in found))

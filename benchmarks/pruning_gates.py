@@ -8,20 +8,16 @@ the quantity and what remains (`python -m benchmarks pruning` says when that cou
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.host import facts
 from benchmarks.ours import PASSES, through
-from benchmarks.pruning import TARGET, Row, judged
-from benchmarks.results import keep
+from benchmarks.pruning import TARGET, Row, Study, judged
 from compiler import load_config
 from compiler.errors import PassError
 from compiler.ir.graph import Graph
@@ -96,34 +92,8 @@ def gated(
 
 def main(arguments: list[str]) -> int:
     """Print a row per budget; 1 where a limit was exceeded, or refused without the reason."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks pruning-gates", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=list(CHOSEN), choices=CHOSEN, help="releases of models/")
-    parser.add_argument("--quick", action="store_true", help=f"2 budgets per release in place of {BUDGETS}")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    parser.add_argument("--save", type=Path, help="folder for pruning-gates.json")
-    given = parser.parse_args(arguments)
-    found = []
-    for name in given.only:
-        for row in rows(name, 2 if given.quick else BUDGETS, given.seed):
-            found.append(row)
-            if not given.json:
-                print(line(row), flush=True)
-    record = {
-        "command": f"python -m benchmarks pruning-gates --seed {given.seed}" + " --quick" * given.quick,
-        "seeds": [given.seed],
-        "versions": facts()["versions"],
-        **{verdict: sum(r.verdict == verdict for r in found) for verdict in ("held", "refused")},
-        "failed": sum(not r.good for r in found),
-        "rows": [asdict(r) for r in found],
-    }
-    if given.json:
-        print(json.dumps(record, indent=1))
-    else:
-        print(f"{record['held']} held, {record['refused']} refused with the reason, {record['failed']} failed")
-    if given.save:
-        keep(given.save, "pruning-gates", record)
-    return int(record["failed"] > 0)
+    study = Study("pruning-gates", "pruning-gates", __doc__, CHOSEN, (BUDGETS, 2), rows, line)
+    return study.run(arguments)
 
 
 def line(row: Gated) -> str:

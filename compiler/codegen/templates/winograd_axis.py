@@ -24,7 +24,7 @@ _POINTS = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1),
 MOST_POINTS = len(_POINTS) + 1
 
 _PAIRED = 6
-"""An even number of finite points from which on three pairs without zero cost less than zero and a point alone."""
+"""Finite points that are three pairs without zero: zero, two pairs and a point alone would take more additions."""
 
 Const = Callable[[float], Any]
 
@@ -142,7 +142,7 @@ def _polynomial(roots: Iterator[Fraction] | Sequence[Fraction]) -> tuple[Fractio
 def _pairs(finite: int) -> tuple[int, ...]:
     """Indices j of points p with -p next."""
     points = _finite(finite)
-    return tuple(j for j in range(int(points[:1] == _POINTS[:1]), finite - 1, 2) if points[j] == -points[j + 1])
+    return tuple(j for j in range(int(0 in points), finite - 1, 2) if points[j] == -points[j + 1])
 
 
 def _products(
