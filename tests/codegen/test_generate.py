@@ -17,7 +17,7 @@ from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.target import find_target
-from compiler.codegen.templates import winograd
+from compiler.codegen.templates import winograd_shape
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
@@ -226,8 +226,8 @@ def test_winograd_weights_are_those_of_the_paper() -> None:
     """G g G^T of a kernel with one tap is that tap's outer product; the sign of the first row is ours."""
     weight = np.zeros((1, 1, 3, 3), np.float32)
     weight[0, 0, 2, 0] = 4
-    axes = winograd.tile_axes((2, 2), (3, 3), (1, 1))
-    transformed = winograd.pack(weight, axes, 1).reshape(4, 4)
+    axes = winograd_shape.tile_axes((2, 2), (3, 3), (1, 1))
+    transformed = winograd_shape.pack(weight, axes, 1).reshape(4, 4)
     np.testing.assert_array_equal(transformed, 4 * np.outer([0, 0.5, 0.5, 1], [-1, 0.5, 0.5, 0]))
 
 

@@ -26,8 +26,9 @@ from compiler.codegen.strategies.convolution import (
 )
 from compiler.codegen.strategies.direct import conv_shape, fits_registers
 from compiler.codegen.target import Target
-from compiler.codegen.templates import winograd
+from compiler.codegen.templates import winograd_shape
 from compiler.codegen.templates.blocked import Plane, pack_bias
+from compiler.codegen.templates.winograd import winograd_kernel
 from compiler.codegen.templates.winograd_axis import MOST_POINTS
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
@@ -125,19 +126,19 @@ class Winograd(Strategy):
             users += [1 << number] * len(own)
         return Built(
             (self.name, shape),
-            winograd.winograd_kernel(shape),
+            winograd_kernel(shape),
             tuple(slots),
             self.name,
             shape.units.count,
             users=tuple(users) if group.members else (),
         )
 
-    def _shape(self, builder: Builder, group: Group, tile: tuple[int, ...]) -> winograd.WinogradShape:
+    def _shape(self, builder: Builder, group: Group, tile: tuple[int, ...]) -> winograd_shape.WinogradShape:
         count, rows, vectors = tile
         convs = [conv_shape(builder, part) for part in group.parts]
         at = {value.ref: number for number, value in enumerate(group.segments)}
         members = tuple(
-            winograd.Member(conv.y, conv.epilogue, tuple(at[v.ref] for v in part.segments))
+            winograd_shape.Member(conv.y, conv.epilogue, tuple(at[v.ref] for v in part.segments))
             for part, conv in zip(group.parts, convs, strict=True)
         )
         planes = tuple(blocked_plane(builder, v) for v in group.segments)
@@ -153,14 +154,14 @@ class Winograd(Strategy):
             flat_rows=False,
         )
         large = any(4 * m.y.lanes * m.y.height * m.y.width >= builder.target.machine.l2 for m in members)
-        return winograd.WinogradShape(geometry, members, self.outputs, count, rows, vectors, prefetch=large)
+        return winograd_shape.WinogradShape(geometry, members, self.outputs, count, rows, vectors, prefetch=large)
 
     def _constants(self, builder: Builder, group: Group, lanes: int) -> list[Slot]:
         """Transformed weights and bias of one convolution."""
         site = group.anchor
         weight, bias = site.operands[1], site.operands.optional(2)
         fixed = pack_bias(None if bias is None else bias.constant, site.results[0].shape[1], lanes)
-        packed = winograd.pack(weight4(site), self.axes(facts(site)), lanes)
+        packed = winograd_shape.pack(weight4(site), self.axes(facts(site)), lanes)
         return [
             builder.constant(weight, packed, f"{self.name}-{lanes}"),
             builder.constant(bias or weight, fixed, "bias"),
@@ -174,7 +175,7 @@ class Winograd(Strategy):
         some = weight[np.sort(rng.permutation(weight.shape[0])[:32])]
         cells = tuple(axis.cells(axis.outputs) for axis in axes)
         x = rng.normal(size=(tiles, weight.shape[1], *cells)).astype(np.float32)
-        got = winograd.reference(x, some, axes)
+        got = winograd_shape.reference(x, some, axes)
         exact = np.zeros_like(got, np.float64)
         for i, j in itertools.product(*map(range, self.outputs)):
             top, left = i * known.stride[0], j * known.stride[1]
@@ -182,13 +183,13 @@ class Winograd(Strategy):
             exact[:, :, i, j] = np.tensordot(window, some, ([1, 2, 3],) * 2)
         return float(np.abs(got - exact).max() / max(np.abs(exact).max(), 1e-30))
 
-    def axes(self, known: ConvFacts) -> winograd.Axes:
+    def axes(self, known: ConvFacts) -> winograd_shape.Axes:
         """The arithmetic of a convolution's tiles."""
-        return winograd.tile_axes(self.outputs, known.kernel, known.stride)
+        return winograd_shape.tile_axes(self.outputs, known.kernel, known.stride)
 
     def _tiles(self, group: Group, situation: Situation) -> Iterable[tuple[int, int, int]]:
         known, room = facts(group.anchor), situation.target.vector_registers
-        count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
+        count = known.batch * int(np.prod(winograd_shape.tile_counts(known.extent, self.outputs)))
         blocks = [-(-p.anchor.results[0].shape[1] // output_block(p.anchor, situation)) for p in group.parts]
         for vectors in sorted({1, *(v for b in blocks for v in tile_vectors(b))}):
             for rows in range(1, min(count, room) + 1):
@@ -201,9 +202,9 @@ class Winograd(Strategy):
         """Products by registers and caches, transforms by loads and stores."""
         machine, known, size = situation.target.machine, facts(group.anchor), tile[0]
         axes = self.axes(known)
-        points, products = axes[0].points * axes[1].points, winograd.products_per_tile(axes)
-        phases = len(winograd.phase_pairs(axes))
-        count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
+        points, products = axes[0].points * axes[1].points, winograd_shape.products_per_tile(axes)
+        phases = len(winograd_shape.phase_pairs(axes))
+        count = known.batch * int(np.prod(winograd_shape.tile_counts(known.extent, self.outputs)))
         inputs = sum(v.shape[1] for v in group.segments)
         read = sum(-(-v.shape[1] // situation.block(v.shape[1])) for v in group.segments)
         blocks = [output_block(p.anchor, situation) for p in group.parts]
@@ -232,11 +233,11 @@ class Winograd(Strategy):
         machine, (size, rows, most) = situation.target.machine, tile
         known, block = facts(group.anchor), output_block(group.anchor, situation)
         blocks, rate = -(-known.outputs // block), machine.rate(block)
-        vectors = winograd.panel_vectors(blocks, most)
+        vectors = winograd_shape.panel_vectors(blocks, most)
         axes = self.axes(known)
-        points, products = axes[0].points * axes[1].points, winograd.products_per_tile(axes)
-        phases = len(winograd.phase_pairs(axes))
-        count = known.batch * int(np.prod(winograd.tile_counts(known.extent, self.outputs)))
+        points, products = axes[0].points * axes[1].points, winograd_shape.products_per_tile(axes)
+        phases = len(winograd_shape.phase_pairs(axes))
+        count = known.batch * int(np.prod(winograd_shape.tile_counts(known.extent, self.outputs)))
         groups = -(-count // size)
         units = -(-count // rows)
         step = max(

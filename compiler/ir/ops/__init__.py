@@ -14,7 +14,9 @@ from compiler.ir.ops import pool as pool
 from compiler.ir.ops import recurrent as recurrent
 from compiler.ir.ops import reduce as reduce
 from compiler.ir.ops import resize as resize
+from compiler.ir.ops import scatter as scatter
 from compiler.ir.ops import shape as shape
 from compiler.ir.ops import slicing as slicing
 from compiler.ir.ops import softmax as softmax
+from compiler.ir.ops import topk as topk
 from compiler.ir.ops import unary as unary
