@@ -9,6 +9,7 @@ STUDIES = {
     "compile-time": "benchmarks.compile_time",
     "darb": "benchmarks.darb",
     "dense": "benchmarks.dense",
+    "equal-accuracy": "benchmarks.equal_accuracy",
     "frontier": "benchmarks.frontier",
     "fuzz": "benchmarks.fuzz.study",
     "holding": "benchmarks.holding",

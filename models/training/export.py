@@ -26,7 +26,7 @@ class Interface:
 
     input: str
     output: str
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

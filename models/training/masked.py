@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from compiler.ir.encoding import BlockSparse, RegularBlock, Sparse, Unstructured
+from compiler.ir.encoding import BlockSparse, RegularBlock, Unstructured
 from compiler.passes.sparsify.patterns import (
     FLOOR,
     darb_sizes,
@@ -27,11 +28,23 @@ from compiler.passes.sparsify.patterns import (
 )
 
 Matrix = npt.NDArray[np.float32]
-Pattern = Callable[[Sequence[Matrix], float], list[tuple[Sparse, Matrix]]]
+
+
+class Form(Protocol):
+    """How a matrix is stored: all encodings of the compiler are forms."""
+
+    def stored(self, shape: tuple[int, ...], data: Matrix | None) -> int:
+        """Number of stored elements."""
+
+    def index_bytes(self, shape: tuple[int, ...], data: Matrix | None) -> int:
+        """Bytes of the positions stored beside them."""
+
+
+Pattern = Callable[[Sequence[Matrix], float], Sequence[tuple[Form, Matrix]]]
 """Matrices [outputs, inputs] and the density of all of them -> form and data of each."""
 
 
-def darb(weights: Sequence[Matrix], density: float) -> list[tuple[Sparse, Matrix]]:
+def darb(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
     """One weight in each run of a row; every row has the length that fits its own density (DARB)."""
     forms = [
         RegularBlock(0, 1, tuple(map(int, s))) for s in darb_sizes([w.astype(float) for w in weights], density)
@@ -39,20 +52,97 @@ def darb(weights: Sequence[Matrix], density: float) -> list[tuple[Sparse, Matrix
     return [(f, keep_largest(w, f)) for f, w in zip(forms, weights, strict=True)]
 
 
-def blocks(weights: Sequence[Matrix], density: float) -> list[tuple[Sparse, Matrix]]:
+def blocks(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
     """Blocks of 16 outputs at one input, ranked over all matrices."""
     form = BlockSparse(0, (16, 1))
     alive = ranked([form.norms(w) for w in weights], density, FLOOR)
     return [(form, keep_blocks(w, form, a)) for w, a in zip(weights, alive, strict=True)]
 
 
-def unstructured(weights: Sequence[Matrix], density: float) -> list[tuple[Sparse, Matrix]]:
+def unstructured(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
     """Single weights, ranked over all matrices: the baseline."""
     alive = ranked([np.abs(w) for w in weights], density, FLOOR)
     return [(Unstructured(0), keep_elements(w, 0, a)) for w, a in zip(weights, alive, strict=True)]
 
 
 PATTERNS: Mapping[str, Pattern] = {"darb": darb, "block16x1": blocks, "unstructured": unstructured}
+"""Patterns of matrices by themselves; `channels` needs to know which of their rows and columns belong together."""
+
+
+# ---------------------------------------------------------------------- channels
+@dataclass(frozen=True)
+class Units:
+    """Channels or hidden units, each of which leaves a network as a whole.
+
+    `spans`: (matrix, axis, first); unit j is entry first + j of that axis, in every span.
+    """
+
+    count: int
+    spans: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """Rows and columns that are all zero have left the matrix; what remains is dense and needs no positions."""
+
+    def stored(self, shape: tuple[int, ...], data: Matrix | None) -> int:
+        """Rows times columns that remain; all of them without data."""
+        if data is None:
+            return int(np.prod(shape))
+        there = data != 0
+        return int(there.any(axis=1).sum()) * int(there.any(axis=0).sum())
+
+    def index_bytes(self, shape: tuple[int, ...], data: Matrix | None) -> int:
+        """None."""
+        return 0
+
+
+def channels(groups: Sequence[Units]) -> Pattern:
+    """The pattern that removes whole units: first those whose weights have the least mean square, over all groups.
+
+    A weight belongs to a unit if it leaves with it. As many units go as it takes for no more than the density of
+    the weights to stay; at least FLOOR of every group, and one unit, remains.
+    """
+
+    def pattern(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
+        scores = [_mean_squares(weights, units) for units in groups]
+        most = density * sum(w.size for w in weights)
+        low, high = 0, sum(units.count for units in groups)
+        while low < high:  # the largest number of units whose weights are no more than `most`
+            middle = (low + high + 1) // 2
+            there = _lines(weights, groups, _alive(scores, middle))
+            fits = sum(int(rows.sum()) * int(columns.sum()) for rows, columns in there) <= most
+            low, high = (middle, high) if fits else (low, middle - 1)
+        there = _lines(weights, groups, _alive(scores, low))
+        return [(Narrowed(), w * np.outer(*lines)) for w, lines in zip(weights, there, strict=True)]
+
+    return pattern
+
+
+def _mean_squares(weights: Sequence[Matrix], units: Units) -> npt.NDArray[np.float64]:
+    """[units]: the mean square of the weights that leave with each; where spans cross a weight counts twice."""
+    total, count = np.zeros(units.count), 0
+    for matrix, axis, first in units.spans:
+        lines = np.moveaxis(weights[matrix], axis, 0)[first : first + units.count]
+        total += np.square(lines, dtype=np.float64).sum(axis=1)
+        count += lines.shape[1]
+    return total / count
+
+
+def _alive(scores: Sequence[npt.NDArray[np.float64]], number: int) -> list[npt.NDArray[np.bool_]]:
+    """Per group, which units remain when `number` of all do."""
+    return ranked(scores, number / sum(s.size for s in scores), FLOOR)
+
+
+def _lines(
+    weights: Sequence[Matrix], groups: Sequence[Units], alive: Sequence[npt.NDArray[np.bool_]]
+) -> list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
+    """Per matrix, which rows and which columns remain."""
+    found = [(np.ones(w.shape[0], bool), np.ones(w.shape[1], bool)) for w in weights]
+    for units, mask in zip(groups, alive, strict=True):
+        for matrix, axis, first in units.spans:
+            found[matrix][axis][first : first + units.count] &= mask
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks.compare import Contender, Problem, compare, started
+from benchmarks.outputs import Expected
 from benchmarks.peers import Peer
 from benchmarks.peers.client import PeerError
 from tests.benchmarks.fakes import EXPECTED, FEEDS, contender, settings
@@ -44,6 +46,15 @@ def test_bad_peers_become_rows_with_reasons(tmp_path):
     assert "off onnxruntime's" in wrong.error and "not supported" in refused.error
     assert "setup-peers absent" in missing.error
     assert not any(r.our_fault for r in rows)
+
+
+def test_a_contender_may_compute_another_function(tmp_path):
+    shifted = {"y": 2 * FEEDS["x"] + np.float32(0.1)}
+    other = replace(contender("other", does="wrong"), expected=Expected.of(shifted, shifted))
+    same = replace(contender("same"), expected=other.expected)
+    found, missed = compare(PROBLEM, contender("ours"), [other, same], settings(tmp_path))
+    assert found.error is None and found.peer_difference == 0.0
+    assert "off onnxruntime's" in missed.error
 
 
 def test_our_own_failure_is_marked_as_ours(tmp_path):

@@ -1,0 +1,241 @@
+"""Is what was pruned faster at equal accuracy? A sparse network compiled here, against the dense one and one that
+lost whole channels, both in onnxruntime, and against the same sparse network in deepsparse.
+
+The network, its data and its training are those of benchmarks/masked_training.py. The sparse one has its weights
+in blocks; the narrow one is what onnxsim's structured pruning makes, uniformly in all hidden layers, with the same
+rounds, epochs and rates in between. One rule chooses both: fewer and fewer weights, until the development part
+loses more than half a point against the dense network; the last that does not is taken. The accuracies that are
+reported are those of the test part, which chose nothing; that of ours as compiled. Needs the extras `train` and
+`bench`, and the peers' environments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from benchmarks.compare import Contender, Problem, bundle, compare, reference
+from benchmarks.darb import ALLOWED
+from benchmarks.gradual import weights
+from benchmarks.masked_training import CASES, Case, Trained, Wide, dense, in_rounds, once, pruned
+from benchmarks.merging.families import SHARED
+from benchmarks.ours import compiled, through
+from benchmarks.peers import PEERS
+from benchmarks.portfolio import SAME_SHAPES
+from benchmarks.results import keep, record_of
+from benchmarks.rows import OUR_FAULT, Row
+from benchmarks.settings import Settings, parser, say
+from benchmarks.sparse_cases import portable
+from compiler import Graph, load, open_bundle, to_onnx
+from compiler.ir.encoding import BlockSparse
+from compiler.ir.text import digest
+from compiler.passes.sparsify.layers import Limits, candidates
+from compiler.workers.store import Store
+from models.training.export import Interface, export_onnx
+from models.training.masked import PATTERNS, Masks
+
+NETWORK = "mlp-mnist"
+INTERFACE = Interface("image", "digit", (1, 784))
+SEED = 0
+PATTERN, HEIGHT = "block16x1", 16
+DENSITIES = (1 / 4, 1 / 5, 1 / 8, 1 / 10, 1 / 13, 1 / 16)
+"""Shares of the weights that are tried, one after another."""
+WIDTHS = (1 / 4, 0.18, 1 / 8, 0.09, 1 / 16)
+"""Shares of the hidden units that are tried."""
+DENSE, NARROW, SAME = "onnxruntime, dense", "onnxruntime, onnxsim's channels", "deepsparse"
+AIMS: Mapping[str, float] = {DENSE: 1.0, NARROW: 1.5, SAME: 2.0}
+"""Peer -> the ratio that is to be reached against it."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The smallest network within the limit; `tried`: share -> accuracy on the development part."""
+
+    share: float
+    trained: Trained
+    tried: Mapping[float, float]
+
+
+def smallest(
+    shares: Sequence[float], make: Callable[[float], Trained], start: Trained, allowed: float = ALLOWED
+) -> Chosen:
+    """The last of ever smaller networks before one that loses more than `allowed` on the development part.
+
+    ValueError where the first does already.
+    """
+    tried: dict[float, float] = {}
+    best = None
+    for share in shares:
+        found = make(share)
+        tried[share] = found.dev
+        say(f"{share:.4f}: {found.dev:.4f}, {found.dev - start.dev:+.4f} on the development part")
+        if start.dev - found.dev > allowed:
+            break
+        best = share, found
+    if best is None:
+        raise ValueError(f"a share of {shares[0]} loses more than {allowed}; begin with a larger one")
+    return Chosen(*best, tried)
+
+
+# ---------------------------------------------------------------------- channels, by onnxsim
+def narrowed(case: Case, start: Trained, share: float, seed: int, store: Store) -> Trained:
+    """The dense network with a share of its hidden units, taken away by onnxsim, trained in the same rounds."""
+
+    def make() -> tuple[Any, Masks]:
+        net, held = network(start), 1.0
+
+        def smaller(step: float) -> tuple[Any, Masks]:
+            nonlocal net, held
+            net, held = without_channels(net, 1 - step / held), step
+            return net, Masks(net.matrices(), PATTERNS[PATTERN])
+
+        return in_rounds(case, share, seed, smaller)
+
+    return once(case, make, seed, store, "onnxsim", repr(share))
+
+
+def without_channels(net: Wide, sparsity: float) -> Wide:
+    """The network without a share of its hidden units, those that onnxsim takes. ImportError without onnxsim."""
+    onnxsim = importlib.import_module("onnxsim")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "net.onnx")
+        export_onnx(net, file, INTERFACE, keep_batch_norm=False)
+        smaller = onnxsim.apply_structured_pruning(onnx.load(file), sparsity=sparsity)
+    held = weights(load(smaller))
+    made = Wide((len(held[0][0]), len(held[1][0])))
+    with torch.no_grad():
+        for p, value in zip(made.parameters(), [v for pair in held for v in pair], strict=True):
+            p.copy_(value)
+    return made
+
+
+def network(trained: Trained) -> Wide:
+    """The perceptron of these values."""
+    first, second, _ = (v for v in trained.state.values() if v.dim() == 2)
+    net = Wide((len(first), len(second)))
+    net.load_state_dict(trained.state)
+    return net.eval()
+
+
+def exported(trained: Trained, file: Path) -> Path:
+    """The file with the perceptron of these values."""
+    export_onnx(network(trained), file, INTERFACE, keep_batch_norm=False)
+    return file
+
+
+# ---------------------------------------------------------------------- ours
+def blocked(graph: Graph) -> Graph:
+    """The graph with its matrices in blocks; what is not stored is zero already. With fewer rows than a block has
+    a matrix stays dense."""
+    made = graph.copy()
+    for found in candidates(made, Limits((), 1, HEIGHT, lambda name: False))[0]:
+        form = BlockSparse(found.rows, (HEIGHT, 1))
+        made.update(found.weight.ref, type=replace(found.weight.type, encoding=form), data=found.weight.constant)
+    return made.freeze()
+
+
+def accuracy(folder: Path, case: Case) -> float:
+    """Share of the test part that a bundle gets right."""
+    net, (inputs, labels) = open_bundle(folder), (a.numpy() for a in case.test)
+    found = [net.run(x[None])[INTERFACE.output].argmax() for x in inputs]
+    return float(np.mean(np.asarray(found) == labels))
+
+
+# ---------------------------------------------------------------------- the study
+def study(case: Case, settings: Settings, quick: bool) -> dict[str, Any]:
+    """All numbers: what was chosen, accuracies, and the times of all contenders in turns. A quick one takes the
+    first share of each, whatever it loses."""
+    store = Store(settings.kept)
+    start = dense(case, SEED, store)
+    say(f"{case.name}: dense {start.dev:.4f} on the development part")
+    allowed, count = (1.0, 1) if quick else (ALLOWED, None)
+    sparse = smallest(DENSITIES[:count], lambda d: pruned(case, start, PATTERN, d, SEED, store), start, allowed)
+    narrow = smallest(WIDTHS[:count], lambda s: narrowed(case, start, s, SEED, store), start, allowed)
+    file = exported(sparse.trained, settings.kept / "equal-accuracy-blocks.onnx")
+    graph = blocked(through(load(file, task=INTERFACE.output), SAME_SHAPES))
+    folder = compiled(graph, digest(graph), settings.kept, passes=(), target=settings.target).folder
+    rows = timed(case, graph, folder, {DENSE: start, NARROW: narrow.trained}, settings)
+    say("accuracy")
+    parts = {"dense": start, "sparse": sparse.trained, "narrow": narrow.trained}
+    scores = {name: {"dev": t.dev, "test": t.test} for name, t in parts.items()}
+    ratios = {row.peer: row.ratio for row in rows}
+    return {
+        "allowed_loss": allowed,
+        "sparse": told(sparse) | {"pattern": PATTERN, "ratio": sparse.trained.stored.ratio},
+        "narrow": told(narrow) | {"hidden": network(narrow.trained).hidden},
+        "accuracy": {**scores, "sparse": {**scores["sparse"], "test as compiled": accuracy(folder, case)}},
+        "aims": dict(AIMS),
+        "met": {peer: None if ratios[peer] is None else ratios[peer] >= aim for peer, aim in AIMS.items()},
+        "rows": [row.record() for row in rows],
+    }
+
+
+def told(chosen: Chosen) -> dict[str, Any]:
+    """What a record says about a choice."""
+    return {"share": chosen.share, "dev_of_share": {f"{s:.4f}": dev for s, dev in chosen.tried.items()}}
+
+
+def timed(case: Case, graph: Graph, folder: Path, others: Mapping[str, Trained], settings: Settings) -> list[Row]:
+    """Our bundle against deepsparse on its file and onnxruntime on the files of other networks, in turns."""
+    feeds = {INTERFACE.input: case.dev[0][:1].numpy()}
+    same = settings.kept / "equal-accuracy-sparse.onnx"
+    onnx.save(portable(to_onnx(graph)), same)
+    peers = []
+    for label, trained in others.items():
+        file = exported(trained, settings.kept / f"equal-accuracy-{len(peers)}.onnx")
+        expected = reference(file, feeds, settings)
+        peers.append(Contender(label, PEERS["onnxruntime"], file, expected=expected))
+    peers.append(Contender(SAME, PEERS["deepsparse"], same))
+    return compare(Problem(case.name, feeds, reference(same, feeds, settings)), bundle(folder), peers, settings)
+
+
+def main(arguments: list[str]) -> int:
+    """0 unless our side failed; 2 where data or onnxsim are not here."""
+    options = parser("equal-accuracy", __doc__)
+    options.add_argument("--data", type=Path, default=SHARED, help="folder with mnist/")
+    given = options.parse_args(arguments)
+    settings = Settings.of(given)
+    torch.set_num_threads(1)
+    try:
+        importlib.import_module("onnxsim")
+        case = CASES[NETWORK](given.data, given.quick)
+    except (FileNotFoundError, ImportError) as error:
+        say(f"{error}: install the extra `bench`, and name the folder of the data with --data")
+        return 2
+    numbers = study(case, settings, given.quick)
+    seeds = {"network, data and training": SEED}
+    record = dict(record_of("equal-accuracy", arguments, case.name, seeds, numbers))
+    record["versions"] = {**record["versions"], "torch": torch.__version__}
+    if given.save:
+        keep(given.save, f"pruning-equal-accuracy-{case.name}", record)
+    print(json.dumps(record, indent=1) if given.json else text(record))
+    return int(any((row.get("error") or "").startswith(OUR_FAULT) for row in record["rows"]))
+
+
+def text(record: Mapping[str, Any]) -> str:
+    """The numbers for a terminal."""
+    scores = record["accuracy"]
+    lines = [
+        f"{name:8}" + ", ".join(f"{part} {share:.4f}" for part, share in held.items())
+        for name, held in scores.items()
+    ]
+    lines.append(
+        f"blocks: {record['sparse']['ratio']:.1f}x fewer weights; hidden units: {record['narrow']['hidden']}"
+    )
+    lines.append(f"{'':32}{'ours us':>10}{'its us':>10}{'ratio':>8}{'aim':>6}")
+    for row in record["rows"]:
+        if row["ratio"] is None:
+            lines.append(f"{row['peer']:32}{row['error']}")
+        else:
+            times = f"{row['ours_ms'] * 1e3:10.2f}{row['peer_ms'] * 1e3:10.2f}{row['ratio']:8.2f}"
+            lines.append(f"{row['peer']:32}{times}{record['aims'][row['peer']]:6.1f}")
+    return "\n".join(lines)
