@@ -15,7 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import TensorProto, helper
 
-from compiler.ir.onnx_nodes import Application, UnsupportedNode, defaults, differences, schema
+from compiler.ir.onnx_nodes import (
+    Application,
+    BrokenNode,
+    UnsupportedNode,
+    check_axes,
+    defaults,
+    differences,
+    schema,
+)
 from compiler.ir.op import OPSET
 from compiler.ir.types import TensorType
 
@@ -54,7 +62,8 @@ def rule(before: int, *operators: str) -> Callable[[Rule], Rule]:
 
 
 def at_pinned_opset(app: Application, scope: Scope) -> Iterator[Application]:
-    """The application as one or more of the pinned opset; UnsupportedNode where there is no rule."""
+    """The application as one or more of the pinned opset; UnsupportedNode where there is no rule, BrokenNode where
+    its attributes contradict its operands."""
     for before, lift in RULES.get(app.op, []):
         if app.version < before:
             for part in lift(app, scope):
@@ -195,7 +204,12 @@ def _broadcast(app: Application, scope: Scope) -> Iterator[Application]:
     after = replace(app, attrs=_without(app, "axis", "broadcast", "consumed_inputs"))
     rank, shape = scope.type(a).rank, scope.type(b).shape
     if app.attrs.get("broadcast") and axis is not None:
+        check_axes(app, "axis", rank)
         trailing = rank - axis % max(rank, 1) - len(shape)
+        if trailing < 0:
+            raise BrokenNode(
+                f"operand 1 of rank {len(shape)} does not fit an operand of rank {rank} from axis {axis} on"
+            )
         b, aligned = _reshaped(scope, b, (*shape, *(1,) * trailing), "aligned")
         yield aligned
     yield replace(after, inputs=(a, b))
@@ -267,6 +281,7 @@ def _dropout(app: Application, scope: Scope) -> Iterator[Application]:
 def _flattened_softmax(app: Application, scope: Scope) -> Iterator[Application]:
     """Before 13 the operand is seen as a matrix, split before `axis`."""
     shape = scope.type(app.inputs[0]).shape
+    check_axes(app, "axis", len(shape))
     axis = app.attrs["axis"] % max(len(shape), 1)
     long = [d for d in range(axis, len(shape)) if shape[d] != 1]
     if len(long) <= 1:

@@ -203,10 +203,16 @@ def _check_attributes(app: Application, operands: Sequence[Value | None]) -> Non
         raise BrokenNode(f"attribute batch_dims={app.attrs['batch_dims']} is negative")
     rank, spare = operands[0].rank, _AXIS_END.get(app.op, 0)
     for name in ("axis", "axes", "batch_axis", "time_axis", "batch_dims"):
-        given = app.attrs.get(name, ())
-        for axis in given if isinstance(given, tuple) else (given,):
-            if not -rank - spare <= axis < max(rank + spare, 1):
-                raise BrokenNode(f"attribute {name}={given} is out of range for an operand of rank {rank}")
+        check_axes(app, name, rank, spare)
+
+
+def check_axes(app: Application, name: str, rank: int, spare: int = 0) -> None:
+    """BrokenNode where the attribute `name`, an axis or several, points outside of the `rank` axes of an operand,
+    or more than `spare` beyond them; fine where it is not given."""
+    given = app.attrs.get(name, ())
+    for axis in given if isinstance(given, tuple) else (given,):
+        if not -rank - spare <= axis < max(rank + spare, 1):
+            raise BrokenNode(f"attribute {name}={given} is out of range for an operand of rank {rank}")
 
 
 def _decides_shapes(data: np.ndarray) -> bool:

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
+
 
 def parse(text: str, opset: int = 21, ir_version: int = 10) -> onnx.ModelProto:
     """A model from the text of its graph."""
@@ -39,3 +42,15 @@ def outputs_by_label(model: onnx.ModelProto, graph, feeds: dict[str, np.ndarray]
 def noise(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> np.ndarray:
     """Standard normal numbers of a type."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def assert_same_outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray], limit: float = 1e-6) -> None:
+    """The exported import computes what the model computes."""
+    graph = load(model)
+    got = outputs_by_label(to_onnx(graph), graph, feeds)
+    want = run(model, feeds)
+    for info, expected in zip(model.graph.output, want, strict=True):
+        found = got[info.name]
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), info.name
+        scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+        assert float(np.abs(found.astype(np.float64) - expected).max(initial=0)) <= limit * scale, info.name

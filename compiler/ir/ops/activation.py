@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr
-from compiler.ir.ops.elementwise import Broadcast, Called, Unary, check_choice
+from compiler.ir.ops.elementwise import Broadcast, Called, Unary, check, check_choice
 from compiler.ir.types import TensorType
 
 
@@ -68,6 +68,13 @@ class PRelu(Broadcast):
 
     name = "PRelu"
     cost = 2
+
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        x, slope = operands[0], operands[1]
+        ends = zip(reversed(slope.shape), reversed(x.shape), strict=False)
+        fits = slope.rank <= x.rank and all(n in (1, m) for n, m in ends)
+        check(node, fits, f"the slope {slope.type} does not broadcast to {x.type}")
+        return super().infer(node, operands, count)
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         return positive_part(emit, site, x[0]) + x[1] * negative_part(emit, site, x[0])
