@@ -17,7 +17,7 @@ from compiler.ir.onnx_in import load
 from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
 from compiler.ir.union import Binding, Member, union
-from compiler.passes.base import Judge, Resources, Timer
+from compiler.passes.base import Judge, Resources, Timer, check_patterns
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import Observer, PassRecord, Pipeline
 from compiler.progress import Say as Say
@@ -200,7 +200,11 @@ def labels_of(config: Config, graph: Graph) -> Arrays:
 
 
 def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
-    """What the passes of a release may use; `graph` is the originals joined, before any pass."""
+    """What the passes of a release may use; `graph` is the originals joined, before any pass.
+
+    ConfigError where a pattern of `exclude` names nothing in it.
+    """
+    check_patterns(graph, config.exclude, "passes.exclude")
     calibration = calibration_of(config, graph)
     return Resources(
         calibration=calibration,

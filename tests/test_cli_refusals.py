@@ -88,6 +88,11 @@ def test_broken_models_get_one_clear_message(tmp_path, capsys, name, options, st
         (("[gates]", "[gatess]"), 2, "gatess: unknown key; did you mean 'gates'?"),
         (("[1, 3, 8, 8]", "[1, 3, 9, 8]"), 2, "wants float32[1,3,8,8]; shared input 'image' is float32[1,3,9,8]"),
         (('model = "b.onnx"', 'model = "c.onnx"'), 2, "c.onnx: cannot be"),
+        (
+            ("[passes]", '[passes]\nexclude = ["*/cnv"]'),
+            2,
+            "passes.exclude */cnv: no value and no node of 'pair' has",
+        ),
         (('"deduplicate"', '"dedupe"'), 2, "unknown pass 'dedupe'; the passes are"),
         (("1e-4", "1e-12"), 1, "max_output_drift"),
     ],

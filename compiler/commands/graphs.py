@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from compiler.calibration.samples import open_calibration
@@ -30,7 +28,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
 from compiler.ir.text import digest, text
-from compiler.passes.base import Resources
+from compiler.passes.base import Resources, check_patterns
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.extract_level import ExtractLevel
 from compiler.pipeline import PassRecord, Pipeline, make
@@ -116,10 +114,11 @@ def prune(args: Namespace, say: Say) -> Result:
         raise ConfigError(f"--samples {args.samples}: give a number of samples, or 0 for all")
     path = output_file(args)
     graph, _ = graph_of(args, say)
-    _check_excluded(args.exclude, graph)
+    check_patterns(graph, args.exclude, "--exclude")
     options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
     options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
     config = config_of(args) if is_release(args.path) else None
+    check_patterns(graph, config.exclude if config else (), "passes.exclude")
     calibration = calibration_of(config, graph) if config else None
     if args.calibration:
         calibration = open_calibration(args.calibration, Path(), graph.inputs, args.samples)
@@ -131,17 +130,6 @@ def prune(args: Namespace, say: Say) -> Result:
     after, records = Pipeline(tuple(passes), numerics=True).run(graph, use)
     save(after, path)
     return _pruned(path, graph, after, records)
-
-
-def _check_excluded(patterns: Sequence[str], graph: Graph) -> None:
-    """ConfigError for a pattern that keeps nothing: what it should have kept would be pruned."""
-    names = {str(v.ref) for v in graph.values()} | {str(n.ref) for n in graph.nodes()}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(
-                f"--exclude {pattern}: no tensor and no node has such a name; `taskgraft inspect --text` lists "
-                "them, and * stands for any characters"
-            )
 
 
 def _pruned(path: Path, before: Graph, after: Graph, records: tuple[PassRecord, ...]) -> Result:

@@ -48,9 +48,11 @@ DEFAULT_LIMITS = Limits()
 
 def check_size(what: str, type_: TensorType, limits: Limits) -> None:
     """UnsafeInputError where a tensor's bytes or an axis pass the limits, an empty tensor's axes included."""
-    if math.prod(max(n, 1) for n in type_.shape) * type_.dtype.bytes > limits.tensor_bytes:
+    size = math.prod(max(n, 1) for n in type_.shape) * type_.dtype.bytes
+    if size > limits.tensor_bytes:
+        empty = ", empty axes counted as one entry" if 0 in type_.shape else ""
         raise UnsafeInputError(
-            f"{what} would take {type_.bytes:,} bytes ({type_}); the limit is {limits.tensor_bytes:,}"
+            f"{what} would take {size:,} bytes ({type_}{empty}); the limit is {limits.tensor_bytes:,}"
         )
     if max(type_.shape, default=0) > limits.axis:
         raise UnsafeInputError(f"{what} has {max(type_.shape):,} entries along one axis; at most {limits.axis:,}")

@@ -7,7 +7,9 @@ result is verified and frozen before anybody sees it.
 from __future__ import annotations
 
 import abc
+import difflib
 import importlib
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import Any, ClassVar, Protocol, final
 
 import numpy as np
 
-from compiler.errors import PassError, TargetError
+from compiler.errors import ConfigError, PassError, TargetError
 from compiler.ir.graph import Graph, Site
 from compiler.ir.levels import level_count
 from compiler.ir.types import NodeRef, TaskSet
@@ -74,6 +76,30 @@ def torch_module(name: str, wants: str) -> Any:
         if error.name != "torch":
             raise
         raise TargetError(f"{wants}: needs torch, which is not installed; pip install 'taskgraft[train]'") from None
+
+
+def check_patterns(graph: Graph, patterns: Iterable[str], where: str) -> None:
+    """ConfigError with every pattern (fnmatch) that names no value and no node of `graph`, and the nearest names.
+
+    What such a pattern was to keep would be changed. `where` is what holds the patterns, such as an option.
+    """
+    names = {v.ref.name for v in graph.values()} | {n.ref.name for n in graph.nodes()}
+    lost = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
+    if lost:
+        problems = "\n".join(
+            f"{where} {p}: no value and no node of '{graph.name}' has such a name{_near(p, names)}" for p in lost
+        )
+        raise ConfigError(
+            f"{problems}\n`taskgraft inspect --text` lists the names, and * stands for any characters"
+        )
+
+
+def _near(pattern: str, names: Iterable[str]) -> str:
+    """Names, and what is between their slashes, close to the longest literal piece of a pattern."""
+    literal = max(re.split(r"[*?\[\]]", pattern), key=len).strip("/")
+    known = sorted({known for name in names for known in (name, *name.split("/"))})
+    near = difflib.get_close_matches(literal, known, n=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 @dataclass(frozen=True)
@@ -183,9 +209,13 @@ class Pass(abc.ABC):
 
     @final
     def run(self, graph: Graph, use: Resources | None = None) -> Outcome:
-        """requires -> copy -> rewrite -> verify -> ensures -> freeze."""
+        """requires -> copy -> rewrite -> verify -> ensures -> freeze.
+
+        ConfigError where a pattern of the option `exclude`, which some passes have, names nothing in `graph`.
+        """
         use = Resources() if use is None else use
         self._refuse_levels(graph)
+        check_patterns(graph, getattr(self, "exclude", ()), f"{self.name}: exclude")
         self.requires(graph, use)
         after = graph.copy()
         with heard_by(use.say):

@@ -304,25 +304,37 @@ def test_a_bundle_of_one_level_has_no_budgets(tmp_path: Path) -> None:
         net.run_within(np.zeros((1, 8), np.float32), 1, none)
 
 
-def test_weights_that_no_kernel_can_switch_are_refused() -> None:
+def switched(group: int = 1, slope: float | None = None, later: float | None = None) -> Graph:
+    """A convolution whose weights have two levels; with a PRelu of `slope`, which is `later` at the second."""
     b = Builder()
-    form, weight = BlockSparse(0, (4, 1)), np.ones((8, 1, 3, 3), np.float32)
+    form, weight = BlockSparse(0, (8, 1)), np.ones((8, 8 // group, 3, 3), np.float32)
     part = np.zeros_like(weight)
     ref = b.graph.add_value("w", TensorType(DType.FLOAT32, weight.shape, form), weight, [part]).ref
-    b.task("t", b.apply("Conv", b.input("x", 1, 8, 6, 6), ref, group=8))
-    _refused(b.done())
+    y = b.apply("Conv", b.input("x", 1, 8, 6, 6), ref, group=group)
+    if slope is not None:
+        sparser = [] if later is None else [np.full(1, later, np.float32)]
+        one = TensorType(DType.FLOAT32, (1,))
+        y = b.apply("PRelu", y, b.graph.add_value("slope", one, np.full(1, slope, np.float32), sparser).ref)
+    b.task("t", y)
+    return b.done()
 
 
-def test_constants_that_become_code_cannot_have_levels() -> None:
-    b = Builder()
-    form, weight = BlockSparse(0, (16, 1)), np.ones((16, 16, 1, 1), np.float32)
-    ref = b.graph.add_value("w", TensorType(DType.FLOAT32, weight.shape, form), weight, [weight]).ref
-    slope = np.full(1, 0.1, np.float32)
-    other = b.graph.add_value("slope", TensorType(DType.FLOAT32, (1,)), slope, [2 * slope]).ref
-    b.task("t", b.apply("PRelu", b.apply("Conv", b.input("x", 1, 16, 6, 6), ref), other))
-    _refused(b.done())
+def planned(graph: Graph) -> set[str]:
+    """Algorithms of a plan for this machine."""
+    made = decide(graph, make_groups(graph), find_target("host"), Sources())
+    return {decision.choice.algorithm for decision in made.values()}
 
 
-def _refused(graph: Graph) -> None:
-    with pytest.raises(LoweringError, match="no strategy applies to weights with 2 levels"):
-        decide(graph, make_groups(graph), find_target("host"), Sources())
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (switched(group=1), switched(group=8)),
+        (switched(slope=0.1), switched(slope=0.1, later=0.2)),
+    ],
+    ids=["depthwise", "constant that becomes code"],
+)
+def test_what_no_kernel_can_switch_is_refused(right: Graph, wrong: Graph) -> None:
+    """The same layers without that are planned."""
+    assert planned(right)
+    with pytest.raises(LoweringError, match=r"'conv'.*no strategy applies to weights with 2 levels"):
+        planned(wrong)

@@ -10,6 +10,7 @@ import pytest
 
 from compiler.errors import VerifyError
 from compiler.ir.graph import Graph, NodeRef, Value
+from compiler.ir.text import text
 from compiler.ir.types import Axis, TensorType, ValueRef
 from compiler.ir.verify import verify
 from tests.graphs import Builder
@@ -28,8 +29,12 @@ def put(graph: Graph, value: Value) -> None:
     graph._g.nodes[value.ref]["payload"] = value
 
 
-def test_a_sound_graph_passes() -> None:
-    verify(small())
+def test_a_sound_graph_passes_and_stays_as_it_is() -> None:
+    graph = small()
+    before = text(graph)
+    verify(graph)
+    assert text(graph) == before
+    assert graph.nodes() and graph.parameters(), "there is something to verify"
 
 
 def test_operand_indices() -> None:

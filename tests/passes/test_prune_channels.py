@@ -135,6 +135,17 @@ def test_excluded_layers_keep_their_width() -> None:
         assert after.value(ValueRef("conv.1:0")).shape[1] < 16
 
 
+def test_patterns_that_exclude_nothing_are_told_with_the_nearest_names() -> None:
+    with pytest.raises(ConfigError) as caught:
+        PruneChannels(flops=0.7, exclude=("conv", "*cnv.1", "head/*"))(small())
+    first, second, advice = str(caught.value).splitlines()
+    assert first.startswith(
+        "prune-channels: exclude *cnv.1: no value and no node of 'net' has such a name; did you mean"
+    )
+    assert "'conv.1'" in first and advice.startswith("`taskgraft inspect --text` lists")
+    assert second == "prune-channels: exclude head/*: no value and no node of 'net' has such a name"
+
+
 def test_refusals_name_the_pin() -> None:
     outcome = PruneChannels(flops=0.5).run(small())
     assert [str(r) for r in outcome.refusals] == [
