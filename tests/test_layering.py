@@ -84,6 +84,7 @@ EXCEPTIONS = {
 
 GUARDED = {
     "tvm": (
+        "compiler.codegen.addresses",
         "compiler.codegen.flatten",
         "compiler.codegen.functions",
         "compiler.codegen.generic.*",
@@ -91,6 +92,7 @@ GUARDED = {
         "compiler.codegen.templates.*",
     ),
     "tvm_ffi": (
+        "compiler.codegen.addresses",
         "compiler.codegen.flatten",
         "compiler.codegen.functions",
         "compiler.codegen.generic.*",

@@ -20,6 +20,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from compiler.codegen.addresses import widened
 from compiler.codegen.elf import Elf
 from compiler.codegen.flatten import flattened
 from compiler.codegen.functions import expand
@@ -130,6 +131,9 @@ def _lowered(func: Any, target: Any) -> tuple[bytes, int]:
     module = tirx.transform.BindTarget(target.with_host(target))(tvm.IRModule(named))
     module = tvm.ir.transform.Sequential(_index_passes())(module)
     module = tvm.ir.transform.Sequential(_loop_passes())(flattened(module))
+    if str(target.attrs["mtriple"]).startswith("aarch64"):
+        module = widened(module)
+    module = tvm.ir.transform.Sequential(_last_passes())(module)
     module, scratch = _raw_pointers(module, target)
     module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
     module = _fused(module)
@@ -206,7 +210,8 @@ def _index_passes() -> list[Any]:
 
 
 def _loop_passes() -> list[Any]:
-    """From loops over flat buffers to machine code's loops; with `_index_passes` the order of TVM's host pipeline.
+    """From loops over flat buffers to machine code's loops; with `_index_passes` and `_last_passes` in the order of
+    TVM's host pipeline.
 
     Kernels have no schedulable blocks, so the passes that lower those are left out; one of them
     (CompactBufferAllocation) overflows where a loop takes its bounds from the caller.
@@ -225,9 +230,12 @@ def _loop_passes() -> list[Any]:
         t.StmtSimplify(),
         t.RemoveNoOp(),
         s.RewriteUnsafeSelect(),
-        t.CommonSubexprElim(),
-        t.VerifyMemory(),
     ]
+
+
+def _last_passes() -> list[Any]:
+    """What ends the pipeline, once addresses have their form."""
+    return [tirx.transform.CommonSubexprElim(), tirx.transform.VerifyMemory()]
 
 
 def _raw_pointers(module: Any, target: Any) -> tuple[Any, dict[str, int]]:

@@ -133,6 +133,12 @@ class Registers:
         T.buffer_store(self._buffers[k], value, [self._at])
 
 
+def blocks_at_once(blocks: int, lanes: int) -> int:
+    """How many blocks of channels a turn of a loop takes: several where `lanes` > 1 channels are multiplied by
+    element (ARM), as loop control would be a sixth of a single one."""
+    return next(n for n in (4, 3, 2, 1) if blocks % n == 0) if lanes > 1 else 1
+
+
 def chunks(extent: int, size: int) -> tuple[tuple[int, int, int], ...]:
     """(start, count, repeats) of the full tiles of `size` in `extent`, then of the remainder."""
     full, rest = divmod(extent, size)

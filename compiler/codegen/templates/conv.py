@@ -16,7 +16,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
-from compiler.codegen.templates.common import KernelBuilder, Registers, chunks, kernel, splat, vector, view
+from compiler.codegen.templates.common import (
+    KernelBuilder,
+    Registers,
+    blocks_at_once,
+    chunks,
+    kernel,
+    splat,
+    vector,
+    view,
+)
 from compiler.codegen.templates.grouped import Grouping
 from compiler.codegen.templates.units import Units
 
@@ -227,7 +236,7 @@ class ConvLoops:
     def _full_blocks(self, at: _Place, full: int, cells: Cells) -> None:
         """The blocks of a segment that have all their channels."""
         if full:
-            step = self._blocks_at_once(full)
+            step = blocks_at_once(full, self.s.lane_unroll) if self.taps == 1 else 1
             with T.serial(full // step) as i:
                 for block in range(step):
                     self._block(replace(at, block=i * step + block), cells)
@@ -236,10 +245,6 @@ class ConvLoops:
         """Prefetch what the tile will write at some of its cells."""
         for h, u, o, _ in cells if self.s.prefetch else []:
             self.out.prefetch((at.n, at.panel * self.vectors + o, at.row + h, at.columns[0] + u))
-
-    def _blocks_at_once(self, blocks: int) -> int:
-        """Blocks of a 1x1 that are unrolled: where one block is one step, loop control would be a sixth of it."""
-        return 4 if self.s.lane_unroll > 1 and self.taps == 1 and blocks % 4 == 0 else 1
 
     def _block(self, at: _Place, cells: Cells) -> None:
         """The taps of one block of input channels."""

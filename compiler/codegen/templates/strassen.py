@@ -30,6 +30,7 @@ from compiler.codegen.templates.blocked import Output
 from compiler.codegen.templates.common import (
     KernelBuilder,
     Registers,
+    blocks_at_once,
     chunks,
     kernel,
     prefetch,
@@ -47,6 +48,9 @@ SUMS = 4
 
 LINE = 16
 """Floats in a cache line."""
+
+VOLATILE = "tirx.volatile"
+"""TVM's mark of buffers whose every load and store is made where it stands."""
 
 P1, P2, P6, P7, P4, P5, P3 = range(PRODUCTS)
 """Products in the order in which they are computed and their weights are stored; P4 is made with -A22."""
@@ -169,7 +173,10 @@ class _Strassen:
         self.block = c.x[0].block
         blocks = shape.inner // self.block
         self.sums = T.alloc_buffer((SUMS, shape.group, blocks, shape.span, self.block), "float32")
-        self.kept = T.alloc_buffer((3, self.columns * self.vectors, self.v), "float32")
+        self.by_element = c.lane_unroll > 1
+        # LLVM would carry these through the loops between in registers, of which ARM's loops need all
+        held = {VOLATILE: True} if self.by_element else {}
+        self.kept = T.alloc_buffer((3, self.columns * self.vectors, self.v), "float32", annotations=held)
         self.inputs = Registers(4, self.block)
         self.tile = ProductTile(self.columns, self.vectors, self.v, lanes=c.lane_unroll)
 
@@ -302,13 +309,20 @@ class _Strassen:
         self.tile.start((at.columns, self.vectors), first)
 
     def _add(self, at: _Place, product: int, source: Source) -> None:
-        """Add a product to the sums in registers; meanwhile ask for a part of the next panel's weights."""
+        """Add a product to the sums in registers; meanwhile ask for a part of the next panel's weights.
+
+        Not where inputs are multiplied by element (ARM): weights lie in the order in which they are read, which
+        prefetchers follow, and a prefetch per block would be as much as the rest of the loop's control.
+        """
         for segment, blocks, before in self._segments():
-            with T.serial(blocks) as block:
-                self._prefetch(at, product, block + before)
-                first = product * self.s.inner + (block + before) * self.block
-                x, w = self._operands(at, source, segment, block, first)
-                self.tile.accumulate((at.columns, self.vectors), self.block, x, w)
+            step = blocks_at_once(blocks, self.c.lane_unroll)
+            with T.serial(blocks // step) as i:
+                for block in (i * step + n for n in range(step)):
+                    if not self.by_element:
+                        self._prefetch(at, product, block + before)
+                    first = product * self.s.inner + (block + before) * self.block
+                    x, w = self._operands(at, source, segment, block, first)
+                    self.tile.accumulate((at.columns, self.vectors), self.block, x, w)
 
     def _operands(
         self, at: _Place, source: Source, segment: int, block: Any, first: Any
