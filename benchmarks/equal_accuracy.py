@@ -1,12 +1,12 @@
 """Is what was pruned faster at equal accuracy? A sparse network compiled here, against the dense one and one that
 lost whole channels, both in onnxruntime, and against the same sparse network in deepsparse.
 
-The network, its data and its training are those of benchmarks/masked_training.py. The sparse one has its weights
-in blocks; the narrow one is what onnxsim's structured pruning makes, uniformly in all hidden layers, with the same
-rounds, epochs and rates in between. One rule chooses both: fewer and fewer weights, until the development part
-loses more than half a point against the dense network; the last that does not is taken. The accuracies that are
-reported are those of the test part, which chose nothing; that of ours as compiled. Needs the extras `train` and
-`bench`, and the peers' environments.
+The network, its data and its training are those of benchmarks/masked_training.py. The sparse one lost hidden units
+and has what remains in blocks; the narrow one is what onnxsim's structured pruning makes, uniformly in all hidden
+layers, with the same rounds, epochs and rates in between. One rule chooses both: fewer and fewer weights, until the
+development part loses more than half a point against the dense network; the last that does not is taken. The
+accuracies to be compared are those of the test part, which chose nothing; that of ours also as compiled. Needs the
+extras `train` and `bench`, and the peers' environments.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
 
 from benchmarks.compare import Contender, Problem, bundle, compare, reference
 from benchmarks.darb import ALLOWED
 from benchmarks.gradual import weights
-from benchmarks.masked_training import CASES, Case, Trained, Wide, dense, in_rounds, once, pruned
+from benchmarks.masked_training import CASES, NARROW_BLOCKS, Case, Trained, Wide, dense, in_rounds, once, pruned
 from benchmarks.merging.families import SHARED
 from benchmarks.ours import compiled, through
 from benchmarks.peers import PEERS
@@ -46,8 +48,8 @@ from models.training.masked import PATTERNS, Masks
 NETWORK = "mlp-mnist"
 INTERFACE = Interface("image", "digit", (1, 784))
 SEED = 0
-PATTERN, HEIGHT = "block16x1", 16
-DENSITIES = (1 / 4, 1 / 5, 1 / 8, 1 / 10, 1 / 13, 1 / 16)
+PATTERN, HEIGHT = NARROW_BLOCKS, 16
+DENSITIES = (1 / 8, 1 / 10, 1 / 13, 1 / 16, 1 / 20, 1 / 25)
 """Shares of the weights that are tried, one after another."""
 WIDTHS = (1 / 4, 0.18, 1 / 8, 0.09, 1 / 16)
 """Shares of the hidden units that are tried."""
@@ -96,7 +98,7 @@ def narrowed(case: Case, start: Trained, share: float, seed: int, store: Store) 
         def smaller(step: float) -> tuple[Any, Masks]:
             nonlocal net, held
             net, held = without_channels(net, 1 - step / held), step
-            return net, Masks(net.matrices(), PATTERNS[PATTERN])
+            return net, Masks(net.matrices(), PATTERNS["block16x1"])
 
         return in_rounds(case, share, seed, smaller)
 
@@ -111,18 +113,25 @@ def without_channels(net: Wide, sparsity: float) -> Wide:
         export_onnx(net, file, INTERFACE, keep_batch_norm=False)
         smaller = onnxsim.apply_structured_pruning(onnx.load(file), sparsity=sparsity)
     held = weights(load(smaller))
-    made = Wide((len(held[0][0]), len(held[1][0])))
-    with torch.no_grad():
-        for p, value in zip(made.parameters(), [v for pair in held for v in pair], strict=True):
-            p.copy_(value)
-    return made
+    return filled(Wide((len(held[0][0]), len(held[1][0]))), [v for pair in held for v in pair])
 
 
 def network(trained: Trained) -> Wide:
-    """The perceptron of these values."""
-    first, second, _ = (v for v in trained.state.values() if v.dim() == 2)
-    net = Wide((len(first), len(second)))
-    net.load_state_dict(trained.state)
+    """The perceptron of these values, without hidden units that have no weights and no readers."""
+    held = [(v, trained.state[n.replace("weight", "bias")]) for n, v in trained.state.items() if v.dim() == 2]
+    there = [own.ne(0).any(dim=1) | readers.ne(0).any(dim=0) for (own, _), (readers, _) in pairwise(held)]
+    net = Wide((int(there[0].sum()), int(there[1].sum())))
+    rows = [*there, torch.ones(len(held[-1][0]), dtype=torch.bool)]
+    columns = [torch.ones(held[0][0].shape[1], dtype=torch.bool), *there]
+    kept = [part for (w, b), r, c in zip(held, rows, columns, strict=True) for part in (w[r][:, c], b[r])]
+    return filled(net, kept)
+
+
+def filled(net: Wide, values: Iterable[Tensor]) -> Wide:
+    """The network with these weights and biases, in order."""
+    with torch.no_grad():
+        for p, value in zip(net.parameters(), values, strict=True):
+            p.copy_(value)
     return net.eval()
 
 
@@ -151,15 +160,15 @@ def accuracy(folder: Path, case: Case) -> float:
 
 
 # ---------------------------------------------------------------------- the study
-def study(case: Case, settings: Settings, quick: bool) -> dict[str, Any]:
-    """All numbers: what was chosen, accuracies, and the times of all contenders in turns. A quick one takes the
-    first share of each, whatever it loses."""
+def study(
+    case: Case, settings: Settings, densities: Sequence[float], widths: Sequence[float], allowed: float
+) -> dict[str, Any]:
+    """All numbers: what was chosen, accuracies, and the times of all contenders in turns."""
     store = Store(settings.kept)
     start = dense(case, SEED, store)
     say(f"{case.name}: dense {start.dev:.4f} on the development part")
-    allowed, count = (1.0, 1) if quick else (ALLOWED, None)
-    sparse = smallest(DENSITIES[:count], lambda d: pruned(case, start, PATTERN, d, SEED, store), start, allowed)
-    narrow = smallest(WIDTHS[:count], lambda s: narrowed(case, start, s, SEED, store), start, allowed)
+    sparse = smallest(densities, lambda d: pruned(case, start, PATTERN, d, SEED, store), start, allowed)
+    narrow = smallest(widths, lambda s: narrowed(case, start, s, SEED, store), start, allowed)
     file = exported(sparse.trained, settings.kept / "equal-accuracy-blocks.onnx")
     graph = blocked(through(load(file, task=INTERFACE.output), SAME_SHAPES))
     folder = compiled(graph, digest(graph), settings.kept, passes=(), target=settings.target).folder
@@ -171,7 +180,7 @@ def study(case: Case, settings: Settings, quick: bool) -> dict[str, Any]:
     return {
         "allowed_loss": allowed,
         "sparse": told(sparse) | {"pattern": PATTERN, "ratio": sparse.trained.stored.ratio},
-        "narrow": told(narrow) | {"hidden": network(narrow.trained).hidden},
+        "narrow": told(narrow),
         "accuracy": {**scores, "sparse": {**scores["sparse"], "test as compiled": accuracy(folder, case)}},
         "aims": dict(AIMS),
         "met": {peer: None if ratios[peer] is None else ratios[peer] >= aim for peer, aim in AIMS.items()},
@@ -181,7 +190,12 @@ def study(case: Case, settings: Settings, quick: bool) -> dict[str, Any]:
 
 def told(chosen: Chosen) -> dict[str, Any]:
     """What a record says about a choice."""
-    return {"share": chosen.share, "dev_of_share": {f"{s:.4f}": dev for s, dev in chosen.tried.items()}}
+    hidden = network(chosen.trained).hidden
+    return {
+        "share": chosen.share,
+        "hidden": hidden,
+        "dev_of_share": {f"{s:.4f}": dev for s, dev in chosen.tried.items()},
+    }
 
 
 def timed(case: Case, graph: Graph, folder: Path, others: Mapping[str, Trained], settings: Settings) -> list[Row]:
@@ -202,6 +216,10 @@ def main(arguments: list[str]) -> int:
     """0 unless our side failed; 2 where data or onnxsim are not here."""
     options = parser("equal-accuracy", __doc__)
     options.add_argument("--data", type=Path, default=SHARED, help="folder with mnist/")
+    options.add_argument(
+        "--density", nargs="*", type=float, default=list(DENSITIES), help="shares of weights to try"
+    )
+    options.add_argument("--width", nargs="*", type=float, default=list(WIDTHS), help="shares of units to try")
     given = options.parse_args(arguments)
     settings = Settings.of(given)
     torch.set_num_threads(1)
@@ -211,7 +229,8 @@ def main(arguments: list[str]) -> int:
     except (FileNotFoundError, ImportError) as error:
         say(f"{error}: install the extra `bench`, and name the folder of the data with --data")
         return 2
-    numbers = study(case, settings, given.quick)
+    few, allowed = (1, 1.0) if given.quick else (None, ALLOWED)
+    numbers = study(case, settings, given.density[:few], given.width[:few], allowed)
     seeds = {"network, data and training": SEED}
     record = dict(record_of("equal-accuracy", arguments, case.name, seeds, numbers))
     record["versions"] = {**record["versions"], "torch": torch.__version__}
@@ -228,9 +247,8 @@ def text(record: Mapping[str, Any]) -> str:
         f"{name:8}" + ", ".join(f"{part} {share:.4f}" for part, share in held.items())
         for name, held in scores.items()
     ]
-    lines.append(
-        f"blocks: {record['sparse']['ratio']:.1f}x fewer weights; hidden units: {record['narrow']['hidden']}"
-    )
+    widths = " and ".join(f"{record[name]['hidden']} ({name})" for name in ("sparse", "narrow"))
+    lines.append(f"weights: {record['sparse']['ratio']:.1f}x fewer; hidden units: {widths}")
     lines.append(f"{'':32}{'ours us':>10}{'its us':>10}{'ratio':>8}{'aim':>6}")
     for row in record["rows"]:
         if row["ratio"] is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,15 +25,16 @@ from torch import Tensor, nn
 from compiler.calibration.moments import content_key
 from compiler.workers.store import Store
 from models.training.conllu import Tagged, load_treebank
-from models.training.masked import PATTERNS, Masks, Pattern, Stored, Units, channels, steps_to
+from models.training.masked import PATTERNS, Masks, Pattern, Stored, Units, channels, narrow_blocks, steps_to
 
 BATCH = 128
 ALIKE = 8
 """Batches among which sentences are ordered by length."""
-CHANNELS = "channels"
-"""The pattern that takes whole hidden units away."""
-NAMES = (*PATTERNS, CHANNELS)
-METHOD = "1"
+CHANNELS, NARROW_BLOCKS = "channels", "channels+block16x1"
+OF_UNITS: Mapping[str, Callable[[Sequence[Units]], Pattern]] = {CHANNELS: channels, NARROW_BLOCKS: narrow_blocks}
+"""Patterns that take whole hidden units away, for good."""
+NAMES = (*PATTERNS, *OF_UNITS)
+METHOD = "2"
 """Number of how networks are trained here; what another one made is not used."""
 EMBEDDED = 64, 32
 """Entries of a word's and of a suffix's vector."""
@@ -201,9 +202,9 @@ def accuracy(net: Any, data: Batch, masks: Masks) -> float:
     return right / counted
 
 
-def thinned(net: Any, case: Case, pattern: Pattern, density: float, seed: int) -> Masks:
+def thinned(net: Any, case: Case, pattern: str, density: float, seed: int) -> Masks:
     """Fine-tune `net` down to `density`, round by round."""
-    masks = Masks(net.matrices(), pattern)
+    masks = Masks(net.matrices(), pattern_of(net, pattern), returning=pattern not in OF_UNITS)
 
     def sparser(step: float) -> tuple[Any, Masks]:
         masks.shrink(step)
@@ -257,14 +258,14 @@ def pruned(case: Case, start: Trained, pattern: str, density: float, seed: int, 
     def make() -> tuple[Any, Masks]:
         net = case.make()
         net.load_state_dict(start.state)
-        return net, thinned(net, case, pattern_of(net, pattern), density, seed)
+        return net, thinned(net, case, pattern, density, seed)
 
     return once(case, make, seed, store, pattern, repr(density))
 
 
 def pattern_of(net: Any, name: str) -> Pattern:
-    """A pattern by its name; that of channels is the network's own."""
-    return channels(net.units()) if name == CHANNELS else PATTERNS[name]
+    """A pattern by its name; where it takes units away, of those of the network."""
+    return OF_UNITS[name](net.units()) if name in OF_UNITS else PATTERNS[name]
 
 
 def once(case: Case, make: Callable[[], tuple[Any, Masks]], seed: int, store: Store, *parts: str) -> Trained:

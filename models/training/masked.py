@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from compiler.ir.encoding import BlockSparse, RegularBlock, Unstructured
+from compiler.ir.encoding import BlockSparse, Dense, RegularBlock, Unstructured
 from compiler.passes.sparsify.patterns import (
     FLOOR,
     darb_sizes,
@@ -28,6 +28,9 @@ from compiler.passes.sparsify.patterns import (
 )
 
 Matrix = npt.NDArray[np.float32]
+Lines = tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
+"""Which rows of a matrix remain, and which columns."""
+TINY = 1e-30
 
 
 class Form(Protocol):
@@ -66,7 +69,7 @@ def unstructured(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Fo
 
 
 PATTERNS: Mapping[str, Pattern] = {"darb": darb, "block16x1": blocks, "unstructured": unstructured}
-"""Patterns of matrices by themselves; `channels` needs to know which of their rows and columns belong together."""
+"""Patterns of matrices by themselves; those of units need to know which rows and columns belong together."""
 
 
 # ---------------------------------------------------------------------- channels
@@ -82,51 +85,80 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Narrowed:
-    """Rows and columns that are all zero have left the matrix; what remains is dense and needs no positions."""
+class Within:
+    """A form of the rows and columns that remain (`lines`: bool [rows] and [columns]); the others have left."""
+
+    lines: Lines
+    form: Form
 
     def stored(self, shape: tuple[int, ...], data: Matrix | None) -> int:
-        """Rows times columns that remain; all of them without data."""
-        if data is None:
-            return int(np.prod(shape))
-        there = data != 0
-        return int(there.any(axis=1).sum()) * int(there.any(axis=0).sum())
+        """Elements that the form stores of what remains."""
+        return self.form.stored(self._shape, self._part(data))
 
     def index_bytes(self, shape: tuple[int, ...], data: Matrix | None) -> int:
-        """None."""
-        return 0
+        """Bytes of positions of what remains."""
+        return self.form.index_bytes(self._shape, self._part(data))
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(int(line.sum()) for line in self.lines)
+
+    def _part(self, data: Matrix | None) -> Matrix | None:
+        return None if data is None else data[np.ix_(*self.lines)]
 
 
 def channels(groups: Sequence[Units]) -> Pattern:
-    """The pattern that removes whole units: first those whose weights have the least mean square, over all groups.
+    """The pattern that removes whole units, over all groups first those with the least weights for their group.
 
     A weight belongs to a unit if it leaves with it. As many units go as it takes for no more than the density of
     the weights to stay; at least FLOOR of every group, and one unit, remains.
     """
 
     def pattern(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
-        scores = [_mean_squares(weights, units) for units in groups]
-        most = density * sum(w.size for w in weights)
-        low, high = 0, sum(units.count for units in groups)
-        while low < high:  # the largest number of units whose weights are no more than `most`
-            middle = (low + high + 1) // 2
-            there = _lines(weights, groups, _alive(scores, middle))
-            fits = sum(int(rows.sum()) * int(columns.sum()) for rows, columns in there) <= most
-            low, high = (middle, high) if fits else (low, middle - 1)
-        there = _lines(weights, groups, _alive(scores, low))
-        return [(Narrowed(), w * np.outer(*lines)) for w, lines in zip(weights, there, strict=True)]
+        there = _remaining(weights, groups, density)
+        return [(Within(lines, Dense()), w * np.outer(*lines)) for w, lines in zip(weights, there, strict=True)]
 
     return pattern
 
 
-def _mean_squares(weights: Sequence[Matrix], units: Units) -> npt.NDArray[np.float64]:
-    """[units]: the mean square of the weights that leave with each; where spans cross a weight counts twice."""
-    total, count = np.zeros(units.count), 0
+def narrow_blocks(groups: Sequence[Units]) -> Pattern:
+    """The pattern of units that leave and blocks in what remains: each takes the root of the density."""
+
+    def pattern(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
+        there = _remaining(weights, groups, density**0.5)
+        parts = [w[np.ix_(*lines)] for w, lines in zip(weights, there, strict=True)]
+        share = density * sum(w.size for w in weights) / sum(p.size for p in parts)
+        found: list[tuple[Form, Matrix]] = []
+        for whole, lines, (form, part) in zip(weights, there, blocks(parts, share), strict=True):
+            data = np.zeros_like(whole)
+            data[np.ix_(*lines)] = part
+            found.append((Within(lines, form), data))
+        return found
+
+    return pattern
+
+
+def _remaining(weights: Sequence[Matrix], groups: Sequence[Units], density: float) -> list[Lines]:
+    """Per matrix, which rows and columns remain when units leave down to a density."""
+    scores = [_scores(weights, units) for units in groups]
+    most = density * sum(w.size for w in weights)
+    low, high = 0, sum(units.count for units in groups)
+    while low < high:  # the largest number of units whose weights are no more than `most`
+        middle = (low + high + 1) // 2
+        there = _lines(weights, groups, _alive(scores, middle))
+        fits = sum(int(rows.sum()) * int(columns.sum()) for rows, columns in there) <= most
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return _lines(weights, groups, _alive(scores, low))
+
+
+def _scores(weights: Sequence[Matrix], units: Units) -> npt.NDArray[np.float64]:
+    """[units]: the squares of the weights that leave with each, over their mean in the group, because weights have
+    another scale where inputs have. Where spans cross a weight counts twice."""
+    total = np.zeros(units.count)
     for matrix, axis, first in units.spans:
         lines = np.moveaxis(weights[matrix], axis, 0)[first : first + units.count]
         total += np.square(lines, dtype=np.float64).sum(axis=1)
-        count += lines.shape[1]
-    return total / count
+    return np.asarray(total / max(float(total.mean()), TINY))
 
 
 def _alive(scores: Sequence[npt.NDArray[np.float64]], number: int) -> list[npt.NDArray[np.bool_]]:
@@ -136,7 +168,7 @@ def _alive(scores: Sequence[npt.NDArray[np.float64]], number: int) -> list[npt.N
 
 def _lines(
     weights: Sequence[Matrix], groups: Sequence[Units], alive: Sequence[npt.NDArray[np.bool_]]
-) -> list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
+) -> list[Lines]:
     """Per matrix, which rows and which columns remain."""
     found = [(np.ones(w.shape[0], bool), np.ones(w.shape[1], bool)) for w in weights]
     for units, mask in zip(groups, alive, strict=True):
@@ -165,17 +197,23 @@ class Stored:
 
 
 class Masks:
-    """Masks over parameters [outputs, inputs] of a network that is being trained."""
+    """Masks over parameters [outputs, inputs] of a network that is being trained.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], pattern: Pattern) -> None:
+    `returning`: a masked weight that has grown may come back. Not for units: one that has left computes nothing, so
+    its readers follow noise, which optimizers that scale gradients make as large as any weight.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], pattern: Pattern, returning: bool = True) -> None:
         self._parameters = list(parameters)
+        self._returning = returning
         self._pattern = pattern
         self._masks = [torch.ones_like(p) for p in self._parameters]
         self.stored = Stored(sum(p.numel() for p in self._parameters), sum(p.numel() for p in self._parameters), 0)
 
     def shrink(self, density: float) -> None:
         """Make the masks anew, so that `density` of all weights stay."""
-        data = [p.detach().numpy().copy() for p in self._parameters]
+        now = zip(self._parameters, self._masks, strict=True)
+        data = [(p if self._returning else p * mask).detach().numpy().copy() for p, mask in now]
         made = self._pattern(data, density)
         self._masks = [torch.from_numpy((d != 0).astype(np.float32)) for _, d in made]
         shapes = [tuple(d.shape) for d in data]

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch", reason="needs torch, which the extra [train
 from torch import nn  # noqa: E402
 
 from benchmarks import darb, masked_training  # noqa: E402
-from benchmarks.masked_training import CHANNELS, HIDDEN, Case, Tagger, Wide, pattern_of  # noqa: E402
+from benchmarks.masked_training import CHANNELS, HIDDEN, NARROW_BLOCKS, Case, Tagger, Wide, pattern_of  # noqa: E402
 from compiler.workers.store import Store  # noqa: E402
-from models.training.masked import Masks, Narrowed  # noqa: E402
+from models.training.masked import Masks  # noqa: E402
 
 TAGS = 5
 
@@ -75,7 +75,37 @@ def test_the_units_with_the_least_weights_leave_first():
         net[3].weight[:, :5] *= 0.01
     _, (first, second, _) = masked(net, 0.8)
     assert list(left(first, 0)) == list(left(second, 1)) == list(range(5, 24))
-    assert Narrowed().stored(first.shape, None) == first.size
+
+
+def test_blocks_of_a_narrow_network_are_those_of_its_own_rows():
+    """Half of the units leave, and half of what remains: blocks hold 16 of the rows that are there."""
+    torch.manual_seed(4)
+    net = Wide((96, 64))
+    masks = Masks(net.matrices(), pattern_of(net, NARROW_BLOCKS))
+    masks.shrink(0.25)
+    with masks.applied():
+        matrices = [p.detach().numpy().copy() for p in net.matrices()]
+    first = matrices[0]
+    rows = left(first, 0)
+    narrow = np.add.reduceat(first[rows] != 0, np.arange(0, len(rows), 16), axis=0)
+    heights = np.minimum(16, len(rows) - np.arange(0, len(rows), 16))[:, None]
+    assert 30 < len(rows) < 60 and ((narrow == 0) | (narrow == heights)).all() and (narrow == 0).mean() > 0.3
+    assert masks.stored.stored == sum(int((p != 0).sum()) for p in matrices) and masks.stored.index_bytes > 0
+
+
+def test_a_unit_that_has_left_stays_away_and_a_weight_may_come_back():
+    for pattern, returning in ((CHANNELS, False), ("unstructured", True)):
+        net = Wide((24, 16))
+        masks = Masks(net.matrices(), pattern_of(net, pattern), returning)
+        masks.shrink(0.5)
+        with masks.applied():
+            before = net[3].weight.detach().numpy() != 0
+        with torch.no_grad():
+            net[3].weight[torch.from_numpy(~before)] = 9.0
+        masks.shrink(0.25)
+        with masks.applied():
+            again = (net[3].weight.detach().numpy() != 0) & ~before
+        assert again.any() == returning
 
 
 # ---------------------------------------------------------------------- what is kept

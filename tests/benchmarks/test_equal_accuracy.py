@@ -21,11 +21,11 @@ from models.training.masked import Masks, Stored  # noqa: E402
 IMAGES = np.random.default_rng(5).random((1, 784), np.float32)
 
 
-def trained(net: Wide, dev: float = 0.9) -> Trained:
-    masks = Masks(net.matrices(), pattern_of(net, "block16x1"))
+def trained(net: Wide) -> Trained:
+    masks = Masks(net.matrices(), pattern_of(net, equal_accuracy.PATTERN))
     masks.shrink(0.25)
     with masks.applied():
-        return Trained({k: v.clone() for k, v in net.state_dict().items()}, dev, dev, Stored(1, 1, 0), 0.0)
+        return Trained({k: v.clone() for k, v in net.state_dict().items()}, 0.9, 0.9, Stored(1, 1, 0), 0.0)
 
 
 def test_others_find_the_study():
@@ -50,7 +50,8 @@ def test_the_last_network_within_the_limit_is_taken_and_no_smaller_one_is_traine
 
 def test_blocks_of_the_exported_network_are_those_that_were_trained(tmp_path):
     torch.manual_seed(1)
-    found = trained(Wide((48, 32)))
+    whole = Wide((96, 64))
+    found = trained(whole)
     plain = load(exported(found, tmp_path / "net.onnx"), task=INTERFACE.output)
     graph = blocked(plain)
     stored = [v.type.encoding for v in graph.parameters() if len(v.type.shape) == 2]
@@ -58,7 +59,11 @@ def test_blocks_of_the_exported_network_are_those_that_were_trained(tmp_path):
     assert plain.parameters() and all(not isinstance(v.type.encoding, BlockSparse) for v in plain.parameters())
     (scores,) = evaluate(graph, {INTERFACE.input: IMAGES}).values()
     with torch.no_grad():
-        assert difference(scores, network(found)(torch.from_numpy(IMAGES)).numpy()) < 1e-5
+        whole.load_state_dict(found.state)
+        assert difference(scores, whole.eval()(torch.from_numpy(IMAGES)).numpy()) < 1e-5
+    hidden = network(found).hidden
+    assert next(v.type.shape for v in graph.parameters() if len(v.type.shape) == 2) == (hidden[0], 784)
+    assert hidden[0] < 96 and hidden[1] < 64
 
 
 def test_a_narrow_network_is_the_file_that_onnxsim_makes(monkeypatch):
