@@ -23,10 +23,10 @@ TARGET = "aarch64-cortex-a76"
 
 
 def hot_loops(objects: Sequence[bytes]) -> list[Loop]:
-    """Of all innermost loops of object files those with most vector multiply-adds."""
+    """Of all innermost loops of object files those with most sums, and of these with most vector multiply-adds."""
     loops = [loop for code in objects for loop in loops_of(code, "aarch64")]
-    most = max(loop.multiply_adds for loop in loops)
-    return [loop for loop in loops if loop.multiply_adds == most]
+    most = max((loop.accumulators, loop.multiply_adds) for loop in loops)
+    return [loop for loop in loops if (loop.accumulators, loop.multiply_adds) == most]
 
 
 def network(layer: Callable[[Builder], ValueRef]) -> Graph:
@@ -59,7 +59,14 @@ CASES: dict[str, tuple[Callable[[Builder], ValueRef], str, float, bool]] = {
     "3 channels": (lambda b: b.conv(b.input("x", 1, 3, 30, 30), 32, 3, strides=(2, 2)), "conv", 0.83, True),
     "1x1": (lambda b: b.conv(image(b), 64, 1), "conv", 0.85, True),
     "strassen": (lambda b: b.conv(wide(b), 128, 1), "strassen", 0.85, True),
-    "winograd": (lambda b: b.conv(image(b), 64, 3, pads=(1,) * 4), "winograd4x4", 0.85, True),
+    "winograd 2x2": (lambda b: b.conv(wide(b), 64, 3, pads=(1,) * 4), "winograd2x2", 0.85, True),
+    "winograd 4x4": (lambda b: b.conv(image(b), 64, 3, pads=(1,) * 4), "winograd4x4", 0.85, True),
+    "winograd 6x6": (
+        lambda b: b.conv(b.input("x", 1, 64, 30, 30), 64, 3, pads=(1,) * 4),
+        "winograd6x6",
+        0.85,
+        True,
+    ),
     "matrix": (lambda b: b.apply("MatMul", b.input("x", 14, 256), b.weight(256, 64)), "gemm", 0.85, True),
     "one row": (lambda b: b.apply("MatMul", b.input("x", 1, 256), b.weight(256, 64)), "gemm", 0.6, True),
     "blocks": (sparse, "block-sparse", 0.68, True),

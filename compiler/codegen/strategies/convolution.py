@@ -17,6 +17,9 @@ from compiler.codegen.templates.blocked import Epilogue, Plane
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
+HIDDEN_LOAD = 0.05
+"""Cycles of a load that multiply-adds hide (64-bit ARM)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConvFacts:
@@ -153,6 +156,12 @@ def divides_image(group: Group) -> bool:
 def input_loads(target: Target) -> float:
     """What reading an input value costs in loads of full vectors: a broadcast, on 64-bit ARM part of a vector."""
     return 1 / target.machine.narrow / target.input_lanes
+
+
+def hidden_loads(target: Target, rows: int, vectors: int) -> float:
+    """Cycles that loads of a step of rows x vectors products cost although multiply-adds hide them (64-bit ARM):
+    loads of two vectors of weights, or of a row's inputs for several steps and their address."""
+    return HIDDEN_LOAD * (rows / target.input_lanes + vectors / 2) if target.input_lanes > 1 else 0.0
 
 
 def weight_seconds(bytes_: int, situation: Situation) -> float:

@@ -11,7 +11,7 @@ from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, plain_slot
 from compiler.codegen.layouts import fewest_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
-from compiler.codegen.strategies.convolution import activation_of, weight_seconds
+from compiler.codegen.strategies.convolution import activation_of, hidden_loads, weight_seconds
 from compiler.codegen.target import Target, by_element_fits
 from compiler.codegen.templates import gemm
 from compiler.codegen.templates.blocked import pack_bias
@@ -20,9 +20,6 @@ from compiler.ir.graph import Site, Value
 
 TILE_CYCLES = 16
 """Start and end of a register tile besides its sums: loop control and addresses."""
-HIDDEN_LOAD = 0.05
-"""Cycles of an instruction that multiply-adds hide: a load of two vectors of weights, or of a row's inputs and
-its address (ARM)."""
 
 
 class Gemm(Strategy):
@@ -104,8 +101,7 @@ def tile_seconds(
                 loads / machine.loads_per_cycle,
                 machine.fma_latency / chains,
             )
-            if target.input_lanes > 1:
-                step += HIDDEN_LOAD * (high / target.input_lanes + vectors / 2)
+            step += hidden_loads(target, high, vectors)
             step *= 1 + 0.03 * max(0, rows_in_a_set(high, inner) - WAYS)
             ends = TILE_CYCLES + high * vectors * (chains + 2)
             cycles += repeat * panels * (inner * step + ends)

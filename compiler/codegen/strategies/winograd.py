@@ -18,6 +18,7 @@ from compiler.codegen.strategies.convolution import (
     blocked_plane,
     epilogue_slots,
     facts,
+    hidden_loads,
     input_loads,
     output_block,
     padding_borders,
@@ -35,8 +36,8 @@ from compiler.ir.types import ValueRef
 from compiler.machine import Machine
 
 WIDE_PANEL, WIDE_VECTORS = 128, 2
-"""Weights per step of the products from which on they arrive at full speed: bytes from memory, vectors from a
-cache."""
+"""Weights per step of the products from which on they arrive at full speed: bytes from memory on x86, measured with
+AVX-512; vectors from a cache, and on ARM (docs/decisions/0008)."""
 LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
@@ -64,6 +65,7 @@ class Winograd(Strategy):
     """
 
     version = 6
+    arm_version = 3
 
     def __init__(self, outputs: tuple[int, int], family: Family = "conv") -> None:
         self.outputs = outputs
@@ -250,15 +252,18 @@ class Winograd(Strategy):
         unit = (blocks // vectors) * sums / machine.clock
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
         kept = packed <= machine.last_level_cache // 2
-        narrow = max(1.0, WIDE_VECTORS / vectors if kept else WIDE_PANEL / (4 * block * vectors))
+        wide = kept or situation.target.arch != "x86_64"
+        narrow = max(1.0, WIDE_VECTORS / vectors if wide else WIDE_PANEL / (4 * block * vectors))
         first = max(unit, weight_seconds(packed, situation) * narrow)
         again = unit if near else max(unit, packed / machine.cache_bandwidth) if kept else first
-        return first + (groups - 1) * again + (units - groups) * unit
+        hidden = products * known.inputs * hidden_loads(situation.target, rows, vectors) / machine.clock
+        loaded = units * (blocks // vectors) * hidden
+        return loaded + first + (groups - 1) * again + (units - groups) * unit
 
 
 def _lane_unroll(target: Target, segments: Sequence[Plane]) -> int:
     """Transformed channels read as one vector; 32-bit ARM copies their elements, as offsets do not reach them."""
-    return 4 if target.arch != "x86_64" and all(x.block % 4 == 0 for x in segments) else 1
+    return 4 if target.arch != "x86_64" and all(x.block == 4 for x in segments) else 1
 
 
 def _spare(target: Target, rows: int) -> int:

@@ -23,6 +23,8 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Output
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import segment_names
+from compiler.codegen.templates.product import ProductTile, ReadRow, ReadVector
+from compiler.codegen.templates.product import cells as sums_of
 from compiler.codegen.templates.winograd_axis import Phase
 from compiler.codegen.templates.winograd_shape import (
     PointRun,
@@ -35,12 +37,6 @@ from compiler.codegen.templates.winograd_shape import (
 
 LINE = 16
 """Floats in a cache line."""
-
-UNROLLED = 4
-"""Groups of channels a loop step multiplies by element."""
-
-Cells = list[tuple[int, int, int]]
-"""(tile, vector, accumulator) of every vector of a register tile."""
 
 
 def winograd_kernel(shape: WinogradShape) -> Any:
@@ -55,6 +51,40 @@ def _pitch(lanes: int) -> int:
     """Floats from one tile to the next: an odd number of cache lines, so that tiles do not share a few sets."""
     lines = -(-lanes // LINE)
     return (lines + (lines % 2 == 0)) * LINE
+
+
+class _Inputs:
+    """The transformed inputs of a group of tiles: [point][tile][channel].
+
+    Where channels are read as vectors (ARM): [set of tiles][point][vector of channels][tile of the set][channel].
+    What is multiplied together lies side by side, so that one instruction loads two vectors of it; and most points
+    of a tile are near enough to be stored at offsets from one address.
+    """
+
+    def __init__(self, shape: WinogradShape, channels: int) -> None:
+        self._rows, self._lanes, self._points = shape.rows, shape.conv.lane_unroll, shape.points
+        together = 1 if self._lanes == 1 else shape.rows
+        self._sets, self._pitch = shape.group // together, _pitch(together * channels)
+        self._buffer = T.alloc_buffer((shape.points * self._sets * self._pitch,), "float32")
+
+    def store(self, point: int, tile: Any, channel: Any, value: Any, width: int) -> None:
+        """Store `width` channels of a tile from `channel` on."""
+        row: Any = 0
+        if self._lanes > 1:
+            assert width == self._lanes, "blocks of channels are what is read as a vector"
+            row = tirx.truncmod(tile, self._rows)
+        T.buffer_store(self._buffer, value, [vector(self._at(point, tile - row, row, channel, width), width)])
+
+    def load(self, point: Any, first: Any, row: int, channel: Any, width: int) -> Any:
+        """`width` channels from `channel` on of the tile `row` of the set whose first tile is `first`."""
+        return self._buffer[vector(self._at(point, first, row, channel, width), width)]
+
+    def _at(self, point: Any, first: Any, row: Any, channel: Any, width: int) -> Any:
+        if self._lanes == 1:
+            return (point * self._sets + (first + row)) * self._pitch + channel
+        lane: Any = 0 if width == self._lanes else tirx.truncmod(channel, self._lanes)
+        at = tirx.truncdiv(first, self._rows) * self._points + point
+        return at * self._pitch + (channel - lane) * self._rows + (row * self._lanes + lane)
 
 
 class _Part:
@@ -93,14 +123,12 @@ class _Winograd:
             panels, lanes = panels + shape.panels(member), lanes + member.y.lanes
         self.depth = sum(p.lanes for p in x)
         phases = len(phase_pairs(self.axes))
-        self.inputs = T.alloc_buffer((shape.points, shape.group, _pitch(phases * self.depth)), "float32")
+        self.inputs = _Inputs(shape, phases * self.depth)
         self.products = T.alloc_buffer((shape.points, shape.group, _pitch(lanes)), "float32")
         blocks = sorted({m.y.block for m in shape.members})
         self.input_tile = {b: Registers(shape.points, b) for b in sorted({p.block for p in x})}
         self.output_tile = {b: Registers(shape.outputs[0] * self.across, b) for b in blocks}
-        self.acc = {b: Registers(shape.rows * shape.vectors, b) for b in blocks}
-        if self.c.lane_unroll > 1:
-            self.elements = Registers(shape.rows, self.c.lane_unroll)
+        self.acc = {b: ProductTile(shape.rows, shape.vectors, b, lanes=self.c.lane_unroll) for b in blocks}
 
     def emit(self) -> None:
         """Groups of tiles of this call's units: transform, multiply, transform back.
@@ -169,8 +197,7 @@ class _Winograd:
         for i in range(down.points):
             cells = [tile.get(i * self.across + q) for q in range(across.reads)]
             for j, value in enumerate(self.axes[1].transform(across, cells, const)):
-                place = [i * self.across + j, t, vector(first + block * x.block, x.block)]
-                T.buffer_store(self.inputs, value, place)
+                self.inputs.store(i * self.across + j, t, first + block * x.block, value, x.block)
 
     # ------------------------------------------------------------------ products
     def _multiply_run(self, run: PointRun, points: int, first: Any, limit: Any) -> None:
@@ -203,52 +230,29 @@ class _Winograd:
 
     def _multiply(self, part: _Part, run: PointRun, point: Any, panel: Any, weights: Any, first: Any) -> None:
         """`rows` tiles by one panel of weights; lanes that fill up a block have no weights and are skipped."""
-        v = part.y.block
-        acc = self.acc[v]
-        cells = [(u, o, u * part.vectors + o) for u in range(self.s.rows) for o in range(part.vectors)]
-        for _, _, k in cells:
-            acc.put(k, splat(0.0, v))
+        v, extent = part.y.block, (self.s.rows, part.vectors)
+        tile = self.acc[v]
+        tile.start(extent, lambda u, o: splat(0.0, v))
         for lane, channels in self._channel_runs(part, run):
-            unroll = self.c.lane_unroll
-            whole = channels // unroll * unroll if unroll > 1 else 0
-            if whole:
-                step = UNROLLED if whole % (UNROLLED * unroll) == 0 else 1
-                with T.serial(whole // (unroll * step)) as c:
-                    for i in range(step):
-                        self._by_element(part, cells, point, first, ((c * step + i) * unroll, lane), weights)
-            if channels - whole:
-                with T.serial(channels - whole) as c:
-                    self._broadcast(part, cells, point, first, (c + whole, lane), weights)
+            x, w = self._operands(part, point, first, lane, weights)
+            tile.accumulate(extent, channels, x, w)
             weights = weights + channels * part.lanes
-        for u, o, k in cells:
+        for u, o in sums_of(extent):
             lanes = vector(panel * part.lanes + (part.first_lane + o * v), v)
-            T.buffer_store(self.products, acc.get(k), [point, first + u, lanes])
+            T.buffer_store(self.products, tile.sums.get(tile.place(u, o)), [point, first + u, lanes])
 
-    def _weight(self, part: _Part, weights: Any, channel: Any, o: int) -> Any:
-        v = part.y.block
-        return part.W[vector(weights + channel * part.lanes + o * v, v)]
+    def _operands(self, part: _Part, point: Any, first: Any, lane: int, weights: Any) -> tuple[ReadRow, ReadVector]:
+        """Channels of a tile's transformed inputs, of which the first is in `lane`, and the weights that begin at
+        `weights`."""
 
-    def _broadcast(
-        self, part: _Part, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any
-    ) -> None:
-        """One channel (`at`: its number, the lane of channel 0) of every tile by its weights."""
-        acc = self.acc[part.y.block]
-        for u, o, k in cells:
-            value = splat(self.inputs[point, first + u, at[0] + at[1]], part.y.block)
-            acc.put(k, acc.get(k) + value * self._weight(part, weights, at[0], o))
+        def x(u: int, channel: Any, count: int) -> Any:
+            return self.inputs.load(point, first, u, channel + lane, count)
 
-    def _by_element(
-        self, part: _Part, cells: Cells, point: Any, first: Any, at: tuple[Any, int], weights: Any
-    ) -> None:
-        """Some channels from `at` on: one vector of them per tile, multiplied element by element."""
-        acc = self.acc[part.y.block]
-        for u in range(self.s.rows):
-            lanes = vector(at[0] + at[1], self.c.lane_unroll)
-            self.elements.put(u, self.inputs[point, first + u, lanes])
-        for c in range(self.c.lane_unroll):
-            for u, o, k in cells:
-                value = splat(self.elements.lane(u, c), part.y.block)
-                acc.put(k, acc.get(k) + value * self._weight(part, weights, at[0] + c, o))
+        def w(channel: Any, o: int) -> Any:
+            v = part.y.block
+            return part.W[vector(weights + channel * part.lanes + o * v, v)]
+
+        return x, w
 
     def _channel_runs(self, part: _Part, run: PointRun) -> list[tuple[int, int]]:
         """(first lane, channels) of stretches of the transformed inputs that a member reads, without filled-up
