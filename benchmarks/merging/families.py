@@ -55,7 +55,7 @@ class Data:
     def _unseen(self) -> np.ndarray:
         return self.train.inputs
 
-    def reduced(self, images: int, judged: int) -> Data:
+    def reduced(self, images: int, judged: int | None) -> Data:
         """`images` to train single networks on, as many others without labels, at most `judged` to judge on."""
         return Reduced(
             self.train.first(images),
@@ -87,9 +87,16 @@ class Effort:
     pruned: int
 
 
+SHARES = (0.4, 0.33, 0.28, 0.23, 0.19)
+"""Budgets: expected multiply-adds of a request, of what the separate networks cost before pruning."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Tasks with the number of classes of each. `network`: (task, seed) -> an untrained network over input "x"."""
+    """Tasks with the number of classes of each. `network`: (task, seed) -> an untrained network over input "x".
+
+    `shares`: budgets, of which the last ones should be too small for the rule.
+    """
 
     name: str
     what: str
@@ -98,6 +105,7 @@ class Family:
     network: Callable[[str, int], onnx.ModelProto]
     full: Effort
     quick: Effort
+    shares: tuple[float, ...] = SHARES
 
     def effort(self, quick: bool) -> Effort:
         """What `--quick` chooses."""
@@ -157,13 +165,14 @@ def lenet(task: str, classes: int, seed: int, widths: tuple[int, int, int]) -> o
     return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[2])), classes))
 
 
-def small_vgg(task: str, classes: int, seed: int, widths: tuple[int, ...]) -> onnx.ModelProto:
-    """3x3 convolutions, a 2x2 pooling after each but the last, and a matrix product on what is left."""
-    net = Net(task, (1, 1, 28, 28), seed=seed)
+def small_vgg(
+    task: str, classes: int, seed: int, shape: tuple[int, int], widths: tuple[int, ...]
+) -> onnx.ModelProto:
+    """3x3 convolutions with 2x2 poolings on one map of `shape`, and two matrix products."""
+    net = Net(task, (1, 1, *shape), seed=seed)
     x = "x"
-    for i, width in enumerate(widths):
-        x = net.relu(net.conv(x, width))
-        x = net.pool(x) if i < len(widths) - 1 else x
+    for width in widths:
+        x = net.pool(net.relu(net.conv(x, width)))
     return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[-1])), classes))
 
 
@@ -201,15 +210,6 @@ def _spoken(folder: Path) -> Data:
     return Data(part(train, order[300:]), part(train, order[:300]), part(test, np.arange(len(test.digits))))
 
 
-def spectrogram(task: str, classes: int, seed: int, widths: tuple[int, ...]) -> onnx.ModelProto:
-    """3x3 convolutions with 2x2 poolings on log-mel frames, and two matrix products."""
-    net = Net(task, (1, 1, 40, 48), seed=seed)
-    x = "x"
-    for width in widths:
-        x = net.pool(net.relu(net.conv(x, width)))
-    return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[-1])), classes))
-
-
 # ---------------------------------------------------------------------- all of them
 SMALL = (12, 24, 64)
 """Channels and units of a LeNet of two tasks."""
@@ -240,7 +240,7 @@ FAMILIES = {
             "three convolutions on spoken digits: which digit, which speaker",
             {"digit": 10, "speaker": 6},
             _spoken,
-            lambda task, seed: spectrogram(task, 10 if task == "digit" else 6, seed, (8, 16, 24)),
+            lambda task, seed: small_vgg(task, 10 if task == "digit" else 6, seed, (40, 48), (8, 16, 24)),
             Effort(0, 30, 10, 10),
             Effort(0, 12, 4, 3),
         ),
@@ -249,9 +249,10 @@ FAMILIES = {
             "small VGG-like networks on Fashion-MNIST; five tasks that each tell some classes from the rest",
             dict.fromkeys(FIVE, 2),
             lambda folder: _split(folder, _five_labels),
-            lambda task, seed: small_vgg(task, 2, seed, (8, 16, 24)),
-            Effort(0, 6, 5, 5),
+            lambda task, seed: small_vgg(task, 2, seed, (28, 28), (8, 16, 24)),
+            Effort(20000, 8, 6, 5),
             Effort(6000, 3, 3, 2),
+            (0.3, 0.2, 0.14, 0.1, 0.07, 0.05),
         ),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +13,9 @@ from benchmarks.merging.record import OURS, passes_of
 from benchmarks.merging.rule import Point, Subset, all_subsets
 from benchmarks.merging.training import accuracy, distilled
 from compiler import Graph, cost_report, parse_pass
+from compiler.errors import PassError
 from compiler.passes.base import Resources
 from compiler.passes.narrow.narrowing import Narrow, Narrowing
-
-SHARES = (0.4, 0.33, 0.28, 0.23, 0.19)
-"""Budgets: expected multiply-adds of a request, of what the separate networks cost before pruning."""
 
 SAMPLES = 1024
 """Calibration inputs of merging."""
@@ -40,11 +38,15 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all methods of one family and seed have in common. `originals`: the single networks, joined."""
+    """What all methods of one family and seed have in common. `originals`: the single networks, joined.
+
+    `shares`: budgets of the expected call, of what the separate networks cost before pruning.
+    """
 
     originals: Graph
     data: Data
     effort: Effort
+    shares: tuple[float, ...]
     seed: int
     say: Callable[[str], None]
 
@@ -66,26 +68,35 @@ def expected_macs(graph: Graph) -> float:
     return statistics.fmean(macs(graph).values())
 
 
-def sweep(setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None = None) -> list[Point]:
-    """A start, trained, and narrowed from budget to budget; each budget's network is trained to its end, aside."""
+def sweep(
+    setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None = None
+) -> Iterator[tuple[Point, Graph]]:
+    """A start, trained, and narrowed from budget to budget; each budget's network is trained to its end, aside.
+
+    It ends early where a budget is below what has to stay.
+    """
     graph, whole = setting.originals, expected_macs(setting.originals)
     for text in passes_of(start, len(graph.tasks)):
         graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
     if start:  # what was not merged has nothing to learn from itself
         graph = distilled(graph, setting.use(graph), setting.effort.merged)
-    points = [_point(setting, graph, whole)]
+    yield _point(setting, graph, 1.0, whole), graph
     use = setting.use(graph)
     options = Narrow(loss="kl", between=BETWEEN, whole=method != OURS)
     narrowing = Narrowing(options, graph, use)
     limits = {frozenset(q): n for q, n in (caps or {}).items()}
-    for share in SHARES:
+    for share in setting.shares:
         if share * whole >= narrowing.first:
             continue
-        narrowing.down_to(share * whole / narrowing.first, limits)
+        try:
+            narrowing.down_to(share * whole / narrowing.first, limits)
+        except PassError as error:
+            setting.say(f"  {start or 'separate'} ends above {share}: {error}")
+            return
         trained = distilled(narrowing.graph(), use, setting.effort.pruned)
-        points.append(_point(setting, trained, whole))
-        setting.say(f"  {start or 'separate'} at {points[-1].share:.2f}: {_shown(points[-1].selection)}")
-    return points
+        point = _point(setting, trained, share, whole)
+        setting.say(f"  {start or 'separate'} at {point.share:.2f}: {_shown(point.selection)}")
+        yield point, trained
 
 
 def _few(use: Resources, count: int) -> Resources:
@@ -94,9 +105,9 @@ def _few(use: Resources, count: int) -> Resources:
     return replace(use, calibration={n: np.asarray(a[:count]) for n, a in use.calibration.items()})
 
 
-def _point(setting: Setting, graph: Graph, whole: float) -> Point:
+def _point(setting: Setting, graph: Graph, budget: float, whole: float) -> Point:
     data, share = setting.data, expected_macs(graph) / whole
-    return Point(share, accuracy(graph, data.selection), accuracy(graph, data.report), macs(graph))
+    return Point(budget, share, accuracy(graph, data.selection), accuracy(graph, data.report), macs(graph))
 
 
 def _shown(found: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.merging.rule import AtRule, Point, Subset, all_subsets, at_rule, drops, mean_points
@@ -15,13 +16,22 @@ NOT_COMPARED = (OURS, "zipit")
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """One start of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept."""
+
+    points: list[Point]
+    networks: list[Path]
+    minutes: float
+
+
+@dataclass(frozen=True, slots=True)
 class Seeded:
-    """One family at one seed. `sweeps`: method -> start -> points. `minutes`: of all sweeps, when they ran."""
+    """One family at one seed. `sweeps`: method -> start -> its sweep. `minutes`: of all sweeps, when they ran."""
 
     seed: int
     single_selection: Mapping[str, float]
     single_report: Mapping[str, float]
-    sweeps: Mapping[str, Mapping[str, Sequence[Point]]]
+    sweeps: Mapping[str, Mapping[str, Swept]]
     minutes: float
 
 
@@ -34,8 +44,10 @@ class Chosen:
 
 
 def passes_of(start: str, tasks: int) -> list[str]:
-    """The passes of a start; FIRST is the share that one network's width is of all of them side by side."""
-    return [text.replace("FIRST", f"{tasks**-2:.4g}") for text in start.split(";") if text]
+    """The passes of a start; FIRST is the share that one network's width is of all of them side by side, and more
+    where more than three tasks have to share it.
+    """
+    return [text.replace("FIRST", f"{max(1, tasks / 3) / tasks**2:.4g}") for text in start.split(";") if text]
 
 
 def least(found: Mapping[str, AtRule | None]) -> dict[Subset, float] | None:
@@ -54,9 +66,23 @@ def chosen(seeds: Sequence[Seeded]) -> dict[str, Chosen]:
     single = mean_accuracy([s.single_selection for s in seeds])
     found = {}
     for method, starts in seeds[0].sweeps.items():
-        each = [Chosen(t, at_rule(mean_points([s.sweeps[method][t] for s in seeds]), single)) for t in starts]
+        means = {t: mean_points([s.sweeps[method][t].points for s in seeds]) for t in starts}
+        each = [Chosen(t, at_rule(points, single)) for t, points in means.items()]
         found[method] = min(each, key=lambda c: expected(c.found))
     return found
+
+
+def rule_networks(seeds: Sequence[Seeded]) -> dict[str, Path]:
+    """Method -> the first seed's network at the smallest budget that keeps the rule; ours and the separate ones,
+    those of them that were kept.
+    """
+    files = {}
+    for method, found in chosen(seeds).items():
+        if method in (OURS, "separate") and found.found is not None:
+            swept = seeds[0].sweeps[method][found.start]
+            number = [p.budget for p in swept.points].index(found.found.budget)
+            files[method] = swept.networks[number]
+    return {method: file for method, file in files.items() if file.exists()}
 
 
 def mean_accuracy(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -129,7 +155,7 @@ def seed_record(found: Seeded) -> dict[str, Any]:
         "accuracy_single_selection": _rounded(found.single_selection),
         "accuracy_single": _rounded(found.single_report),
         "sweeps": {
-            m: {start or "none": [p.record() for p in points] for start, points in sweeps.items()}
+            m: {start or "none": [p.record() for p in swept.points] for start, swept in sweeps.items()}
             for m, sweeps in found.sweeps.items()
         },
     }

@@ -21,10 +21,12 @@ def all_subsets(tasks: Sequence[str]) -> list[Subset]:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A method at one budget. `share`: of the separate networks' expected multiply-adds before pruning.
+    """A method at one budget. `budget`: what was asked for (1: the start), `share`: what came out, both of the
+    separate networks' expected multiply-adds before pruning.
     Accuracies in percent, on the data that choose and on those that report. `macs`: of every subset.
     """
 
+    budget: float
     share: float
     selection: Mapping[str, float]
     report: Mapping[str, float]
@@ -33,6 +35,7 @@ class Point:
     def record(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
+            "budget": self.budget,
             "share": round(self.share, 4),
             "accuracy_selection": {t: round(a, 2) for t, a in self.selection.items()},
             "accuracy": {t: round(a, 2) for t, a in self.report.items()},
@@ -43,18 +46,20 @@ class Point:
     def of(cls, record: Mapping[str, Any]) -> Point:
         """The inverse of `record`, to its digits."""
         macs = {tuple(q.split("+")): n for q, n in record["macs"].items()}
-        return cls(record["share"], record["accuracy_selection"], record["accuracy"], macs)
+        return cls(record["budget"], record["share"], record["accuracy_selection"], record["accuracy"], macs)
 
 
 @dataclass(frozen=True, slots=True)
 class AtRule:
     """Where the rule holds with equality on the selection data. `macs` and `report` are interpolated between two
-    points; `bound`: the sparsest point still kept the rule, so that the cost is at most this.
+    points; `bound`: the sparsest point still kept the rule, so that the cost is at most this. `budget`: of the
+    sparsest point that keeps the rule.
     """
 
     macs: Mapping[Subset, float]
     report: Mapping[str, float]
     bound: bool
+    budget: float
 
 
 def drops(single: Mapping[str, float], found: Mapping[str, float]) -> tuple[float, float]:
@@ -70,9 +75,10 @@ def excess(single: Mapping[str, float], found: Mapping[str, float]) -> float:
 
 
 def mean_points(sweeps: Sequence[Sequence[Point]]) -> list[Point]:
-    """The same budgets of several seeds, averaged; what only some sweeps have in front of them is left out."""
-    count = min(len(points) for points in sweeps)
-    return [_mean([points[i] for points in sweeps]) for i in range(-count, 0)]
+    """The same budgets of several seeds, averaged; what only some sweeps have is left out."""
+    common = set.intersection(*({p.budget for p in points} for points in sweeps))
+    of = [{p.budget: p for p in points} for points in sweeps]
+    return [_mean([points[b] for points in of]) for b in sorted(common, reverse=True)]
 
 
 def _mean(points: Sequence[Point]) -> Point:
@@ -81,7 +87,9 @@ def _mean(points: Sequence[Point]) -> Point:
 
     macs = {q: round(statistics.fmean(p.macs[q] for p in points)) for q in points[0].macs}
     share = statistics.fmean(p.share for p in points)
-    return Point(share, tasks([p.selection for p in points]), tasks([p.report for p in points]), macs)
+    return Point(
+        points[0].budget, share, tasks([p.selection for p in points]), tasks([p.report for p in points]), macs
+    )
 
 
 def at_rule(points: Sequence[Point], single: Mapping[str, float]) -> AtRule | None:
@@ -96,11 +104,12 @@ def at_rule(points: Sequence[Point], single: Mapping[str, float]) -> AtRule | No
     last = kept[-1]
     here = points[last]
     if last + 1 == len(points):
-        return AtRule(dict(here.macs), here.report, True)
+        return AtRule(dict(here.macs), here.report, True, here.budget)
     there = points[last + 1]
     way = (1 - measured[last]) / (measured[last + 1] - measured[last])
     return AtRule(
         {q: n + way * (there.macs[q] - n) for q, n in here.macs.items()},
         {t: a + way * (there.report[t] - a) for t, a in here.report.items()},
         False,
+        here.budget,
     )

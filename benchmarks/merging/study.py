@@ -13,22 +13,22 @@ import argparse
 import json
 import platform
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.merging import families, methods, pairs, releases, rule
+from benchmarks.merging import families, pairs, releases, rule
 from benchmarks.merging.families import FAMILIES, Data, Family
-from benchmarks.merging.methods import METHODS, Setting, sweep
-from benchmarks.merging.record import OURS, Seeded, expected, family_record, least, table
-from benchmarks.merging.rule import AtRule, Point, Subset, at_rule
+from benchmarks.merging.kept import kept_sweep
+from benchmarks.merging.latency import latency_record
+from benchmarks.merging.methods import METHODS, Setting
+from benchmarks.merging.record import OURS, Seeded, Swept, expected, family_record, least, rule_networks, table
+from benchmarks.merging.rule import AtRule, at_rule
 from benchmarks.merging.training import accuracy, joined, singles
 from benchmarks.results import keep
-from compiler.calibration.moments import content_key
-from compiler.ir.text import digest
 
 SEEDS = [0, 1]
 
@@ -46,51 +46,21 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
     effort = family.effort(quick)
     say(f"{family.name}, seed {seed}: single networks")
     originals = joined(singles(family, data.train, effort, seed, kept))
-    setting = Setting(originals, data, effort, seed, say)
+    setting = Setting(originals, data, effort, family.shares, seed, say)
     single = accuracy(originals, data.selection), accuracy(originals, data.report)
-    sweeps: dict[str, dict[str, list[Point]]] = {}
+    sweeps: dict[str, dict[str, Swept]] = {}
     found: dict[str, AtRule | None] = {}
     minutes = 0.0
     for method in sorted(chosen, key=lambda m: m == OURS):
         say(f"{family.name}, seed {seed}: {method}")
         caps = least(found) if method == OURS else None
-        done = {start: kept_sweep(setting, method, start, caps, kept) for start in METHODS[method]}
-        sweeps[method] = {start: points for start, (points, _) in done.items()}
+        sweeps[method] = {start: kept_sweep(setting, method, start, caps, kept) for start in METHODS[method]}
+        minutes += sum(done.minutes for done in sweeps[method].values())
         if method == OURS:  # networks that share nothing narrow alike, task by task or whole
             sweeps[method] |= sweeps.get("separate", {})
-        minutes += sum(took for _, took in done.values())
-        found[method] = min((at_rule(p, single[0]) for p in sweeps[method].values()), key=expected)
+        found[method] = min((at_rule(s.points, single[0]) for s in sweeps[method].values()), key=expected)
         say(f"  {method}: {_macs(found[method])}")
     return Seeded(seed, *single, sweeps, minutes)
-
-
-def kept_sweep(
-    setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None, kept: Path
-) -> tuple[list[Point], float]:
-    """The sweep and the minutes it took, or what an earlier run with the same networks left in `kept`."""
-    what = (
-        method == OURS,
-        start,
-        sorted((caps or {}).items()),
-        setting.effort,
-        setting.seed,
-        methods.SHARES,
-        methods.SAMPLES,
-        methods.BETWEEN,
-    )
-    key = content_key(digest(setting.originals), repr(what), *sources())
-    file = kept / f"sweep-{key[:16]}.json"
-    if not file.exists():
-        started = time.monotonic()
-        records = [p.record() for p in sweep(setting, method, start, caps)]
-        file.write_text(json.dumps({"minutes": (time.monotonic() - started) / 60, "points": records}))
-    held = json.loads(file.read_text())
-    return [Point.of(p) for p in held["points"]], held["minutes"]
-
-
-def sources() -> list[bytes]:
-    """The files whose change makes earlier sweeps worthless."""
-    return [p.read_bytes() for p in sorted(Path(__file__).parent.glob("[mt]*.py"))]
 
 
 def _macs(found: AtRule | None) -> str:
@@ -125,6 +95,11 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few images and epochs: minutes per family")
     parser.add_argument("--json", action="store_true", help="print the records as JSON instead of tables")
     parser.add_argument("--save", type=Path, help="write merging-FAMILY.json into this folder")
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="also compile the networks just within the rule and time every subset",
+    )
     parser.add_argument("--data", type=Path, default=families.SHARED, help="folder of the data sets")
     parser.add_argument(
         "--kept", type=Path, default=Path(".bench/merging"), help="folder of trained single networks"
@@ -164,13 +139,24 @@ def main(arguments: list[str]) -> int:
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "minutes": round(sum(s.minutes for s in seeds), 1),
             "effort": _effort(family, data, options.quick),
-            "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": methods.SHARES},
-            "families": [family_record(name, family.what, seeds)],
+            "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": family.shares},
+            "families": [_record(family, seeds, options.latency)],
         }
         print(json.dumps(record, indent=1) if options.json else table(record["families"][0]), flush=True)
         if options.save:
             keep(options.save, f"merging-{name}", record)
     return 0
+
+
+def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str, Any]:
+    record = family_record(family.name, family.what, seeds)
+    networks = rule_networks(seeds) if latency else {}
+    if latency and len(networks) < 2:
+        say(f"{family.name}: no latency: the networks of these sweeps were not kept, or a method is missing")
+    elif latency:
+        found = latency_record(networks)
+        record["subsets"] = [row | found[tuple(row["tasks"])] for row in record["subsets"]]
+    return record
 
 
 def _command(name: str, options: argparse.Namespace) -> str:
@@ -181,7 +167,7 @@ def _command(name: str, options: argparse.Namespace) -> str:
 
 def _data(family: Family, options: argparse.Namespace) -> Data:
     data, images = family.load(options.data), family.effort(options.quick).images
-    return data.reduced(images, REPORTED) if images else data
+    return data.reduced(images, REPORTED if options.quick else None) if images else data
 
 
 def _effort(family: Family, data: Data, quick: bool) -> dict[str, int]:

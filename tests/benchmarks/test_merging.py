@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.merging.families import FAMILIES, Data, Part, half_width
-from benchmarks.merging.record import Seeded, chosen, expected, family_record, least, table
-from benchmarks.merging.rule import Point, all_subsets, at_rule, excess
+from benchmarks.merging.record import Seeded, Swept, chosen, expected, family_record, least, rule_networks, table
+from benchmarks.merging.rule import Point, all_subsets, at_rule, excess, mean_points
 from tests.shared import shared_path
 
 SINGLE = {"a": 90.0, "b": 80.0}
@@ -15,7 +15,7 @@ SINGLE = {"a": 90.0, "b": 80.0}
 
 def point(share: float, a: float, b: float, cost: int, *, report: float = 0.0) -> Point:
     macs = {("a",): cost, ("b",): 2 * cost, ("a", "b"): 3 * cost}
-    return Point(share, {"a": a, "b": b}, {"a": a - report, "b": b - report}, macs)
+    return Point(share, share, {"a": a, "b": b}, {"a": a - report, "b": b - report}, macs)
 
 
 def test_the_rule_is_half_a_point_on_average_and_one_for_each():
@@ -56,10 +56,15 @@ def test_caps_are_the_least_of_the_methods_that_keep_the_rule():
     assert least({"z": None}) is None
 
 
+def swept(points, folder=None) -> Swept:
+    networks = [folder / f"{i}.onnx" for i in range(len(points))] if folder else []
+    return Swept(points, networks, 1.0)
+
+
 @pytest.fixture
 def record() -> dict:
     methods = {"separate": 1000, "mtz": 900, "lattice": 950}
-    sweeps = {m: {"": [point(1.0, 90, 80, cost, report=0.2)]} for m, cost in methods.items()}
+    sweeps = {m: {"": swept([point(1.0, 90, 80, cost, report=0.2)])} for m, cost in methods.items()}
     seed = Seeded(0, SINGLE, SINGLE, sweeps, 1.0)
     return family_record("pair", "two tasks", [seed, seed])
 
@@ -89,10 +94,29 @@ def test_the_table_shows_all_subsets_and_drops(record):
 def test_the_rule_is_read_from_means_over_the_seeds():
     """One seed breaks the rule at 600 and the other is far within it: together they keep it."""
     sweeps = [[point(0.5, 89.2, 79.4, 600)], [point(0.5, 90.2, 80.2, 500)]]
-    seeds = [Seeded(i, SINGLE, SINGLE, {"lattice": {"": s}}, 1.0) for i, s in enumerate(sweeps)]
+    seeds = [Seeded(i, SINGLE, SINGLE, {"lattice": {"": swept(s)}}, 1.0) for i, s in enumerate(sweeps)]
     assert at_rule(sweeps[0], SINGLE) is None
     found = chosen(seeds)["lattice"].found
     assert found is not None and found.macs[("a",)] == 550 and found.report["a"] == pytest.approx(89.7)
+
+
+def test_the_network_just_within_the_rule_is_timed(tmp_path):
+    """Of three budgets the last one breaks the rule; a network that was not kept is not named."""
+    points = [point(0.5, 90, 80, 900), point(0.4, 89.8, 79.8, 700), point(0.3, 80, 70, 500)]
+    sweeps = {m: {"": swept(points, tmp_path / m)} for m in ("separate", "lattice", "mtz")}
+    for method in ("separate", "mtz"):
+        (tmp_path / method).mkdir()
+        for file in sweeps[method][""].networks:
+            file.touch()
+    assert rule_networks([Seeded(0, SINGLE, SINGLE, sweeps, 1.0)]) == {"separate": tmp_path / "separate" / "1.onnx"}
+
+
+def test_only_budgets_that_all_seeds_reach_are_averaged():
+    longer = [point(1.0, 90, 80, 900), point(0.4, 89.8, 79.8, 700), point(0.3, 89, 79, 500)]
+    shorter = [point(1.0, 90, 80, 900), point(0.4, 89.6, 79.6, 740)]
+    found = mean_points([longer, shorter])
+    assert [p.budget for p in found] == [1.0, 0.4]
+    assert found[1].macs[("a",)] == 720
 
 
 def test_unlabelled_inputs_are_the_training_ones_in_another_order():

@@ -126,7 +126,7 @@ class Assembly:
         self._decided.update(s.index for s in fresh)
         found = dict(self._decide(self, place, fresh))
         if found:
-            found = {s.index: found.get(s.index) or separate(self.streams, s) for s in fresh}
+            found = {s.index: found.get(s.index, separate(self.streams, s)) for s in fresh}
         for stream in fresh:
             if stream.index in found:
                 self.labelling[stream.index] = found[stream.index]

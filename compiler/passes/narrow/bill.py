@@ -86,7 +86,7 @@ class Bill:
         """Multiply-adds of all nodes of each label."""
         cost = self._fixed.copy()
         for layer in self.layers:
-            inward, outward = self._counts(layer, labels)
+            inward, outward = self.counts(layer, labels)
             cost += layer.macs * outward * (inward @ self._contains)
         for each in self.each:
             cost += each.macs * self._count(labels[each.entries])
@@ -119,7 +119,7 @@ class Bill:
         after.append(np.where(labels != 0, 0, -1))
         running = np.concatenate([[0.0], runs[1:]])
         for layer in self.layers:
-            inward, outward = self._counts(layer, labels)
+            inward, outward = self.counts(layer, labels)
             reads = inward @ self._contains
             making = layer.macs * running * reads
             self._add(found, layer.outward, labels, after, making)
@@ -139,13 +139,13 @@ class Bill:
         cost: np.ndarray,
     ) -> None:
         """What channels cost to make by label, before and after."""
-        times = self._times(entries, len(labels))
+        times = self.times(entries, len(labels))
         for column, left in enumerate(after):
             found[:, column] += times * (cost[labels] - cost[np.maximum(left, 0)])
 
     def _add_read(self, found: np.ndarray, layer: Layer, labels: np.ndarray, paid: np.ndarray) -> None:
         """What the readers of a channel that have a task cost for reading it."""
-        times = layer.macs * self._times(layer.inward, len(labels))
+        times = layer.macs * self.times(layer.inward, len(labels))
         masks = np.arange(1 << self.tasks)
         for column in range(self.tasks + 1):
             mine = masks >> column & 1 if column < self.tasks else np.ones_like(masks)
@@ -195,7 +195,7 @@ class Bill:
         else:
             self._fixed[mask] += macs
 
-    def _counts(self, layer: Layer, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def counts(self, layer: Layer, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inward, outward = layer.labels(labels, self.every)
         return self._count(inward), self._count(outward)
 
@@ -205,5 +205,5 @@ class Bill:
         return found
 
     @staticmethod
-    def _times(entries: np.ndarray, channels: int) -> np.ndarray:
+    def times(entries: np.ndarray, channels: int) -> np.ndarray:
         return np.bincount(entries[entries >= 0], minlength=channels).astype(np.float64)

@@ -6,7 +6,7 @@ Labels are then what they are in `merge`, and its assembly makes one node per la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Copies:
 
     def __init__(self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False) -> None:
         self.original = graph
+        self._exclude = exclude
         self.tasks, self._masks = sorted_masks(graph)
         self._values: dict[tuple[int, ValueRef], ValueRef] = {}
         self._nodes: dict[tuple[int, NodeRef], NodeRef] = {}
@@ -106,30 +107,50 @@ class Copies:
         _, masks = sorted_masks(self.graph)
         positions: list[Position] = []
         for node in self.original.nodes():
-            bits = [b for b in range(len(self.tasks)) if self.owners(node.ref) >> b & 1]
-            members = tuple(Member(self.graph.node(self._nodes[b, node.ref]), 1 << b) for b in bits)
-            if members:
+            masks_of: dict[NodeRef, int] = {}
+            for bit in self._bits(node.ref):
+                copy = self._nodes[bit, node.ref]
+                masks_of[copy] = masks_of.get(copy, 0) | 1 << bit
+            if masks_of:
+                members = tuple(Member(self.graph.node(r), m) for r, m in masks_of.items())
                 positions.append(Position(len(positions), members))
         of = {m.node.ref: p for p in positions for m in p.members}
         return Alignment(self.tasks, tuple(positions), of, masks, ())
 
     def _copied(self) -> Graph:
         made = Graph(self.original.name)
+        channels = ChannelMap(self.original, self._exclude)
+        common: set[ValueRef] = set()
         for value in self.original.inputs:
             made.add_input(value.ref.name, value.type)
             self._values |= {(b, value.ref): value.ref for b in range(len(self.tasks))}
+            common.add(value.ref)
         for site in self.original.sites():
-            for bit in range(len(self.tasks)):
-                if self.owners(site.node.ref) >> bit & 1:
-                    self._copy_node(made, site, bit)
+            bits, read = self._bits(site.node.ref), (v.ref for _, v in site.operands.present() if v.data is None)
+            if common.issuperset(read) and all(channels.channel_dim(v) is None for v in site.results):
+                common |= {v.ref for v in site.results}
+                self._share_node(made, site, bits)
+            else:
+                for bit in bits:
+                    self._copy_node(made, site, bit, own=len(bits) == 1)
         for name, task in self.original.tasks.items():
             bit = self.tasks.index(name)
             refs = [self._value(made, bit, self.original.value(r)) for r in task.outputs]
             made.set_task(name, refs, task.labels)
         return made
 
-    def _copy_node(self, made: Graph, site: Site, bit: int) -> None:
-        own = self.owners(site.node.ref) == 1 << bit
+    def _bits(self, node: NodeRef) -> list[int]:
+        return [b for b in range(len(self.tasks)) if self.owners(node) >> b & 1]
+
+    def _share_node(self, made: Graph, site: Site, bits: Sequence[int]) -> None:
+        """One copy for all tasks: its channels cannot have labels of their own, so all copies would be equal."""
+        for bit in bits[:1]:
+            self._copy_node(made, site, bit, own=True)
+        for bit in bits[1:]:
+            self._nodes[bit, site.node.ref] = self._nodes[bits[0], site.node.ref]
+            self._values |= {(bit, v.ref): self._values[bits[0], v.ref] for v in site.results}
+
+    def _copy_node(self, made: Graph, site: Site, bit: int, own: bool) -> None:
         operands = [site.operands.optional(i) for i in range(len(site.operands))]
         reads = [None if v is None else self._value(made, bit, v) for v in operands]
         results = []

@@ -18,8 +18,9 @@ from compiler.passes.distil import FEW, number_problems, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.feeding import LEAST
 from compiler.passes.narrow.relabel import masks, relabelled
-from compiler.passes.narrow.steps import LEAST, Sensitivity, Taking, shares
+from compiler.passes.narrow.steps import Sensitivity, Taking, shares
 from compiler.passes.prune.surgery import split_shared
 from compiler.progress import noted
 
@@ -45,7 +46,7 @@ class Narrowing:
         self._runs = self._bill.runs(use.workload)
         self.labels = self._copies.full()
         self._streams = [self._copies.numbers(s) for s in self._copies.streams.streams]
-        self._taking = Taking(self._bill, self._streams, options.whole)
+        self._taking = Taking(self._bill, options.whole)
         self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
         if len(self._feeds) < FEW:
             raise PassError(f"narrow: {len(self._feeds)} calibration batches are too few; give {FEW} or more")
@@ -94,7 +95,7 @@ class Narrowing:
         if found is None:
             raise PassError(
                 f"narrow: {aim / self.first:.1%} of the first cost cannot be reached: every task keeps "
-                f"at least {LEAST} channels of every layer; allow more"
+                f"at least {LEAST} channels to read in every layer; allow more"
             )
         self.labels = self._bill.read(found)
         self._supernet.keep(masks(self._bill, self.labels))

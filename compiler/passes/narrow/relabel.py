@@ -43,7 +43,8 @@ def masked(graph: Graph, bill: Bill, labels: np.ndarray) -> Graph:
 def relabelled(copies: Copies, labels: np.ndarray, feeds: Sequence[Mapping[str, np.ndarray]]) -> Graph:
     """The original graph of `copies` with other labels: a channel is computed for the tasks of its label.
 
-    `feeds`: some inputs on which the result is compared with the masked original. VerifyError where they differ.
+    `feeds`: some inputs on which the result is compared with the masked original. VerifyError where they differ or
+    a label has nothing to read.
     """
     labelling = copies.labelling(labels)
 
@@ -52,7 +53,8 @@ def relabelled(copies: Copies, labels: np.ndarray, feeds: Sequence[Mapping[str, 
 
     originals = Originals(copies.graph, copies.streams, feeds)
     assembly = Assembly(copies.graph.copy(), copies.streams, originals, decide, freedom=Freedom.NOTHING)
-    assembly.run()
+    if assembly.run().unread:
+        raise VerifyError("narrow: a label has nothing to read in a layer: its channels would be constants")
     check(copies.streams, assembly.labelling)
     check_closure(copies.streams, assembly.graph, assembly.made)
     made = assembly.graph

@@ -8,9 +8,7 @@ import numpy as np
 
 from compiler.ir.types import ValueRef
 from compiler.passes.narrow.bill import Bill, Layer
-
-LEAST = 2
-"""Channels of a stream that every task keeps, where it has as many."""
+from compiler.passes.narrow.feeding import Feeding
 
 
 class Sensitivity:
@@ -63,11 +61,8 @@ def shares(sensitivity: np.ndarray, labels: np.ndarray, streams: Iterable[np.nda
 class Taking:
     """Removes (channel, task) pairs, or whole channels, in order of loss per saving until enough is saved."""
 
-    def __init__(self, bill: Bill, streams: list[np.ndarray], whole: bool) -> None:
-        self._bill, self._streams, self._whole = bill, streams, whole
-        self._stream_of = np.zeros(len(bill.frozen), np.int64)
-        for index, channels in enumerate(streams):
-            self._stream_of[channels] = index
+    def __init__(self, bill: Bill, whole: bool) -> None:
+        self._bill, self._whole = bill, whole
 
     def down_to(self, labels: np.ndarray, loss: np.ndarray, runs: np.ndarray, cost: float) -> np.ndarray | None:
         """Labels whose expected cost is at most `cost`; None where what must stay costs more.
@@ -87,7 +82,7 @@ class Taking:
         savings = self._bill.savings(labels, runs)
         tasks = self._bill.tasks
         columns = [tasks] if self._whole else list(range(tasks))
-        counts = np.stack([np.bincount(self._stream_of, labels >> t & 1) for t in range(tasks)], axis=1)
+        feeding = Feeding(self._bill, labels)
         saved, some = 0.0, False
         ratio = np.where(savings > 0, loss / np.maximum(savings, 1e-30), np.inf)
         ratio[self._bill.frozen] = np.inf
@@ -96,13 +91,12 @@ class Taking:
             channel, column = int(at) // len(columns), columns[int(at) % len(columns)]
             if not np.isfinite(ratio[channel, column]) or saved >= amount:
                 break
-            gone = int(labels[channel]) & (self._bill.every if column == tasks else 1 << column)
-            bits = [t for t in range(tasks) if gone >> t & 1]
-            if not bits or any(counts[self._stream_of[channel], t] <= LEAST for t in bits):
+            before = int(labels[channel])
+            after = 0 if column == tasks else before & ~(1 << column)
+            if after == before or feeding.starves(channel, before, after):
                 continue
-            for t in bits:
-                counts[self._stream_of[channel], t] -= 1
-            labels[channel] &= ~gone
+            feeding.take(channel, before, after)
+            labels[channel] = after
             saved += float(savings[channel, column])
             some = True
         return some

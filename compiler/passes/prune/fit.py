@@ -217,17 +217,29 @@ class Stream:
                     arrays.pop(value.ref, None)
 
 
+GATHERED = 256
+"""Rows that are gathered before they are multiplied: one row at a time, a wide product only moves memory."""
+
+
 def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
     """Second moments [groups, p, p] of the patches."""
-    total: np.ndarray | None = None
+    total: np.ndarray | float = 0.0
     rows = 0
+    waiting: list[np.ndarray] = []
     for i, x in enumerate(inputs):
-        patches = reader.patches(x, sample(reader, i))
-        product = np.swapaxes(patches, 1, 2) @ patches
-        total = product if total is None else total + product
-        rows += patches.shape[1]
-    assert total is not None
+        waiting.append(reader.patches(x, sample(reader, i)))
+        rows += waiting[-1].shape[1]
+        if sum(p.shape[1] for p in waiting) >= GATHERED:
+            total = total + _product(waiting)
+            waiting = []
+    if waiting:
+        total = total + _product(waiting)
     return np.asarray(total / rows)
+
+
+def _product(patches: Sequence[np.ndarray]) -> np.ndarray:
+    gathered = np.concatenate(patches, axis=1)
+    return np.asarray(np.swapaxes(gathered, 1, 2) @ gathered)
 
 
 # ---------------------------------------------------------------------- contributions of channels

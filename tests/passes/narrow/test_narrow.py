@@ -11,8 +11,9 @@ from compiler.ir.text import digest
 from compiler.passes.base import Resources
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.feeding import LEAST, Feeding
 from compiler.passes.narrow.narrowing import Narrow, pushed
-from compiler.passes.narrow.steps import LEAST, Sensitivity, Taking, shares
+from compiler.passes.narrow.steps import Sensitivity, Taking, shares
 from tests.passes.merge import families
 from tests.passes.narrow.test_relabel import shared
 
@@ -24,28 +25,82 @@ def parts(family=families.plain, tasks="ab"):
     return copies, Bill(copies), streams
 
 
-def counts(labels, streams, tasks):
-    return [[int((labels[s] >> t & 1).sum()) for t in range(tasks)] for s in streams]
+def least_read(bill, labels):
+    """The fewest channels that a task reads in a layer it has a part in."""
+    found = []
+    for layer in bill.layers:
+        _, made = layer.labels(labels, bill.every)
+        read = np.unique(layer.inward[layer.inward >= 0])
+        for task in range(bill.tasks if len(read) else 0):
+            if np.any(made >> task & 1):
+                found.append(int((labels[read] >> task & 1).sum()))
+    return min(found)
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_enough_is_taken_and_every_task_keeps_channels_of_every_layer(whole):
-    copies, bill, streams = parts(families.residual, "abc")
+    copies, bill, _ = parts(families.residual, "abc")
     runs = bill.runs({})
     loss = np.random.default_rng(0).random((copies.count, 4))
     labels = copies.full()
     wanted = 0.4 * float(bill.by_label(labels) @ runs)
-    found = Taking(bill, streams, whole).down_to(labels, loss, runs, wanted)
+    found = Taking(bill, whole).down_to(labels, loss, runs, wanted)
     assert 0.6 * wanted < bill.by_label(found) @ runs <= wanted
-    assert min(map(min, counts(found, streams, 3))) >= LEAST
+    assert least_read(bill, found) >= LEAST
     assert not np.any(found & ~labels)
     assert (set(found) <= {0, *labels}) == whole
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_every_label_finds_something_to_read(seed):
+    """Random losses far apart split labels in many ways; after each choice no label may read nothing."""
+    copies, bill, _ = parts(families.residual, "abc")
+    runs = bill.runs({frozenset("a"): 1.0, frozenset("b"): 1.0, frozenset("c"): 1.0})
+    loss = 10 ** np.random.default_rng(seed).uniform(-6, 0, (copies.count, 4))
+    start = copies.full()
+    found = Taking(bill, False).down_to(start, loss, runs, 0.35 * float(bill.by_label(start) @ runs))
+    assert found is not None and len(set(found)) > 3
+    for layer in bill.layers:
+        inward, outward = layer.labels(found, bill.every)
+        assert all(np.any((inward & label) == label) for label in outward if label)
+
+
+def starved(layer, bill, labels, channel, gone):
+    """Whether a label of the layer reads nothing, or a task of `gone` that read the channel too little."""
+    read, made = layer.labels(labels, bill.every)
+    if not all(np.any((read & label) == label) for label in made if label):
+        return True
+    channels = np.unique(layer.inward[layer.inward >= 0])
+    tasks = [t for t in range(bill.tasks) if gone >> t & 1 and np.any(made >> t & 1)] if channel in channels else []
+    return any((labels[channels] >> t & 1).sum() < LEAST for t in tasks)
+
+
+def test_taking_is_refused_where_it_starves_and_counted_where_it_does_not():
+    """What is kept up to date equals what is counted anew, and starving means that a count falls to nothing."""
+    copies, bill, _ = parts(families.residual, "abc")
+    labels = copies.full()
+    feeding = Feeding(bill, labels)
+    rng = np.random.default_rng(5)
+    refused = 0
+    for channel in rng.permutation(np.tile(np.arange(copies.count), 3)):
+        before, after = int(labels[channel]), int(labels[channel] & rng.integers(0, 8))
+        if after == before:
+            continue
+        tried = labels.copy()
+        tried[channel] = after
+        starving = any(starved(layer, bill, tried, channel, before & ~after) for layer in bill.layers)
+        assert feeding.starves(int(channel), before, after) == starving
+        refused += starving
+        if not starving:
+            feeding.take(int(channel), before, after)
+            labels = tried
+    assert 0 < refused < copies.count
+
+
 def test_what_must_stay_costs_more_than_is_wanted():
-    copies, bill, streams = parts()
+    copies, bill, _ = parts()
     loss = np.ones((copies.count, 3))
-    taking = Taking(bill, streams, False)
+    taking = Taking(bill, False)
     assert taking.down_to(copies.full(), loss, bill.runs({}), 1.0) is None
 
 
@@ -56,17 +111,17 @@ def test_frozen_channels_stay():
     runs = bill.runs({})
     loss = np.where(frozen, 0.0, 1.0)[:, None] * np.ones(3)
     start = copies.full()
-    found = Taking(bill, streams, False).down_to(start, loss, runs, 0.6 * float(bill.by_label(start) @ runs))
+    found = Taking(bill, False).down_to(start, loss, runs, 0.6 * float(bill.by_label(start) @ runs))
     assert np.array_equal(found[frozen], start[frozen])
 
 
 def test_the_least_loss_per_saving_goes_first():
-    copies, bill, streams = parts()
+    copies, bill, _ = parts()
     runs = bill.runs({})
     start = copies.full()
     loss = 1 + np.random.default_rng(3).random((copies.count, 3))
     cost = float(bill.by_label(start) @ runs)
-    found = Taking(bill, streams, False).down_to(start, loss, runs, cost - 1)
+    found = Taking(bill, False).down_to(start, loss, runs, cost - 1)
     savings = bill.savings(start, runs)[:, :2]
     best = np.unravel_index(np.argmin(loss[:, :2] / savings), savings.shape)
     changed = np.flatnonzero(found != start)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 
 from compiler import cost_report, parse_pass
+from compiler.errors import VerifyError
 from compiler.ir.reference import evaluate
 from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
@@ -118,3 +120,26 @@ def test_a_network_of_its_own_can_lose_channels_too():
     assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
         q: round(n) for q, n in bill.subsets(labels).items()
     }
+
+
+def test_a_layer_of_one_channel_is_everybodys():
+    """An axis of one entry counts no channels: what is computed there is read whole, by all tasks alike."""
+    graph, feeds = shared(partial(families.plain, widths=(1, 6)), "abc")
+    copies = Copies(graph)
+    bill = Bill(copies)
+    labels = drawn(copies, bill, 3)
+    made = relabelled(copies, labels, feeds[:2])
+    assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
+        q: round(n) for q, n in bill.subsets(labels).items()
+    }
+
+
+def test_a_label_that_would_read_nothing_is_an_error():
+    graph, feeds = shared(families.plain, "abc")
+    copies = Copies(graph)
+    layer = next(found for found in Bill(copies).layers if found.inward.max() >= 0)
+    labels = copies.full()
+    labels[layer.inward] = 1 << np.arange(len(layer.inward)) % 3
+    labels[layer.outward[0]] = 3
+    with pytest.raises(VerifyError, match="nothing to read"):
+        relabelled(copies, labels, feeds[:2])

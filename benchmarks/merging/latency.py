@@ -1,0 +1,47 @@
+"""What every subset takes as compiled code: the networks just within the rule, of two methods, side by side."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.merging.methods import macs
+from benchmarks.merging.rule import Subset, all_subsets
+from compiler import build, find_target, load
+from compiler.codegen.bundle import Bundle
+from compiler.codegen.emulate import run_bench
+
+SECONDS, TURNS = 0.03, 5
+"""Time that a subset is measured for in a turn, and how often the methods take turns."""
+
+
+def latency_record(networks: Mapping[str, Path]) -> dict[Subset, dict[str, dict[str, Any]]]:
+    """Subset -> milliseconds of one call, and multiply-adds, by method; host target, one thread.
+
+    The fastest of several turns counts: what disturbs a run only adds to it.
+    """
+    graphs = {method: load(file) for method, file in networks.items()}
+    names = {m: [frozenset(q) for q in all_subsets(tuple(g.tasks))] for m, g in graphs.items()}
+    target = find_target("host")
+    with tempfile.TemporaryDirectory(prefix="taskgraft-merging-") as work:
+        bundles = {
+            m: build(g, target, Path(work) / m, name="family", subsets=names[m], threads=False)
+            for m, g in graphs.items()
+        }
+        turns = [{m: _milliseconds(b) for m, b in bundles.items()} for _ in range(TURNS)]
+    costs = {m: macs(g) for m, g in graphs.items()}
+    return {
+        q: {
+            "latency_ms": {m: round(min(t[m][frozenset(q)] for t in turns), 6) for m in graphs},
+            "latency_macs": {m: costs[m][q] for m in graphs},
+        }
+        for q in next(iter(costs.values()))
+    }
+
+
+def _milliseconds(bundle: Bundle) -> dict[frozenset[str], float]:
+    found = json.loads(run_bench(bundle, find_target("host"), seconds=SECONDS))
+    return {frozenset(s["tasks"].split("+")): 1e3 * s["seconds_min"] for s in found["subsets"]}
