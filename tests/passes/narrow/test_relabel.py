@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from tests.passes.merge import families
 FAMILIES = [families.plain, families.residual, families.depthwise, families.concat, families.flat, families.mlp]
 
 
+@cache
 def shared(family, tasks="ab"):
     """The networks of a family side by side, all channels for all tasks; and inputs."""
     joined = families.joined(*(family(t, seed) for seed, t in enumerate(tasks)))
@@ -61,6 +62,22 @@ def test_random_labels_compute_what_the_masked_network_does_and_cost_what_is_bil
     billed = bill.subsets(labels)
     counted = {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations}
     assert {q: round(n) for q, n in billed.items()} == counted
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("lost", [1, 3, 7])
+def test_a_networks_part_of_a_layer_may_vanish_for_tasks(family, lost):
+    """What one network brought to a layer is lost whole by the tasks of `lost`; others' parts are still read."""
+    graph, feeds = shared(family, "abc")
+    copies = Copies(graph)
+    bill = Bill(copies)
+    labels = copies.full()
+    labels[copies.numbers(copies.streams.streams[0])] &= ~lost
+    labels = bill.read(labels)
+    made = relabelled(copies, labels, feeds[:2])
+    assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
+        q: round(n) for q, n in bill.subsets(labels).items()
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
