@@ -57,12 +57,13 @@ class Memory:
 
 
 def loaded(objects: Iterable[bytes], folder: Path, *flags: str) -> ctypes.CDLL:
-    """Objects linked into one shared library for this machine, and loaded."""
+    """Objects linked into one shared library for this machine, and loaded; start files would take longer."""
     paths = []
     for number, code in enumerate(objects):
         paths.append(folder / f"{number}.o")
         paths[-1].write_bytes(code)
-    subprocess.run(["gcc", "-shared", "-o", folder / "kernels.so", *paths, *flags], check=True)
+    command = ["gcc", "-shared", "-nostdlib", "-o", folder / "kernels.so", *paths, *flags, "-lgcc", "-lc"]
+    subprocess.run(command, check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 

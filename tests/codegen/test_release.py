@@ -1,15 +1,17 @@
 """Real networks to bundles: compiled, linked, run natively and under emulation, rebuilt."""
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from compiler.codegen.bundle import Bundle, write_bundle
+from compiler.codegen.bundle import Bundle, read_bundle, write_bundle
 from compiler.codegen.elf import Elf
 from compiler.codegen.emulate import run_selftest
 from compiler.codegen.generate import generate
@@ -43,6 +45,17 @@ def build(target_name: str, tasks: tuple[str, ...], root: Path) -> Bundle:
     return write_bundle(library, target, root, sources={}, golden=golden, graph_onnx=b"", config_text="")
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a target -> the folder of a bundle of one task, built once."""
+
+    @functools.cache
+    def built(name: str) -> Path:
+        return build(name, ("kind",), tmp_path_factory.mktemp(name)).path.parent
+
+    return built
+
+
 def test_host_bundle_answers_every_subset(tmp_path: Path) -> None:
     tasks = ("garment", "kind", "season")
     bundle = build("host", tasks, tmp_path)
@@ -63,8 +76,8 @@ def test_host_bundle_answers_every_subset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["aarch64-cortex-a72", "aarch64-cortex-a76", "armv7-neon", "x86-64-v3", "x86-64-v4"]
 )
-def test_selftest_on_the_exact_cpu(tmp_path: Path, name: str) -> None:
-    bundle = build(name, ("kind",), tmp_path)
+def test_selftest_on_the_exact_cpu(folders: Callable[[str], Path], name: str) -> None:
+    bundle = read_bundle(folders(name), name)
     result = run_selftest(bundle, find_target(name), quick=True)
     if result.status == "skipped":
         pytest.skip(result.reason)
@@ -92,15 +105,19 @@ build("aarch64-cortex-a72", ("kind",), Path(sys.argv[1]))
 
 @pytest.mark.cross
 @pytest.mark.slow
-def test_rebuild_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_rebuild_elsewhere_gives_the_same_bytes(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """Here, and by a process of its own with another hash seed, deeper down."""
     if find_toolchain(find_target("aarch64-cortex-a72")) is None:
         pytest.skip("no C compiler for aarch64")
-    trees = []
-    for folder, seed in (("a", "1"), ("b/deeper", "2")):
-        program, dist = REBUILD.format(root=str(ROOT)), tmp_path / folder
-        dist.mkdir(parents=True)
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-c", program, dist], check=True, env=env, cwd=dist)
-        trees.append({p.relative_to(dist): p.read_bytes() for p in dist.rglob("*") if p.is_file()})
-    assert {n for n in trees[0] if trees[0][n] != trees[1].get(n)} == set()
-    assert trees[0].keys() == trees[1].keys()
+    again = tmp_path / "b" / "deeper"
+    again.mkdir(parents=True)
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    program = REBUILD.format(root=str(ROOT))
+    subprocess.run([sys.executable, "-c", program, again], check=True, env=environment, cwd=again)
+    first, second = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (folders("aarch64-cortex-a72"), again)
+    )
+    assert {n for n in first if first[n] != second.get(n)} == set()
+    assert first.keys() == second.keys()

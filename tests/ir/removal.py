@@ -34,22 +34,29 @@ def products(ties: Iterable[Tie]) -> set[Axis]:
     return {axis for axis, into in parents(ties).items() if len({t.a for t in into}) > 1}
 
 
-def closure(ties: list[Tie], seed: Axis, entry: int) -> Removed:
-    """Everything that goes when one entry goes."""
+def neighbours(ties: list[Tie]) -> dict[tuple[Axis, int], list[tuple[Axis, int]]]:
+    """What goes at once when an entry goes, by (axis, entry)."""
     compound = products(ties)
+    found: dict[tuple[Axis, int], list[tuple[Axis, int]]] = defaultdict(list)
+    for tie in ties:
+        for k, j in enumerate(tie.index.tolist()):
+            if j >= 0:
+                found[tie.a, j].append((tie.b, k))
+                if tie.b not in compound:
+                    found[tie.b, k].append((tie.a, j))
+    return found
+
+
+def closure(near: dict[tuple[Axis, int], list[tuple[Axis, int]]], seed: Axis, entry: int) -> Removed:
+    """Everything that goes when one entry goes."""
     removed: Removed = defaultdict(set)
     todo = [(seed, entry)]
     while todo:
         axis, j = todo.pop()
-        if j in removed[axis]:
-            continue
-        removed[axis].add(j)
-        for tie in ties:
-            if tie.a == axis:
-                todo += [(tie.b, int(k)) for k in np.flatnonzero(tie.index == j)]
-            if tie.b == axis and tie.index[j] >= 0 and axis not in compound:
-                todo.append((tie.a, int(tie.index[j])))
-    return {axis: entries for axis, entries in removed.items() if entries}
+        if j not in removed[axis]:
+            removed[axis].add(j)
+            todo += near.get((axis, j), [])
+    return dict(removed)
 
 
 def axis_sizes(site: Site, ties: list[Tie]) -> dict[Axis, int]:
@@ -73,12 +80,12 @@ def removable(site: Site) -> dict[Axis, list[Removed]]:
     frozen = {axis for t in ties if t.kind is Kind.MIXED for axis in (t.a, t.b)}
     entrywise = [t for t in ties if t.kind is Kind.ENTRYWISE]
     sizes, compound = axis_sizes(site, ties), products(entrywise)
-    found: dict[Axis, list[Removed]] = defaultdict(list)
+    near, found = neighbours(entrywise), defaultdict[Axis, list[Removed]](list)
     for axis in dict.fromkeys(a for t in entrywise for a in (t.a, t.b)):
         if axis in compound:
             continue
         for entry in range(sizes[axis]):
-            removed = closure(entrywise, axis, entry)
+            removed = closure(near, axis, entry)
             if (
                 not any(a in frozen or len(r) >= sizes[a] for a, r in removed.items())
                 and removed not in found[axis]

@@ -81,13 +81,23 @@ class Windows:
 
     def views(self, x: np.ndarray, fill: float) -> Iterator[np.ndarray]:
         """For every tap (row-major) the element of x under it for every window."""
-        edges = [(0, 0)] * (x.ndim - len(self.low)) + list(zip(self.low, self.high(), strict=True))
-        padded = np.pad(x, edges, constant_values=fill) if any(b + e for b, e in edges) else x
+        padded = self._padded(x, fill)
         for tap in itertools.product(*map(range, self.kernel)):
             starts = [t * d for t, d in zip(tap, self.dilations, strict=True)]
             spans = zip(starts, self.outputs, self.strides, strict=True)
             index: tuple[Any, ...] = (..., *(slice(b, b + (o - 1) * s + 1, s) for b, o, s in spans))
             yield padded[index]
+
+    def _padded(self, x: np.ndarray, fill: float) -> np.ndarray:
+        """x with what windows read beyond it; `np.pad` takes several times as long on small arrays."""
+        edges = list(zip(self.low, x.shape[-len(self.low) :], self.high(), strict=True))
+        if not any(before + behind for before, _, behind in edges):
+            return x
+        lead = x.shape[: -len(self.low)]
+        padded = np.full((*lead, *(before + n + behind for before, n, behind in edges)), fill, x.dtype)
+        inner: tuple[Any, ...] = (..., *(slice(before, before + n) for before, n, _ in edges))
+        padded[inner] = x
+        return padded
 
     def position(self, at: Sequence[Expr], tap: Sequence[Expr]) -> list[Expr]:
         """Input position under `tap` of window `at`; may lie outside the input."""
