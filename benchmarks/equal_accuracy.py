@@ -2,11 +2,11 @@
 lost whole channels, both in onnxruntime, and against the same sparse network in deepsparse.
 
 The network, its data and its training are those of benchmarks/masked_training.py. The sparse one lost hidden units
-and has what remains in blocks; the narrow one is what onnxsim's structured pruning makes, uniformly in all hidden
-layers, with the same rounds, epochs and rates in between. One rule chooses both: fewer and fewer weights, until the
-development part loses more than half a point against the dense network; the last that does not is taken. The
-accuracies to be compared are those of the test part, which chose nothing; that of ours also as compiled. Needs the
-extras `train` and `bench`, and the peers' environments.
+and has what remains in blocks, or has blocks alone; the narrow one is what onnxsim's structured pruning makes,
+uniformly in all hidden layers, with the same rounds, epochs and rates in between. One rule chooses both: fewer and
+fewer weights, until the development part loses more than half a point against the dense network; the last that does
+not is taken. The accuracies to be compared are those of the test part, which chose nothing; that of ours also as
+compiled. Needs the extras `train` and `bench`, and the peers' environments.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.compare import Contender, Problem, bundle, compare, reference
 from benchmarks.darb import ALLOWED
 from benchmarks.gradual import weights
+from benchmarks.host import versions
 from benchmarks.masked_training import CASES, NARROW_BLOCKS, Case, Trained, Wide, dense, in_rounds, once, pruned
 from benchmarks.merging.families import SHARED
 from benchmarks.ours import compiled, through
@@ -48,7 +49,8 @@ from models.training.masked import PATTERNS, Masks
 NETWORK = "mlp-mnist"
 INTERFACE = Interface("image", "digit", (1, 784))
 SEED = 0
-PATTERN, HEIGHT = NARROW_BLOCKS, 16
+PATTERNS_OF_BLOCKS, HEIGHT = (NARROW_BLOCKS, "block16x1"), 16
+"""What may be made sparse by: blocks in what remains of fewer hidden units, or blocks alone."""
 DENSITIES = (1 / 8, 1 / 10, 1 / 13, 1 / 16, 1 / 20, 1 / 25)
 """Shares of the weights that are tried, one after another."""
 WIDTHS = (1 / 4, 0.18, 1 / 8, 0.09, 1 / 16)
@@ -161,13 +163,18 @@ def accuracy(folder: Path, case: Case) -> float:
 
 # ---------------------------------------------------------------------- the study
 def study(
-    case: Case, settings: Settings, densities: Sequence[float], widths: Sequence[float], allowed: float
+    case: Case,
+    settings: Settings,
+    pattern: str,
+    densities: Sequence[float],
+    widths: Sequence[float],
+    allowed: float,
 ) -> dict[str, Any]:
     """All numbers: what was chosen, accuracies, and the times of all contenders in turns."""
     store = Store(settings.kept)
     start = dense(case, SEED, store)
     say(f"{case.name}: dense {start.dev:.4f} on the development part")
-    sparse = smallest(densities, lambda d: pruned(case, start, PATTERN, d, SEED, store), start, allowed)
+    sparse = smallest(densities, lambda d: pruned(case, start, pattern, d, SEED, store), start, allowed)
     narrow = smallest(widths, lambda s: narrowed(case, start, s, SEED, store), start, allowed)
     file = exported(sparse.trained, settings.kept / "equal-accuracy-blocks.onnx")
     graph = blocked(through(load(file, task=INTERFACE.output), SAME_SHAPES))
@@ -179,7 +186,7 @@ def study(
     ratios = {row.peer: row.ratio for row in rows}
     return {
         "allowed_loss": allowed,
-        "sparse": told(sparse) | {"pattern": PATTERN, "ratio": sparse.trained.stored.ratio},
+        "sparse": told(sparse) | {"pattern": pattern, "ratio": sparse.trained.stored.ratio},
         "narrow": told(narrow),
         "accuracy": {**scores, "sparse": {**scores["sparse"], "test as compiled": accuracy(folder, case)}},
         "aims": dict(AIMS),
@@ -217,6 +224,9 @@ def main(arguments: list[str]) -> int:
     options = parser("equal-accuracy", __doc__)
     options.add_argument("--data", type=Path, default=SHARED, help="folder with mnist/")
     options.add_argument(
+        "--pattern", default=NARROW_BLOCKS, choices=PATTERNS_OF_BLOCKS, help="of the sparse network"
+    )
+    options.add_argument(
         "--density", nargs="*", type=float, default=list(DENSITIES), help="shares of weights to try"
     )
     options.add_argument("--width", nargs="*", type=float, default=list(WIDTHS), help="shares of units to try")
@@ -230,10 +240,10 @@ def main(arguments: list[str]) -> int:
         say(f"{error}: install the extra `bench`, and name the folder of the data with --data")
         return 2
     few, allowed = (1, 1.0) if given.quick else (None, ALLOWED)
-    numbers = study(case, settings, given.density[:few], given.width[:few], allowed)
+    numbers = study(case, settings, given.pattern, given.density[:few], given.width[:few], allowed)
     seeds = {"network, data and training": SEED}
     record = dict(record_of("equal-accuracy", arguments, case.name, seeds, numbers))
-    record["versions"] = {**record["versions"], "torch": torch.__version__}
+    record["versions"] = {**record["versions"], **versions(["torch", "onnxsim"])}
     if given.save:
         keep(given.save, f"pruning-equal-accuracy-{case.name}", record)
     print(json.dumps(record, indent=1) if given.json else text(record))

@@ -67,12 +67,14 @@ class Tagger(nn.Module):
         return [p for n, p in [*self.lstm.named_parameters(), *self.out.named_parameters()] if p.dim() == 2]
 
     def units(self) -> list[Units]:
-        """Hidden units, each with its four gates and its readers, the same one in both directions as ONNX has it;
-        and entries of the embeddings, whose readers are the input weights.
+        """Hidden units, each with its four gates and its readers, the same one in both directions as ONNX has it.
+
+        Entries of the embeddings stay: their weights are small where the entries are large, so that by magnitude
+        the wrong ones would leave.
         """
         gates = [(m, 0, g * HIDDEN) for m in range(4) for g in range(4)]
         readers = [(1, 1, 0), (3, 1, 0), (4, 1, 0), (4, 1, HIDDEN)]
-        return [Units(HIDDEN, (*gates, *readers)), Units(sum(EMBEDDED), ((0, 1, 0), (2, 1, 0)))]
+        return [Units(HIDDEN, (*gates, *readers))]
 
 
 class Wide(nn.Sequential):

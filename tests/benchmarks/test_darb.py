@@ -40,17 +40,16 @@ def tagger() -> Tagger:
 def test_a_tagger_of_the_hidden_units_that_are_left_computes_the_same(tagger):
     """The tie of ONNX: unit j leaves in both directions, with its four gates, its recurrent column, its readers."""
     masks, matrices = masked(tagger, 0.4)
-    units, inputs = left(matrices[1], 1), left(matrices[0], 1)
-    assert 0 < len(units) < HIDDEN and 0 < len(inputs) < 96
-    narrow = nn.LSTM(len(inputs), len(units), batch_first=True, bidirectional=True)
+    units = left(matrices[1], 1)
+    assert 0 < len(units) < HIDDEN
+    narrow = nn.LSTM(96, len(units), batch_first=True, bidirectional=True)
     gates = np.concatenate([units + g * HIDDEN for g in range(4)])
     with torch.no_grad():
         for name, p in narrow.named_parameters():
             whole = dict(tagger.lstm.named_parameters())[name][gates]
-            kept = {"weight_ih": inputs, "weight_hh": units}.get(name[:9])
-            p.copy_(whole if kept is None else whole[:, kept])
+            p.copy_(whole[:, units] if name.startswith("weight_hh") else whole)
         words, suffixes = torch.arange(11)[None], torch.arange(11)[None] % 7
-        x = torch.cat([tagger.word(words), tagger.suffix(suffixes)], dim=-1)[..., inputs]
+        x = torch.cat([tagger.word(words), tagger.suffix(suffixes)], dim=-1)
         read = np.concatenate([units, units + HIDDEN])
         scores = narrow(x)[0] @ tagger.out.weight[:, read].T + tagger.out.bias
         with masks.applied():

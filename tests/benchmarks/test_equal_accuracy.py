@@ -22,7 +22,7 @@ IMAGES = np.random.default_rng(5).random((1, 784), np.float32)
 
 
 def trained(net: Wide) -> Trained:
-    masks = Masks(net.matrices(), pattern_of(net, equal_accuracy.PATTERN))
+    masks = Masks(net.matrices(), pattern_of(net, equal_accuracy.PATTERNS_OF_BLOCKS[0]))
     masks.shrink(0.25)
     with masks.applied():
         return Trained({k: v.clone() for k, v in net.state_dict().items()}, 0.9, 0.9, Stored(1, 1, 0), 0.0)
