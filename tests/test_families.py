@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,19 @@ def compiled(family: str, folder: Path, release: str = "release.toml", targets: 
     return compile_release(load_config(MODELS / family / release), output=folder / "out", targets=targets)
 
 
+TARGETS = {
+    "fashion": ("host", "aarch64-cortex-a76"),
+    "spoken": ("host", "armv7-neon"),
+    "shared-backbone": ("host", "x86-64-v3", "armv7-neon"),
+}
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compiled]:
+    """Name of a family -> its release for TARGETS, compiled once."""
+    return cache(lambda family: compiled(family, tmp_path_factory.mktemp(family), targets=TARGETS[family]))
+
+
 @pytest.mark.parametrize(("family", "task"), LEAST, ids="/".join)
 def test_accuracy_of_the_manifest_is_that_of_the_held_out_samples(family: str, task: str) -> None:
     row = manifest(family)["tasks"][task]
@@ -54,18 +69,10 @@ def test_accuracy_of_the_manifest_is_that_of_the_held_out_samples(family: str, t
     assert np.mean(right) >= row["accuracy"] - 0.1
 
 
-@pytest.mark.parametrize(
-    ("family", "targets"),
-    [
-        ("fashion", ("host", "aarch64-cortex-a76")),
-        ("spoken", ("host", "armv7-neon")),
-        ("shared-backbone", ("host", "x86-64-v3", "armv7-neon")),
-    ],
-    ids=lambda v: v if isinstance(v, str) else None,
-)
-def test_a_family_compiles_and_passes_its_gates(family: str, targets: tuple[str, ...], tmp_path: Path) -> None:
-    found = compiled(family, tmp_path, targets=targets)
-    assert {b.target.name for b in found.builds} == set(targets)
+@pytest.mark.parametrize("family", TARGETS)
+def test_a_family_compiles_and_passes_its_gates(family: str, releases: Callable[[str], Compiled]) -> None:
+    found = releases(family)
+    assert {b.target.name for b in found.builds} == set(TARGETS[family])
     verdicts = {(g.name, g.where): g.verdict for g in found.gates}
     assert set(verdicts.values()) <= {"passed", "skipped"}
     assert verdicts["selftest", "host"] == "passed"
@@ -112,11 +119,11 @@ def test_a_shared_backbone_costs_one_trunk_and_its_heads() -> None:
         assert macs == trunk + sum(alone[t] - trunk for t in tasks)
 
 
-def test_a_shared_backbone_gives_the_bits_of_the_separate_networks(tmp_path: Path) -> None:
+def test_a_shared_backbone_gives_the_bits_of_the_separate_networks(releases: Callable[[str], Compiled]) -> None:
     config = load_config(MODELS / "shared-backbone" / "release.toml")
     graph, _ = transform(load_release(config))
     images = np.load(MODELS / "shared-backbone" / "evaluation.npz")["image"][:8]
-    network = open_bundle(compiled("shared-backbone", tmp_path, targets=("host",)).folder)
+    network = open_bundle(releases("shared-backbone").folder, "host")
     for image in images[:, None]:
         joint = evaluate(graph, {"image": image})
         for name, task in config.tasks.items():

@@ -2,14 +2,14 @@
 
 Every case that is imported gives the expected outputs or stands in compiled.json under its reason. By default the
 cases of the operators that networks are made of run (the outside judge's list where it is at hand); all others are
-marked slow. Those become a bundle once per combination of element types, which is all that a bundle adds to them;
-the rest of them run the kernels alone, half the work.
+marked slow. A case becomes a bundle once per combination of the element types of inputs and outputs (and, of those
+operators, of ranks), which is all that a bundle adds to its kernels; the rest run the kernels alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,10 @@ from tests.shared import shared_path
 EXPECTATIONS = Path(__file__).with_name("compiled.json")
 NODE_PARTS = 12
 OTHERS = ("simple", "pytorch-converted", "pytorch-operator")
-BUNDLED: set[tuple[str, ...]] = set()
-"""Element types of inputs and outputs for which this process has built a bundle."""
+BUNDLED: set[Hashable] = set()
+"""What this process has built a bundle for: see `types` and `interface`."""
+Of = Callable[[Graph], Hashable]
+"""What a bundle depends on, of a graph of one task."""
 Way = Callable[[Graph, dict[str, np.ndarray], Path], list[np.ndarray]]
 """From a graph of one task and its inputs to its outputs."""
 
@@ -51,14 +53,24 @@ def kernels_alone(graph: Graph, feeds: dict[str, np.ndarray], folder: Path) -> l
     return outputs
 
 
-def once_a_bundle(seen: set[tuple[str, ...]]) -> Way:
-    """A bundle for element types that are not yet among `seen`, else the kernels alone."""
+def types(graph: Graph) -> Hashable:
+    """The element types of inputs and outputs."""
+    (task,) = graph.tasks.values()
+    return tuple(v.dtype.value for v in (*graph.inputs, *(graph.value(r) for r in task.outputs)))
+
+
+def interface(graph: Graph) -> Hashable:
+    """The element types and ranks of inputs and outputs."""
+    (task,) = graph.tasks.values()
+    return tuple((v.dtype.value, v.rank) for v in (*graph.inputs, *(graph.value(r) for r in task.outputs)))
+
+
+def once_a_bundle(seen: set[Hashable], of: Of) -> Way:
+    """A bundle for what is not yet among `seen`, else the kernels alone."""
 
     def chosen(graph: Graph, feeds: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:
-        (task,) = graph.tasks.values()
-        types = tuple(v.dtype.value for v in (*graph.inputs, *(graph.value(r) for r in task.outputs)))
-        new = types not in seen
-        seen.add(types)
+        new = of(graph) not in seen
+        seen.add(of(graph))
         return (compiled if new else kernels_alone)(graph, feeds, folder)
 
     return chosen
@@ -73,7 +85,7 @@ def named(graph: Graph) -> Graph:
     return copy.freeze()
 
 
-def outcome(case: BackendCase, folder: Path, way: Way = compiled) -> str:
+def outcome(case: BackendCase, folder: Path, way: Way) -> str:
     """`passes`, `refused` (see test_backend_cases), or what went wrong."""
     for number, (inputs, expected) in enumerate(case.data):
         try:
@@ -115,13 +127,15 @@ def core() -> set[str]:
 @pytest.mark.parametrize("part", range(NODE_PARTS))
 def test_core_cases(part: int, tmp_path: Path) -> None:
     chosen = core()
-    found = {c.name: outcome(c, tmp_path) for c in cases("node", part, NODE_PARTS) if c.name in chosen}
+    way = once_a_bundle(BUNDLED, interface)
+    found = {c.name: outcome(c, tmp_path, way) for c in cases("node", part, NODE_PARTS) if c.name in chosen}
     assert not differences(found), differences(found)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_small_networks(kind: str, tmp_path: Path) -> None:
-    found = {c.name: outcome(c, tmp_path) for c in cases(kind)}
+    way = once_a_bundle(BUNDLED, interface)
+    found = {c.name: outcome(c, tmp_path, way) for c in cases(kind)}
     assert not differences(found), differences(found)
 
 
@@ -131,7 +145,7 @@ def test_other_node_cases(part: int, tmp_path: Path) -> None:
     """Without the expansions of operators into simpler ones, which import makes itself."""
     chosen = core()
     others = (c for c in cases("node", part, NODE_PARTS) if c.name not in chosen)
-    way = once_a_bundle(BUNDLED)
+    way = once_a_bundle(BUNDLED, types)
     found = {c.name: outcome(c, tmp_path, way) for c in others if not c.name.endswith("_expanded")}
     assert not differences(found), differences(found)
 

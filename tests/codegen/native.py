@@ -62,8 +62,8 @@ def loaded(objects: Iterable[bytes], folder: Path, *flags: str) -> ctypes.CDLL:
     for number, code in enumerate(objects):
         paths.append(folder / f"{number}.o")
         paths[-1].write_bytes(code)
-    command = ["gcc", "-shared", "-nostdlib", "-o", folder / "kernels.so", *paths, *flags, "-lgcc", "-lc"]
-    subprocess.run(command, check=True)
+    lean = ["-nostartfiles"] if paths else []  # of nothing at all the linker makes what cannot be loaded
+    subprocess.run(["gcc", "-shared", *lean, "-o", folder / "kernels.so", *paths, *flags], check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
