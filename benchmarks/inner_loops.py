@@ -1,8 +1,9 @@
 """The innermost loop of every kernel template, by its machine code: multiply-adds, spills, estimated cycles.
 
 For each case the kernel is built as the rule has it, for every target, and its loop with most sums in registers is
-looked at (of kernels that do not multiply, the one with most vector arithmetic). Nothing runs: cycles are what
-llvm-mca's model of the core says, with everything in the nearest cache.
+looked at (of kernels that do not multiply, the one with most vector arithmetic); where several have as many sums
+and multiply-adds, as Strassen's seven products do, all of them together. Nothing runs: cycles are what llvm-mca's
+model of the core says, with everything in the nearest cache.
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ def rows_of(name: str, case: LoopCase, target: Target) -> Iterator[LoopRow]:
     tile = _tile(library.plan["steps"], symbol)
     kernel = f"{case.algorithm} {tile}".rstrip()
     hot = max([loop for loop in loops if not loop.divides] or loops, key=_weight)
-    counted = LoopRow(name, target.name, kernel, spills=hot.spilled)
-    yield multiplying(counted, hot, target) if hot.multiply_adds else calculating(counted, hot)
+    if hot.multiply_adds:
+        equal = [loop for loop in loops if _sums(loop) == _sums(hot)]
+        spilled = sum(loop.spilled for loop in equal)
+        yield multiplying(LoopRow(name, target.name, kernel, spills=spilled), equal, target)
+    else:
+        yield calculating(LoopRow(name, target.name, kernel, spills=hot.spilled), hot)
     if case.transforms:
         at = loops.index(hot)
         for stage, some in (("input", loops[:at]), ("output", loops[at + 1 :])):
@@ -57,7 +62,13 @@ def rows_of(name: str, case: LoopCase, target: Target) -> Iterator[LoopRow]:
 
 def _weight(loop: Loop) -> tuple[int, int, int]:
     """A full tile before parts of one, however these are unrolled; products before transforms."""
-    return loop.accumulators, loop.multiply_adds, loop.arithmetic
+    return *_sums(loop), loop.arithmetic
+
+
+def _sums(loop: Loop) -> tuple[int, int]:
+    """Sums in registers, none where other arithmetic prevails (transforms), and multiply-adds."""
+    prevail = 2 * loop.multiply_adds >= loop.arithmetic
+    return loop.accumulators if prevail else 0, loop.multiply_adds
 
 
 def _tile(steps: object, symbol: str) -> str:
@@ -72,19 +83,19 @@ def calculating(row: LoopRow, loop: Loop) -> LoopRow:
     return replace(row, instructions=len(loop.body), multiply_adds=loop.multiply_adds, share=share)
 
 
-def multiplying(row: LoopRow, loop: Loop, target: Target) -> LoopRow:
-    """The row of a loop that multiplies; where no model of the core is at hand, with the reason."""
-    multiply = loop.multiply_adds
+def multiplying(row: LoopRow, loops: Sequence[Loop], target: Target) -> LoopRow:
+    """The row of loops that multiply, one turn of each; where no model of the core is at hand, with the reason."""
+    multiply, instructions = sum(loop.multiply_adds for loop in loops), sum(len(loop.body) for loop in loops)
     counted = replace(
         row,
-        instructions=len(loop.body),
+        instructions=instructions,
         multiply_adds=multiply,
-        share=multiply / len(loop.body),
-        by_element=loop.by_element / multiply,
+        share=multiply / instructions,
+        by_element=sum(loop.by_element for loop in loops) / multiply,
     )
     try:
         core = core_of(target)
-        products = loop.products / core.cycles(loop)
+        products = sum(loop.products for loop in loops) / sum(map(core.cycles, loops))
     except NoModel as error:
         return replace(counted, error=str(error))
     return replace(counted, products=products, per_pipe=products / core.multiply_adds, version=core.label)

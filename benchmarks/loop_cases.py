@@ -56,6 +56,20 @@ def product(rows: int, inner: int, columns: int) -> onnx.ModelProto:
     return net.model(net.apply("MatMul", ["x", weight], (rows, columns)))
 
 
+def gru(steps: int, width: int, hidden: int) -> onnx.ModelProto:
+    """A GRU layer over one sequence."""
+    net = Net("gru", (steps, 1, width))
+    weights = [net.weight(1, 3 * hidden, width), net.weight(1, 3 * hidden, hidden), net.weight(1, 6 * hidden)]
+    return net.model(net.apply("GRU", ["x", *weights], (steps, 1, 1, hidden), hidden_size=hidden))
+
+
+def attention(heads: int, tokens: int, width: int, *, mixing: bool) -> onnx.ModelProto:
+    """Products of two computed operands, head by head: of all pairs of tokens, or of weights for tokens by them."""
+    net = Net("attention", (heads, tokens, tokens if mixing else width))
+    other = net.apply("Relu", ["x"], net.shapes["x"]) if mixing else net.transpose("x", 0, 2, 1)
+    return net.model(net.apply("MatMul", ["x", other], (heads, tokens, tokens)))
+
+
 def pooling(channels: int, side: int, average: bool = False) -> onnx.ModelProto:
     """A 3x3 maximum of stride 2, or an average of everything, behind a convolution, so that it reads blocks."""
     net = Net("pooling", (1, channels, side, side))
@@ -74,7 +88,11 @@ CASES: dict[str, LoopCase] = {
     "conv-1x1": LoopCase(partial(convolution, 256, 128, 28, 1), "conv"),
     "strassen-1x1": LoopCase(partial(convolution, 256, 256, 28, 1), "strassen"),
     "winograd-2x2": LoopCase(partial(convolution, *_IMAGE), "winograd2x2", transforms=True),
+    "winograd-2x2/2": LoopCase(partial(convolution, 64, 128, 56, 3, 2), "winograd2x2"),
+    "winograd-4x2": LoopCase(partial(convolution, *_IMAGE), "winograd4x2", transforms=True),
     "winograd-4x4": LoopCase(partial(convolution, *_IMAGE), "winograd4x4", transforms=True),
+    "winograd-5x5": LoopCase(partial(convolution, *_IMAGE), "winograd5x5", transforms=True),
+    "winograd-6x6": LoopCase(partial(convolution, *_IMAGE), "winograd6x6", transforms=True),
     "depthwise-3x3": LoopCase(partial(convolution, 96, 96, 56, 3, 1, 96), "depthwise"),
     "depthwise-3x3/2": LoopCase(partial(convolution, 96, 96, 112, 3, 2, 96), "depthwise"),
     "depthwise-5x5": LoopCase(partial(convolution, 96, 96, 28, 5, 1, 96), "depthwise"),
@@ -85,13 +103,19 @@ CASES: dict[str, LoopCase] = {
     "block16x1-3x3": LoopCase(partial(convolution, *_IMAGE), "block-sparse", f"pattern=block16x1,{_SPARSE}"),
     "block8x1-3x3": LoopCase(partial(convolution, *_IMAGE), "block-sparse", f"pattern=block8x1,{_SPARSE}"),
     "block4x1-3x3": LoopCase(partial(convolution, *_IMAGE), "block-sparse", f"pattern=block4x1,{_SPARSE}"),
+    "block16x1-32-rows": LoopCase(partial(product, 32, 512, 512), "block-sparse", f"pattern=block16x1,{_SPARSE}"),
+    "block8x1-one-row": LoopCase(partial(product, 1, 512, 512), "block-sparse", f"pattern=block8x1,{_SPARSE}"),
+    "block4x1-one-row": LoopCase(partial(product, 1, 512, 512), "block-sparse", f"pattern=block4x1,{_SPARSE}"),
     "block16x1-one-row": LoopCase(partial(product, 1, 512, 512), "block-sparse", f"pattern=block16x1,{_SPARSE}"),
     "regular4-3x3": LoopCase(partial(convolution, *_IMAGE), "regular-block", "pattern=regular4"),
     "regular16-3x3": LoopCase(partial(convolution, *_IMAGE), "regular-block", "pattern=regular16"),
     "regular16-one-row": LoopCase(partial(product, 1, 512, 512), "regular-block", "pattern=regular16"),
     "darb-one-row": LoopCase(partial(product, 1, 512, 512), "regular-block", f"pattern=darb,{_SPARSE}"),
     "lstm": LoopCase(SPEED_NETWORKS["lstm-tagger"], "recurrent"),
+    "gru": LoopCase(partial(gru, 32, 256, 256), "recurrent"),
     "lstm-block16x1": LoopCase(SPEED_NETWORKS["lstm-tagger"], "recurrent-sparse", f"pattern=block16x1,{_SPARSE}"),
+    "attention-scores": LoopCase(partial(attention, 8, 64, 64, mixing=False), "generic"),
+    "attention-mix": LoopCase(partial(attention, 8, 64, 64, mixing=True), "generic"),
     "pool-max": LoopCase(partial(pooling, 64, 56), "generic"),
     "pool-average": LoopCase(partial(pooling, 64, 14, average=True), "generic"),
 }

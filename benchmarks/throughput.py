@@ -17,7 +17,8 @@ from benchmarks.disassembly import Loop
 from compiler.codegen.target import Target
 
 NEWEST, OLDEST = 24, 16
-"""Versions of LLVM whose programs are looked for by number, before one without."""
+"""Versions of LLVM whose programs are looked for by number, before one without. Older ones know the name of
+neoverse-n1 too, but take cortex-a57's model for it."""
 ITERATIONS = 200
 CORES = {"cortex-a76": "neoverse-n1", "cortex-a7": "cortex-a57"}
 """Processors without a model of their own -> the nearest core with one: neoverse-n1 is a cortex-a76 for servers;
@@ -66,6 +67,9 @@ def core_of(target: Target) -> Core:
     version = _run([program, "--version"], "")
     number = re.search(r"LLVM version (\S+)", version)
     cpu = CORES.get(target.mcpu, target.mcpu)
+    if cpu == "neoverse-n1" and number and int(number[1].partition(".")[0]) < OLDEST:
+        reason = f"llvm-mca {number[1]} takes the model of cortex-a57 for {cpu}"
+        raise NoModel(f"{reason}: apt-get install llvm-{OLDEST}, or newer")
     key = target.arch if target.arch != "x86_64" else f"x86_64-{target.lanes}"
     independent = _INDEPENDENT[key]
     most = len(independent) / _cycles(program, target, cpu, independent)

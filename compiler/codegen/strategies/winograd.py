@@ -37,7 +37,7 @@ from compiler.machine import Machine
 
 WIDE_PANEL, WIDE_VECTORS = 128, 2
 """Weights per step of the products from which on they arrive at full speed: bytes from memory on x86, measured with
-AVX-512; vectors from a cache, and on ARM (docs/decisions/0008)."""
+AVX-512; vectors from a cache, and on 64-bit ARM (docs/decisions/0008)."""
 LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
 MOST_ERROR = 2e-5
@@ -252,7 +252,7 @@ class Winograd(Strategy):
         unit = (blocks // vectors) * sums / machine.clock
         # the first tiles of a group wait for each panel of weights, the others find it in the nearest cache
         kept = packed <= machine.last_level_cache // 2
-        wide = kept or situation.target.arch != "x86_64"
+        wide = kept or situation.target.input_lanes > 1
         narrow = max(1.0, WIDE_VECTORS / vectors if wide else WIDE_PANEL / (4 * block * vectors))
         first = max(unit, weight_seconds(packed, situation) * narrow)
         again = unit if near else max(unit, packed / machine.cache_bandwidth) if kept else first
