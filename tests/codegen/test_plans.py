@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.codegen.generate import generate
-from compiler.codegen.groups import make_groups
+from compiler.codegen.groups import Group, make_groups
 from compiler.codegen.manifest import canonical
 from compiler.codegen.planner import Sources, candidates, decide, situation
 from compiler.codegen.plans import MOST_BYTES, Plan, load_plan, load_plans, parse_plan
@@ -199,18 +201,25 @@ def damaged(draw: st.DrawFn, record: dict) -> dict:
     return made
 
 
+@functools.cache
+def proposals() -> tuple[Graph, Sequence[Group], list[set[Choice]]]:
+    """The graph, its groups, and what the strategies propose for each."""
+    network = graph()
+    groups = make_groups(network)
+    known = situation(network, groups, HOST)
+    return network, groups, [{c.choice for c in candidates(g, known)} for g in groups]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_plan_ends_in_one_message_or_in_choices_of_the_strategies(data, record):
-    groups = make_groups(graph())
+    network, groups, proposed = proposals()
     try:
-        decisions = decide(graph(), groups, HOST, parse_plan(damaged(data.draw, record)).sources)
+        decisions = decide(network, groups, HOST, parse_plan(damaged(data.draw, record)).sources)
     except ConfigError:
         return
-    known = situation(graph(), groups, HOST)
-    for group in groups:
-        proposed = {c.choice for c in candidates(group, known)}
-        assert decisions[group.anchor.node.ref].choice in proposed
+    for group, choices in zip(groups, proposed, strict=True):
+        assert decisions[group.anchor.node.ref].choice in choices
 
 
 def test_a_plan_of_another_network_is_refused(record):
