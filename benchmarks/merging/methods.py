@@ -23,9 +23,9 @@ SAMPLES = 1024
 BETWEEN = 0.1
 """Epochs of training between two steps of pruning."""
 
-SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,floor=0.25,score=obs,samples=1024}"
+SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,floor=0.2,score=obs,samples=1024}"
 """Everything for all, then the channels that all layers together need most, about as many as one network has; each
-network keeps a quarter of every layer, as an axis of one entry counts no channels any more.
+network keeps a fifth of every layer, as an axis of one entry counts no channels any more.
 """
 
 METHODS: dict[str, tuple[str, ...]] = {
