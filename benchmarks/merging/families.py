@@ -243,6 +243,7 @@ FAMILIES = {
             lambda task, seed: small_vgg(task, 10 if task == "digit" else 6, seed, (40, 48), (8, 16, 24)),
             Effort(0, 30, 10, 10),
             Effort(0, 12, 4, 3),
+            (0.33, 0.25, 0.19, 0.15, 0.12, 0.09),
         ),
         Family(
             "fashion-five",
