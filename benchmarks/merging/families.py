@@ -56,7 +56,9 @@ class Data:
         return self.train.inputs
 
     def reduced(self, images: int, judged: int | None) -> Data:
-        """`images` to train single networks on, as many others without labels, at most `judged` to judge on."""
+        """`images` to train single networks on, as many others without labels, at most `judged` (None: all) to
+        judge on.
+        """
         return Reduced(
             self.train.first(images),
             self.selection.first(judged),

@@ -76,7 +76,7 @@ class Bill:
             if copies.owners(site.node.ref):
                 self._enter(site)
         masks = np.arange(1 << self.tasks)
-        self._contains = (masks[:, None] & masks[None]) == masks[None]
+        self.contains = (masks[:, None] & masks[None]) == masks[None]
         """[S', S]: whether S' contains S."""
         self._meets = (masks[:, None] & masks[None]) != 0
         """[Q, S]: whether a call for Q runs nodes of label S."""
@@ -87,7 +87,7 @@ class Bill:
         cost = self._fixed.copy()
         for layer in self.layers:
             inward, outward = self.counts(layer, labels)
-            cost += layer.macs * outward * (inward @ self._contains)
+            cost += layer.macs * outward * (inward @ self.contains)
         for each in self.each:
             cost += each.macs * self._count(labels[each.entries])
         cost[0] = 0
@@ -120,7 +120,7 @@ class Bill:
         running = np.concatenate([[0.0], runs[1:]])
         for layer in self.layers:
             inward, outward = self.counts(layer, labels)
-            reads = inward @ self._contains
+            reads = inward @ self.contains
             making = layer.macs * running * reads
             self._add(found, layer.outward, labels, after, making)
             self._add_read(found, layer, labels, outward * running)
@@ -139,17 +139,17 @@ class Bill:
         cost: np.ndarray,
     ) -> None:
         """What channels cost to make by label, before and after."""
-        times = self.times(entries, len(labels))
+        times = self._times(entries, len(labels))
         for column, left in enumerate(after):
             found[:, column] += times * (cost[labels] - cost[np.maximum(left, 0)])
 
     def _add_read(self, found: np.ndarray, layer: Layer, labels: np.ndarray, paid: np.ndarray) -> None:
         """What the readers of a channel that have a task cost for reading it."""
-        times = layer.macs * self.times(layer.inward, len(labels))
+        times = layer.macs * self._times(layer.inward, len(labels))
         masks = np.arange(1 << self.tasks)
         for column in range(self.tasks + 1):
             mine = masks >> column & 1 if column < self.tasks else np.ones_like(masks)
-            found[:, column] += times * (self._contains @ (paid * mine))[labels]
+            found[:, column] += times * (self.contains @ (paid * mine))[labels]
 
     def read(self, labels: np.ndarray) -> np.ndarray:
         """The same labels without tasks for which nothing reads a channel any more; nothing is lost by that."""
@@ -158,7 +158,7 @@ class Bill:
             for layer in self.layers:
                 _, outward = layer.labels(labels, self.every)
                 present = np.bincount(outward, minlength=1 << self.tasks) > 0
-                below = [int(np.bitwise_or.reduce(np.flatnonzero(row & present))) for row in self._contains]
+                below = [int(np.bitwise_or.reduce(np.flatnonzero(row & present))) for row in self.contains]
                 read = layer.inward[layer.inward >= 0]
                 np.bitwise_or.at(used, read, np.array(below)[labels[read]])
             left = np.where(self.frozen, labels, labels & used)
@@ -196,6 +196,7 @@ class Bill:
             self._fixed[mask] += macs
 
     def counts(self, layer: Layer, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Entries of a layer's two axes by label: [labels] read and [labels] made; 0 for the empty label."""
         inward, outward = layer.labels(labels, self.every)
         return self._count(inward), self._count(outward)
 
@@ -205,5 +206,5 @@ class Bill:
         return found
 
     @staticmethod
-    def times(entries: np.ndarray, channels: int) -> np.ndarray:
+    def _times(entries: np.ndarray, channels: int) -> np.ndarray:
         return np.bincount(entries[entries >= 0], minlength=channels).astype(np.float64)

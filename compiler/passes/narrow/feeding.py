@@ -19,9 +19,7 @@ class Feeding:
     """
 
     def __init__(self, bill: Bill, labels: np.ndarray) -> None:
-        masks = np.arange(bill.every + 1)
-        self._within = (masks[:, None] & masks[None]) == masks[None]
-        """[S', S]: whether S' contains S."""
+        self._contains = bill.contains
         self._singles = 1 << np.arange(bill.tasks)
         self._made: list[np.ndarray] = []
         self._read: list[np.ndarray] = []
@@ -30,10 +28,9 @@ class Feeding:
         for number, layer in enumerate(bill.layers):
             _, outward = bill.counts(layer, labels)
             read = np.unique(layer.inward[layer.inward >= 0])
-            others = int((layer.inward < 0).sum())
-            """Inputs that are no channels: all may read them."""
+            others = int((layer.inward < 0).sum())  # inputs that are no channels: all may read them
             self._made.append(outward > 0)
-            self._read.append(np.bincount(labels[read], minlength=len(masks)) @ self._within + others)
+            self._read.append(np.bincount(labels[read], minlength=bill.every + 1) @ self._contains + others)
             for channel in read:
                 self._readers[int(channel)].append(number)
             for channel in np.unique(layer.outward[layer.outward >= 0]):
@@ -48,7 +45,7 @@ class Feeding:
             made, read = self._made[number], self._read[number]
             if np.any(lost & made & (read <= 1)):
                 return True
-            concerned = lost[self._singles] & (self._within.T[self._singles] @ made)
+            concerned = lost[self._singles] & (self._contains.T[self._singles] @ made)
             if np.any(concerned & (read[self._singles] <= LEAST)):
                 return True
         return False
@@ -63,6 +60,4 @@ class Feeding:
 
     def _lost(self, before: int, after: int) -> np.ndarray:
         """[labels]: who cannot read a channel any more."""
-        lost = self._within[before] & ~self._within[after] if after else self._within[before].copy()
-        lost[0] = False
-        return np.asarray(lost)
+        return np.asarray(self._contains[before] & ~self._contains[after])
