@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from compiler import __version__
 from compiler.calibration.evaluation import TaskEvaluation
-from compiler.codegen.emulate import run_bench
+from compiler.codegen.emulate import fastest_calls
 from compiler.codegen.manifest import canonical, sha256
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target, runs_here
@@ -123,9 +123,7 @@ def built_and_timed(
     config = release.config
     with tempfile.TemporaryDirectory(prefix="taskgraft-frontier-") as work:
         bundle = build(graph, target, Path(work) / "point", name=config.name, subsets=subsets, threads=False)
-        found = json.loads(run_bench(bundle, target, seconds=seconds))
-        # the fastest round: what disturbs a run only adds to it
-        times = {frozenset(s["tasks"].split("+")): float(s["seconds_min"]) for s in found["subsets"]}
+        times = fastest_calls(bundle, target, seconds=seconds)
         evaluation = evaluate_release(release, graph, open_bundle(bundle.path), say=say)
         return Timing(times, bundle.library.stat().st_size, evaluation)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 from benchmarks.merging.methods import macs
 from benchmarks.merging.rule import Subset, all_subsets
 from compiler import build, find_target, load
-from compiler.codegen.bundle import Bundle
-from compiler.codegen.emulate import run_bench
+from compiler.codegen.emulate import fastest_calls
 
 SECONDS, TURNS = 0.03, 5
 """Time that a subset is measured for in a turn, and how often the methods take turns."""
@@ -31,17 +29,12 @@ def latency_record(networks: Mapping[str, Path]) -> dict[Subset, dict[str, dict[
             m: build(g, target, Path(work) / m, name="family", subsets=names[m], threads=False)
             for m, g in graphs.items()
         }
-        turns = [{m: _milliseconds(b) for m, b in bundles.items()} for _ in range(TURNS)]
+        turns = [{m: fastest_calls(b, target, seconds=SECONDS) for m, b in bundles.items()} for _ in range(TURNS)]
     costs = {m: macs(g) for m, g in graphs.items()}
     return {
         q: {
-            "latency_ms": {m: round(min(t[m][frozenset(q)] for t in turns), 6) for m in graphs},
+            "latency_ms": {m: round(1e3 * min(t[m][frozenset(q)] for t in turns), 6) for m in graphs},
             "latency_macs": {m: costs[m][q] for m in graphs},
         }
         for q in next(iter(costs.values()))
     }
-
-
-def _milliseconds(bundle: Bundle) -> dict[frozenset[str], float]:
-    found = json.loads(run_bench(bundle, find_target("host"), seconds=SECONDS))
-    return {frozenset(s["tasks"].split("+")): 1e3 * s["seconds_min"] for s in found["subsets"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from compiler.codegen.link import Toolchain, find_toolchain, run_tool
 from compiler.codegen.selftest import SKIPPED
 from compiler.codegen.target import Target
 from compiler.errors import TargetError
+from compiler.ir.types import TaskSet
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -57,6 +59,15 @@ def run_bench(bundle: Bundle, target: Target, *, seconds: float = 0.5, threads: 
     with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
         program = build_program(bundle, target, toolchain, "bench", Path(work), static=True)
         return run_tool((str(program), "golden", str(seconds), str(threads)), bundle.path, 600)
+
+
+def fastest_calls(bundle: Bundle, target: Target, *, seconds: float) -> dict[TaskSet, float]:
+    """Seconds of a call of every combination: the fastest round, as what disturbs a run only adds to it.
+
+    `seconds`: time that every combination is measured for. TargetError where it cannot run natively.
+    """
+    found = json.loads(run_bench(bundle, target, seconds=seconds))
+    return {frozenset(s["tasks"].split("+")): float(s["seconds_min"]) for s in found["subsets"]}
 
 
 def build_program(

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from compiler.codegen import interface
-from compiler.codegen.emulate import run_bench, run_selftest
+from compiler.codegen.emulate import fastest_calls, run_bench, run_selftest
 from compiler.codegen.golden import Golden, Sample
 from compiler.codegen.link import find_toolchain
 from compiler.codegen.target import Feature, find_target
@@ -102,6 +102,7 @@ def test_bench_prints_json(tmp_path: Path) -> None:
     assert record["build_id"] == bundle.manifest["build_id"]
     assert [row["tasks"] for row in record["subsets"]] == ["a", "a+b"]
     assert all(0 < row["seconds_min"] <= row["seconds_median"] for row in record["subsets"])
+    assert set(fastest_calls(bundle, HOST, seconds=0.02)) == {frozenset("a"), frozenset("ab")}
 
 
 def test_bench_refuses_a_foreign_target(tmp_path: Path) -> None:
