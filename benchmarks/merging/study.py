@@ -162,7 +162,8 @@ def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str,
 def _command(name: str, options: argparse.Namespace) -> str:
     chosen = "".join(f" --method {m}" for m in options.method or ())
     seeds = "" if options.seeds == SEEDS else f" --seeds {' '.join(map(str, options.seeds))}"
-    return f"python -m benchmarks merging --family {name}{' --quick' if options.quick else ''}{chosen}{seeds}"
+    flags = f"{' --quick' if options.quick else ''}{' --latency' if options.latency else ''}"
+    return f"python -m benchmarks merging --family {name}{flags}{chosen}{seeds}"
 
 
 def _data(family: Family, options: argparse.Namespace) -> Data:
