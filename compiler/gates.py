@@ -51,28 +51,34 @@ def at_most(name: str, where: str, value: float, limit: float) -> GateResult:
 def check_tasks(gates: Gates, rows: Sequence[TaskEvaluation]) -> Iterator[GateResult]:
     """Accuracy and drift gates, on the compiled library where it ran, else on the graph; of the densest level."""
     by_task = {r.task: r for r in rows if r.level == 0}
+    gone = "the pipeline leaves no such task" if rows else ""
     for task, limit in gates.max_accuracy_drop.items():
         row = by_task.get(task)
         drop = row.worse_by(row.final) if row else None
         if drop is None:
             reason = "there are no labels for this task"
-            yield GateResult("max_accuracy_drop", task, None, limit, "skipped", reason)
+            yield GateResult("max_accuracy_drop", task, None, limit, "skipped", reason if row else gone or reason)
         else:
             yield at_most("max_accuracy_drop", task, drop, limit)
     for task, limit in gates.max_output_drift.items():
         row = by_task.get(task)
         if row is None:
-            reason = "there is neither calibration nor evaluation data"
+            reason = gone or "there is neither calibration nor evaluation data"
             yield GateResult("max_output_drift", task, None, limit, "skipped", reason)
         else:
             yield at_most("max_output_drift", task, row.final.drift, limit)
 
 
 def check_costs(gates: Gates, costs: CostReport) -> Iterator[GateResult]:
-    """FLOPs gates."""
+    """FLOPs gates; skipped for a combination of which the pipeline has left a part only."""
     flops = {frozenset(r.tasks): r.cost.flops for r in costs.combinations}
     for subset, limit in gates.max_flops.items():
-        yield at_most("max_flops", "+".join(sorted(subset)), flops[subset], limit)
+        where = "+".join(sorted(subset))
+        if subset in flops:
+            yield at_most("max_flops", where, flops[subset], limit)
+        else:
+            reason = "the pipeline does not leave all of these tasks"
+            yield GateResult("max_flops", where, None, limit, "skipped", reason)
 
 
 def check_target(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.calibration.data import Arrays, CalibrationSet, load_arrays
+from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, with_samples
 from compiler.calibration.samples import Feeds, open_calibration
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import CompilerError, ConfigError
@@ -178,10 +178,12 @@ def _check_labels(arrays: Arrays, graph: Graph, tasks: Iterable[str]) -> None:
             f"the evaluation data cannot hold labels of task '{both[0]}': the array of this name is an input; "
             "call the task otherwise"
         )
+    labelled = [t for t in tasks if t in arrays]
+    with_samples(arrays, labelled)
     value = graph.inputs[0]
     rows, first = len(arrays[value.ref.name]), value.shape[0] if value.rank else 1
     counts = {rows, rows * first, rows // max(first, 1)}
-    wrong = [f"'{t}' {len(arrays[t])}" for t in tasks if t in arrays and len(arrays[t]) not in counts]
+    wrong = [f"'{t}' {len(arrays[t])}" for t in labelled if len(arrays[t]) not in counts]
     if wrong:
         raise ConfigError(
             f"the evaluation data hold {rows} samples and other numbers of labels: {', '.join(wrong)}"
@@ -196,7 +198,9 @@ def labels_of(config: Config, graph: Graph) -> Arrays:
     arrays = load_arrays(source, config.folder)
     limit = config.calibration.samples or None
     inputs = {v.ref.name for v in graph.inputs}
-    return {t: arrays[t][:limit] for t in graph.tasks if t in arrays and t not in inputs}
+    labelled = [t for t in graph.tasks if t in arrays and t not in inputs]
+    with_samples(arrays, labelled)
+    return {t: arrays[t][:limit] for t in labelled}
 
 
 def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:

@@ -17,7 +17,7 @@ from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, build, compile_release, golden_of
 from compiler.config import load_config
 from compiler.errors import ConfigError, LoweringError, TargetError
-from compiler.gates import check_tasks
+from compiler.gates import check_costs, check_tasks
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
 from compiler.ir.reference import difference, evaluate
@@ -120,6 +120,18 @@ def test_labels_of_other_data_are_refused(tmp_path):
         evaluate_release(release, release.graph)
 
 
+def test_a_single_number_is_no_label(tmp_path):
+    path = write_release(tmp_path)
+    np.savez(tmp_path / "data.npz", **{**np.load(tmp_path / "data.npz"), "a": np.array(1)})
+    release = load_release(load_config(path))
+    for asked in (
+        lambda: evaluate_release(release, release.graph),
+        lambda: labels_of(release.config, release.graph),
+    ):
+        with pytest.raises(ConfigError, match="hold a single number as 'a'"):
+            asked()
+
+
 def test_an_input_is_no_label_of_a_task_that_has_its_name(tmp_path):
     text = RELEASE.replace("[tasks.a]", "[tasks.image]").replace('a = "accuracy"', 'image = "mae"')
     release = load_release(load_config(write_release(tmp_path, text)))
@@ -198,6 +210,21 @@ def test_gates_without_data_are_skipped_never_passed(tmp_path):
     text = RELEASE.split("[calibration]")[0] + "[gates]\nmax_output_drift = 1e-4\nmax_accuracy_drop = 0.1\n"
     found = compiled(tmp_path, text, selftest=False)
     assert {g.verdict for g in found.gates} == {"skipped"}
+
+
+def test_gates_of_tasks_that_the_pipeline_leaves_out_say_so(tmp_path):
+    path = write_release(tmp_path, RELEASE + "max_accuracy_drop = 0.1\nmax_flops = 1\n")
+    release = load_release(load_config(path, ['passes.pipeline=["extract-tasks{tasks=a}"]']))
+    graph, _ = transform(release)
+    found = [*check_tasks(release.config.gates, evaluate_release(release, graph))]
+    found += check_costs(release.config.gates, release.costs(graph))
+    skipped = [g for g in found if g.verdict == "skipped"]
+    assert [(g.name, g.where) for g in skipped] == [
+        ("max_accuracy_drop", "b"),
+        ("max_output_drift", "b"),
+        ("max_flops", "a+b"),
+    ]
+    assert all("the pipeline" in g.reason for g in skipped)
 
 
 def test_without_a_linker_the_sources_are_there_and_the_error_says_so(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ def load_arrays(source: str, folder: Path) -> Arrays:
     if ":" in source and not (folder / source).exists():
         return _called(source)
     file = folder / source
+    if file.suffix == ".npy":
+        raise ConfigError(f"{file}: one array without a name; save each under its own in an .npz file (np.savez)")
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -33,6 +35,15 @@ def load_arrays(source: str, folder: Path) -> Arrays:
     except Exception as error:  # a damaged archive ends in a dozen unrelated types, of zlib and tokenize among them
         reason = "" if "allow_pickle" in str(error) else f": {error}"  # never advise to load objects
         raise ConfigError(f"{file}: not an .npz file of plain arrays{reason}") from error
+
+
+def with_samples(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    """ConfigError where an array of these names is a single number: it has no axis of samples."""
+    single = [n for n in names if not arrays[n].ndim]
+    if single:
+        raise ConfigError(
+            f"the data hold a single number as {', '.join(map(repr, single))}; give an array of samples"
+        )
 
 
 def named_function(where: str) -> Callable[..., Any]:
@@ -62,6 +73,7 @@ class CalibrationSet:
         if missing:
             have = ", ".join(sorted(arrays)) or "nothing"
             raise ConfigError(f"the data lacks input {', '.join(map(repr, missing))}; it has {have}")
+        with_samples(arrays, (v.ref.name for v in inputs))
         self.arrays = {v.ref.name: arrays[v.ref.name][: limit or None] for v in inputs}
         self._inputs = inputs
         self._steps = {v.ref.name: _step(v, self.arrays[v.ref.name]) for v in inputs}

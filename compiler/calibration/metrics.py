@@ -44,16 +44,30 @@ def classes(outputs: np.ndarray) -> np.ndarray:
     return (scores[..., 0] > threshold).astype(np.int64)
 
 
+def truth_of(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Labels in the shape of the class decisions; ValueError where some are numbers of no class.
+
+    No decision could be right there, before a pass or after it, and a gate on accuracy would see no loss.
+    """
+    truth = labels.reshape(classes(outputs).shape)
+    last = max(outputs.shape[-1] if outputs.ndim > 1 else 1, 2) - 1
+    known = (truth >= 0) & (truth <= last) & (truth == np.round(truth))
+    if not known.all():
+        raise ValueError(f"label {truth[~known][0]} is no class; the outputs tell of classes 0 to {last}")
+    return truth
+
+
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Share of right class decisions."""
-    found = classes(outputs)
-    return float(np.mean(found == labels.reshape(found.shape)))
+    """Share of right class decisions; ValueError for labels that are no classes."""
+    return float(np.mean(classes(outputs) == truth_of(outputs, labels)))
 
 
 def f1(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of the positive class for two classes, else the mean over all classes that occur (macro)."""
-    found = classes(outputs)
-    truth = labels.reshape(found.shape)
+    """F1 of the positive class for two classes, else the mean over all classes that occur (macro).
+
+    ValueError for labels that are no classes.
+    """
+    found, truth = classes(outputs), truth_of(outputs, labels)
     present = np.union1d(found, truth)
     wanted = [1] if len(np.setdiff1d(present, [0, 1])) == 0 else present
     return float(np.mean([_f1_of(found == c, truth == c) for c in wanted]))

@@ -105,11 +105,9 @@ def _compiled(compiled: Compiled) -> Result:
     if compiled.evaluation:
         grids.append(evaluation_grid(compiled.evaluation))
     grids += [_target_grid(compiled), gate_grid(compiled.gates)]
-    passed = sum(g.verdict == "passed" for g in compiled.gates)
-    skipped = sum(g.verdict == "skipped" for g in compiled.gates)
     lines = [f"wrote {compiled.folder / b.target.name}" for b in compiled.builds]
     lines += [f"{t}: not linked; LINK.txt in its folder says how" for t in compiled.unlinked]
-    lines.append(f"PASSED: {passed} gate{'s' * (passed != 1)}{f', {skipped} skipped' if skipped else ''}")
+    lines.append(_passed(compiled.gates))
     return Result(compiled.record(), tuple(grids), tuple(lines + _next(compiled)))
 
 
@@ -153,6 +151,12 @@ def _target_grid(compiled: Compiled) -> Grid:
             (built.target.name, built.target.preset, built.library_bytes, len(built.library.pool), peak, status)
         )
     return Grid("targets", ("target", "preset", "library B", "weights B", "workspace B", "self-test"), rows)
+
+
+def _passed(gates: Sequence[GateResult]) -> str:
+    """Where no gate has failed: how many have passed, and how many could not be measured."""
+    passed, skipped = (sum(g.verdict == verdict for g in gates) for verdict in ("passed", "skipped"))
+    return f"PASSED: {passed} gate{'s' * (passed != 1)}{f', {skipped} skipped' if skipped else ''}"
 
 
 def gate_grid(gates: Sequence[GateResult]) -> Grid:
@@ -226,7 +230,7 @@ def evaluate(args: Namespace, say: Say) -> Result:
     gates = tuple(check_tasks(config.gates, rows))
     failed = sum(g.verdict == "failed" for g in gates)
     record = {"tasks": [r.record() for r in rows], "gates": [g.record() for g in gates]}
-    line = f"FAILED: {failed} of {len(gates)} gates" if failed else f"PASSED: {len(gates)} gates"
+    line = f"FAILED: {failed} of {len(gates)} gates" if failed else _passed(gates)
     return Result(record, (evaluation_grid(rows), gate_grid(gates)), (line,), 1 if failed else 0)
 
 

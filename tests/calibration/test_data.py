@@ -36,6 +36,7 @@ def test_arrays_from_a_file_and_from_a_function(tmp_path):
     [
         ("absent.npz", "cannot be read"),
         ("text.npz", "not an .npz file"),
+        ("one.npy", "one array without a name"),
         ("objects.npz", "not an .npz file of plain arrays"),
         ("tests.calibration.test_data:wrong", "must return a dict"),
         ("tests.calibration.test_data:absent", "cannot be imported"),
@@ -71,6 +72,11 @@ def test_batches_have_exactly_the_input_shape(network, data, batches, size):
     assert np.array_equal(taken, array.reshape(-1)[: taken.size])
     assert len(list(found())) == batches
     assert len(list(Resources(calibration=found).batches(graph))) == batches
+
+
+def test_a_single_number_has_no_samples():
+    with pytest.raises(ConfigError, match="hold a single number as 'x'"):
+        CalibrationSet({"x": np.array(1.0)}, inputs(1, 2).inputs)
 
 
 def test_a_limit_and_data_that_do_not_fit():

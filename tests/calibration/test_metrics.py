@@ -37,6 +37,15 @@ def test_f1_of_two_classes_and_macro():
     assert f1(three, np.array([0, 1, 1, 2])) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
 
+@pytest.mark.parametrize("labels", [[1, 2, 3, 1], [0, -1, 0, 0], [0, 0.5, 1, 1], [0, np.nan, 1, 1]])
+@pytest.mark.parametrize("function", [accuracy, f1])
+def test_labels_that_are_no_class_are_refused(function, labels):
+    """Nothing would be right, before a pass or after it: a gate would see no loss."""
+    with pytest.raises(ValueError, match=r"is no class; the outputs tell of classes 0 to 1"):
+        function(np.eye(2)[[0, 1, 0, 1]], np.array(labels))
+    assert function(np.array([[0.2], [0.9]]), np.array([False, True])) == 1.0
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_the_right_answer_scores_best(name):
     one = metric(name)

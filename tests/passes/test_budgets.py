@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
 from compiler.codegen.predict import planner_clock
+from compiler.cost.count import totals
 from compiler.errors import ConfigError, PassError
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph
@@ -129,6 +131,20 @@ def test_the_fewest_flops_within_an_accuracy_drop(pass_: Pass) -> None:
     outcome = pass_.run(network(), Resources(judge=by_flops))
     assert 0.2 < by_flops(outcome.graph)["t"] <= 0.3
     assert sum("accuracy drop" in n.reason or "reached" in n.reason for n in outcome.notes) == EVALUATIONS
+
+
+@pytest.mark.parametrize("drops", [{"t": math.nan}, {"other": 0.0, "t": math.nan}, {"t": math.nan, "other": 0.0}])
+def test_a_metric_that_is_no_number_any_more_is_a_loss(drops: dict[str, float]) -> None:
+    with pytest.raises(PassError, match="accuracy_drop: task 't' loses nan"):
+        Sparsify(flops=0.5, accuracy_drop=0.9)(network(), Resources(judge=lambda graph: drops))
+    whole = totals(network()).flops
+    judged = Resources(judge=lambda graph: {"t": 0.0} if totals(graph).flops == whole else drops)
+    assert totals(Sparsify(accuracy_drop=0.9)(network(), judged)).flops == whole
+
+
+def test_an_accuracy_drop_needs_a_task_with_a_metric() -> None:
+    with pytest.raises(PassError, match="none of the tasks that are left has a metric"):
+        Sparsify(flops=0.5, accuracy_drop=0.9)(network(), Resources(judge=lambda graph: {}))
 
 
 def test_an_accuracy_drop_at_a_budget_is_refused_with_the_task() -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.passes.base import Note, Pass, Refusal, Resources
+from compiler.passes.budget.limits import worst
 from compiler.progress import counted
 
 EVALUATIONS = 7
@@ -60,7 +61,8 @@ def cheapest(make: Callable[[float], Graph], use: Resources, allowed: float) -> 
     for _ in counted("accuracy: networks tried", range(EVALUATIONS)):
         middle = (low + high) / 2
         try:
-            drop: float | None = max(use.judge(make(middle)).values())
+            drops = use.judge(make(middle))
+            drop: float | None = drops[worst(drops)]
         except PassError:
             drop = None
         points.append(Point(middle, drop))

@@ -124,14 +124,26 @@ def limit_of(options: Budgeted, graph: Graph, use: Resources) -> Limit | None:
     return None
 
 
+def worst(drops: Mapping[str, float]) -> str:
+    """The task that loses most; one whose metric is no number any more has lost everything.
+
+    PassError where no task that is left has a metric.
+    """
+    if not drops:
+        raise PassError(
+            "accuracy_drop: none of the tasks that are left has a metric; name one in [evaluation.metric]"
+        )
+    return max(drops, key=lambda t: (math.isnan(drops[t]), drops[t]))
+
+
 def check_drop(options: Budgeted, graph: Graph, use: Resources) -> None:
     """PassError that names the task where a network within its budget loses more accuracy than is allowed."""
     if options.accuracy_drop is None or use.judge is None:
         return
     drops = use.judge(graph)
-    task = max(drops, key=lambda t: drops[t])
+    task = worst(drops)
     over = drops[task] - options.accuracy_drop
-    if over > 0:
+    if not over <= 0:
         given = [f"{q}={getattr(options, q):g}" for q in QUANTITIES if getattr(options, q) is not None]
         raise PassError(
             f"accuracy_drop: task '{task}' loses {drops[task]:.4g} where {options.accuracy_drop:g} is allowed, "
