@@ -9,20 +9,20 @@ from pathlib import Path
 
 from benchmarks.merging import methods
 from benchmarks.merging.methods import Setting, sweep
-from benchmarks.merging.record import OURS, Swept
+from benchmarks.merging.record import Swept
 from benchmarks.merging.rule import Point, Subset
 from compiler import save
 from compiler.calibration.moments import content_key
 from compiler.ir.text import digest
 
 
-def kept_sweep(setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None, kept: Path) -> Swept:
+def kept_sweep(setting: Setting, pipeline: str, caps: Mapping[Subset, float] | None, kept: Path) -> Swept:
     """The sweep, or what an earlier run with the same networks left in `kept`."""
-    name = f"sweep-{_key(setting, method, start, caps)[:16]}"
+    name = f"sweep-{_key(setting, pipeline, caps)[:16]}"
     file = kept / f"{name}.json"
     if not file.exists():
         started, records = time.monotonic(), []
-        for number, (point, graph) in enumerate(sweep(setting, method, start, caps)):
+        for number, (point, graph) in enumerate(sweep(setting, pipeline, caps)):
             save(graph, kept / f"{name}-{number}.onnx")
             records.append(point.record())
         file.write_text(json.dumps({"minutes": (time.monotonic() - started) / 60, "points": records}))
@@ -31,11 +31,10 @@ def kept_sweep(setting: Setting, method: str, start: str, caps: Mapping[Subset, 
     return Swept([Point.of(p) for p in held["points"]], networks, held["minutes"])
 
 
-def _key(setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None) -> str:
+def _key(setting: Setting, pipeline: str, caps: Mapping[Subset, float] | None) -> str:
     """Digest of all that a sweep depends on."""
     what = (
-        method == OURS,
-        start,
+        pipeline,
         sorted((caps or {}).items()),
         setting.effort,
         setting.seed,

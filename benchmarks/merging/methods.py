@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.merging.families import Data, Effort
-from benchmarks.merging.record import OURS, passes_of
+from benchmarks.merging.record import passes_of
 from benchmarks.merging.rule import Point, Subset, all_subsets
 from benchmarks.merging.training import accuracy, distilled
 from compiler import Graph, cost_report, parse_pass
@@ -28,14 +28,18 @@ SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,floor=0.
 network keeps a fifth of every layer, as an axis of one entry counts no channels any more.
 """
 
+WHOLE = "narrow{whole=true}"
+
 METHODS: dict[str, tuple[str, ...]] = {
-    "separate": ("",),
-    "mtz": ("merge{policy=mtz}",),
-    "pam": ("merge{policy=pam}",),
-    "zipit": ("merge{policy=zipit}",),
-    "lattice": (SHARED,),
+    "separate": (WHOLE,),
+    "mtz": (f"merge{{policy=mtz}};{WHOLE}",),
+    "pam": (f"merge{{policy=pam}};{WHOLE}",),
+    "zipit": (f"merge{{policy=zipit}};{WHOLE}",),
+    "lattice": (f"{SHARED};narrow", f"{SHARED};{WHOLE}"),
 }
-"""Method -> how it may start. Where there are several, the selection data choose; every one is trained alike."""
+"""Method -> the pipelines it may take: a merge, or none, and the pruner. Where there are several, the selection
+data choose; every one is trained alike.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +75,23 @@ def expected_macs(graph: Graph) -> float:
 
 
 def sweep(
-    setting: Setting, method: str, start: str, caps: Mapping[Subset, float] | None = None
+    setting: Setting, pipeline: str, caps: Mapping[Subset, float] | None = None
 ) -> Iterator[tuple[Point, Graph]]:
-    """A start, trained, and narrowed from budget to budget; each budget's network is trained to its end, aside.
+    """What was merged, trained, and narrowed from budget to budget; each budget's network is trained to its end.
 
     It ends early where a budget is below what has to stay.
     """
     graph, whole = setting.originals, expected_macs(setting.originals)
-    for text in passes_of(start, len(graph.tasks)):
+    *merging, last = passes_of(pipeline, len(graph.tasks))
+    for text in merging:
         graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
-    if start:  # what was not merged has nothing to learn from itself
+    if merging:  # what was not merged has nothing to learn from itself
         graph = distilled(graph, setting.use(graph), setting.effort.merged)
     yield _point(setting, graph, 1.0, whole), graph
     use = setting.use(graph)
-    options = Narrow(loss="kl", between=BETWEEN, whole=method != OURS)
-    narrowing = Narrowing(options, graph, use)
+    pruner = parse_pass(last)
+    assert isinstance(pruner, Narrow)
+    narrowing = Narrowing(replace(pruner, loss="kl", between=BETWEEN), graph, use)
     limits = {frozenset(q): n for q, n in (caps or {}).items()}
     for share in setting.shares:
         if share * whole >= narrowing.first:
@@ -93,11 +99,11 @@ def sweep(
         try:
             narrowing.down_to(share * whole / narrowing.first, limits)
         except PassError as error:
-            setting.say(f"  {start or 'separate'} ends above {share}: {error}")
+            setting.say(f"  {pipeline} ends above {share}: {error}")
             return
         trained = distilled(narrowing.graph(), use, setting.effort.pruned)
         point = _point(setting, trained, share, whole)
-        setting.say(f"  {start or 'separate'} at {point.share:.2f}: {_shown(point.selection)}")
+        setting.say(f"  {pipeline} at {point.share:.2f}: {_shown(point.selection)}")
         yield point, trained
 
 

@@ -17,7 +17,7 @@ NOT_COMPARED = (OURS, "zipit")
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One start of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept."""
+    """One pipeline of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept."""
 
     points: list[Point]
     networks: list[Path]
@@ -26,7 +26,7 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """One family at one seed. `sweeps`: method -> start -> its sweep. `minutes`: of all sweeps, when they ran."""
+    """One family at one seed. `sweeps`: method -> pipeline -> its sweep. `minutes`: of all sweeps together."""
 
     seed: int
     single_selection: Mapping[str, float]
@@ -37,17 +37,17 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A method's start that is cheapest at the rule on the means over all seeds, and where the rule holds."""
+    """A method's pipeline that is cheapest at the rule on the means over all seeds, and where the rule holds."""
 
-    start: str
+    pipeline: str
     found: AtRule | None
 
 
-def passes_of(start: str, tasks: int) -> list[str]:
-    """The passes of a start; FIRST is the share that one network's width is of all of them side by side, and more
-    where more than three tasks have to share it.
+def passes_of(pipeline: str, tasks: int) -> list[str]:
+    """The passes of a pipeline; FIRST is the share that one network's width is of all of them side by side, and
+    more where more than three tasks have to share it.
     """
-    return [text.replace("FIRST", f"{max(1, tasks / 3) / tasks**2:.4g}") for text in start.split(";") if text]
+    return [text.replace("FIRST", f"{max(1, tasks / 3) / tasks**2:.4g}") for text in pipeline.split(";") if text]
 
 
 def least(found: Mapping[str, AtRule | None]) -> dict[Subset, float] | None:
@@ -65,9 +65,9 @@ def chosen(seeds: Sequence[Seeded]) -> dict[str, Chosen]:
     """Method -> what counts. Points are averaged over the seeds first: the rule is not read from one draw."""
     single = mean_accuracy([s.single_selection for s in seeds])
     found = {}
-    for method, starts in seeds[0].sweeps.items():
-        means = {t: mean_points([s.sweeps[method][t].points for s in seeds]) for t in starts}
-        each = [Chosen(t, at_rule(points, single)) for t, points in means.items()]
+    for method, pipelines in seeds[0].sweeps.items():
+        means = {p: mean_points([s.sweeps[method][p].points for s in seeds]) for p in pipelines}
+        each = [Chosen(p, at_rule(points, single)) for p, points in means.items()]
         found[method] = min(each, key=lambda c: expected(c.found))
     return found
 
@@ -79,7 +79,7 @@ def rule_networks(seeds: Sequence[Seeded]) -> dict[str, Path]:
     files = {}
     for method, found in chosen(seeds).items():
         if method in (OURS, "separate") and found.found is not None:
-            swept = seeds[0].sweeps[method][found.start]
+            swept = seeds[0].sweeps[method][found.pipeline]
             number = [p.budget for p in swept.points].index(found.found.budget)
             files[method] = swept.networks[number]
     return {method: file for method, file in files.items() if file.exists()}
@@ -119,7 +119,7 @@ def method_record(chosen: Chosen, single: Mapping[str, float]) -> dict[str, Any]
         "accuracy": None if found is None else _rounded(found.report),
         "drop_mean": None if mean is None else round(mean, 2),
         "drop_worst": None if worst is None else round(worst, 2),
-        "start": ";".join(passes_of(chosen.start, len(single))) or "none",
+        "pipeline": ";".join(passes_of(chosen.pipeline, len(single))),
         "at_most": bool(found and found.bound),
     }
 
@@ -155,7 +155,7 @@ def seed_record(found: Seeded) -> dict[str, Any]:
         "accuracy_single_selection": _rounded(found.single_selection),
         "accuracy_single": _rounded(found.single_report),
         "sweeps": {
-            m: {start or "none": [p.record() for p in swept.points] for start, swept in sweeps.items()}
+            m: {pipeline: [p.record() for p in swept.points] for pipeline, swept in sweeps.items()}
             for m, sweeps in found.sweeps.items()
         },
     }

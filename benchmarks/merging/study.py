@@ -54,7 +54,7 @@ def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, cho
     for method in sorted(chosen, key=lambda m: m == OURS):
         say(f"{family.name}, seed {seed}: {method}")
         caps = least(found) if method == OURS else None
-        sweeps[method] = {start: kept_sweep(setting, method, start, caps, kept) for start in METHODS[method]}
+        sweeps[method] = {p: kept_sweep(setting, p, caps, kept) for p in METHODS[method]}
         minutes += sum(done.minutes for done in sweeps[method].values())
         if method == OURS:  # networks that share nothing narrow alike, task by task or whole
             sweeps[method] |= sweeps.get("separate", {})
