@@ -11,7 +11,7 @@ channels that t has behind it read less; all three are in the price.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,8 +78,8 @@ class Bill:
         masks = np.arange(1 << self.tasks)
         self.contains = (masks[:, None] & masks[None]) == masks[None]
         """[S', S]: whether S' contains S."""
-        self._meets = (masks[:, None] & masks[None]) != 0
-        """[Q, S]: whether a call for Q runs nodes of label S."""
+        self.meets = (masks[:, None] & masks[None]) != 0
+        """[Q, S]: whether two sets of tasks have one in common; a call for Q then runs nodes of label S."""
 
     # ------------------------------------------------------------------ totals
     def by_label(self, labels: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ class Bill:
 
     def subsets(self, labels: np.ndarray) -> dict[TaskSet, float]:
         """Multiply-adds of every combination of tasks."""
-        costs = self._meets @ self.by_label(labels)
+        costs = self.meets @ self.by_label(labels)
         return {self._set(q): float(costs[q]) for q in range(1, 1 << self.tasks)}
 
     def runs(self, workload: Mapping[TaskSet, float]) -> np.ndarray:
@@ -103,53 +103,36 @@ class Bill:
         weights = np.zeros(1 << self.tasks)
         for q in range(1, 1 << self.tasks):
             weights[q] = workload.get(self._set(q), 0.0) if workload else 1.0
-        return np.asarray(weights / weights.sum() @ self._meets)
+        return np.asarray(weights / weights.sum() @ self.meets)
 
     def _set(self, mask: int) -> TaskSet:
         return frozenset(t for i, t in enumerate(self._names) if mask >> i & 1)
 
     # ------------------------------------------------------------------ prices
-    def savings(self, labels: np.ndarray, runs: np.ndarray) -> np.ndarray:
-        """[channels, tasks + 1]: what is saved by taking a channel from one task, last column: from all of them.
+    def savings(self, labels: np.ndarray, runs: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        """[channels, taken]: what is saved by taking a channel from each of some sets of tasks.
 
-        -inf where the channel is not the task's.
+        -inf where the channel is none of theirs.
         """
-        found = np.zeros((len(labels), self.tasks + 1))
-        after = [np.where(labels >> t & 1, labels & ~(1 << t), -1) for t in range(self.tasks)]
-        after.append(np.where(labels != 0, 0, -1))
+        found = np.zeros((len(labels), len(taken)))
+        after = labels[:, None] & ~taken
         running = np.concatenate([[0.0], runs[1:]])
         for layer in self.layers:
             inward, outward = self.counts(layer, labels)
             reads = inward @ self.contains
             making = layer.macs * running * reads
-            self._add(found, layer.outward, labels, after, making)
-            self._add_read(found, layer, labels, outward * running)
+            found += self._made(layer.outward, labels, after, making)
+            readers = self.meets[:, taken] * (outward * running)[:, None]
+            times = layer.macs * self._times(layer.inward, len(labels))
+            found += times[:, None] * (self.contains @ readers)[labels]
         for each in self.each:
-            self._add(found, each.entries, labels, after, each.macs * running)
-        for column, left in enumerate(after):
-            found[left < 0, column] = -np.inf
+            found += self._made(each.entries, labels, after, each.macs * running)
+        found[after == labels[:, None]] = -np.inf
         return found
 
-    def _add(
-        self,
-        found: np.ndarray,
-        entries: np.ndarray,
-        labels: np.ndarray,
-        after: Sequence[np.ndarray],
-        cost: np.ndarray,
-    ) -> None:
-        """What channels cost to make by label, before and after."""
-        times = self._times(entries, len(labels))
-        for column, left in enumerate(after):
-            found[:, column] += times * (cost[labels] - cost[np.maximum(left, 0)])
-
-    def _add_read(self, found: np.ndarray, layer: Layer, labels: np.ndarray, paid: np.ndarray) -> None:
-        """What the readers of a channel that have a task cost for reading it."""
-        times = layer.macs * self._times(layer.inward, len(labels))
-        masks = np.arange(1 << self.tasks)
-        for column in range(self.tasks + 1):
-            mine = masks >> column & 1 if column < self.tasks else np.ones_like(masks)
-            found[:, column] += times * (self.contains @ (paid * mine))[labels]
+    def _made(self, entries: np.ndarray, labels: np.ndarray, after: np.ndarray, cost: np.ndarray) -> np.ndarray:
+        """[channels, taken]: what channels cost to make by label, before less after."""
+        return np.asarray(self._times(entries, len(labels))[:, None] * (cost[labels][:, None] - cost[after]))
 
     def read(self, labels: np.ndarray) -> np.ndarray:
         """The same labels without tasks for which nothing reads a channel any more; nothing is lost by that."""

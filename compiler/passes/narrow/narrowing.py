@@ -20,12 +20,14 @@ from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST
 from compiler.passes.narrow.relabel import masks, relabelled
-from compiler.passes.narrow.steps import Sensitivity, Taking, shares
+from compiler.passes.narrow.steps import Sensitivity, Taking, losses
 from compiler.passes.prune.surgery import split_shared
 from compiler.progress import noted
 
 PUSH = 6
-"""How strongly combinations that are dear for their cap count in what is saved."""
+"""How strongly combinations that are dear for their cap count in what is saved, when costs have come down to the
+caps. As long as all costs are far above them, channels for few tasks are no help to anybody.
+"""
 
 CLOSER = 0.99
 """Factor of the priced aim while the workload's own is not met."""
@@ -89,9 +91,10 @@ class Narrowing:
 
     def _step(self, aim: float, caps: Mapping[TaskSet, float]) -> None:
         sensitivity = Sensitivity(self._bill, self.labels)
-        loss = shares(sensitivity.add(self._supernet.gates(self._options.drawn)), self.labels, self._streams)
+        gradients = sensitivity.add(self._supernet.gates(self._options.drawn))
+        loss = losses(gradients, self.labels, self._streams, self._weights())
         runs = pushed(self._bill, self._bill.subsets(self.labels), caps) if caps else self._runs
-        found = self._taken(loss * self._weights(), runs, aim)
+        found = self._taken(loss, runs, aim)
         if found is None:
             raise PassError(
                 f"narrow: {aim / self.first:.1%} of the first cost cannot be reached: every task keeps "
@@ -110,14 +113,11 @@ class Narrowing:
             wanted *= CLOSER
 
     def _weights(self) -> np.ndarray:
-        """[channels, tasks + 1]: tasks that have lost more than the mean are dearer by so much."""
-        losses = self._supernet.losses()
-        found = np.array([sum(losses[r] for r in self._graph.tasks[t].outputs) for t in self._copies.tasks])
+        """[tasks]: those that have lost more than the mean are dearer by so much."""
+        lost = self._supernet.losses()
+        found = np.array([sum(lost[r] for r in self._graph.tasks[t].outputs) for t in self._copies.tasks])
         mean = float(found.mean())
-        weights = found / mean if mean > 0 else np.ones_like(found)
-        mine = self.labels[:, None] >> np.arange(len(weights)) & 1
-        together = (mine * weights).sum(axis=1) / np.maximum(mine.sum(axis=1), 1)
-        return np.concatenate([np.broadcast_to(weights, mine.shape), together[:, None]], axis=1)
+        return found / mean if mean > 0 else np.ones_like(found)
 
     def graph(self) -> Graph:
         """The narrowed graph: one node per label, with the weights trained so far."""
@@ -128,7 +128,8 @@ class Narrowing:
 
 def pushed(bill: Bill, now: Mapping[TaskSet, float], caps: Mapping[TaskSet, float]) -> np.ndarray:
     """Weights of labels when combinations count the more the farther they are over their caps."""
-    return bill.runs({q: (now[q] / cap) ** PUSH / cap for q, cap in caps.items()})
+    near = min(1.0, sum(caps.values()) / sum(now[q] for q in caps))
+    return bill.runs({q: (now[q] / cap) ** (PUSH * near) / cap for q, cap in caps.items()})
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,14 @@
-"""Which channels are taken from which tasks next: least loss per saved multiply-add first."""
+"""Which channels are taken from which tasks next: least loss per saved multiply-add first.
+
+At first every channel of a shared network is read by nodes that all tasks need, and such a channel is lost to all
+tasks with the first task that gives it up. So the prices of one task at a time say little; every set of tasks that
+a channel can be taken from has its own loss and saving, both counted by who reads the channel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,64 +16,80 @@ from compiler.ir.types import ValueRef
 from compiler.passes.narrow.bill import Bill, Layer
 from compiler.passes.narrow.feeding import Feeding
 
+SETS = 6
+"""Most tasks of which every set is a move of its own; of more tasks single ones, all but one, and all are."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradients:
+    """Root mean square gradients of gates on the weights by which nodes read a channel: [channels, labels] by the
+    readers' label, [channels, tasks] by all readers that a task has.
+    """
+
+    by_label: np.ndarray
+    by_task: np.ndarray
+
 
 class Sensitivity:
-    """Root mean square gradients of gates between every channel and a task's readers of it.
-
-    The gate of (channel, task) is on all weights by which nodes of that task read the channel, the one in the last
-    column on all weights that read it.
-    """
+    """Sums the gradients of gates over samples."""
 
     def __init__(self, bill: Bill, labels: np.ndarray) -> None:
         self._bill = bill
-        self._squares = np.zeros((len(labels), bill.tasks + 1))
+        self._has = np.arange(bill.every + 1)[:, None] >> np.arange(bill.tasks) & 1
+        self._channels = len(labels)
         self._readers = [
-            (layer, _task_rows(bill, layer, labels)) for layer in bill.layers if layer.inward.max() >= 0
+            (layer, _made_by_label(bill, layer, labels)) for layer in bill.layers if layer.inward.max() >= 0
         ]
 
-    def add(self, groups: Iterable[Mapping[ValueRef, np.ndarray]]) -> np.ndarray:
-        """[channels, tasks + 1] after some groups of samples, each with gradients [leading axes] by weight."""
+    def add(self, groups: Iterable[Mapping[ValueRef, np.ndarray]]) -> Gradients:
+        """What some groups of samples say, each with gradients [leading axes] by weight."""
+        by_label = np.zeros((self._channels, self._bill.every + 1))
+        by_task = np.zeros((self._channels, self._bill.tasks))
         for gradients in groups:
-            found = np.zeros_like(self._squares)
+            found = np.zeros_like(by_label)
             for layer, rows in self._readers:
                 pairs = gradients[layer.weight]
                 pairs = pairs if layer.dims == (1, 0) else pairs.T
                 read = layer.inward >= 0
                 np.add.at(found, layer.inward[read], (pairs.T @ rows)[read])
-            self._squares += found**2
-        return np.sqrt(self._squares)
+            by_label += found**2
+            by_task += (found @ self._has) ** 2
+        return Gradients(np.sqrt(by_label), np.sqrt(by_task))
 
 
-def _task_rows(bill: Bill, layer: Layer, labels: np.ndarray) -> np.ndarray:
-    """[outputs, tasks + 1]: whether a result is for a task, and 1."""
+def _made_by_label(bill: Bill, layer: Layer, labels: np.ndarray) -> np.ndarray:
+    """[outputs, labels]: 1 where a result has the label."""
     _, outward = layer.labels(labels, bill.every)
-    mine = outward[:, None] >> np.arange(bill.tasks) & 1
-    return np.concatenate([mine, np.ones((len(outward), 1), np.int64)], axis=1).astype(np.float64)
+    return np.asarray(np.eye(bill.every + 1)[outward] * (outward != 0)[:, None])
 
 
-def shares(sensitivity: np.ndarray, labels: np.ndarray, streams: Iterable[np.ndarray]) -> np.ndarray:
-    """Sensitivities over the length of their vector per stream and task: layers and tasks become comparable."""
-    found = sensitivity.copy()
-    tasks = found.shape[1] - 1
+def losses(found: Gradients, labels: np.ndarray, streams: Iterable[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """[channels, labels]: what is lost when nodes of a label do not read a channel any more.
+
+    Every task of the label loses the readers' gradient over the length of the vector of its own gradients in the
+    stream, so that layers and tasks are comparable, times its entry of `weights`.
+    """
+    made = np.zeros_like(found.by_label)
+    tasks = len(weights)
+    has = np.arange(made.shape[1])[:, None] >> np.arange(tasks) & 1
     for channels in streams:
-        for task in range(tasks):
-            mine = labels[channels] >> task & 1
-            found[channels, task] *= mine
-        size = np.sqrt((found[channels] ** 2).sum(axis=0))
-        found[channels] /= np.maximum(size, 1e-30)
-    return found
+        mine = labels[channels][:, None] >> np.arange(tasks) & 1
+        size = np.sqrt(((found.by_task[channels] * mine) ** 2).sum(axis=0))
+        made[channels] = found.by_label[channels] * (has @ (weights / np.maximum(size, 1e-30)))
+    return made
 
 
 class Taking:
-    """Removes (channel, task) pairs, or whole channels, in order of loss per saving until enough is saved."""
+    """Takes channels from sets of tasks, or from all, in order of loss per saving until enough is saved."""
 
     def __init__(self, bill: Bill, whole: bool) -> None:
-        self._bill, self._whole = bill, whole
+        self._bill = bill
+        self._taken = np.array([bill.every] if whole else _sets(bill.tasks))
 
     def down_to(self, labels: np.ndarray, loss: np.ndarray, runs: np.ndarray, cost: float) -> np.ndarray | None:
         """Labels whose expected cost is at most `cost`; None where what must stay costs more.
 
-        `loss`: [channels, tasks + 1]. Prices are taken anew after every tenth of what is saved.
+        `loss`: [channels, labels] by who reads them. Prices are taken anew after every tenth of what is saved.
         """
         labels = labels.copy()
         start = float(self._bill.by_label(labels) @ runs)
@@ -78,25 +100,30 @@ class Taking:
         return labels
 
     def _take(self, labels: np.ndarray, loss: np.ndarray, runs: np.ndarray, amount: float) -> bool:
-        """Take pairs worth about `amount`; False where nothing can be taken."""
-        savings = self._bill.savings(labels, runs)
-        tasks = self._bill.tasks
-        columns = [tasks] if self._whole else list(range(tasks))
-        feeding = Feeding(self._bill, labels)
-        saved, some = 0.0, False
-        ratio = np.where(savings > 0, loss / np.maximum(savings, 1e-30), np.inf)
+        """Take what saves about `amount`, from every channel once; False where nothing can be taken."""
+        savings = self._bill.savings(labels, runs, self._taken)
+        lost = loss @ self._bill.meets[:, self._taken]
+        ratio = np.where(savings > 0, lost / np.maximum(savings, 1e-30), np.inf)
         ratio[self._bill.frozen] = np.inf
-        flat = ratio[:, columns]
-        for at in np.argsort(flat, axis=None, kind="stable"):
-            channel, column = int(at) // len(columns), columns[int(at) % len(columns)]
+        feeding, old = Feeding(self._bill, labels), labels.copy()
+        saved = 0.0
+        for at in np.argsort(ratio, axis=None, kind="stable"):
+            channel, column = divmod(int(at), len(self._taken))
             if not np.isfinite(ratio[channel, column]) or saved >= amount:
                 break
             before = int(labels[channel])
-            after = 0 if column == tasks else before & ~(1 << column)
-            if after == before or feeding.starves(channel, before, after):
+            after = before & ~int(self._taken[column])
+            if before != old[channel] or feeding.starves(channel, before, after):
                 continue
             feeding.take(channel, before, after)
             labels[channel] = after
             saved += float(savings[channel, column])
-            some = True
-        return some
+        return not np.array_equal(labels, old)
+
+
+def _sets(tasks: int) -> list[int]:
+    every = (1 << tasks) - 1
+    if tasks <= SETS:
+        return list(range(1, every + 1))
+    singles = [1 << t for t in range(tasks)]
+    return [*singles, *(every & ~one for one in singles), every]

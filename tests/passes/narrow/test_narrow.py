@@ -13,7 +13,7 @@ from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST, Feeding
 from compiler.passes.narrow.narrowing import Narrow, pushed
-from compiler.passes.narrow.steps import Sensitivity, Taking, shares
+from compiler.passes.narrow.steps import SETS, Gradients, Sensitivity, Taking, losses
 from tests.passes.merge import families
 from tests.passes.narrow.test_relabel import shared
 
@@ -23,6 +23,12 @@ def parts(family=families.plain, tasks="ab"):
     copies = Copies(graph)
     streams = [copies.numbers(s) for s in copies.streams.streams]
     return copies, Bill(copies), streams
+
+
+def by_readers(bill, loss):
+    """Losses of nobody's are none."""
+    loss[:, 0] = 0
+    return loss
 
 
 def least_read(bill, labels):
@@ -41,7 +47,7 @@ def least_read(bill, labels):
 def test_enough_is_taken_and_every_task_keeps_channels_of_every_layer(whole):
     copies, bill, _ = parts(families.residual, "abc")
     runs = bill.runs({})
-    loss = np.random.default_rng(0).random((copies.count, 4))
+    loss = by_readers(bill, np.random.default_rng(0).random((copies.count, 8)))
     labels = copies.full()
     wanted = 0.4 * float(bill.by_label(labels) @ runs)
     found = Taking(bill, whole).down_to(labels, loss, runs, wanted)
@@ -56,7 +62,7 @@ def test_every_label_finds_something_to_read(seed):
     """Random losses far apart split labels in many ways; after each choice no label may read nothing."""
     copies, bill, _ = parts(families.residual, "abc")
     runs = bill.runs({frozenset("a"): 1.0, frozenset("b"): 1.0, frozenset("c"): 1.0})
-    loss = 10 ** np.random.default_rng(seed).uniform(-6, 0, (copies.count, 4))
+    loss = 10 ** np.random.default_rng(seed).uniform(-6, 0, (copies.count, 8))
     start = copies.full()
     found = Taking(bill, False).down_to(start, loss, runs, 0.35 * float(bill.by_label(start) @ runs))
     assert found is not None and len(set(found)) > 3
@@ -99,7 +105,7 @@ def test_taking_is_refused_where_it_starves_and_counted_where_it_does_not():
 
 def test_what_must_stay_costs_more_than_is_wanted():
     copies, bill, _ = parts()
-    loss = np.ones((copies.count, 3))
+    loss = np.ones((copies.count, 4))
     taking = Taking(bill, False)
     assert taking.down_to(copies.full(), loss, bill.runs({}), 1.0) is None
 
@@ -109,28 +115,57 @@ def test_frozen_channels_stay():
     frozen = bill.frozen
     frozen[streams[0]] = True
     runs = bill.runs({})
-    loss = np.where(frozen, 0.0, 1.0)[:, None] * np.ones(3)
+    loss = np.where(frozen, 0.0, 1.0)[:, None] * np.ones(4)
     start = copies.full()
     found = Taking(bill, False).down_to(start, loss, runs, 0.6 * float(bill.by_label(start) @ runs))
     assert np.array_equal(found[frozen], start[frozen])
 
 
 def test_the_least_loss_per_saving_goes_first():
-    copies, bill, _ = parts()
+    copies, bill, _ = parts(families.residual, "abc")
     runs = bill.runs({})
     start = copies.full()
-    loss = 1 + np.random.default_rng(3).random((copies.count, 3))
+    loss = 1 + np.random.default_rng(3).random((copies.count, 8))
     cost = float(bill.by_label(start) @ runs)
     found = Taking(bill, False).down_to(start, loss, runs, cost - 1)
-    savings = bill.savings(start, runs)[:, :2]
-    best = np.unravel_index(np.argmin(loss[:, :2] / savings), savings.shape)
+    taken = np.arange(1, 8)
+    lost = np.stack([loss[:, [t for t in range(8) if t & s]].sum(axis=1) for s in taken], axis=1)
+    ratio = lost / bill.savings(start, runs, taken)
+    best = np.unravel_index(np.argmin(np.where(ratio > 0, ratio, np.inf)), ratio.shape)
     changed = np.flatnonzero(found != start)
     assert changed.tolist() == [best[0]]
-    assert found[best[0]] == start[best[0]] & ~(1 << int(best[1]))
+    assert found[best[0]] == start[best[0]] & ~int(taken[best[1]])
 
 
-def test_sensitivities_are_of_a_tasks_own_readers():
-    """Gradients are given by hand: ones. A gate's gradient is then the number of weights behind it."""
+@pytest.mark.parametrize("family", [families.residual, families.mlp], ids=lambda f: f.__name__)
+def test_of_channels_that_only_common_nodes_read_no_single_task_lets_go(family):
+    """They are lost to all tasks with the first one, for the same loss: so all of what they cost is to be saved."""
+    copies, bill, _ = parts(family, "abc")
+    runs = bill.runs({})
+    start = copies.full()
+    loss = np.zeros((copies.count, 8))
+    for layer in bill.layers:
+        _, made = layer.labels(start, bill.every)
+        np.add.at(loss, (layer.inward[layer.inward >= 0][:, None], made[None]), 1.0)
+    common = np.all(loss[:, : bill.every] == 0, axis=1)
+    loss[common] /= 100  # they go first
+    found = Taking(bill, False).down_to(start, loss, runs, 0.6 * float(bill.by_label(start) @ runs))
+    assert np.any(found[common] == 0)
+    assert set(found[common]) <= {0, bill.every}
+
+
+@pytest.mark.parametrize("tasks", [SETS, SETS + 1])
+def test_with_more_tasks_fewer_sets_are_tried(tasks):
+    bill = Bill(Copies(shared(families.mlp, "abcdefg"[:tasks])[0]))
+    start = bill.copies.full()
+    loss = np.random.default_rng(0).random((bill.copies.count, bill.every + 1))
+    runs = bill.runs({})
+    found = Taking(bill, False).down_to(start, loss, runs, 0.5 * float(bill.by_label(start) @ runs))
+    assert found is not None and len(set(found)) > 4
+
+
+def test_gradients_are_of_the_readers_of_a_label():
+    """Given by hand as ones, the gradient of a gate is the number of weights behind it."""
     copies, bill, _ = parts()
     labels = copies.full()
     ones = {layer.weight: np.ones([len(layer.outward), len(layer.inward)]) for layer in bill.layers}
@@ -139,21 +174,28 @@ def test_sensitivities_are_of_a_tasks_own_readers():
     for layer in bill.layers:
         for channel in layer.inward[layer.inward >= 0]:
             readers = [r for r in bill.layers if channel in r.inward]
-            whole = sum(len(r.outward) * int((r.inward == channel).sum()) for r in readers)
-            of_first = sum(
-                int((r.labels(labels, bill.every)[1] & 1 > 0).sum()) * int((r.inward == channel).sum())
-                for r in readers
-            )
-            assert found[channel, 2] == pytest.approx(whole * 2**0.5)
-            assert found[channel, 0] == pytest.approx(of_first * 2**0.5)
+
+            def weights(wanted, readers=readers, channel=channel):
+                made = [(r.labels(labels, bill.every)[1], (r.inward == channel).sum()) for r in readers]
+                return 2**0.5 * sum(int(wanted(m).sum()) * int(n) for m, n in made)
+
+            for label in range(1, 4):
+                assert found.by_label[channel, label] == pytest.approx(weights(lambda m, s=label: m == s))
+            assert found.by_task[channel, 0] == pytest.approx(weights(lambda m: m & 1 > 0))
 
 
-def test_shares_make_layers_comparable():
+def test_losses_of_layers_are_comparable():
     copies, _, streams = parts()
-    loss = np.random.default_rng(0).random((copies.count, 3))
-    scaled = loss.copy()
-    scaled[streams[0]] *= 1000
-    assert np.allclose(shares(loss, copies.full(), streams), shares(scaled, copies.full(), streams))
+    rng = np.random.default_rng(0)
+    found = Gradients(rng.random((copies.count, 4)), rng.random((copies.count, 2)))
+    scaled = Gradients(found.by_label.copy(), found.by_task.copy())
+    for made in (scaled.by_label, scaled.by_task):
+        made[streams[0]] *= 1000
+    weights = np.array([1.0, 3.0])
+    first, second = (losses(f, copies.full(), streams, weights) for f in (found, scaled))
+    assert np.allclose(first, second)
+    size = np.sqrt((found.by_task[streams[0]] ** 2).sum(axis=0))
+    assert np.allclose(first[streams[0], 3], found.by_label[streams[0], 3] * (1 / size[0] + 3 / size[1]))
 
 
 def test_combinations_over_their_caps_count_more():
