@@ -114,8 +114,8 @@ CASES: dict[str, LoopCase] = {
     "lstm": LoopCase(SPEED_NETWORKS["lstm-tagger"], "recurrent"),
     "gru": LoopCase(partial(gru, 32, 256, 256), "recurrent"),
     "lstm-block16x1": LoopCase(SPEED_NETWORKS["lstm-tagger"], "recurrent-sparse", f"pattern=block16x1,{_SPARSE}"),
-    "attention-scores": LoopCase(partial(attention, 8, 64, 64, mixing=False), "generic"),
-    "attention-mix": LoopCase(partial(attention, 8, 64, 64, mixing=True), "generic"),
+    "attention-scores": LoopCase(partial(attention, 8, 64, 64, mixing=False), "contraction"),
+    "attention-mix": LoopCase(partial(attention, 8, 64, 64, mixing=True), "contraction"),
     "pool-max": LoopCase(partial(pooling, 64, 56), "generic"),
     "pool-average": LoopCase(partial(pooling, 64, 14, average=True), "generic"),
 }

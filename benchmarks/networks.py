@@ -119,6 +119,39 @@ class Net:
         y = self.apply("MatMul", [x, w], (*lead, out))
         return self.same("Add", y, self.weight(out, gain=0.1))
 
+    def layer_norm(self, x: str) -> str:
+        """LayerNormalization of the last axis."""
+        width = self.shapes[x][-1]
+        scale = self.const(self.rng.uniform(0.5, 1.5, width).astype(np.float32))
+        return str(self.apply("LayerNormalization", [x, scale, self.weight(width, gain=0.1)], self.shapes[x]))
+
+    def attention(self, x: str, heads: int) -> str:
+        """Self-attention of [1, tokens, width], as exporters write it."""
+        _, tokens, width = self.shapes[x]
+
+        def split_heads(*perm: int) -> str:
+            rows = self.reshape(self.dense(x, width), (1, tokens, heads, width // heads))
+            return self.transpose(rows, *perm)
+
+        q, k, v = split_heads(0, 2, 1, 3), split_heads(0, 2, 3, 1), split_heads(0, 2, 1, 3)
+        scores = self.apply("MatMul", [q, k], (1, heads, tokens, tokens))
+        scaled = self.same("Mul", scores, self.const(np.array((width // heads) ** -0.5, np.float32)))
+        weights = self.apply("Softmax", [scaled], self.shapes[scaled], axis=-1)
+        mixed = self.apply("MatMul", [weights, v], self.shapes[q])
+        return self.dense(self.reshape(self.transpose(mixed, 0, 2, 1, 3), (1, tokens, width)), width)
+
+    def gelu(self, x: str) -> str:
+        """x / 2 (1 + erf(x / sqrt 2)), node by node."""
+        half, one, root = (self.const(np.array(v, np.float32)) for v in (0.5, 1.0, 2**0.5))
+        erf = self.same("Add", self.same("Erf", self.same("Div", x, root)), one)
+        return self.same("Mul", self.same("Mul", x, erf), half)
+
+    def encoder_layer(self, x: str, heads: int) -> str:
+        """A pre-norm layer: attention, then two dense layers of four times the width in between."""
+        width = self.shapes[x][-1]
+        x = self.same("Add", x, self.attention(self.layer_norm(x), heads))
+        return self.same("Add", x, self.dense(self.gelu(self.dense(self.layer_norm(x), 4 * width)), width))
+
     def head(self, x: str, classes: int = 10) -> str:
         """Global average and a classifier."""
         n, c, _, _ = self.shapes[x]
@@ -279,33 +312,10 @@ def lstm() -> onnx.ModelProto:
 def transformer() -> onnx.ModelProto:
     """Two pre-norm encoder layers with four heads."""
     net = Net("transformer", (1, 16, 24))
-    tokens, width, heads = 16, 64, 4
-
-    def layer_norm(x: str) -> str:
-        scale = net.const(net.rng.uniform(0.5, 1.5, width).astype(np.float32))
-        return str(net.apply("LayerNormalization", [x, scale, net.weight(width, gain=0.1)], net.shapes[x]))
-
-    def split_heads(x: str, *perm: int) -> str:
-        return net.transpose(net.reshape(net.dense(x, width), (1, tokens, heads, width // heads)), *perm)
-
-    def attention(x: str) -> str:
-        q, k, v = split_heads(x, 0, 2, 1, 3), split_heads(x, 0, 2, 3, 1), split_heads(x, 0, 2, 1, 3)
-        scores = net.apply("MatMul", [q, k], (1, heads, tokens, tokens))
-        scaled = net.same("Mul", scores, net.const(np.array((width // heads) ** -0.5, np.float32)))
-        weights = net.apply("Softmax", [scaled], net.shapes[scaled], axis=-1)
-        mixed = net.apply("MatMul", [weights, v], net.shapes[q])
-        return net.dense(net.reshape(net.transpose(mixed, 0, 2, 1, 3), (1, tokens, width)), width)
-
-    def gelu(x: str) -> str:
-        half, one, root = (net.const(np.array(v, np.float32)) for v in (0.5, 1.0, 2**0.5))
-        erf = net.same("Add", net.same("Erf", net.same("Div", x, root)), one)
-        return net.same("Mul", net.same("Mul", x, erf), half)
-
-    x = net.dense("x", width)
+    x = net.dense("x", 64)
     for _ in range(2):
-        x = net.same("Add", x, attention(layer_norm(x)))
-        x = net.same("Add", x, net.dense(gelu(net.dense(layer_norm(x), 4 * width)), width))
-    return net.model(net.dense(layer_norm(x), 8))
+        x = net.encoder_layer(x, heads=4)
+    return net.model(net.dense(net.layer_norm(x), 8))
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {

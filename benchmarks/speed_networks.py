@@ -145,6 +145,21 @@ def lstm_tagger() -> onnx.ModelProto:
     return net.model(net.dense(y, TAGGER_TAGS))
 
 
+def attention() -> onnx.ModelProto:
+    """One self-attention layer over the 197 tokens of a usual vision transformer, with three heads of 64."""
+    net = Net("attention", (1, 197, 192))
+    return net.model(net.attention("x", heads=3))
+
+
+def encoder() -> onnx.ModelProto:
+    """Two layers of a transformer over 128 tokens, with four heads of 64."""
+    net = Net("encoder", (1, 128, 256))
+    x = "x"
+    for _ in range(2):
+        x = net.encoder_layer(x, heads=4)
+    return net.model(net.layer_norm(x))
+
+
 SPEED_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
@@ -154,6 +169,8 @@ SPEED_NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "lenet": lenet,
     "mlp": mlp,
     "lstm-tagger": lstm_tagger,
+    "attention": attention,
+    "encoder": encoder,
 }
 """Case -> network."""
 

@@ -149,7 +149,7 @@ def _plain_readers(groups: Sequence[Group], layouts: Mapping[ValueRef, Layout]) 
     """Values stored blocked that some kernel reads row-major, with the tasks that need the copy."""
     found: dict[ValueRef, int] = {}
     for group in groups:
-        if group.family not in ("gemm", "recurrent", "view"):
+        if group.family not in ("gemm", "contraction", "recurrent", "view"):
             continue
         for value in group.inputs():
             if value.data is None and not isinstance(layouts.get(value.ref, Plain()), Plain):

@@ -12,13 +12,25 @@ from typing import Any, Literal
 
 import numpy as np
 
+from compiler.codegen.contractions import Contraction, contraction
 from compiler.codegen.epilogues import find_epilogue
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.levels import site_at
 from compiler.ir.op import Expr, Tensor
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
 
-Family = Literal["conv", "siblings", "depthwise", "grouped", "transposed", "gemm", "recurrent", "generic", "view"]
+Family = Literal[
+    "conv",
+    "siblings",
+    "depthwise",
+    "grouped",
+    "transposed",
+    "gemm",
+    "contraction",
+    "recurrent",
+    "generic",
+    "view",
+]
 """What a group is; which algorithm runs it is chosen later among the strategies of its family."""
 
 CONVOLUTIONS = ("conv", "siblings", "depthwise", "grouped", "transposed")
@@ -54,6 +66,10 @@ class Group:
     concatenates them only for convolutions to read."""
     members: tuple[Group, ...] = ()
     """Siblings: the convolutions that one kernel computes, each with its own results, tasks and epilogue."""
+    before: int = 0
+    """Transpositions that the anchor reads through; they come first in `sites`."""
+    behind: int = 0
+    """Transpositions that the result is stored by, one at most; it is the last in `sites`."""
 
     @property
     def outputs(self) -> tuple[Value, ...]:
@@ -78,7 +94,17 @@ class Group:
     @property
     def anchor(self) -> Site:
         """The node the group is about."""
-        return self.sites[0]
+        return self.sites[self.before]
+
+    @property
+    def after(self) -> Sequence[Site]:
+        """The nodes that follow the anchor element by element."""
+        return self.sites[self.before + 1 : len(self.sites) - self.behind]
+
+    @property
+    def moved(self) -> dict[ValueRef, Site]:
+        """The transpositions before the anchor, by result."""
+        return {s.results[0].ref: s for s in self.sites[: self.before]}
 
     def inputs(self) -> tuple[Value, ...]:
         """Values the group reads from outside (constants too), each once, in order of first use."""
@@ -189,7 +215,9 @@ def _place(fusion: _Fusion, site: Site, mask: int) -> None:
     if fusion.templates and _only_joins(fusion, site):
         fusion.joined[site.results[0].ref] = tuple(v for _, v in site.operands.present())
         return
-    if family in (*CONVOLUTIONS, "gemm"):
+    if fusion.templates and _read_through(fusion, site):
+        return
+    if family in (*CONVOLUTIONS, "gemm", "contraction"):
         _open_template(fusion, family, site, mask)
         return
     opened = family == "generic" and len(site.results) == 1
@@ -211,8 +239,57 @@ def _open_template(fusion: _Fusion, family: Family, site: Site, mask: int) -> No
     if family in CONVOLUTIONS:
         x = site.operands[0]
         group.segments = fusion.joined.get(x.ref, (x,))
+    if family == "contraction":
+        _take_transpositions(fusion, group, joins)
     for member in group.sites:
         fusion.groups[member.node.ref] = group
+
+
+def _take_transpositions(fusion: _Fusion, group: Group, joins: Callable[[Node], bool]) -> None:
+    """Let a product read through transpositions, and store by one, instead of kernels that move elements."""
+    before = _transpositions(fusion.graph, group.anchor)
+    group.sites, group.before = [*before, *group.sites], len(before)
+    last = group.outputs[0]
+    reader = _sole_reader(fusion.graph, last)
+    if reader is None or not _transposes(reader) or not joins(reader.node) or group.residual is not None:
+        return
+    if contraction(group.anchor, group.moved, reader) is not None:
+        group.sites, group.behind = [*group.sites, reader], 1
+
+
+def _read_through(fusion: _Fusion, site: Site) -> bool:
+    """Whether a transposition is part of the product that reads it."""
+    reader: Site | None = site
+    while reader is not None and _transposes(reader):
+        reader = _sole_reader(fusion.graph, reader.results[0])
+    if reader is None or _family(reader) != "contraction":
+        return False
+    return any(s.node.ref == site.node.ref for s in _transpositions(fusion.graph, reader))
+
+
+def _transpositions(graph: Graph, site: Site) -> list[Site]:
+    """The transpositions that a product reads through, first to last: those that nobody else reads."""
+    found: list[Site] = []
+    for value in dict.fromkeys(site.operands[:2]):
+        chain: list[Site] = []
+        node = graph.producer(value.ref)
+        while node is not None and _transposes(graph.site(node)) and _sole_reader(graph, value) is not None:
+            chain.insert(0, graph.site(node))
+            value = chain[0].operands[0]
+            node = graph.producer(value.ref)
+        found += chain
+    moved = {s.results[0].ref: s for s in found}
+    return found if contraction(site, moved) is not None else []
+
+
+def _transposes(site: Site) -> bool:
+    return site.node.op.name == "Transpose"
+
+
+def _sole_reader(graph: Graph, value: Value) -> Site | None:
+    """The one node that reads a value, once; None where there are others, or the value is an output."""
+    uses = graph.uses(value.ref)
+    return graph.site(uses[0][0]) if len(uses) == 1 and not graph.is_output(value.ref) else None
 
 
 def _only_joins(fusion: _Fusion, site: Site) -> bool:
@@ -273,7 +350,7 @@ def _family(site: Site) -> Family:
         return _transposed_family(site)
     if name in ("Gemm", "MatMul") and _float_activation(site) and _gemm_fits(site):
         return "gemm"
-    return _fallback_family(site)
+    return "contraction" if contraction(site) is not None else _fallback_family(site)
 
 
 def _conv_family(site: Site) -> Family:
@@ -337,5 +414,13 @@ def joint(members: Sequence[Group]) -> Group:
 
 
 def describe(group: Group) -> tuple[str, ...]:
-    """Names of the group's nodes."""
-    return tuple(s.node.ref.name for s in group.sites)
+    """Names of the group's nodes, that of the anchor first."""
+    others = (s for s in group.sites if s is not group.anchor)
+    return tuple(s.node.ref.name for s in (group.anchor, *others))
+
+
+def loops_of(group: Group) -> Contraction:
+    """The loops of a product of two computed operands, between the buffers that it reads and writes."""
+    found = contraction(group.anchor, group.moved, group.sites[-1] if group.behind else None)
+    assert found is not None, "the family was decided by it"
+    return found

@@ -221,10 +221,18 @@ _HOST_CANDIDATES = (
 )
 
 
-def by_element_fits(rows: int, vectors: int, registers: int, chains: int = 1) -> bool:
+REACH = 1024
+"""Bytes from a base that loads of two vectors reach on 64-bit ARM: beyond, each needs an address of its own."""
+
+
+def by_element_fits(rows: int, vectors: int, registers: int, chains: int = 1, stride: int = REACH) -> bool:
     """Whether a tile that multiplies by element stays in registers: sums, a vector of inputs per row and those read
-    ahead for half of the rows, and weights; LLVM keeps one register for itself."""
-    return rows * vectors * chains + rows + rows // 2 + vectors < registers
+    ahead, and weights; LLVM keeps one register for itself.
+
+    It reads ahead for half of the rows, or for all that one base reaches where they begin `stride` bytes apart.
+    """
+    ahead = max(rows // 2, min(rows, 1 + (REACH - 32) // stride))
+    return rows * vectors * chains + rows + ahead + vectors < registers
 
 
 def machine_arch() -> str:

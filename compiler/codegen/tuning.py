@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler.codegen.groups import CONVOLUTIONS, Group
+from compiler.codegen.groups import CONVOLUTIONS, Group, loops_of
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Choice, weight_form
 from compiler.codegen.strategies.convolution import facts
@@ -174,7 +174,9 @@ def layer_key(group: Group, target: Target) -> str | None:
     elif group.family == "gemm":
         inner, columns = matrix_extent(site)
         shape = f"{site.operands[0].size // inner}x{inner}-{columns}"
+    elif group.family == "contraction":
+        shape = str(loops_of(group))
     else:
         return None
-    after = "+".join(s.node.op.name for s in group.sites[1:]) or "linear"
+    after = "+".join(s.node.op.name for s in group.after) or "linear"
     return f"{target.preset}|{group.family}|{shape}|{weight_form(site.operands[1])}|{after}"

@@ -16,7 +16,7 @@ from benchmarks.settings import chosen
 from benchmarks.speed_networks import DIRECT_SHAPES, SPEED_NETWORKS
 from compiler.ir.onnx_in import load
 
-NAMES = ["resnet18", "resnet50", "vgg16-224", "vgg16-32", "mobilenetv2", "lenet", "mlp", "lstm-tagger"]
+NAMES = "resnet18 resnet50 vgg16-224 vgg16-32 mobilenetv2 lenet mlp lstm-tagger attention encoder".split()
 
 
 def test_the_names_others_rely_on():

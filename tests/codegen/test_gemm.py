@@ -45,9 +45,11 @@ def run(kernel, shape: gemm.GemmShape, x: np.ndarray, w: np.ndarray, b: np.ndarr
     return out[1:-1].reshape(shape.rows, shape.columns)
 
 
-def tiles(rows: int, columns: int, block: int, target: Target, count: int) -> list[tuple[int, int, int]]:
+def tiles(
+    rows: int, inner: int, columns: int, block: int, target: Target, count: int
+) -> list[tuple[int, int, int]]:
     """A seeded choice of register tiles of a shape."""
-    found = sorted(register_tiles(rows, -(-columns // block), target))
+    found = sorted(register_tiles(rows, -(-columns // block), target, inner))
     picked = RNG.choice(len(found), min(count, len(found)), replace=False)
     return [found[i] for i in picked]
 
@@ -63,7 +65,7 @@ def test_every_tile_computes_the_same(name: str, extent: tuple[int, int, int], t
         gemm.GemmShape(rows, inner, columns, block, tile=tile, input_lanes=lanes)
         for block in (4, target.lanes)
         for lanes in (1, 4)
-        for tile in tiles(rows, columns, block, target, 2)
+        for tile in tiles(rows, inner, columns, block, target, 2)
     ]
     shapes = {f"k{i}": s for i, s in enumerate(made)}
     library = load(shapes, target, tmp_path)
@@ -87,7 +89,7 @@ def test_compiles_for_arm(name: str) -> None:
 def test_tiles_fit_the_registers() -> None:
     for name in ("x86-64-v3", "x86-64-v4", "aarch64-cortex-a72", "armv7-neon"):
         target = find_target(name)
-        found = list(register_tiles(40, 8, target))
+        found = list(register_tiles(40, 8, target, 512))
         assert found
         assert all(r * v * c + 2 <= target.vector_registers for r, v, c in found)
 
@@ -96,7 +98,7 @@ def test_predicted_time_prefers_full_tiles() -> None:
     """The best tile of a large product comes near the peak of the machine."""
     for name in ("x86-64-v3", "x86-64-v4", "aarch64-cortex-a76"):
         target = find_target(name)
-        best = min(tile_seconds(96, 512, 512, target.lanes, t, target) for t in register_tiles(96, 8, target))
+        best = min(tile_seconds(96, 512, 512, target.lanes, t, target) for t in register_tiles(96, 8, target, 512))
         assert best < 1.1 * 2 * 96 * 512 * 512 / target.machine.peak_flops
 
 
@@ -109,7 +111,8 @@ def test_rows_that_share_a_cache_set_make_low_tiles() -> None:
 
     def best(inner: int) -> tuple[int, int, int]:
         return min(
-            register_tiles(128, 16, target), key=lambda t: tile_seconds(128, inner, 256, target.lanes, t, target)
+            register_tiles(128, 16, target, inner),
+            key=lambda t: tile_seconds(128, inner, 256, target.lanes, t, target),
         )
 
     assert best(1024)[0] <= 8 < best(1000)[0]

@@ -46,6 +46,12 @@ def wide(b: Builder) -> ValueRef:
     return b.input("x", 1, 128, 14, 14)
 
 
+def attention(b: Builder) -> ValueRef:
+    """Products of all pairs of 64 tokens, for 8 heads."""
+    q, k = b.input("q", 8, 64, 64), b.input("k", 8, 64, 64)
+    return b.apply("MatMul", q, b.apply("Transpose", k, perm=(0, 2, 1)))  # type: ignore[no-any-return]
+
+
 def sparse(b: Builder) -> ValueRef:
     """3x3 with weights in blocks of 16."""
     weight = sparse_weight(b.graph, BlockSparse(0, (16, 1)), (64, 64, 3, 3))
@@ -68,6 +74,7 @@ CASES: dict[str, tuple[Callable[[Builder], ValueRef], str, float, bool]] = {
         True,
     ),
     "matrix": (lambda b: b.apply("MatMul", b.input("x", 14, 256), b.weight(256, 64)), "gemm", 0.85, True),
+    "two computed operands": (attention, "contraction", 0.85, True),
     "one row": (lambda b: b.apply("MatMul", b.input("x", 1, 256), b.weight(256, 64)), "gemm", 0.6, True),
     "blocks": (sparse, "block-sparse", 0.68, True),
     # a load, a copy of the bias, an activation and a store for 9 products of an output

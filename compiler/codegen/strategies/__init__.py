@@ -5,6 +5,7 @@ from __future__ import annotations
 from compiler.codegen.groups import Family
 from compiler.codegen.strategies.base import Strategy
 from compiler.codegen.strategies.block_sparse import BlockSparse
+from compiler.codegen.strategies.contraction import ContractionProduct
 from compiler.codegen.strategies.depthwise import Depthwise
 from compiler.codegen.strategies.direct import DirectConv
 from compiler.codegen.strategies.generic import Generic
@@ -31,6 +32,7 @@ STRATEGIES: dict[str, Strategy] = {
         GroupedConv(),
         Transposed(),
         Gemm(),
+        ContractionProduct(),
         Recurrent(),
         SparseRecurrent(),
         Generic(),

@@ -18,7 +18,7 @@ from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
 HIDDEN_LOAD = 0.05
-"""Cycles of a load that multiply-adds hide (64-bit ARM)."""
+"""Cycles of a load that multiply-adds hide (ARM)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ def activation_of(group: Group) -> Activation:
     if group.residual is not None:
         known[group.residual.ref] = RESIDUAL
     steps: list[Step] = []
-    for site in group.sites[1:]:
-        if group.bias is not None and site is group.sites[1]:
+    for place, site in enumerate(group.after):
+        if group.bias is not None and place == 0:
             known[site.results[0].ref] = SUM
             continue
         operands = [site.operands.optional(i) for i in range(len(site.operands))]
@@ -159,9 +159,12 @@ def input_loads(target: Target) -> float:
 
 
 def hidden_loads(target: Target, rows: int, vectors: int) -> float:
-    """Cycles that loads of a step of rows x vectors products cost although multiply-adds hide them (64-bit ARM):
-    loads of two vectors of weights, or of a row's inputs for several steps and their address."""
-    return HIDDEN_LOAD * (rows / target.input_lanes + vectors / 2) if target.input_lanes > 1 else 0.0
+    """Cycles that loads of a step of rows x vectors products cost although multiply-adds hide them (ARM): on 64-bit
+    ARM loads of two vectors of weights, or of a row's inputs for several steps and their address."""
+    if target.arch == "x86_64":
+        return 0.0
+    together = 2 if target.input_lanes > 1 else 1
+    return HIDDEN_LOAD * (rows / target.input_lanes + vectors / together)
 
 
 def weight_seconds(bytes_: int, situation: Situation) -> float:

@@ -27,6 +27,7 @@ class Gemm(Strategy):
 
     name = "gemm"
     version = 2
+    arm_version = 3
     families = ("gemm",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
@@ -35,7 +36,7 @@ class Gemm(Strategy):
         rows, block = site.operands[0].size // inner, column_block(columns, situation.target.lanes)
         weights = weight_seconds(4 * inner * -(-columns // block) * block, situation)
         found = []
-        for tile in register_tiles(rows, -(-columns // block), situation.target):
+        for tile in register_tiles(rows, -(-columns // block), situation.target, inner):
             seconds = tile_seconds(rows, inner, columns, block, tile, situation.target)
             # the part that overlaps still tells tiles apart where the weights are slower
             found.append(Candidate(Choice(self.name, tile), max(seconds, weights) + 0.1 * min(seconds, weights)))
@@ -71,14 +72,17 @@ class Gemm(Strategy):
         return Built(("gemm", shape), func, (*slots, plain_slot(y)), self.name, shape.parts)
 
 
-def register_tiles(rows: int, vectors: int, target: Target) -> Iterable[tuple[int, int, int]]:
-    """(rows, column vectors, chains) that stay in registers: spills in the inner loop cost more than they save."""
+def register_tiles(rows: int, vectors: int, target: Target, stride: int) -> Iterable[tuple[int, int, int]]:
+    """(rows, column vectors, chains) that stay in registers: spills in the inner loop cost more than they save.
+
+    Rows begin `stride` elements apart.
+    """
     room = target.vector_registers - 1
     for wide in (v for v in (1, 2, 3, 4, 6, 8) if v <= vectors):
         for high in range(1, min(rows, room) + 1):
             for chains in (1, 2, 4, 8):
                 if target.input_lanes > 1:
-                    fits = by_element_fits(high, wide, target.vector_registers, chains)
+                    fits = by_element_fits(high, wide, target.vector_registers, chains, 4 * stride)
                 else:
                     fits = high * wide * chains + 1 + (wide if high > 1 else 1) <= room
                 if fits:
@@ -86,9 +90,16 @@ def register_tiles(rows: int, vectors: int, target: Target) -> Iterable[tuple[in
 
 
 def tile_seconds(
-    rows: int, inner: int, columns: int, block: int, tile: tuple[int, int, int], target: Target
+    rows: int,
+    inner: int,
+    columns: int,
+    block: int,
+    tile: tuple[int, int, int],
+    target: Target,
+    stride: int | None = None,
 ) -> float:
-    """Time of all register tiles by the largest of multiply-adds, loads, and latency of the sums."""
+    """Time of all register tiles by the largest of multiply-adds, loads, and latency of the sums; rows begin
+    `stride` elements apart, if they do not follow each other."""
     machine, (most, wide, chains) = target.machine, tile
     tiles, base, longer = balanced(rows, most)
     full, rest = divmod(-(-columns // block), wide)
@@ -102,7 +113,7 @@ def tile_seconds(
                 machine.fma_latency / chains,
             )
             step += hidden_loads(target, high, vectors)
-            step *= 1 + 0.03 * max(0, rows_in_a_set(high, inner) - WAYS)
+            step *= 1 + 0.03 * max(0, rows_in_a_set(high, stride or inner) - WAYS)
             ends = TILE_CYCLES + high * vectors * (chains + 2)
             cycles += repeat * panels * (inner * step + ends)
     return cycles / machine.clock

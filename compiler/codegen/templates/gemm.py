@@ -7,7 +7,6 @@ exist, in powers of two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.activation import Activation
 from compiler.codegen.templates.common import KernelBuilder, kernel, vector, view
-from compiler.codegen.templates.product import ProductTile, balanced, pieces
+from compiler.codegen.templates.product import ProductTile, balanced, either, heights, pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +88,9 @@ class _Gemm:
         with self.made.each_part() as part:
             panel, tile = (part, 0) if self.tiles == 1 else (part // self.tiles, part % self.tiles)
             last = self.s.panels == 1 or panel == self.s.panels - 1
-            for columns in _either(last, rest, self.s.lanes):
-                self._rows(panel, columns, tile)
-
-    def _rows(self, panel: Any, columns: int, tile: Any) -> None:
-        """The tile's rows; the first `longer` tiles have one more."""
-        if not self.longer:
-            self._tile(panel, columns, tile * self.base, self.base)
-            return
-        for rows in _either(tile < self.longer, self.base + 1, self.base):
-            top = tile * self.base + (tile if rows > self.base else self.longer)
-            self._tile(panel, columns, top, rows)
+            for columns in either(last, rest, self.s.lanes):
+                for rows, top in heights(tile, self.base, self.longer):
+                    self._tile(panel, columns, top, rows)
 
     def _tile(self, panel: Any, columns: int, top: Any, rows: int) -> None:
         s, v = self.s, self.s.block
@@ -121,17 +112,3 @@ class _Gemm:
             other = None if self.R is None else self.R[row, at]
             value = self.s.activation.apply(self.tile.sums.part(k, start, width), width, other)
             T.buffer_store(self.Y, value, [row, at])
-
-
-def _either(condition: Any, yes: int, no: int) -> Iterator[int]:
-    """Emits what the loop body emits twice: for `yes` where the condition holds, else for `no`; 0 means never."""
-    if not yes or (isinstance(condition, bool) and not condition):
-        yield no
-    elif isinstance(condition, bool):
-        yield yes
-    else:
-        with T.If(condition):
-            with T.Then():
-                yield yes
-            with T.Else():
-                yield no

@@ -7,16 +7,13 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from compiler.codegen.target import REACH
 from compiler.codegen.templates.common import Registers, splat
 
 ReadRow = Callable[[int, Any, int], Any]
 """(row of the tile, reduction step, count) -> that many consecutive elements of the row."""
 ReadVector = Callable[[Any, int], Any]
 """(reduction step, vector of the tile) -> the other operand's vector."""
-
-
-REACH = 1024
-"""Bytes from a base that loads of two vectors reach on ARM: beyond, each needs an address of its own."""
 
 
 class ProductTile:
@@ -133,3 +130,27 @@ def pieces(count: int, width: int) -> tuple[tuple[int, int], ...]:
         found.append((start, width))
         start += width
     return tuple(found)
+
+
+def heights(tile: Any, base: int, longer: int) -> Iterator[tuple[int, Any]]:
+    """Emits what the loop body emits once or twice: (rows, first row) of a tile of `balanced`, whose first `longer`
+    tiles have one more than `base`."""
+    if not longer:
+        yield base, tile * base
+        return
+    for rows in either(tile < longer, base + 1, base):
+        yield rows, tile * base + (tile if rows > base else longer)
+
+
+def either(condition: Any, yes: int, no: int) -> Iterator[int]:
+    """Emits what the loop body emits twice: for `yes` where the condition holds, else for `no`; 0 means never."""
+    if not yes or (isinstance(condition, bool) and not condition):
+        yield no
+    elif isinstance(condition, bool):
+        yield yes
+    else:
+        with T.If(condition):
+            with T.Then():
+                yield yes
+            with T.Else():
+                yield no
