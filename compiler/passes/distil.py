@@ -21,6 +21,7 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import level_count
 from compiler.ir.text import digest
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
+from compiler.passes.spec import named_number
 from compiler.training.answers import numbers
 
 METHOD = "3"
@@ -134,10 +135,9 @@ class Distil(Pass):
         """Task -> weight; ValueError names what cannot be read."""
         found = dict.fromkeys(graph.tasks, 1.0)
         for text in self.weights:
-            task, colon, number = text.rpartition(":")
-            if not colon or task not in found:
-                raise ValueError(f"weights: '{text}' is not TASK:WEIGHT with one of {', '.join(graph.tasks)}")
-            found[task] = float(number)
+            wrong = f"weights: '{text}' is not TASK:WEIGHT with one of {', '.join(graph.tasks)}"
+            task, weight = named_number(text, found.__contains__, wrong)
+            found[task] = weight
         return found
 
     def _checkpoint(self, graph: Graph, use: Resources, feeds: list[dict[str, np.ndarray]]) -> Path | None:

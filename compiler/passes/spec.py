@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from compiler.errors import ConfigError
@@ -140,13 +141,33 @@ def _scalar(text: str, hint: Any) -> Any:
             raise ValueError(f"'{text}' is not true or false")
         return text == "true"
     if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            raise ValueError(f"'{text}' is not {'a whole' if hint is int else 'a'} number") from None
+        return _number(text, hint)
     if hint is str:
         return _text(text)
     raise ValueError(f"values of {hint} cannot be written in a spec string")
+
+
+def _number(text: str, hint: type[int] | type[float]) -> int | float:
+    """A number of the type; nan is none, for it passes every comparison that is to keep wrong values out."""
+    try:
+        found = hint(text)
+    except ValueError:
+        found = math.nan
+    if math.isnan(found):
+        raise ValueError(f"'{text}' is not {'a whole' if hint is int else 'a'} number")
+    return found
+
+
+def named_number(text: str, known: Callable[[str], bool], otherwise: str) -> tuple[str, float]:
+    """`name:1.5` as a name that is `known` and a finite number from 0 on; ValueError says `otherwise`."""
+    name, _, number = text.rpartition(":")
+    try:
+        found = _number(number, float)
+    except ValueError:
+        found = math.inf
+    if not known(name) or not 0 <= found < math.inf:
+        raise ValueError(otherwise)
+    return name, found
 
 
 def _text(text: str) -> str:

@@ -35,10 +35,24 @@ from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.stages import stages
 from compiler.passes.merge.streams import Place, Stream, Streams
 from compiler.passes.prune.surgery import ROUNDING, join_shared, split_shared
+from compiler.passes.spec import changed, named_number
 
 STARTS = ("separate", "shared")
 
 POLICIES = ("lattice", "exact", "prefix", "mtz", "pam", "zipit")
+
+LIMITED = ("lattice", "prefix")
+
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("max_drift", "max_loss", "limits"), LIMITED),
+    "depth": ("prefix", "mtz", "pam", "zipit", "shared"),
+    "multiple": ("lattice",),
+    "share": ("mtz",),
+    "alpha": ("zipit",),
+    "beta": ("zipit",),
+    "threshold": ("pam",),
+}
+"""Option -> the policies that read it, `shared` being the lattice with that start."""
 
 WIRING = 2
 """Inputs on which the way channels are put together is checked."""
@@ -102,6 +116,7 @@ class Merge(Pass):
             problems.append(
                 f"policy {self.policy} needs calibration inputs; give [calibration] data, or take policy=exact"
             )
+        problems += self._idle()
         for read in (lambda: self._losses(graph), lambda: caps_of(self.caps, graph)):
             try:
                 read()
@@ -109,6 +124,16 @@ class Merge(Pass):
                 problems.append(str(error))
         if problems:
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+
+    def _idle(self) -> list[str]:
+        """Options that were given and that the policy does not read."""
+        kind = "shared" if self.start == "shared" else self.policy
+        given = dict(changed(self))
+        return [
+            f"{option} says nothing to policy {self.policy}{' with start=shared' * (kind == 'shared')}"
+            for option, kinds in READ_BY.items()
+            if option in given and kind not in kinds
+        ]
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told = list(Deduplicate().rewrite(graph, use))
@@ -188,10 +213,9 @@ class Merge(Pass):
         """Task -> what its outputs may lose; ValueError names what cannot be read."""
         found = dict.fromkeys(graph.tasks, self.max_loss)
         for text in self.limits:
-            task, colon, number = text.rpartition(":")
-            if not colon or task not in found:
-                raise ValueError(f"limits: '{text}' is not TASK:SHARE with one of {', '.join(graph.tasks)}")
-            found[task] = float(number)
+            wrong = f"limits: '{text}' is not TASK:SHARE with one of {', '.join(graph.tasks)}"
+            task, share = named_number(text, found.__contains__, wrong)
+            found[task] = share
         return found
 
     def _workload(self, graph: Graph, use: Resources) -> Mapping[frozenset[str], float]:
@@ -247,14 +271,11 @@ def caps_of(texts: Sequence[str], graph: Graph) -> dict[frozenset[str], float]:
     """Combination -> most multiply-adds, from `a/b:1500000`; ValueError names what cannot be read."""
     found = {}
     for text in texts:
-        names, _, number = text.rpartition(":")
-        tasks = frozenset(names.split("/"))
-        try:
-            found[tasks] = float(number)
-        except ValueError:
-            tasks = frozenset([""])
-        if not tasks <= set(graph.tasks):
-            raise ValueError(f"caps: '{text}' is not TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}")
+        wrong = f"caps: '{text}' is not TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}"
+        names, macs = named_number(text, lambda names: set(names.split("/")) <= set(graph.tasks), wrong)
+        if not macs:
+            raise ValueError(wrong)
+        found[frozenset(names.split("/"))] = macs
     return found
 
 

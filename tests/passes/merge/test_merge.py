@@ -21,7 +21,7 @@ from compiler.passes.extract import ExtractTasks
 from compiler.passes.merge import originals
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.match import align
-from compiler.passes.merge.merging import WIRING, Merge
+from compiler.passes.merge.merging import LIMITED, WIRING, Merge
 from compiler.passes.merge.rows import value_rows
 from compiler.passes.merge.streams import Streams
 from compiler.passes.prune.channels import PruneChannels
@@ -89,10 +89,15 @@ def permuted(graph: Graph, task: str, seed: int) -> Graph:
 
 
 # ---------------------------------------------------------------------- copies and strangers
+def limited(policy, **limits):
+    """A merge within limits, where the policy knows any."""
+    return Merge(policy=policy, **(limits if policy in LIMITED else {}))
+
+
 @pytest.mark.parametrize("policy", ["exact", "lattice"])
 def test_a_copy_costs_nothing_and_changes_nothing(policy):
     graph = joined(residual("a", 0), renamed(residual("b", 0), 7))
-    merged = Merge(policy=policy, max_loss=0, max_drift=0)(graph, data(graph))
+    merged = limited(policy, max_loss=0, max_drift=0)(graph, data(graph))
     alone = ExtractTasks(tasks=("a",))(graph)
     assert macs(merged)[frozenset("ab")] == macs(alone)[frozenset("a")]
     feeds = feed(graph)
@@ -134,8 +139,8 @@ def test_strangers_share_nothing_at_zero_loss_and_change_nothing(family):
 @pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
 def test_every_subset_is_a_restriction_and_costs_what_its_file_costs(family, policy):
     graph = joined(*(FAMILIES[family](t, i) for i, t in enumerate("abc")))
-    options = {"max_drift": 5.0, "max_loss": 9.0, "depth": 2 if policy == "prefix" else 0}
-    merged = Merge(policy=policy, **options)(graph, data(graph))
+    one = limited(policy, max_drift=5.0, max_loss=9.0)
+    merged = replace(one, depth=2 if policy == "prefix" else 0)(graph, data(graph))
     feeds, costs = feed(graph), macs(merged)
     full = outputs(merged, feeds)
     assert digest(merged) != digest(graph)
@@ -159,7 +164,7 @@ def test_orders_do_not_matter_and_runs_repeat(policy):
     nets = {t: plain(t, i) for i, t in enumerate("abc")}
     use = data(joined(*nets.values()))
     results = [
-        Merge(policy=policy, max_drift=0.4, max_loss=0.6)(joined(*(nets[t] for t in order)), use)
+        limited(policy, max_drift=0.4, max_loss=0.6)(joined(*(nets[t] for t in order)), use)
         for order in ("abc", "abc", "cab")
     ]
     assert to_onnx(results[0]).SerializeToString() == to_onnx(results[1]).SerializeToString()
@@ -200,7 +205,12 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
         ({"start": "wide"}, "start is 'wide'; it can be separate or shared"),
         ({"start": "shared", "policy": "mtz"}, "start is 'shared'; .* the latter for lattice only"),
         ({"limits": ("z:0.1",)}, "limits: 'z:0.1' is not TASK:SHARE"),
+        ({"limits": ("a:nan",)}, "limits: 'a:nan' is not TASK:SHARE"),
         ({"caps": ("a/z:10",)}, "caps: 'a/z:10' is not TASK/TASK:MACS"),
+        ({"caps": ("a/b:0",)}, "caps: 'a/b:0' is not TASK/TASK:MACS"),
+        ({"policy": "mtz", "max_loss": 0.01}, "max_loss says nothing to policy mtz"),
+        ({"policy": "pam", "share": 0.5}, "share says nothing to policy pam"),
+        ({"start": "shared", "multiple": 4}, "multiple says nothing to policy lattice with start=shared"),
     ],
 )
 def test_wrong_options(options, message):
@@ -333,7 +343,7 @@ def test_a_layer_that_reads_only_zeros(policy):
     bias = dead.operands(silent)[2]
     dead.update(bias.ref, data=np.full(bias.shape, -1e3, np.float32))
     graph = joined(whole, dead.freeze())
-    merged = Merge(policy=policy, max_loss=0.1)(graph, data(graph))
+    merged = limited(policy, max_loss=0.1)(graph, data(graph))
     assert all(n <= macs(graph)[q] for q, n in macs(merged).items() if len(q) == 2)
     if policy == "lattice":
         assert macs(merged)[frozenset("b")] <= macs(graph)[frozenset("b")]
