@@ -151,11 +151,11 @@ class TorchNet:
 
     # ------------------------------------------------------------------ weights
     def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
-        """Leave out elements where a mask, of the leading axes of its weight, is False: they are zero now."""
+        """Leave out elements where a mask, which broadcasts to its weight, is False: they are zero now."""
         with torch.no_grad():
             for ref, mask in masks.items():
                 weight = self.weights[ref]
-                kept = torch.from_numpy(mask).to(self.device).reshape(mask.shape + (1,) * (weight.ndim - mask.ndim))
+                kept = torch.from_numpy(mask).to(self.device)
                 self._masks[ref] = kept & self._masks.get(ref, torch.ones_like(kept))
                 weight.mul_(self._masks[ref])
 

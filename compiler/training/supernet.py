@@ -59,8 +59,12 @@ class Supernet:
         made = predict(self._net, self._held_out.inputs, 4 * BATCH)
         return {r: float(self._objective.term(r, y, self._held_out.teacher[r])) for r, y in made.items()}
 
-    def gates(self, samples: int) -> Iterator[Mapping[ValueRef, np.ndarray]]:
-        """Gradients of gates on every weight [its leading two axes], for `samples` inputs in small groups."""
+    def gates(
+        self, samples: int, axes: Mapping[ValueRef, tuple[int, int]]
+    ) -> Iterator[Mapping[ValueRef, np.ndarray]]:
+        """Gradients of gates on single weights, summed up over all but two axes, for `samples` inputs in small
+        groups: weight -> array of its two `axes`, in the order in which the weight has them.
+        """
         part = self._train.at(self._shuffled()[:samples])
         spreads = {r: variance(y) for r, y in predict(self._net, part.inputs, BATCH).items()}
         for first in range(0, len(part), DRAWN):
@@ -69,7 +73,8 @@ class Supernet:
             made = self._net.run({n: x[first : first + DRAWN] for n, x in part.inputs.items()})
             drawn = [drawn_loss(y, spreads[r], self._generator, self._kinds[r]) for r, y in made.items()]
             torch.stack(drawn).sum().backward()
-            yield {r: _gate(w) for r, w in self._net.weights.items() if w.ndim > 1 and w.grad is not None}
+            weights = {r: self._net.weights[r] for r in axes}
+            yield {r: _gate(w, axes[r]) for r, w in weights.items() if w.grad is not None}
 
     def store(self, graph: Graph) -> None:
         """Write the weights into `graph`, which has them under the same names."""
@@ -84,7 +89,8 @@ class Supernet:
         return torch.randperm(len(self._train), generator=self._generator, device=self._net.device)
 
 
-def _gate(weight: torch.nn.Parameter) -> np.ndarray:
+def _gate(weight: torch.nn.Parameter, axes: tuple[int, int]) -> np.ndarray:
     assert weight.grad is not None
     product = (weight.detach() * weight.grad).double()
-    return np.asarray(product.flatten(2).sum(-1).cpu() if weight.ndim > 2 else product.cpu())
+    others = [d for d in range(weight.ndim) if d not in axes]
+    return np.asarray((product.sum(others) if others else product).cpu())

@@ -19,9 +19,10 @@ from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import Role
 from compiler.passes.merge.emit import Clone, concat, emit, parameter, set_parameter
 from compiler.passes.merge.entries import Entry, ordered, original_entry
-from compiler.passes.merge.labels import Channel, Labelling, Slab, base_name, separate, slabs
+from compiler.passes.merge.labels import Channel, Labelling, Slab, base_name, separate, slabs, task_order
 from compiler.passes.merge.layer import LayerFit, PriorOf, as_is
 from compiler.passes.merge.originals import Originals, is_depthwise
+from compiler.passes.merge.recurrent import Cell, Cells, placed_inputs
 from compiler.passes.merge.rows import restored
 from compiler.passes.merge.solve import Fit, Freedom
 from compiler.passes.merge.statistics import depthwise_taps, moved_statistics
@@ -78,6 +79,7 @@ class Assembly:
         """Rewrite all places; the old nodes that nobody reads any more stay behind for a sweep."""
         steps: Mapping[Role, Callable[[Place], None]] = {
             Role.LAYER: self._layer,
+            Role.RECURRENT: self._recurrent,
             Role.EACH: self._each,
             Role.ROUTE: self._route,
             Role.WHOLE: self._whole,
@@ -105,17 +107,26 @@ class Assembly:
     # ------------------------------------------------------------------ layers
     def _layer(self, place: Place) -> None:
         self._settle(place)
+        slabs, kept = self._labelled(place)
+        fit = self.fit(place) if slabs or self._moved(place) else None
+        for source in kept:
+            self._keep_layer(place, source, fit)
+        for slab in slabs:
+            assert fit is not None
+            self._label_layer(place, slab, fit)
+
+    def _labelled(self, place: Place) -> tuple[list[Slab], list[Source]]:
+        """What is made by label at a place of layers, and the nodes that stay."""
         written = [self.streams.of_group[g] for s in place.sources for g in s.groups]
         labelled = {s.index for s in written if s.index in self.labelling}
-        fit = self.fit(place) if labelled or self._moved(place) else None
+        kept = []
         for source in place.sources:
             if labelled.isdisjoint(self.streams.of_group[g].index for g in source.groups):
-                self._keep_layer(place, source, fit)
+                kept.append(source)
             else:
-                self._entries[source.site.results[0].ref] = []
-        for slab in (s for index in sorted(labelled) for s in self._slabs[index]):
-            if place.holding(slab.groups) and fit is not None:
-                self._label_layer(place, slab, fit)
+                self._entries |= {value.ref: [] for value in source.site.results}
+        found = [s for index in sorted(labelled) for s in self._slabs[index] if place.holding(s.groups)]
+        return found, kept
 
     def _settle(self, place: Place) -> None:
         """Have streams labelled that this place is the first to write, with all streams that share a value."""
@@ -188,10 +199,7 @@ class Assembly:
     def _label_layer(self, place: Place, slab: Slab, fit: LayerFit) -> None:
         """One node for the channels of a slab."""
         sources, mask = place.holding(slab.groups), place.mask_of(slab.groups)
-        entries = self.readable(place, slab.groups)
-        if not entries:
-            self.findings.unread.append((place.index, slab.groups))
-            entries = [e for s in sources[:1] for e in self._entries[s.site.operands[0].ref]]
+        entries = self._read(place, slab.groups)
         site, result = sources[0].site, sources[0].site.results[0]
         solved, columns = fit.solve_slab(sources, slab, entries, self.freedom, self._prior_of)
         self.findings.residuals[place.index, mask] = max(
@@ -210,6 +218,61 @@ class Assembly:
         entry = Entry(made.ref, mask, (slab,), (columns,))
         for source in sources:
             self._entries[source.site.results[0].ref].append(entry)
+
+    def _read(self, place: Place, groups: tuple[int, ...]) -> list[Entry]:
+        """What a layer of a label reads; where it may read nothing, that is noted, and all that its first network
+        reads stands in.
+        """
+        entries = self.readable(place, groups)
+        if not entries:
+            self.findings.unread.append((place.index, groups))
+            entries = [e for s in place.holding(groups)[:1] for e in self._entries[s.site.operands[0].ref]]
+        return entries
+
+    # ------------------------------------------------------------------ recurrent layers
+    def _recurrent(self, place: Place) -> None:
+        self._settle(place)
+        slabs, kept = self._labelled(place)
+        for source in kept:
+            self._keep_recurrent(source)
+        by_mask: dict[int, list[Slab]] = {}
+        for slab in slabs:
+            by_mask.setdefault(place.mask_of(slab.groups), []).append(slab)
+        cells = Cells(self.graph, self.streams.channels, place)
+        for mask in sorted(by_mask, key=task_order):
+            self._label_recurrent(place, cells, mask, by_mask[mask])
+
+    def _keep_recurrent(self, source: Source) -> None:
+        """The node stays, with its weights where what it read is now."""
+        x = source.site.operands[0]
+        entries = [e for e in self._entries[x.ref] if e.mask & source.mask == source.mask]
+        moved = len(entries) != 1 or not entries[0].original
+        if moved:
+            weights = placed_inputs(self.graph, self.streams.channels, source.site, entries)
+            read = concat(self.graph, source.ref.name, [e.value for e in entries], 2)
+            self._run_new([read], source.mask)
+            self.graph.set_operand(source.ref, 0, read)
+            set_parameter(self.graph, source.ref, 1, weights)
+        self._keep(source)
+        if moved:
+            self._changed.update(v.ref for v in source.site.results)
+
+    def _label_recurrent(self, place: Place, cells: Cells, mask: int, slabs: Sequence[Slab]) -> None:
+        """Nodes for all hidden units of one set of tasks."""
+        groups = tuple(sorted({g for slab in slabs for g in slab.groups}))
+        sources = place.holding(groups)
+        cell = Cell(self._name(sources[0], mask), mask, sources, tuple(slabs))
+        above = cells.above(mask)
+        cells.add(cell, self._read(place, groups))
+        for larger in above:
+            self._run_new([*larger.before.values()], larger.mask)
+        for result in range(len(sources[0].site.results)):
+            values = [s.site.results[result].ref for s in place.sources]
+            if any(self.streams.graph.uses(v) for v in values):
+                entries = cells.by_slab(cell, result)
+                self._run_new([e.value for e in entries], mask)
+                for source in sources:
+                    self._entries[source.site.results[result].ref] += entries
 
     def _with_constant(self, name: str, sources: Sequence[Source], product: Value, offset: np.ndarray) -> Value:
         """A product without a place for a constant leaves it to the Add behind it, or gets one."""

@@ -2,9 +2,9 @@
 
 A channel is an atom of the ties' closure: entries of several axes that exist together, such as a filter, its
 bias, the channel of the map and of every activation behind it. Channels of one layer, or of one residual stream,
-form a group. A node either makes channels from others by constant weights (LAYER), works on each channel alone
-(EACH), or passes channels on (ROUTE). Everything else reads its operands whole (WHOLE): groups it touches keep
-one owner.
+form a group. A node either makes channels from others by constant weights (LAYER), and in a recurrent layer from
+what they were one step before too (RECURRENT), works on each channel alone (EACH), or passes channels on (ROUTE).
+Everything else reads its operands whole (WHOLE): groups it touches keep one owner.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir.graph import Graph, NodeRef, Site, Value
+from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, Recurrent, W
 from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import Axis
 
@@ -24,10 +25,14 @@ class Role(enum.Enum):
     """What a node does with channels."""
 
     LAYER = "layer"
+    RECURRENT = "recurrent"
     EACH = "each"
     ROUTE = "route"
     WHOLE = "whole"
 
+
+MAKERS = (Role.LAYER, Role.RECURRENT)
+"""Roles of nodes that make channels from others by constant weights."""
 
 ROUTING = ("Concat", "Split", "Slice", "Gather")
 """Operators that move whole channels along their own axis; their other uses are EACH or WHOLE."""
@@ -62,11 +67,15 @@ class Channels:
 class ChannelMap:
     """Groups of a graph, the role of every node, and what each value is made of.
 
-    `exclude(name)`: values and nodes whose channels stay as they are.
+    `exclude(name)`: values and nodes whose channels stay as they are. `recurrent`: hidden units may be labelled one
+    by one; else recurrent layers are read whole.
     """
 
-    def __init__(self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False) -> None:
+    def __init__(
+        self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False, *, recurrent: bool = False
+    ) -> None:
         self.graph = graph
+        self._recurrent = recurrent
         self.closure = Closure(graph, exclude=exclude)
         self._groups = [Channels(i, g.atoms, True) for i, g in enumerate(self.closure.groups)]
         self._on = self._groups_by_axis()
@@ -157,9 +166,12 @@ class ChannelMap:
     def _role(self, site: Site) -> tuple[Role, str]:
         """The role of a node, and for WHOLE why, as a phrase about the groups it touches."""
         what = f"{site.node.op.name} '{site.node.ref}'"
-        if layer_axes(site) is not None:
-            reason = self._layer_problem(site)
-            return (Role.WHOLE, f"{what} {reason}") if reason else (Role.LAYER, "")
+        if maker_axes(site) is not None:
+            recurrent = isinstance(site.node.op, Recurrent)
+            reason = self._recurrent_problem(site) if recurrent else ""
+            reason = reason or self._positions_problem(site)
+            made = Role.RECURRENT if recurrent else Role.LAYER
+            return (Role.WHOLE, f"{what} {reason}") if reason else (made, "")
         data = [v for _, v in site.operands.present() if v.data is None]
         dims = [self.channel_dim(v) for v in (*data, *site.results)]
         if all(d is None for d in dims):
@@ -175,13 +187,19 @@ class ChannelMap:
             return Role.WHOLE, f"{what} has a parameter with channels on two axes"
         return Role.EACH, ""
 
-    def _layer_problem(self, site: Site) -> str:
-        inward, outward = layer_axes(site) or (None, None)
+    def _positions_problem(self, site: Site) -> str:
+        inward, outward = maker_axes(site) or (None, None)
         for value in (site.operands[0], site.results[0]):
             dim = self.channel_dim(value)
             if dim is not None and value.axis(dim) not in (inward, outward):
                 return "counts them as positions"
         return ""
+
+    def _recurrent_problem(self, site: Site) -> str:
+        reason = recurrent_problem(site)
+        if reason or self._recurrent:
+            return reason
+        return "is read whole, because no policy joins hidden units; start=shared and narrow give them labels"
 
     def _is_route(self, site: Site) -> bool:
         """Whether whole channels are moved along their own axis, each group at most once per result."""
@@ -225,9 +243,50 @@ def layer_axes(site: Site) -> tuple[Axis, Axis] | None:
     return x.axis(-1), y.axis(-1)
 
 
-def weight_axes(site: Site) -> tuple[Axis, Axis]:
-    """(input axis, output axis) of a layer's weight."""
-    weight = site.operands[1]
-    if site.node.op.name == "Conv" or site.attrs.get("transB"):
-        return weight.axis(1), weight.axis(0)
-    return weight.axis(0), weight.axis(1)
+def maker_axes(site: Site) -> tuple[Axis, Axis] | None:
+    """`layer_axes`, and the same of a recurrent layer: (axis of the inputs of X, axis of the hidden units of Y)."""
+    if isinstance(site.node.op, Recurrent):
+        return site.operands[0].axis(2), site.results[0].axis(3)
+    return layer_axes(site)
+
+
+def recurrent_problem(site: Site) -> str:
+    """Why hidden units of a recurrent layer cannot be computed label by label, as a phrase; empty where they can.
+
+    An LSTM or RNN adds up products with the states of other units, which may as well be inputs that are known
+    already. A GRU first multiplies them by its reset gate.
+    """
+    if site.node.op.name == "GRU":
+        return "keeps one label: its reset gate multiplies the recurrent term, so a split would not be exact"
+    if site.int("layout"):
+        return "keeps one label: it has samples first (layout 1), and a split needs steps first"
+    if site.operands.optional(LENS) is not None:
+        return "keeps one label: sequences end where their own lengths say, before the states that a split reads"
+    given = [site.operands.optional(i) for i in (W, R, B, H0, C0, P)]
+    if any(v is not None and v.data is None for v in given):
+        return "keeps one label: its weights or initial states are computed"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight of a layer.
+
+    `index`: of the operand; `read`: the value whose channels it contracts; `dims`: its own axes along which it
+    reads and makes channels; `blocks`: how often the results' channels are repeated on the latter, one block
+    behind the other.
+    """
+
+    index: int
+    read: Value
+    dims: tuple[int, int]
+    blocks: int = 1
+
+
+def matrices(site: Site) -> tuple[Matrix, ...]:
+    """The weights of a layer, recurrent or not, that combine channels."""
+    x, op = site.operands[0], site.node.op
+    if isinstance(op, Recurrent):
+        return Matrix(W, x, (2, 1), op.gates), Matrix(R, site.results[0], (2, 1), op.gates)
+    swapped = op.name == "Conv" or site.attrs.get("transB")
+    return (Matrix(1, x, (1, 0) if swapped else (0, 1)),)

@@ -106,21 +106,13 @@ class Clone:
             return value.constant
         (dim,) = dims
         size = sum(p.size for p in self._places(value, dim))
+        data = {s.ref: s.site.operands[index].constant.astype(np.float64) for s in self._sources}
         made = np.zeros([size if d == dim else n for d, n in enumerate(value.shape)])
         for slab, places in zip(self._slabs, self._places(value, dim), strict=True):
             for channel, at in zip(slab.channels, places, strict=True):
-                np.moveaxis(made, dim, 0)[at] = np.moveaxis(self._entries(index, dim, channel), dim, 0)
+                mean = member_mean(self._channels, self._sources, channel, index, dim, data)
+                np.moveaxis(made, dim, 0)[at] = np.moveaxis(mean, dim, 0)
         return made.astype(value.dtype.numpy)
-
-    def _entries(self, index: int, dim: int, channel: Channel) -> np.ndarray:
-        total: np.ndarray | None = None
-        for source, unit, weight in present_members(self._sources, channel):
-            value = source.site.operands[index]
-            entries = self._channels.groups[unit.group].atoms[unit.channel].entries[value.axis(dim)]
-            part = np.take(value.constant.astype(np.float64), entries, axis=dim) * weight
-            total = part if total is None else total + part
-        assert total is not None
-        return total
 
     def _cut(self) -> Kept:
         stays = dict.fromkeys(self._sources[0].groups, 0)
@@ -140,6 +132,25 @@ class Clone:
             entries = self._channels.groups[group].entries(value.axis(dim))[: len(slab.channels)]
             found.append(np.searchsorted(kept, entries))
         return tuple(found)
+
+
+def member_mean(
+    channels: ChannelMap,
+    sources: Sequence[Source],
+    channel: Channel,
+    index: int,
+    dim: int,
+    data: Mapping[NodeRef, np.ndarray],
+) -> np.ndarray:
+    """The entries of a channel along axis `dim` of operand `index`, averaged over its members among `sources`.
+
+    `data`: per node the numbers that stand for the operand; their other axes may be of any size.
+    """
+    parts = []
+    for source, unit, weight in present_members(sources, channel):
+        entries = channels.groups[unit.group].atoms[unit.channel].entries[source.site.operands[index].axis(dim)]
+        parts.append(np.take(data[source.ref], entries, axis=dim) * weight)
+    return np.asarray(sum(parts[1:], parts[0]))
 
 
 def present_members(sources: Sequence[Source], channel: Channel) -> list[tuple[Source, Unit, float]]:

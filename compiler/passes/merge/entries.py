@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir.graph import Value
-from compiler.ir.types import ValueRef
+from compiler.ir.types import Axis, ValueRef
+from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.labels import Slab, Unit, own, task_order
 from compiler.passes.merge.streams import Source, Streams
 
@@ -38,6 +39,25 @@ def original_entry(streams: Streams, source: Source, value: Value) -> Entry:
     slabs = tuple(private_slab(streams, g) for g in groups)
     columns = tuple(streams.group(g).entries(value.axis(dim)) for g in groups)
     return Entry(value.ref, source.mask, slabs, columns, original=True)
+
+
+def counterparts(
+    channels: ChannelMap, axis: Axis, entry: Entry, size: int
+) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """What an entry of `size` positions holds in place of a network's own value with channels on `axis`:
+    (positions, own positions on `axis`, factor).
+    """
+    if not entry.slabs:
+        whole = np.arange(size)
+        return [(whole, whole, 1.0)] if entry.value == axis.owner else []
+    found = []
+    for slab, places in zip(entry.slabs, entry.columns, strict=True):
+        for channel, at in zip(slab.channels, places, strict=True):
+            for unit, slope in zip(channel.members, channel.slopes, strict=True):
+                own = channels.groups[unit.group].atoms[unit.channel].entries.get(axis)
+                if own is not None:
+                    found.append((at, own, slope))
+    return found
 
 
 def private_slab(streams: Streams, group: int) -> Slab:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from compiler.passes.base import Note, Refusal
 from compiler.passes.merge.assemble import Assembly
-from compiler.passes.merge.channels import Role, layer_axes
+from compiler.passes.merge.channels import MAKERS, maker_axes
 from compiler.passes.merge.labels import label_order
 from compiler.passes.merge.streams import Place, Streams
 
@@ -15,9 +15,9 @@ def facts(streams: Streams, assembly: Assembly | None, losses: Mapping[str, floa
     """Notes for layers that are shared and for every task's loss, refusals for layers that are not."""
     told: list[Refusal] = []
     for place in streams.places:
-        if place.role is Role.LAYER and any(s.groups for s in place.sources):
+        if place.role in MAKERS and any(s.groups for s in place.sources):
             told += _layer(streams, assembly, place)
-        elif layer_axes(place.sources[0].site) is not None:
+        elif maker_axes(place.sources[0].site) is not None:
             told += _whole(streams, place)
     if assembly is not None and assembly.labelling:
         for task, loss in losses.items():
@@ -39,13 +39,12 @@ def _layer(streams: Streams, assembly: Assembly | None, place: Place) -> list[Re
 
 def _whole(streams: Streams, place: Place) -> list[Refusal]:
     """Why a layer's results are read whole; nothing about layers that make a task's output."""
-    axes = layer_axes(place.sources[0].site)
+    axes = maker_axes(place.sources[0].site)
     assert axes is not None
-    path = streams.channels.closure.why(axes[1], 0).partition(": ")[2]
-    if not path or path.endswith(("is a task output", "has only one entry")):
-        return []
     groups = [g for g in streams.channels.groups if axes[1] in g.axes and not g.split]
-    reason = groups[0].reason if groups else path
+    reason = groups[0].reason if groups else streams.channels.closure.why(axes[1], 0).partition(": ")[2]
+    if not reason or reason.endswith(("is a task output", "has only one entry")):
+        return []
     where = f"{place.sources[0].site.node.op.name} '{place.sources[0].ref}'"
     return [Refusal(where, f"not shared: its channels are read together, {reason}")]
 

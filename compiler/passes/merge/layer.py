@@ -9,7 +9,7 @@ import numpy as np
 from compiler.calibration.tape import Tape
 from compiler.passes.merge.channels import ChannelMap, layer_axes
 from compiler.passes.merge.emit import present_members
-from compiler.passes.merge.entries import Entry
+from compiler.passes.merge.entries import Entry, counterparts
 from compiler.passes.merge.labels import Channel, Slab
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.rows import bias, held_out, matrix, patch_rows, positions, taps
@@ -163,20 +163,10 @@ class LayerFit:
 
     def _counterparts(self, source: Source, entry: Entry) -> list[tuple[np.ndarray, np.ndarray, float]]:
         """(columns of the entry, columns of the source's weight, factor)."""
-        x = source.site.operands[0]
-        if not entry.slabs:
-            whole = np.arange(self._starts[id(entry)][1])
-            return [(whole, whole, 1.0)] if entry.value == x.ref else []
         axes = layer_axes(source.site)
         assert axes is not None
-        found = []
-        for slab, places in zip(entry.slabs, entry.columns, strict=True):
-            for channel, at in zip(slab.channels, places, strict=True):
-                for unit, slope in zip(channel.members, channel.slopes, strict=True):
-                    own = self._channels.groups[unit.group].atoms[unit.channel].entries.get(axes[0])
-                    if own is not None:
-                        found.append((self._tapped(at), self._tapped(own), slope))
-        return found
+        found = counterparts(self._channels, axes[0], entry, self._starts[id(entry)][1] // self._taps)
+        return [(self._tapped(at), self._tapped(own), slope) for at, own, slope in found]
 
     def _tapped(self, channels: np.ndarray) -> np.ndarray:
         return (channels[:, None] * self._taps + np.arange(self._taps)).reshape(-1)

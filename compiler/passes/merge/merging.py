@@ -157,7 +157,8 @@ class Merge(Pass):
     # ------------------------------------------------------------------ one merge
     def _merge(self, graph: Graph, use: Resources) -> list[Refusal]:
         original = graph.copy().freeze()
-        channels = ChannelMap(original, partial(use.excluded, also=self.exclude))
+        excluded = partial(use.excluded, also=self.exclude)
+        channels = ChannelMap(original, excluded, recurrent=self.start == "shared")
         streams = Streams(original, align(original), channels)
         if not any(len(s.groups) > 1 for s in streams.streams):
             return facts(streams, None, {})

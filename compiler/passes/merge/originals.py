@@ -13,7 +13,7 @@ from compiler.calibration.tape import Feed, Tape
 from compiler.ir.graph import Graph, NodeRef, Site
 from compiler.ir.text import digest
 from compiler.ir.types import ValueRef
-from compiler.passes.merge.channels import Role
+from compiler.passes.merge.channels import MAKERS, Role
 from compiler.passes.merge.rows import held_out, matrix, patch_rows, positions, value_rows
 from compiler.passes.merge.solve import measure
 from compiler.passes.merge.streams import Place, Source, Streams
@@ -123,7 +123,7 @@ class Originals:
         if place.role is Role.EACH and site.node.op.name == "BatchNormalization":
             mean, variance = self._kept(f"spread {source.ref}", partial(_spread, tape, site.operands[0].ref))
             self.spreads[source.ref] = mean, variance
-        if place.role in (Role.EACH, Role.LAYER) and len(place.sources) > 1:
+        if place.role in (Role.EACH, *MAKERS) and len(place.sources) > 1:
             self._features(tape, place, source)
 
     def own(self, source: Source) -> Moments:

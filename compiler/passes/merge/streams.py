@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from compiler.ir.graph import Graph, NodeRef, Site, Value
 from compiler.ir.types import ValueRef
-from compiler.passes.merge.channels import ChannelMap, Channels, Role
+from compiler.passes.merge.channels import MAKERS, ChannelMap, Channels, Role
 from compiler.passes.merge.kinds import COMMUTATIVE
 from compiler.passes.merge.match import Alignment, Member, Position
 
@@ -135,7 +135,7 @@ class Streams:
             return False
         if [self._map(v) for v in a.site.results] != [self._map(v) for v in b.site.results]:
             return False
-        return role is Role.LAYER or self._operands(a.site) == self._operands(b.site)
+        return role in MAKERS or self._operands(a.site) == self._operands(b.site)
 
     def _map(self, value: Value) -> tuple[object, ...]:
         dim = self.channels.channel_dim(value)
@@ -150,10 +150,10 @@ class Streams:
         met = [
             groups
             for place in self.places
-            if place.role in (Role.LAYER, Role.EACH)
+            if place.role in (Role.EACH, *MAKERS)
             for groups in zip(*(s.groups for s in place.sources), strict=True)
         ]
-        makers = [p for p in self.places if p.role is Role.LAYER]
+        makers = [p for p in self.places if p.role in MAKERS]
         for index, groups in enumerate(_classes([g.index for g in self.channels.groups if g.split], met)):
             yield Stream(index, tuple(groups), tuple(p for p in makers if p.holding(groups)))
 
@@ -163,7 +163,7 @@ class Streams:
         for place in self.places:
             for source in place.sources:
                 site = source.site
-                values = [*site.results] if place.role is Role.LAYER else []
+                values = [*site.results] if place.role in MAKERS else []
                 if place.role is Role.ROUTE and site.node.op.name != "Concat":
                     values.append(site.operands[0])
                 parts = [self.channels.parts(v) for v in values]

@@ -17,23 +17,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir.graph import Site
+from compiler.ir.op import MacOp
 from compiler.ir.types import TaskSet, ValueRef
-from compiler.passes.merge.channels import Role, layer_axes, weight_axes
+from compiler.passes.merge.channels import MAKERS, Matrix, Role, matrices
 from compiler.passes.narrow.copies import Copies, frozen_channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A layer of the graph.
+    """A weight that combines channels; a recurrent layer has two.
 
     `inward`, `outward`: channel of every entry of the two axes, -1 where it is none; `dims`: the axes of the weight
-    they belong to. `owners`: tasks that need the node. `macs`: multiply-adds of one pair of entries.
+    they belong to, `rank`: of how many. `owners`: tasks that need the node. `macs`: multiply-adds of one pair of
+    entries.
     """
 
     weight: ValueRef
     inward: np.ndarray
     outward: np.ndarray
     dims: tuple[int, int]
+    rank: int
     owners: int
     macs: float
 
@@ -44,11 +47,12 @@ class Layer:
         return inward, outward
 
     def allowed(self, labels: np.ndarray, every: int) -> np.ndarray:
-        """Which weights may be there, in the weight's own layout without taps: [outputs, inputs] or transposed."""
+        """Which weights may be there, in the weight's own layout, with axes of one entry besides the two."""
         inward, outward = self.labels(labels, every)
         pairs = (inward[None] & outward[:, None]) == outward[:, None]
         pairs &= outward[:, None] != 0
-        return np.asarray(pairs if self.dims == (1, 0) else pairs.T)
+        ordered = pairs if self.dims[0] > self.dims[1] else pairs.T
+        return np.expand_dims(ordered, [d for d in range(self.rank) if d not in self.dims])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +129,7 @@ class Bill:
             readers = self.meets[:, taken] * (outward * running)[:, None]
             times = layer.macs * self._times(layer.inward, len(labels))
             found += times[:, None] * (self.contains @ readers)[labels]
+            found -= (layer.macs * self._own_pairs(layer, len(labels)) * running[labels])[:, None]
         for each in self.each:
             found += self._made(each.entries, labels, after, each.macs * running)
         found[after == labels[:, None]] = -np.inf
@@ -134,20 +139,31 @@ class Bill:
         """[channels, taken]: what channels cost to make by label, before less after."""
         return np.asarray(self._times(entries, len(labels))[:, None] * (cost[labels][:, None] - cost[after]))
 
+    def _own_pairs(self, layer: Layer, channels: int) -> np.ndarray:
+        """Per channel its weights on itself: they are saved as something read and as a reader, but only once."""
+        return np.asarray(self._times(layer.inward, channels) * self._times(layer.outward, channels))
+
     def read(self, labels: np.ndarray) -> np.ndarray:
         """The same labels without tasks for which nothing reads a channel any more; nothing is lost by that."""
+        while not np.array_equal(left := self._live(labels), labels):
+            labels = left
+        return labels
+
+    def _live(self, labels: np.ndarray) -> np.ndarray:
+        """The tasks for which each channel is read by something that does not only read itself, as in a circle."""
+        live = np.where(self.frozen, labels, 0)
         while True:
-            used = np.zeros_like(labels)
+            used = live.copy()
             for layer in self.layers:
-                _, outward = layer.labels(labels, self.every)
+                _, outward = layer.labels(live, self.every)
                 present = np.bincount(outward, minlength=1 << self.tasks) > 0
                 below = [int(np.bitwise_or.reduce(np.flatnonzero(row & present))) for row in self.contains]
                 read = layer.inward[layer.inward >= 0]
                 np.bitwise_or.at(used, read, np.array(below)[labels[read]])
-            left = np.where(self.frozen, labels, labels & used)
-            if np.array_equal(left, labels):
-                return labels
-            labels = left
+            used &= labels
+            if np.array_equal(used, live):
+                return live
+            live = used
 
     # ------------------------------------------------------------------ pieces
     def _enter(self, site: Site) -> None:
@@ -157,26 +173,27 @@ class Bill:
             return
         role = self.copies.streams.place(self.copies.copy(site).node.ref).role
         result = self.copies.on(site.results[0], mask)
-        axes = layer_axes(site) if role is Role.LAYER else None
-        if axes is not None:
-            size_in, size_out = site.operands[0].shape[int(axes[0].dim)], site.results[0].shape[int(axes[1].dim)]
-            inward = self.copies.on(site.operands[0], mask)
-            dims = tuple(int(a.dim) for a in weight_axes(site))
-            none_in, none_out = np.full(size_in, -1), np.full(size_out, -1)
-            self.layers.append(
-                Layer(
-                    site.operands[1].ref,
-                    none_in if inward is None else inward,
-                    none_out if result is None else result,
-                    (dims[0], dims[1]),
-                    mask,
-                    macs / size_in / size_out,
-                )
-            )
+        if role in MAKERS:
+            self.layers += [self._layer(site, matrix, mask) for matrix in matrices(site)]
         elif result is not None and role is Role.EACH:
             self.each.append(Each(result, macs / len(result)))
         else:
             self._fixed[mask] += macs
+
+    def _layer(self, site: Site, matrix: Matrix, mask: int) -> Layer:
+        weight, op = site.operands[matrix.index], site.node.op
+        assert isinstance(op, MacOp)
+        size_in, size_out = (weight.shape[d] for d in matrix.dims)
+        inward, outward = self.copies.on(matrix.read, mask), self.copies.on(site.results[0], mask)
+        return Layer(
+            weight.ref,
+            np.full(size_in, -1) if inward is None else inward,
+            np.full(size_out, -1) if outward is None else np.tile(outward, matrix.blocks),
+            matrix.dims,
+            weight.rank,
+            mask,
+            op.products(site, matrix.index) * weight.size / size_in / size_out,
+        )
 
     def counts(self, layer: Layer, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Entries of a layer's two axes by label: [labels] read and [labels] made; 0 for the empty label."""

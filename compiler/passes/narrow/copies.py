@@ -33,7 +33,7 @@ class Copies:
         self._nodes: dict[tuple[int, NodeRef], NodeRef] = {}
         self._source: dict[str, str] = {}
         self.graph = self._copied().freeze()
-        channels = ChannelMap(self.graph, lambda name: exclude(self._source.get(name, name)))
+        channels = ChannelMap(self.graph, lambda name: exclude(self._source.get(name, name)), recurrent=True)
         self.streams = Streams(self.graph, self._alignment(), channels)
         self._first: dict[int, int] = {}
         self.count = 0
@@ -67,6 +67,11 @@ class Copies:
         if first is None or any(other is None or not np.array_equal(first, other) for other in found[1:]):
             return None
         return first
+
+    def obstacle(self) -> str:
+        """The first reason why channels of some group are read whole, behind a colon; empty where there is none."""
+        reasons = [g.reason for g in self.streams.channels.groups if not g.split]
+        return f": {reasons[0]}" if reasons else ""
 
     def copy(self, site: Site) -> Site:
         """The copy of an original node in the first task that needs it."""
@@ -119,7 +124,7 @@ class Copies:
 
     def _copied(self) -> Graph:
         made = Graph(self.original.name)
-        channels = ChannelMap(self.original, self._exclude)
+        channels = ChannelMap(self.original, self._exclude, recurrent=True)
         common: set[ValueRef] = set()
         for value in self.original.inputs:
             made.add_input(value.ref.name, value.type)

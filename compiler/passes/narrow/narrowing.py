@@ -44,6 +44,8 @@ class Narrowing:
         self._graph = graph.copy()
         split_shared(self._graph, matrices=True)
         self._copies = Copies(self._graph.copy().freeze(), use.excluded)
+        if not self._copies.count:
+            raise PassError(f"narrow: no channels can be taken from a task{self._copies.obstacle()}")
         self._bill = Bill(self._copies)
         self._runs = self._bill.runs(use.workload)
         self.labels = self._copies.full()
@@ -91,7 +93,8 @@ class Narrowing:
 
     def _step(self, aim: float, caps: Mapping[TaskSet, float]) -> None:
         sensitivity = Sensitivity(self._bill, self.labels)
-        gradients = sensitivity.add(self._supernet.gates(self._options.drawn))
+        gates = self._supernet.gates(self._options.drawn, {layer.weight: layer.dims for layer in self._bill.layers})
+        gradients = sensitivity.add(gates)
         loss = losses(gradients, self.labels, self._streams, self._weights())
         runs = pushed(self._bill, self._bill.subsets(self.labels), caps) if caps else self._runs
         found = self._taken(loss, runs, aim)

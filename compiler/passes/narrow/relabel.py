@@ -26,7 +26,7 @@ AGREES = 1e-4
 
 
 def masks(bill: Bill, labels: np.ndarray) -> dict[ValueRef, np.ndarray]:
-    """Weight -> which of its elements may stay: [leading two axes]."""
+    """Weight -> which of its elements may stay, as an array that broadcasts to it."""
     return {layer.weight: layer.allowed(labels, bill.every) for layer in bill.layers}
 
 
@@ -35,8 +35,7 @@ def masked(graph: Graph, bill: Bill, labels: np.ndarray) -> Graph:
     found = graph.copy()
     for ref, mask in masks(bill, labels).items():
         data = found.value(ref).constant
-        kept = mask.reshape(mask.shape + (1,) * (data.ndim - mask.ndim))
-        found.update(ref, data=np.where(kept, data, np.zeros_like(data)))
+        found.update(ref, data=np.where(mask, data, np.zeros_like(data)))
     return found.freeze()
 
 

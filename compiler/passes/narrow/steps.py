@@ -42,14 +42,14 @@ class Sensitivity:
         ]
 
     def add(self, groups: Iterable[Mapping[ValueRef, np.ndarray]]) -> Gradients:
-        """What some groups of samples say, each with gradients [leading axes] by weight."""
+        """What some groups of samples say, each with gradients [the two axes of a layer] by weight."""
         by_label = np.zeros((self._channels, self._bill.every + 1))
         by_task = np.zeros((self._channels, self._bill.tasks))
         for gradients in groups:
             found = np.zeros_like(by_label)
             for layer, rows in self._readers:
                 pairs = gradients[layer.weight]
-                pairs = pairs if layer.dims == (1, 0) else pairs.T
+                pairs = pairs if layer.dims[0] > layer.dims[1] else pairs.T
                 read = layer.inward >= 0
                 np.add.at(found, layer.inward[read], (pairs.T @ rows)[read])
             by_label += found**2

@@ -101,6 +101,43 @@ def normalised(task: str, seed: int, width: int = 8, outputs: int = 3) -> Graph:
     return b.done()
 
 
+def recurrent(
+    task: str,
+    seed: int,
+    direction: str = "forward",
+    hidden: Sequence[int] = (6,),
+    outputs: int = 3,
+    cell: str = "LSTM",
+    states: bool = True,
+    steps: int = 5,
+    last: bool = False,
+    **attrs: object,
+) -> Graph:
+    """A tagger: recurrent layers over 2 sequences, and scores of every step or of the `last` state."""
+    b = Builder(task, seed)
+    samples, ways, gates = 2, 1 + (direction == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
+    x = b.input("x", steps, samples, 4)
+    for width in hidden:
+        inputs = b.graph.value(x).shape[2]
+        operands = [x, b.weight(ways, gates * width, inputs, scale=inputs**-0.5)]
+        operands += [b.weight(ways, gates * width, width, scale=width**-0.5), b.weight(ways, 2 * gates * width)]
+        results = 3 if cell == "LSTM" else 2
+        if states:
+            operands += [None, *(b.weight(ways, samples, width, scale=1) for _ in range(results - 1))]
+        y, h, *_ = b.apply(cell, *operands, results=results, hidden_size=width, direction=direction, **attrs)
+        x = b.apply("Reshape", b.apply("Transpose", y, perm=(0, 2, 1, 3)), b.const([0, 0, -1]))
+    if last:
+        x = b.apply("Reshape", b.apply("Transpose", h, perm=(1, 0, 2)), b.const([0, -1]))
+    n = b.graph.value(x).shape[-1]
+    b.task(task, b.apply("Add", b.apply("MatMul", x, b.weight(n, outputs, scale=n**-0.5)), b.weight(outputs)))
+    return b.done()
+
+
+def stacked(task: str, seed: int) -> Graph:
+    """Two recurrent layers in both directions."""
+    return recurrent(task, seed, "bidirectional", (5, 4))
+
+
 FAMILIES = {
     "plain": plain,
     "residual": residual,

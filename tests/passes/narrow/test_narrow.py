@@ -81,9 +81,10 @@ def starved(layer, bill, labels, channel, gone):
     return any((labels[channels] >> t & 1).sum() < LEAST for t in tasks)
 
 
-def test_taking_is_refused_where_it_starves_and_counted_where_it_does_not():
+@pytest.mark.parametrize("family", [families.residual, families.stacked], ids=lambda f: f.__name__)
+def test_taking_is_refused_where_it_starves_and_counted_where_it_does_not(family):
     """What is kept up to date equals what is counted anew, and starving means that a count falls to nothing."""
-    copies, bill, _ = parts(families.residual, "abc")
+    copies, bill, _ = parts(family, "abc")
     labels = copies.full()
     feeding = Feeding(bill, labels)
     rng = np.random.default_rng(5)
@@ -232,7 +233,9 @@ def trained(family, spec, tasks="ab"):
     return graph, parse_pass(spec)(graph, use)
 
 
-@pytest.mark.parametrize("family", [families.plain, families.residual, families.mlp], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "family", [families.plain, families.residual, families.mlp, families.stacked], ids=lambda f: f.__name__
+)
 def test_the_pass_keeps_its_budget_and_repeats(family):
     graph, made = trained(family, "narrow{flops=0.5,step=0.2,drawn=64}")
     before, after = (np.mean([r.cost.macs for r in cost_report(g).combinations]) for g in (graph, made))

@@ -18,7 +18,15 @@ from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.relabel import masked, relabelled
 from tests.passes.merge import families
 
-FAMILIES = [families.plain, families.residual, families.depthwise, families.concat, families.flat, families.mlp]
+FAMILIES = [
+    families.plain,
+    families.residual,
+    families.depthwise,
+    families.concat,
+    families.flat,
+    families.mlp,
+    families.stacked,
+]
 
 
 @cache
@@ -96,7 +104,9 @@ def test_full_labels_change_nothing(family):
     ]
 
 
-@pytest.mark.parametrize("family", [families.plain, families.residual, families.depthwise, families.mlp])
+@pytest.mark.parametrize(
+    "family", [families.plain, families.residual, families.depthwise, families.mlp, families.stacked]
+)
 def test_a_saving_is_what_the_bill_falls_by(family):
     graph, _ = shared(family, "abc")
     copies = Copies(graph)

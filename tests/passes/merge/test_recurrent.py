@@ -1,0 +1,267 @@
+"""Hidden units by label: what a split layer computes and costs, and which recurrent layers stay whole, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import parse_pass
+from compiler.calibration.engine import Engine
+from compiler.errors import PassError
+from compiler.ir.graph import Graph, Site
+from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
+from compiler.ir.ops.recurrent import Recurrent
+from compiler.ir.reference import difference
+from compiler.passes.base import Resources
+from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.channels import ChannelMap, Role, recurrent_problem
+from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.narrowing import Narrow
+from compiler.passes.narrow.relabel import relabelled
+from tests.codegen.test_generate import check
+from tests.graphs import Builder
+from tests.passes.merge.families import joined, recurrent
+from tests.passes.merge.test_merge import data, feed, macs, outputs, permuted, subsets
+
+TASKS = "abc"
+UNITS, SCORES = 9, 3
+LABELS = np.array([7, 7, 3, 1, 3, 2, 6, 4, 0])
+"""Per unit the tasks that have it: sets within and beside each other, and a unit that is nobody's."""
+
+
+def trunk(
+    cell: str, direction: str = "forward", states: bool = True, peepholes: bool = False, **attrs: object
+) -> Graph:
+    """One recurrent layer that all tasks read, over 2 sequences of 5 steps."""
+    b = Builder("trunk", 3)
+    ways, gates = 1 + (direction == "bidirectional"), {"LSTM": 4, "RNN": 1}[cell]
+    operands = [b.input("x", 5, 2, 4), b.weight(ways, gates * UNITS, 4), b.weight(ways, gates * UNITS, UNITS)]
+    operands += [b.weight(ways, 2 * gates * UNITS)]
+    results = 3 if cell == "LSTM" else 2
+    initial = [b.weight(ways, 2, UNITS, scale=1) if states else None for _ in range(results - 1)]
+    tail = [b.weight(ways, 3 * UNITS, scale=0.5)] if peepholes else []
+    y, *_ = b.apply(
+        cell, *operands, None, *initial, *tail, results=results, hidden_size=UNITS, direction=direction, **attrs
+    )
+    x = b.apply("Reshape", b.apply("Transpose", y, perm=(0, 2, 1, 3)), b.const([0, 0, -1]))
+    for task in TASKS:
+        b.task(task, b.apply("MatMul", x, b.weight(ways * UNITS, SCORES)))
+    return b.done()
+
+
+def forbidden_zeroed(graph: Graph) -> Graph:
+    """The graph without the recurrent weights, and the readers' weights, that `LABELS` do not allow."""
+    found = graph.copy()
+    may = (LABELS[:, None] & LABELS[None]) == LABELS[:, None]
+    for site in graph.sites():
+        if isinstance(site.node.op, Recurrent):
+            ref = site.operands[2].ref
+            found.update(ref, data=site.operands[2].constant * np.tile(may, (site.node.op.gates, 1))[None])
+        elif site.node.op.name == "MatMul":
+            bit = next(1 << i for i, t in enumerate(TASKS) if site.results[0].ref in graph.tasks[t].outputs)
+            weight = site.operands[1]
+            mine = np.tile((LABELS & bit) > 0, weight.shape[0] // UNITS)
+            found.update(weight.ref, data=weight.constant * mine[:, None])
+    return found.freeze()
+
+
+def labels_of(copies: Copies) -> np.ndarray:
+    """`LABELS` as the numbers of the channels."""
+    (stream,) = copies.streams.streams
+    found = copies.full()
+    found[copies.numbers(stream)] = LABELS
+    return found
+
+
+def inputs(graph: Graph, count: int = 2) -> list[Mapping[str, np.ndarray]]:
+    return [feed(graph, seed) for seed in range(count)]
+
+
+LAYERS = {
+    "forward": ("LSTM", {}),
+    "reverse": ("LSTM", {"direction": "reverse"}),
+    "bidirectional": ("LSTM", {"direction": "bidirectional"}),
+    "no-states": ("LSTM", {"direction": "bidirectional", "states": False}),
+    "peepholes": ("LSTM", {"peepholes": True, "direction": "reverse"}),
+    "clipped": ("LSTM", {"clip": 0.4, "activations": ("Sigmoid", "Tanh", "Relu")}),
+    "coupled": ("LSTM", {"input_forget": 1}),
+    "rnn": ("RNN", {"direction": "bidirectional", "activations": ("Tanh", "Relu")}),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_split_is_the_layer_without_the_forbidden_weights(layer):
+    """On the reference and in onnxruntime; every subset is a restriction, and costs what the rule says."""
+    cell, options = LAYERS[layer]
+    graph = trunk(cell, **options)
+    copies = Copies(graph)
+    feeds = inputs(graph)
+    made = relabelled(copies, labels_of(copies), feeds[:1])
+    expected, found = outputs(forbidden_zeroed(graph), feeds[1]), outputs(made, feeds[1])
+    engine = Engine.of(made).run(feeds[1])
+    for task in TASKS:
+        assert difference(found[task], expected[task]) < 1e-5
+        assert difference(engine[made.tasks[task].outputs[0].name], expected[task]) < 1e-4
+    counted = macs(made)
+    for tasks in subsets(made):
+        part = ExtractTasks(tasks=tasks)(made)
+        assert all(np.array_equal(y, found[t]) for t, y in outputs(part, feeds[1]).items())
+        exported = load(to_onnx(part))
+        assert sum(s.node.op.macs(s) for s in exported.sites()) == counted[frozenset(tasks)]
+        assert counted[frozenset(tasks)] == by_rule(graph, tasks)
+
+
+def by_rule(graph: Graph, tasks: tuple[str, ...]) -> int:
+    """Per step, sample and direction: gates times the units that run times the inputs and units that they read."""
+    mask = sum(1 << TASKS.index(t) for t in tasks)
+    (site,) = [s for s in graph.sites() if isinstance(s.node.op, Recurrent)]
+    steps, samples, width = site.operands[0].shape
+    ways = site.operands[1].shape[0]
+    running = [s for s in LABELS if s & mask]
+    products = sum(width + sum(int(larger & s == s) for larger in LABELS) for s in running)
+    heads = sum(int((LABELS >> TASKS.index(t) & 1).sum()) for t in tasks) * SCORES
+    return steps * samples * ways * (site.node.op.gates * products + heads)
+
+
+def test_nothing_is_multiplied_by_zero():
+    """Two sets that read nothing of each other are one node each, in both directions at once."""
+    graph = trunk("LSTM", "bidirectional")
+    copies = Copies(graph)
+    (stream,) = copies.streams.streams
+    labels = copies.full()
+    labels[copies.numbers(stream)] = [1, 1, 1, 2, 2, 4, 4, 4, 4]
+    made = relabelled(copies, labels, inputs(graph))
+    cells = [s for s in made.sites() if isinstance(s.node.op, Recurrent)]
+    assert {s.node.op.name for s in cells} == {"LSTM"} and len(cells) == 3
+    assert all(s.str("direction") == "bidirectional" for s in cells)
+    assert not any(n.op.name in ("Slice", "Concat") for n in made.nodes())
+
+
+def test_a_sequence_of_one_step_reads_initial_states():
+    b = Builder("one", 1)
+    operands = [b.input("x", 1, 2, 4), b.weight(1, 20, 4), b.weight(1, 20, 5), None, None]
+    y, _ = b.apply("LSTM", *operands, b.weight(1, 2, 5, scale=1), results=2, hidden_size=5)
+    flat = b.apply("Squeeze", y, b.const([1]))
+    for task in "ab":
+        b.task(task, b.apply("MatMul", flat, b.weight(5, 3)))
+    graph = b.done()
+    copies = Copies(graph)
+    labels = copies.full()
+    labels[copies.numbers(copies.streams.streams[0])] = [3, 3, 1, 1, 2]
+    made = relabelled(copies, labels, inputs(graph))  # compares with the masked layer
+    assert macs(made)[frozenset("a")] == 2 * (4 * (2 * (4 + 2) + 2 * (4 + 4)) + 4 * 3)
+
+
+# ---------------------------------------------------------------------- merge
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_a_shared_start_loses_nothing_and_all_units_are_for_all(direction):
+    graph = joined(*(recurrent(t, i, direction, (4 + i,)) for i, t in enumerate(TASKS)))
+    outcome = parse_pass("merge{start=shared}").run(graph, data(graph, 12))
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(outcome.graph, feeds)[task], expected) < 1e-5
+    (cell,) = [s for s in outcome.graph.sites() if s.node.op.name == "LSTM"]
+    assert cell.results[0].shape[-1] == 15
+    assert outcome.graph.needed_by()[cell.node.ref] == frozenset(TASKS)
+    assert any("channels 15 for a and b and c (before 4 + 5 + 6)" in n.reason for n in outcome.notes)
+
+
+def test_layers_on_top_of_each_other_and_last_states():
+    """The second layer's inputs are the first one's units; what is read of it is the last state."""
+    graph = joined(*(recurrent(t, i, "bidirectional", (5, 4), last=True) for i, t in enumerate("ab")))
+    merged = parse_pass("merge{start=shared}")(graph, data(graph, 12))
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(merged, feeds)[task], expected) < 1e-5
+    assert [s.results[0].shape[-1] for s in merged.sites() if s.node.op.name == "LSTM"] == [10, 8]
+
+
+def test_a_permuted_copy_merges_beside_its_twin():
+    first = recurrent("a", 0, "bidirectional")
+    graph = joined(first, permuted(first, "b", 5))
+    merged = parse_pass("merge{start=shared}")(graph, data(graph, 12))
+    found = outputs(merged, feed(graph))
+    for task, expected in outputs(graph, feed(graph)).items():
+        assert difference(found[task], expected) < 1e-5
+    assert difference(found["a"], found["b"]) < 1e-5
+
+
+def test_units_go_behind_a_shared_start():
+    graph = joined(*(recurrent(t, i, "bidirectional", (6, 6)) for i, t in enumerate("ab")))
+    use = data(graph)
+    merged = parse_pass("merge{start=shared}")(graph, use)
+    pruned = parse_pass("prune-channels{flops=0.5}")(merged, use)
+    assert macs(pruned)[frozenset("ab")] <= 0.5 * macs(merged)[frozenset("ab")]
+    assert sum(s.int("hidden_size") for s in pruned.sites() if s.node.op.name == "LSTM") < 24
+
+
+def test_other_policies_keep_recurrent_layers_whole():
+    graph = joined(recurrent("a", 0), recurrent("b", 1))
+    outcome = parse_pass("merge{max_loss=0.9,max_drift=0.9}").run(graph, data(graph, 12))
+    assert macs(outcome.graph) == macs(graph)
+    assert any("no policy joins hidden units; start=shared and narrow" in r.reason for r in outcome.refusals)
+
+
+# ---------------------------------------------------------------------- compiled
+def test_a_compiled_split_layer_equals_the_reference_for_every_subset(tmp_path: Path):
+    graph = trunk("LSTM", "bidirectional")
+    copies = Copies(graph)
+    check(relabelled(copies, labels_of(copies), inputs(graph)), tmp_path)
+
+
+# ---------------------------------------------------------------------- what stays whole
+def layer(cell: str, lengths: bool = False, computed: bool = False, **attrs: object) -> Graph:
+    b = Builder(cell, 0)
+    gates = {"LSTM": 4, "GRU": 3}[cell]
+    x = b.input("x", 2, 2, 4)
+    operands = [x, b.weight(1, gates * 5, 4), b.weight(1, gates * 5, 5), None]
+    operands += [b.const(np.array([1, 2], np.int32)) if lengths else None]
+    if computed:
+        operands += [b.apply("MatMul", b.input("s", 1, 2, 3), b.weight(3, 5))]
+    y, _ = b.apply(cell, *operands, results=2, hidden_size=5, **attrs)
+    flat = b.apply("Reshape", y, b.const([4, 5]))
+    for task in "ab":
+        b.task(task, b.apply("MatMul", flat, b.weight(5, 3)))
+    return b.done()
+
+
+WHOLE = {
+    "gru": ("GRU", {}, "its reset gate multiplies the recurrent term, so a split would not be exact"),
+    "gru-after": ("GRU", {"linear_before_reset": 1}, "its reset gate multiplies the recurrent term"),
+    "lengths": ("LSTM", {"lengths": True}, "sequences end where their own lengths say"),
+    "layout": ("LSTM", {"layout": 1}, "samples first"),
+    "computed": ("LSTM", {"computed": True}, "its weights or initial states are computed"),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_layers_that_cannot_be_split_stay_whole_with_the_reason(case):
+    cell, options, reason = WHOLE[case]
+    graph = layer(cell, **options)
+    site = only(graph)
+    assert reason in recurrent_problem(site)
+    channels = ChannelMap(graph, recurrent=True)
+    assert channels.roles[site.node.ref] is Role.WHOLE
+    assert any(reason in g.reason for g in channels.groups)
+    calibration = {v.ref.name: np.ones((64 * v.shape[0], *v.shape[1:]), np.float32) for v in graph.inputs}
+    pytest.importorskip("torch")
+    with pytest.raises(PassError, match=f"no channels can be taken from a task: {cell} '.*{re.escape(reason)}"):
+        Narrow()(graph, Resources(calibration=calibration, teacher=graph))
+
+
+def test_a_gru_says_why_it_is_not_shared():
+    graph = joined(recurrent("a", 0, cell="GRU"), recurrent("b", 1, cell="GRU"))
+    outcome = parse_pass("merge{start=shared}").run(graph, data(graph, 12))
+    told = [r.reason for r in outcome.refusals if r.where == "GRU 'a/gru'"]
+    assert len(told) == 1 and "its reset gate multiplies the recurrent term" in told[0]
+    assert macs(outcome.graph) == macs(graph)
+
+
+def only(graph: Graph) -> Site:
+    (site,) = [s for s in graph.sites() if isinstance(s.node.op, Recurrent)]
+    return site
