@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from compiler.ir.ops.recurrent import Recurrent
 from compiler.passes.base import Note, Refusal
 from compiler.passes.merge.assemble import Assembly
-from compiler.passes.merge.channels import MAKERS, maker_axes
+from compiler.passes.merge.channels import MAKERS, maker_axes, recurrent_problem
 from compiler.passes.merge.labels import label_order
 from compiler.passes.merge.streams import Place, Streams
 
@@ -39,13 +40,16 @@ def _layer(streams: Streams, assembly: Assembly | None, place: Place) -> list[Re
 
 def _whole(streams: Streams, place: Place) -> list[Refusal]:
     """Why a layer's results are read whole; nothing about layers that make a task's output."""
-    axes = maker_axes(place.sources[0].site)
+    site = place.sources[0].site
+    axes = maker_axes(site)
     assert axes is not None
+    where = f"{site.node.op.name} '{site.node.ref}'"
     groups = [g for g in streams.channels.groups if axes[1] in g.axes and not g.split]
     reason = groups[0].reason if groups else streams.channels.closure.why(axes[1], 0).partition(": ")[2]
     if not reason or reason.endswith(("is a task output", "has only one entry")):
         return []
-    where = f"{place.sources[0].site.node.op.name} '{place.sources[0].ref}'"
+    if not groups and isinstance(site.node.op, Recurrent):
+        reason = recurrent_problem(site) or reason
     return [Refusal(where, f"not shared: its channels are read together, {reason}")]
 
 

@@ -27,13 +27,13 @@ class Copies:
 
     def __init__(self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False) -> None:
         self.original = graph
-        self._exclude = exclude
         self.tasks, self._masks = sorted_masks(graph)
+        self._exclude = self._everybodys(exclude)
         self._values: dict[tuple[int, ValueRef], ValueRef] = {}
         self._nodes: dict[tuple[int, NodeRef], NodeRef] = {}
         self._source: dict[str, str] = {}
         self.graph = self._copied().freeze()
-        channels = ChannelMap(self.graph, lambda name: exclude(self._source.get(name, name)), recurrent=True)
+        channels = ChannelMap(self.graph, lambda name: self._exclude(self._source.get(name, name)), recurrent=True)
         self.streams = Streams(self.graph, self._alignment(), channels)
         self._first: dict[int, int] = {}
         self.count = 0
@@ -70,8 +70,7 @@ class Copies:
 
     def obstacle(self) -> str:
         """The first reason why channels of some group are read whole, behind a colon; empty where there is none."""
-        reasons = [g.reason for g in self.streams.channels.groups if not g.split]
-        return f": {reasons[0]}" if reasons else ""
+        return f": {self._obstacles[0]}" if self._obstacles else ""
 
     def copy(self, site: Site) -> Site:
         """The copy of an original node in the first task that needs it."""
@@ -94,6 +93,33 @@ class Copies:
         return found
 
     # ------------------------------------------------------------------ pieces
+    def _everybodys(self, exclude: Callable[[str], bool]) -> Callable[[str], bool]:
+        """`exclude`, which also holds for values in front of nodes that read them whole for several tasks.
+
+        Such a node is one for all of its tasks, so everything that it reads has to be for all of them.
+        """
+        names: set[str] = set()
+
+        def excluded(name: str) -> bool:
+            return name in names or exclude(name)
+
+        channels = ChannelMap(self.original, excluded, recurrent=True)
+        self._obstacles = [g.reason for g in channels.groups if not g.split]
+        while found := self._before_whole(channels):
+            names |= found
+            channels = ChannelMap(self.original, excluded, recurrent=True)
+        return excluded
+
+    def _before_whole(self, channels: ChannelMap) -> set[str]:
+        """The values with channels from which some node of several tasks makes results that are read whole."""
+        reached: set[ValueRef] = set()
+        for site in reversed(tuple(self.original.sites())):
+            mask = self.owners(site.node.ref)
+            whole = mask & (mask - 1) and all(channels.channel_dim(v) is None for v in site.results)
+            if whole or reached.intersection(v.ref for v in site.results):
+                reached.update(v.ref for _, v in site.operands.present() if v.data is None)
+        return {r.name for r in reached if channels.channel_dim(self.original.value(r)) is not None}
+
     def _width(self, stream: Stream) -> int:
         return max(self.streams.group(g).width for g in stream.groups)
 

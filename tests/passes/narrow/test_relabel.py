@@ -16,6 +16,7 @@ from compiler.passes.extract import ExtractTasks
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.relabel import masked, relabelled
+from tests.graphs import Builder
 from tests.passes.merge import families
 
 FAMILIES = [
@@ -157,6 +158,29 @@ def test_a_layer_of_one_channel_is_everybodys():
     bill = Bill(copies)
     labels = drawn(copies, bill, 3)
     made = relabelled(copies, labels, feeds[:2])
+    assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
+        q: round(n) for q, n in bill.subsets(labels).items()
+    }
+
+
+def test_what_several_tasks_read_whole_is_made_once_of_everybodys_channels():
+    """A GRU of two tasks: layers in front of it are for both, those behind it and beside it have labels."""
+    b = Builder("trunk", 1)
+    x = b.input("x", 3, 2, 4)
+    for _ in range(2):
+        x = b.apply("Relu", b.apply("MatMul", x, b.weight(b.graph.value(x).shape[2], 6)))
+    y, _ = b.apply("GRU", x, b.weight(1, 15, 6), b.weight(1, 15, 5), results=2, hidden_size=5)
+    z = b.apply("Relu", b.apply("MatMul", b.apply("Squeeze", y, b.const([1])), b.weight(5, 7)))
+    for task in "ab":
+        b.task(task, b.apply("MatMul", z, b.weight(7, 2)))
+    graph = b.done()
+    feeds = [{"x": np.random.default_rng(i).standard_normal((3, 2, 4)).astype(np.float32)} for i in range(2)]
+    copies = Copies(graph)
+    bill = Bill(copies)
+    assert copies.count == 7
+    labels = np.array([3, 3, 1, 2, 2, 0, 3])
+    made = relabelled(copies, labels, feeds)
+    assert [n.op.name for n in made.nodes()].count("GRU") == 1
     assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
         q: round(n) for q, n in bill.subsets(labels).items()
     }
