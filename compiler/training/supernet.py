@@ -40,6 +40,10 @@ class Supernet:
         self._order: list[Tensor] = []
         self._kinds = {r: answer(graph, r) for task in graph.tasks.values() for r in task.outputs}
 
+    def go_on(self, graph: Graph) -> None:
+        """Train `graph` from now on, which has the same answers; nothing is left out of it before `keep`."""
+        self._net = TorchNet(graph, self._net.device)
+
     def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
         """See `TorchNet.keep`."""
         self._net.keep(masks)

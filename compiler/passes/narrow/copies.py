@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from compiler.ir.graph import Graph, Site, Value
-from compiler.ir.types import NodeRef, ValueRef
+from compiler.ir.types import Axis, NodeRef, ValueRef
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.labels import Channel, Labelling, Unit, base_name
 from compiler.passes.merge.match import Alignment, Member, Position, sorted_masks
@@ -67,6 +67,12 @@ class Copies:
         if first is None or any(other is None or not np.array_equal(first, other) for other in found[1:]):
             return None
         return first
+
+    def axis(self, value: Value) -> Axis | None:
+        """The axis of an original value on which the first task that needs it has channels; None without one."""
+        bit = next(b for b in range(len(self.tasks)) if (b, value.ref) in self._values)
+        dim = self.streams.channels.channel_dim(self.graph.value(self._values[bit, value.ref]))
+        return None if dim is None else value.axis(dim)
 
     def obstacle(self) -> str:
         """The first reason why channels of some group are read whole, behind a colon; empty where there is none."""

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compiler.errors import ConfigError, PassError
+from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
 from compiler.passes.distil import FEW, number_problems, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
+from compiler.passes.narrow.compact import compacted
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST
 from compiler.passes.narrow.relabel import masks, relabelled
@@ -32,6 +33,9 @@ caps. As long as all costs are far above them, channels for few tasks are no hel
 CLOSER = 0.99
 """Factor of the priced aim while the workload's own is not met."""
 
+COMPACT = 0.7
+"""Channels that nobody has are taken out of the trained graph once the cost has come down to this share."""
+
 CHECKED = 2
 """Inputs on which the narrowed graph is compared with the one that was trained."""
 
@@ -41,23 +45,27 @@ class Narrowing:
 
     def __init__(self, options: Narrow, graph: Graph, use: Resources) -> None:
         self._options, self._use = options, use
-        self._graph = graph.copy()
-        split_shared(self._graph, matrices=True)
-        self._copies = Copies(self._graph.copy().freeze(), use.excluded)
-        if not self._copies.count:
-            raise PassError(f"narrow: no channels can be taken from a task{self._copies.obstacle()}")
-        self._bill = Bill(self._copies)
-        self._runs = self._bill.runs(use.workload)
-        self.labels = self._copies.full()
-        self._streams = [self._copies.numbers(s) for s in self._copies.streams.streams]
-        self._taking = Taking(self._bill, options.whole)
+        whole = graph.copy()
+        split_shared(whole, matrices=True)
+        copies = Copies(whole.copy().freeze(), use.excluded)
+        if not copies.count:
+            raise PassError(f"narrow: no channels can be taken from a task{copies.obstacle()}")
+        self._look_at(whole, copies, copies.full())
         self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
         if len(self._feeds) < FEW:
             raise PassError(f"narrow: {len(self._feeds)} calibration batches are too few; give {FEW} or more")
-        self._supernet = self._trained()
-        self.first = self.cost()
+        self._supernet = self._trainable()
+        self.first = self._compacted = self.cost()
 
-    def _trained(self) -> Any:
+    def _look_at(self, graph: Graph, copies: Copies, labels: np.ndarray) -> None:
+        """Everything that is counted on one graph."""
+        self._graph, self._copies, self.labels = graph, copies, labels
+        self._bill = Bill(copies)
+        self._runs = self._bill.runs(self._use.workload)
+        self._streams = [copies.numbers(s) for s in copies.streams.streams]
+        self._taking = Taking(self._bill, self._options.whole)
+
+    def _trainable(self) -> Any:
         training, supernet = torch_module("distilling", "narrow"), torch_module("supernet", "narrow")
         tasks = self._graph.tasks
         classes = frozenset(tasks if self._options.loss == "kl" else ())
@@ -87,6 +95,8 @@ class Narrowing:
         while self.cost() > wanted:
             noted("narrow: steps", done, max(steps, done + 1))
             self._step(max(wanted, (1 - self._options.step) * self.cost()), caps)
+            if self.cost() < COMPACT * self._compacted:
+                self._compact()
             if self._options.between:
                 self._supernet.train(self._options.between, self._options.rate)
             done += 1
@@ -106,6 +116,23 @@ class Narrowing:
         self.labels = self._bill.read(found)
         self._supernet.keep(masks(self._bill, self.labels))
 
+    def _compact(self) -> None:
+        """Go on without the channels that nobody has."""
+        self._compacted = before = self.cost()
+        self._look_at(*compacted(self._trained(), self._copies, self.labels, self._use.excluded))
+        if not math.isclose(self.cost(), before):
+            raise VerifyError(
+                f"narrow: without channels that no task has, the cost is {self.cost():,.0f}, not {before:,.0f}"
+            )
+        self._supernet.go_on(self._graph)
+        self._supernet.keep(masks(self._bill, self.labels))
+
+    def _trained(self) -> Graph:
+        """The graph with the weights trained so far."""
+        trained = self._graph.copy()
+        self._supernet.store(trained)
+        return trained
+
     def _taken(self, loss: np.ndarray, runs: np.ndarray, aim: float) -> np.ndarray | None:
         """Labels that cost at most `aim` under the workload, with savings priced by `runs`, which may be others."""
         wanted = self._expected(self.labels, runs) * aim / self.cost()
@@ -124,9 +151,7 @@ class Narrowing:
 
     def graph(self) -> Graph:
         """The narrowed graph: one node per label, with the weights trained so far."""
-        trained = self._graph.copy()
-        self._supernet.store(trained)
-        return relabelled(Copies(trained.freeze(), self._use.excluded), self.labels, self._feeds[:CHECKED])
+        return relabelled(Copies(self._trained().freeze(), self._use.excluded), self.labels, self._feeds[:CHECKED])
 
 
 def pushed(bill: Bill, now: Mapping[TaskSet, float], caps: Mapping[TaskSet, float]) -> np.ndarray:

@@ -14,6 +14,7 @@ from compiler.ir.reference import evaluate
 from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.narrow.bill import Bill
+from compiler.passes.narrow.compact import compacted
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.relabel import masked, relabelled
 from tests.graphs import Builder
@@ -103,6 +104,30 @@ def test_full_labels_change_nothing(family):
     assert [r.cost.macs for r in cost_report(made).combinations] == [
         r.cost.macs for r in cost_report(graph).combinations
     ]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+def test_without_channels_that_nobody_has_everything_is_as_it_was(family):
+    graph, feeds = shared(family, "abc")
+    copies = Copies(graph)
+    labels = drawn(copies, Bill(copies), 3)
+    small, fewer, left = compacted(graph, copies, labels, lambda name: False)
+    assert np.any(labels == 0) and fewer.count == np.count_nonzero(labels) == np.count_nonzero(left)
+    assert np.allclose(Bill(fewer).by_label(left), Bill(copies).by_label(labels))
+    expected, made = masked(graph, Bill(copies), labels), masked(small, Bill(fewer), left)
+    for feed in feeds[:3]:
+        before, after = evaluate(expected, feed), evaluate(made, feed)
+        assert all(np.allclose(after[name], values, rtol=1e-4, atol=1e-5) for name, values in before.items())
+    same = compacted(small, fewer, left, lambda name: False)
+    assert same[0] is small and same[1] is fewer
+
+
+def test_channels_that_must_stay_are_not_compacted():
+    graph, _ = shared(families.plain, "ab")
+    copies = Copies(graph)
+    labels = drawn(copies, Bill(copies), 3)
+    made = compacted(graph, copies, labels, lambda name: True)
+    assert made[0] is graph and made[2] is labels
 
 
 @pytest.mark.parametrize(
