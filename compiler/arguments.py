@@ -151,7 +151,7 @@ def _release_name(p: argparse.ArgumentParser) -> None:
 
 
 def _seed(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--seed", type=_natural, default=0, metavar="N", help="of drawn inputs and random choices")
+    p.add_argument("--seed", type=_natural, metavar="N", help="of drawn inputs and random choices (0)")
 
 
 def _natural(text: str) -> int:
@@ -166,7 +166,7 @@ def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
     p.add_argument("--option", action="append", default=[], metavar="K=V", help="another option of prune-channels")
     p.add_argument("--calibration", default="", metavar="X", help="unlabelled inputs (.npz, .npy, a folder)")
-    p.add_argument("--samples", type=int, default=512, help="calibration samples to use")
+    p.add_argument("--samples", type=int, metavar="N", help="so many of them (256); 0: all")
     p.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names that must keep their size"
     )

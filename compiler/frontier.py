@@ -6,6 +6,7 @@ A point is a pure function of its inputs but for the measured time, and is kept 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
@@ -17,6 +18,7 @@ from typing import Any, get_args
 
 from compiler import __version__
 from compiler.calibration.evaluation import TaskEvaluation
+from compiler.calibration.moments import data_key
 from compiler.codegen.emulate import fastest_calls
 from compiler.codegen.manifest import canonical, sha256
 from compiler.codegen.runtime import open_bundle
@@ -33,7 +35,7 @@ from compiler.passes.base import Pass, Resources
 from compiler.passes.budget.limits import Limit, Quantity
 from compiler.pipeline import parse
 from compiler.progress import tracked
-from compiler.release import Release, Say, load_release, resources, silent, transform
+from compiler.release import Release, Say, evaluation_of, load_release, resources, silent, transform
 from compiler.report import to_csv
 from compiler.settings import Config
 from compiler.workers.store import Store
@@ -152,14 +154,14 @@ def frontier(
     networks: dict[int, bytes] = {}
     for number, share in enumerate(tracked(say, "frontier", shares)):
         key = study.key(share)
-        known = store.load(f"{key}.json")
-        if known is None:
+        known, network = store.load(f"{key}.json"), store.load(f"{key}.onnx")
+        if known is None or network is None:
             row, network = study.point(share)
             store.save(f"{key}.onnx", network)
             store.save(f"{key}.json", canonical(row))
         else:
             say(f"share {share:g}: from the cache")
-            row, network = json.loads(known), store.load(f"{key}.onnx") or b""
+            row = json.loads(known)
         rows.append({"point": number, **row})
         if network:
             networks[number] = network
@@ -178,6 +180,14 @@ class _Study:
     measure: Measure
     say: Say
 
+    @functools.cached_property
+    def data(self) -> dict[str, str]:
+        """Digests of what points are made and judged from, wherever it comes from: a folder or a function has none
+        in the record of sources."""
+        labelled = evaluation_of(self.release.config, self.release.graph)
+        made = () if self.use.calibration is None else self.use.batches(self.graph)
+        return {"calibration": data_key(made), "evaluation": data_key([labelled[1]] if labelled else [])}
+
     def _limit(self, quantity: Quantity) -> Limit:
         return Limit(quantity, 0.0, self.target.name)
 
@@ -188,6 +198,7 @@ class _Study:
             "version": __version__,
             "graph": digest(self.graph),
             "sources": dict(self.release.sources),
+            "data": self.data,
             "config": self.release.config.resolved(),
             "request": [self.request.quantity, share, self.request.spec if share < 1 else "", self.request.seconds],
             "target": self.target.name,

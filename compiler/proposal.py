@@ -63,8 +63,8 @@ def propose(
 ) -> Proposal:
     """A release of these networks. `shapes` binds inputs with free axes; an open first axis alone is one sample.
 
-    ConfigError where a binding names no input; UnsupportedModelError lists inputs that stay open; what reading a
-    model raises.
+    ConfigError where a binding names no input; UnsupportedModelError lists inputs that stay open, or says that
+    there are none; what reading a model raises.
     """
     given: dict[str, tuple[int | None, ...]] = dict(shapes or {})
     tasks = task_names(files)
@@ -81,6 +81,8 @@ def propose(
     unknown = sorted(set(given) - {i for n in networks for i in n.inputs})
     if unknown:
         raise ConfigError(f"--input {unknown[0]}: no model has an input of this name")
+    if not any(n.inputs for n in networks):
+        raise UnsupportedModelError("none of the models reads an input; a release has one that they share")
     shared, bindings = _shared(networks)
     return Proposal(name, tuple(networks), shared, bindings)
 

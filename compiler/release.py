@@ -219,12 +219,12 @@ def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
         labels=labels_of(config, graph),
         say=say,
         cache=config.path(config.calibration.cache) if config.calibration.cache else None,
-        clock=_clock,
+        clock=clock,
         judge=judge_of(config, graph),
     )
 
 
-def _clock(target: str) -> Timer:
+def clock(target: str) -> Timer:
     """Predicted times on a target; the planner is loaded only where a pass asks for them."""
     from compiler.codegen.predict import planner_clock
 

@@ -23,12 +23,41 @@ def test_options_of_the_other_kind_of_source_are_refused(tmp_path, capsys):
     assert run(capsys, "diff", path, tmp_path / "a.onnx", "--set", "seed=1", "--input", "image:1,3,8,8")[0] == 1
 
 
-@pytest.mark.parametrize("option", [["--option", "floor"], ["--samples", "-1"], ["--exclude", "layr*"]])
+@pytest.mark.parametrize(
+    "option", [["--option", "floor"], ["--samples", "-1"], ["--samples", "9"], ["--exclude", "layr*"]]
+)
 def test_prune_refuses_options_that_say_nothing(tmp_path, capsys, option):
     onnx.save(network("x", 3), tmp_path / "m.onnx")
     arguments = ["prune", tmp_path / "m.onnx", "--flops", "0.5", "-o", tmp_path / "p.onnx"]
     status, _, err = run(capsys, *arguments, *option)
     assert status == 2 and f"error: {' '.join(option)}: " in err
+
+
+def test_prune_takes_every_budget(tmp_path, capsys):
+    """Those that need predictions or labels too: a release has both, a model the first."""
+    path = write_release(tmp_path)
+    for source, option in (
+        (path, "latency_us=1e6"),
+        (tmp_path / "a.onnx", "latency_us=1e6"),
+        (path, "accuracy_drop=1"),
+    ):
+        status, _, err = run(capsys, "prune", source, "--option", option, "-o", tmp_path / "p.onnx", "--force")
+        assert status == 0, err
+
+
+@pytest.mark.parametrize("command", ["run --input x.npz", "bench", "cost", "inspect", "frontier"])
+def test_several_targets_where_one_is_shown_are_refused(tmp_path, capsys, command):
+    name, *rest = command.split()
+    status, _, err = run(capsys, name, tmp_path, *rest, "--target", "host", "--target", "x86-64-v3")
+    assert status == 2 and "--target names host, x86-64-v3; this command shows one target" in err
+
+
+def test_a_pipeline_that_is_stopped_refuses_options_of_a_build(tmp_path, capsys):
+    path = write_release(tmp_path)
+    stopped = ["compile", path, "--stop-after", "deduplicate"]
+    status, _, err = run(capsys, *stopped, "--target", "host", "--tune", "1", "--workers", "2")
+    assert status == 2 and "builds nothing; leave --target, --tune, --workers out" in err
+    assert run(capsys, *stopped)[0] == 0
 
 
 def test_verify_refuses_a_range_that_is_none(tmp_path, capsys):

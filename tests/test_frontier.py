@@ -8,6 +8,7 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compiler.cli import main
@@ -95,6 +96,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path) -> None:
     said.clear()
     frontier(release, other, cache=cache, say=said.append)
     assert [line for line in said if "from the cache" in line] == ["share 1: from the cache"]
+
+
+def test_points_are_made_anew_where_data_in_a_folder_have_changed(tmp_path) -> None:
+    path = write_release(tmp_path)
+    (tmp_path / "samples").mkdir()
+    for number, image in enumerate(np.load(tmp_path / "data.npz")["image"]):
+        np.savez(tmp_path / "samples" / f"{number:02}.npz", image=image)
+    release = load_config(path, ["calibration.data=samples", "evaluation={samples=0}"])
+    said: list[str] = []
+    first = frontier(release, Request("flops", (0.8,), SPEC, ARM), cache=tmp_path / "cache")
+    np.savez(tmp_path / "samples" / "00.npz", image=np.full((3, 8, 8), 9.0))
+    again = frontier(release, Request("flops", (0.8,), SPEC, ARM), cache=tmp_path / "cache", say=said.append)
+    assert not any("from the cache" in line for line in said)
+    assert again.rows[1]["drift_a"] != first.rows[1]["drift_a"]
 
 
 def test_measured_time_is_that_of_the_expected_call(tmp_path) -> None:

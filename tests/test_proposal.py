@@ -139,6 +139,20 @@ def test_networks_with_several_inputs_share_by_name_and_type(tmp_path):
     assert [v.ref.name for v in release.graph.inputs] == ["x", "y", "y_2"]
 
 
+def test_models_without_inputs_share_none(tmp_path):
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Constant", [], ["y"], value_floats=[1.0])],
+            "alone",
+            [],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        )
+    )
+    onnx.save(model, tmp_path / "alone.onnx")
+    with pytest.raises(UnsupportedModelError, match="none of the models reads an input"):
+        propose([tmp_path / "alone.onnx"], "alone")
+
+
 def test_names_that_toml_would_read_otherwise(tmp_path):
     name = 'in "put".0\n[tasks]'
     onnx.save(network(name, 3), tmp_path / 'odd "name".onnx')

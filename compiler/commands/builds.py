@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from compiler.codegen.remote import bench_remote
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import find_target
 from compiler.commands import Cell, Grid, Result
-from compiler.commands.bundles import chosen, targets_in
+from compiler.commands.bundles import chosen, one_target, targets_in
 from compiler.commands.common import (
     config_of,
     cost_grid,
@@ -46,6 +46,15 @@ from compiler.release import Say, load_release, transform
 from compiler.report import summary, to_json
 from compiler.staging import write_whole
 from compiler.workers.choose import open_workers
+
+BUILDING: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("target", "plan"), ([],)),
+    **dict.fromkeys(("tuning", "tune", "cache"), (None,)),
+    "cluster": ("",),
+    "workers": (1,),
+    "allow-unlinked": (False,),
+}
+"""Options of `compile` that a pipeline stopped in the middle has no use for, with what they are left out."""
 
 
 def compile_(args: Namespace, say: Say) -> Result:
@@ -80,6 +89,11 @@ def compile_(args: Namespace, say: Say) -> Result:
 
 
 def _stopped(args: Namespace, say: Say) -> Result:
+    """ConfigError for options of a build: none is made."""
+    given = {f"--{o}": getattr(args, o.replace("-", "_")) for o in BUILDING}
+    idle = [option for option, value in given.items() if value not in BUILDING[option[2:]]]
+    if idle:
+        raise ConfigError(f"--stop-after {args.stop_after} builds nothing; leave {', '.join(idle)} out")
     path = output_file(args) if args.output else None
     release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
     graph, records = transform(release, stop_after=args.stop_after, say=say)
@@ -247,7 +261,7 @@ def verify(args: Namespace, say: Say) -> Result:
         path,
         inputs=shapes_of(args.input),
         ranges=ranges_of(args.range),
-        seed=args.seed,
+        seed=args.seed or 0,
         allow_external_data=args.allow_external_data,
         say=say,
     )
@@ -281,7 +295,7 @@ def _verify_bundle(path: Path, targets: Sequence[str], say: Say) -> Result:
 def run(args: Namespace, say: Say) -> Result:
     """Outputs of a bundle on the arrays of an .npz file, for one subset or for every combination."""
     path = output_file(args) if args.output else None
-    network = open_bundle(args.path, args.target[0] if args.target else None)
+    network = open_bundle(args.path, one_target(args.target))
     given = load_arrays(args.input, Path())
     inputs = {name: _sample(given, name, shape) for name, (_, shape) in network.inputs.items()}
     if not 0 <= args.level < len(network.levels):

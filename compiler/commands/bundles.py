@@ -8,6 +8,7 @@ from typing import Any
 
 from compiler.codegen.bundle import Bundle, read_bundle, read_index
 from compiler.commands import Grid, Result, Tree
+from compiler.errors import ConfigError
 
 
 def targets_in(path: Path) -> tuple[str, ...]:
@@ -15,10 +16,17 @@ def targets_in(path: Path) -> tuple[str, ...]:
     return tuple(sorted(read_index(path)["targets"])) if (path / "index.json").exists() else ()
 
 
-def chosen(path: Path, targets: list[str]) -> Bundle:
-    """The bundle of the first named target, or of the first there is."""
+def one_target(targets: Sequence[str]) -> str | None:
+    """The target that --target names, if any; ConfigError where it names several and one is shown at a time."""
+    if len(targets) > 1:
+        raise ConfigError(f"--target names {', '.join(targets)}; this command shows one target")
+    return targets[0] if targets else None
+
+
+def chosen(path: Path, targets: Sequence[str]) -> Bundle:
+    """The bundle of the named target, or of the first there is; ConfigError for several names."""
     known = targets_in(path)
-    return read_bundle(path, targets[0] if targets else known[0] if known else None)
+    return read_bundle(path, one_target(targets) or (known[0] if known else None))
 
 
 def bundle_costs(path: Path, targets: list[str]) -> Result:

@@ -15,7 +15,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import PassRecord
-from compiler.release import Say, load_release, transform
+from compiler.release import Release, Say, load_release, transform
 from compiler.settings import Config
 
 MOST_ROWS = 255
@@ -36,19 +36,24 @@ def is_release(path: str) -> bool:
     return path.endswith(".toml")
 
 
+def release_of(args: Namespace, say: Say) -> tuple[Release, Graph]:
+    """A release and its graph behind the passes; ConfigError where an option of models is given."""
+    if args.input:
+        raise ConfigError(
+            f"--input {args.input[0]}: binds axes of a model; a release has its shapes in [input.NAME] and in "
+            "`shapes` of its tasks, which --set replaces"
+        )
+    release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
+    return release, transform(release, say=say)[0]
+
+
 def graph_of(args: Namespace, say: Say) -> tuple[Graph, Mapping[str, Graph]]:
     """(graph, separate networks): a release after its passes, or a model as it is.
 
     ConfigError where an option is given that the other kind of source takes.
     """
     if is_release(args.path):
-        if args.input:
-            raise ConfigError(
-                f"--input {args.input[0]}: binds axes of a model; a release has its shapes in [input.NAME] and in "
-                "`shapes` of its tasks, which --set replaces"
-            )
-        release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
-        graph, _ = transform(release, stop_after=getattr(args, "stop_after", None), say=say)
+        release, graph = release_of(args, say)
         return graph, release.separate()
     if args.set:
         raise ConfigError(f"--set {args.set[0]}: {args.path} is a model; only a release file has keys")

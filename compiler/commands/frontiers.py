@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.commands import Cell, Grid, Result
+from compiler.commands.bundles import one_target
 from compiler.commands.common import config_of
 from compiler.errors import ConfigError
 from compiler.frontier import SHARES, Frontier, Request, frontier, spread
@@ -25,13 +26,12 @@ def frontier_(args: Namespace, say: Say) -> Result:
     """Write frontier.csv, frontier.json, frontier.html and the network of every point into a folder."""
     if args.shares and args.points is not None:
         raise ConfigError("give either --shares or --points")
-    if len(args.target) > 1:
-        raise ConfigError(f"a frontier is of one target, and --target names {', '.join(args.target)}")
+    target = one_target(args.target) or ""
     folder = Path(args.output)
     if (folder / "frontier.json").exists() and not args.force:
         raise ConfigError(f"{folder} already holds a frontier; --force replaces it")
     shares = spread(args.points) if args.points is not None else _shares(args.shares) or SHARES
-    request = Request(args.budget, shares, args.pass_, args.target[0] if args.target else "", args.seconds)
+    request = Request(args.budget, shares, args.pass_, target, args.seconds)
     cache = Path(args.cache) if args.cache else folder / ".cache"
     try:
         found = frontier(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from compiler.calibration.samples import open_calibration
 from compiler.commands import Grid, Result
 from compiler.commands.bundles import bundle_costs, chosen, inspect_bundle
 from compiler.commands.common import (
-    config_of,
     cost_grid,
     costs_of,
     graph_of,
     is_release,
     output_file,
     refusal_grid,
+    release_of,
     tasks_of,
     without_target,
 )
@@ -32,8 +33,11 @@ from compiler.passes.base import Resources, check_patterns
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.extract_level import ExtractLevel
 from compiler.pipeline import PassRecord, Pipeline, make
-from compiler.release import Say, calibration_of
+from compiler.release import Say, clock, resources
 from compiler.report import layer_rows
+
+SAMPLES = 256
+"""Calibration samples that `prune` uses where none are counted."""
 
 
 def cost(args: Namespace, say: Say) -> Result:
@@ -105,25 +109,31 @@ def extract(args: Namespace, say: Say) -> Result:
 def prune(args: Namespace, say: Say) -> Result:
     """Channel pruning of a model or a release, as an ONNX file; a report of what stayed and why.
 
-    A release brings its calibration data, unless --calibration names others, and the names that it excludes.
+    A release brings everything that its own passes use: names that it excludes, workload, seed, evaluation data
+    and calibration data, unless --calibration names others.
     """
     wrong = [pair for pair in args.option if "=" not in pair]
     if wrong:
         raise ConfigError(f"--option {wrong[0]}: write K=V; `taskgraft passes` lists the options of prune-channels")
-    if args.samples < 0:
-        raise ConfigError(f"--samples {args.samples}: give a number of samples, or 0 for all")
+    if args.samples is not None and (args.samples < 0 or not args.calibration):
+        raise ConfigError(f"--samples {args.samples}: give a number of those in --calibration, or 0 for all")
     path = output_file(args)
-    graph, _ = graph_of(args, say)
+    if is_release(args.path):
+        release, graph = release_of(args, say)
+        use = resources(release.config, release.graph, say)
+    else:
+        graph, _ = graph_of(args, say)
+        use = Resources(say=say, clock=clock)
     check_patterns(graph, args.exclude, "--exclude")
     options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
     options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
-    config = config_of(args) if is_release(args.path) else None
-    check_patterns(graph, config.exclude if config else (), "passes.exclude")
-    calibration = calibration_of(config, graph) if config else None
     if args.calibration:
-        calibration = open_calibration(args.calibration, Path(), graph.inputs, args.samples)
-    exclude = (*(config.exclude if config else ()), *args.exclude)
-    use = Resources(calibration=calibration, seed=args.seed, exclude=exclude)
+        limit = SAMPLES if args.samples is None else args.samples
+        feeds = open_calibration(args.calibration, Path(), graph.inputs, limit)
+        options = {"samples": str(feeds.batches), **options}
+        use = replace(use, calibration=feeds)
+    seed = use.seed if args.seed is None else args.seed
+    use = replace(use, seed=seed, exclude=(*use.exclude, *args.exclude))
     passes = [make(name, {}) for name in ("fold-constants", "fold-batch-norm", "remove-dead-code")]
     passes += [make("dead-channels", {}), make("prune-channels", options)]
     say(f"passes: {', '.join(map(str, passes))}")

@@ -14,7 +14,7 @@ from compiler.codegen.generate import generate
 from compiler.codegen.profile import TimedBundle, TimedLibrary, TimedProgram, profile
 from compiler.codegen.target import Target, find_target
 from compiler.commands import Cell, Grid, Result
-from compiler.commands.bundles import chosen
+from compiler.commands.bundles import chosen, one_target
 from compiler.commands.common import config_of, graph_of, is_release
 from compiler.errors import ConfigError, TargetError
 from compiler.pipeline import DEFAULT, Pipeline
@@ -26,8 +26,6 @@ def explain_plan(args: Namespace, say: Say) -> Result:
     """The plan of a bundle, or of a model or release as it would be built; measured times where it runs here."""
     if not 0 <= args.seconds < float("inf"):
         raise ConfigError(f"--seconds {args.seconds:g}: give the seconds to measure for, or 0 to leave that out")
-    if len(args.target) > 1:
-        raise ConfigError(f"explain plan shows one target, and --target names {', '.join(args.target)}")
     path = Path(args.path)
     return _of_bundle(chosen(path, args.target), args, say) if path.is_dir() else _of_graph(args, say)
 
@@ -54,7 +52,7 @@ def _of_graph(args: Namespace, say: Say) -> Result:
     else:
         planning = Planning(plans, tuning)
         graph = Pipeline.parse(DEFAULT).run(graph)[0]
-    target = find_target((args.target or targets)[0])
+    target = find_target(one_target(args.target) or targets[0])
     sources = planning.sources([target])[target.name]
     say(f"{target.name}: generate")
     full = [frozenset(graph.tasks)]

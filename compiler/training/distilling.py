@@ -121,6 +121,12 @@ def _labels(net: TorchNet, material: Material) -> dict[ValueRef, Tensor]:
                 f"distil: task '{task}' has {np.asarray(labels).size} labels; its outputs on {wanted[0]} "
                 f"calibration batches make {wanted[0] * wanted[1]} decisions"
             )
+        classes = max(value.shape[-1], 2)
+        strange = part[(part < 0) | (part >= classes)]
+        if strange.size:
+            raise ConfigError(
+                f"distil: label {strange[0]} of task '{task}' is no class; its outputs tell of 0 to {classes - 1}"
+            )
         found[value.ref] = torch.from_numpy(part.astype(np.int64).reshape(wanted)).to(net.device)
     return found
 

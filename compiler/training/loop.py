@@ -6,8 +6,8 @@ held-out inputs than it went in.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from compiler.ir.types import ValueRef
 from compiler.progress import counted
 from compiler.training.losses import Objective
 from compiler.training.module import TorchNet
+from compiler.workers.store import Store
 
 Say = Callable[[str], None]
 
@@ -89,7 +90,8 @@ def held_out_loss(net: TorchNet, objective: Objective, data: Data, batch: int) -
 
 class Training:
     """One training of `net` on `train`, judged on `held_out`. `checkpoint`: a file that every epoch is written to
-    and that a later call with the same file continues from.
+    and that a later call with the same file continues from; a damaged one counts as none. ConfigError where it
+    cannot be written.
     """
 
     def __init__(
@@ -165,8 +167,6 @@ class Training:
     def _save(self) -> None:
         if self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}")
         held: dict[str, Any] = {
             "losses": self._losses,
             "best": self._best,
@@ -175,16 +175,15 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.last_epoch,
         }
-        try:
-            torch.save(held, aside)
-            aside.replace(self._file)
-        finally:
-            aside.unlink(missing_ok=True)
+        content = io.BytesIO()
+        torch.save(held, content)
+        Store(self._file.parent).save(self._file.name, content.getvalue())
 
     def _resume(self) -> None:
-        if self._file is None or not self._file.exists():
+        content = None if self._file is None else Store(self._file.parent).load(self._file.name)
+        if content is None:
             return
-        held = torch.load(self._file, map_location=self._net.device, weights_only=True)
+        held = torch.load(io.BytesIO(content), map_location=self._net.device, weights_only=True)
         self._losses, self._best, self._best_state = held["losses"], held["best"], held["best_state"]
         self._net.load(held["state"])
         self._optimizer.load_state_dict(held["optimizer"])

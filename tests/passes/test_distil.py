@@ -168,6 +168,11 @@ def test_an_interrupted_training_continues_to_the_same_result(torch, original, u
     resumed = Distil(epochs=4, batch=16)(pruned, replace(kept, say=said.append))
     assert said[0] == "distil: continues after epoch 2"
     assert digest(resumed) == digest(whole)
+    (checkpoint,) = tmp_path.iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])  # damaged: it counts as none
+    said.clear()
+    assert digest(Distil(epochs=4, batch=16)(pruned, replace(kept, say=said.append))) == digest(whole)
+    assert said[0].startswith("distil: epoch 1 of 4")
 
 
 def test_it_never_comes_back_worse_on_held_out_inputs(torch, original, use):
@@ -200,6 +205,8 @@ def test_class_labels_are_an_extra_loss(torch, original, use):
     name = original.tasks["a"].outputs[0].name
     before, after = (np.mean([margin(evaluate(g, f)[name]) for f in feeds]) for g in (original, trained))
     assert after > before + 0.5
+    with pytest.raises(ConfigError, match="label 3 of task 'a' is no class; its outputs tell of 0 to 2"):
+        Distil(labels=1.0)(original, replace(use, labels={"a": np.full(120, 3)}))
     with pytest.raises(ConfigError, match="has 7 labels"):
         Distil(labels=1.0)(original, replace(use, labels={"a": np.zeros(7, np.int64)}))
 
