@@ -18,7 +18,7 @@ from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.golden import Golden, Sample
-from compiler.codegen.interface import check_names
+from compiler.codegen.interface import check_names, interface
 from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
 from compiler.codegen.runtime import open_bundle
@@ -57,8 +57,13 @@ class Built:
 
     @property
     def workspace(self) -> dict[frozenset[str], int]:
-        """Planned peak in bytes of every listed subset."""
+        """Bytes that a call of every listed subset needs."""
         return workspace_of(self.library)
+
+    @property
+    def workspace_max(self) -> int:
+        """Bytes that are enough for every call, those of unlisted subsets included."""
+        return interface(self.library).workspace_max
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,8 @@ class FailedGates(GateError):
 
 
 def workspace_of(library: Library) -> dict[frozenset[str], int]:
-    """Planned peak workspace in bytes of every subset that has its own program."""
-    names = [t.name for t in library.tasks]
-    return {
-        frozenset(n for i, n in enumerate(names) if p.mask >> i & 1): p.workspace_bytes for p in library.programs
-    }
+    """Bytes of workspace that a call of every listed subset needs."""
+    return {frozenset(e.tasks): e.workspace_bytes for e in interface(library).entries}
 
 
 def build(
@@ -347,7 +349,7 @@ def _measured(
     gates = [_selftest_gate(b) for b in builds if b.selftest is not None]
     gates += [*check_tasks(limits, evaluation), *check_costs(limits, costs)]
     for built in builds:
-        gates += check_target(limits, built.target.name, built.library_bytes, built.workspace)
+        gates += check_target(limits, built.target.name, built.library_bytes, built.workspace_max)
     return Compiled(release, graph, records, costs, evaluation, tuple(builds), tuple(gates), folder)
 
 

@@ -206,6 +206,16 @@ def test_failed_gates_come_all_at_once_and_write_nothing(tmp_path):
     assert caught.value.compiled.record()["gates"]
 
 
+def test_workspace_is_that_of_the_dearest_call_listed_or_not(tmp_path):
+    text = RELEASE + 'max_workspace = "1G"\n[subsets]\ninclude = ["b"]\n'
+    found = compiled(tmp_path, text, selftest=False)
+    network, (built,) = open_bundle(found.folder), found.builds
+    assert built.workspace == {frozenset("b"): network.workspace_bytes(["b"])}
+    (gate,) = (g for g in found.gates if g.name == "max_workspace")
+    assert gate.value == built.workspace_max == max(network.workspace_bytes(t) for t in (["a"], ["b"], None))
+    assert gate.value > built.workspace[frozenset("b")]
+
+
 def test_gates_without_data_are_skipped_never_passed(tmp_path):
     text = RELEASE.split("[calibration]")[0] + "[gates]\nmax_output_drift = 1e-4\nmax_accuracy_drop = 0.1\n"
     found = compiled(tmp_path, text, selftest=False)

@@ -160,10 +160,8 @@ def _target_grid(compiled: Compiled) -> Grid:
     for built in compiled.builds:
         test = built.selftest
         status = "" if test is None else f"{test.status}{': ' * bool(test.reason)}{test.reason}"
-        peak = max(built.workspace.values())
-        rows.append(
-            (built.target.name, built.target.preset, built.library_bytes, len(built.library.pool), peak, status)
-        )
+        sizes = built.library_bytes, len(built.library.pool), built.workspace_max
+        rows.append((built.target.name, built.target.preset, *sizes, status))
     return Grid("targets", ("target", "preset", "library B", "weights B", "workspace B", "self-test"), rows)
 
 
