@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 
 from compiler.errors import VerifyError
-from compiler.passes.merge import assemble, emit, layer, merging
+from compiler.passes.merge import assemble, emit, layer, merging, recurrent
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.entries import ordered
 from compiler.passes.merge.match import align
 from compiler.passes.merge.merging import Merge
 from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.recurrent import Cells
 from compiler.passes.merge.streams import Streams
+from compiler.passes.narrow.copies import Copies
+from compiler.passes.narrow.relabel import relabelled
 from tests.mutation.test_passes import count_calls, on_call
 from tests.passes.merge.families import FAMILIES, joined
-from tests.passes.merge.test_merge import data
+from tests.passes.merge.test_merge import data, feed
+from tests.passes.merge.test_recurrent import trunk
 
 FEW = 16
 
@@ -73,6 +77,50 @@ def test_a_network_that_loses_a_column(family: str, monkeypatch: pytest.MonkeyPa
     check()
     monkeypatch.setattr(layer.LayerFit, "_counterparts", lambda self, s, e: original(self, s, e)[1:])
     with pytest.raises(VerifyError, match="channels were mixed up"):
+        check()
+
+
+def split_units() -> Callable[[], None]:
+    """Units of three sets of tasks, each beside others of its own layer."""
+    graph = trunk("LSTM")
+    copies = Copies(graph)
+    labels = copies.full()
+    labels[copies.numbers(copies.streams.streams[0])] = [7, 7, 7, 1, 1, 1, 2, 2, 2]
+
+    def check() -> None:
+        relabelled(copies, labels, [feed(graph)])
+
+    return check
+
+
+def test_recurrent_weights_and_states_that_lose_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new weight, bias and initial state in turn has its last axis rolled."""
+    check = split_units()
+    check()
+    rolled = 0
+    for number in range(count_calls(monkeypatch, recurrent, "parameter", check)):
+        with monkeypatch.context() as patch:
+            kinds: list[bool] = []
+
+            def moved(original: Any, g: Any, n: Any, a: Any, d: Any, kinds: list[bool] = kinds) -> Any:
+                kinds.append(bool(d.is_float))
+                return original(g, n, np.roll(a, 1, -1) if d.is_float else a, d)
+
+            on_call(patch, recurrent, "parameter", number, moved)
+            try:
+                check()
+            except VerifyError as error:
+                assert "channels were mixed up" in str(error)
+                rolled += 1
+                continue
+            assert kinds == [False], f"parameter {number}"
+    assert rolled == 3 * 5 + 1  # of three nodes, and the initial state that the smaller ones read
+
+
+def test_units_that_read_what_is_not_for_all_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = split_units()
+    monkeypatch.setattr(Cells, "above", lambda self, mask: list(self._cells))
+    with pytest.raises(VerifyError, match="is for a, but b needs it too"):
         check()
 
 

@@ -8,7 +8,7 @@ S's; that is the closure rule, and it makes every subset's network a restriction
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -335,11 +335,28 @@ class Assembly:
         for source in place.sources:
             if self._untouched(source):
                 self._keep(source)
-                continue
-            read = [e for _, v in self._data(source) for e in self._entries[v.ref]]
+        moved = [s for s in place.sources if not self._untouched(s)]
+        whole = self._beside(moved)
+        for source in moved:
+            operands = [v.ref for _, v in self._data(source)]
+            read = [e for r in operands for e in ([whole[r]] if r in whole else self._entries[r])]
             for result in source.site.results:
-                groups = self.streams.channels.parts(result)
-                self._entries[result.ref] = [e for e in read if any(set(s.groups) & set(groups) for s in e.slabs)]
+                groups = set(self.streams.channels.parts(result))
+                kept = [e for e in read if e.starts or any(groups.intersection(s.groups) for s in e.slabs)]
+                self._entries[result.ref] = kept
+
+    def _beside(self, sources: Sequence[Source]) -> dict[ValueRef, Entry]:
+        """The values that a Concat has beside channels: one entry each, however many networks have it there."""
+        channels = self.streams.channels
+        starts: dict[ValueRef, dict[ValueRef, int]] = {}
+        for source in sources:
+            result, at = source.site.results[0], 0
+            dim = channels.channel_dim(result)
+            for _, value in self._data(source):
+                if dim is not None and channels.channel_dim(value) is None:
+                    starts.setdefault(value.ref, {})[result.ref] = at
+                at += 0 if dim is None else value.shape[dim]
+        return {r: replace(self._entries[r][0], original=False, starts=found) for r, found in starts.items()}
 
     def _whole(self, place: Place) -> None:
         for source in place.sources:

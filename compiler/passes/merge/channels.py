@@ -68,14 +68,20 @@ class ChannelMap:
     """Groups of a graph, the role of every node, and what each value is made of.
 
     `exclude(name)`: values and nodes whose channels stay as they are. `recurrent`: hidden units may be labelled one
-    by one; else recurrent layers are read whole.
+    by one; else recurrent layers are read whole. `beside`: layers may read channels beside values that are read
+    whole; whoever says so answers for such a value being for all tasks that read it.
     """
 
     def __init__(
-        self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False, *, recurrent: bool = False
+        self,
+        graph: Graph,
+        exclude: Callable[[str], bool] = lambda name: False,
+        *,
+        recurrent: bool = False,
+        beside: bool = False,
     ) -> None:
         self.graph = graph
-        self._recurrent = recurrent
+        self._recurrent, self._beside = recurrent, beside
         self.closure = Closure(graph, exclude=exclude)
         self._groups = [Channels(i, g.atoms, True) for i, g in enumerate(self.closure.groups)]
         self._on = self._groups_by_axis()
@@ -150,7 +156,7 @@ class ChannelMap:
                 reason = ""
                 if computed and len(dims) > 1:
                     reason = f"'{value.ref}' has channels on two axes"
-                elif computed and held < value.shape[dim]:
+                elif computed and held < value.shape[dim] and not self._is_beside(value, dim):
                     reason = f"'{value.ref}' also holds entries that must stay whole"
                 if reason:
                     refused = [self._refuse(g, reason) for g in groups]
@@ -177,6 +183,8 @@ class ChannelMap:
         if all(d is None for d in dims):
             return Role.WHOLE, ""
         if any(d is None for d in dims):
+            if dims[-1] is not None and self._is_beside(site.results[0], dims[-1]):
+                return Role.ROUTE, ""
             return Role.WHOLE, f"{what} combines them with values that are read whole"
         if self._is_route(site):
             return Role.ROUTE, ""
@@ -215,6 +223,23 @@ class ChannelMap:
             return False
         moved = all(set(self.parts(v)) <= set(before) for v in site.results)
         return moved and any(self.parts(v) != self.parts(data[0]) for v in site.results)
+
+    def _is_beside(self, value: Value, dim: int) -> bool:
+        """Whether a value puts channels beside values that are read whole, along `dim`, for layers to read."""
+        node = self.graph.producer(value.ref)
+        if not self._beside or node is None or node.op.name != "Concat" or self.graph.is_output(value.ref):
+            return False
+        site = self.graph.site(node)
+        operands = [v for _, v in site.operands.present()]
+        groups = [g for v in operands for g in self.parts(v)]
+        readers = [maker_axes(self.graph.site(n)) for n, _ in self.graph.uses(value.ref)]
+        return (
+            site.int("axis") == dim
+            and len(set(groups)) == len(groups)
+            and len({v.ref for v in operands}) == len(operands)
+            and all(v.data is None and self.channel_dim(v) in (None, dim) for v in operands)
+            and all(axes is not None and axes[0] == value.axis(dim) for axes in readers)
+        )
 
     def _tied_dims(self, value: Value) -> list[int]:
         return [d for d in range(value.rank) if self.counts(value.axis(d))]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Entry:
     columns: tuple[np.ndarray, ...] = ()
     original: bool = False
     """Whether it is the original value itself, read as it always was."""
+    starts: Mapping[ValueRef, int] = field(default_factory=dict)
+    """Where a value that is read whole stands in original values that hold channels beside it."""
 
 
 def original_entry(streams: Streams, source: Source, value: Value) -> Entry:
@@ -47,9 +49,11 @@ def counterparts(
     """What an entry of `size` positions holds in place of a network's own value with channels on `axis`:
     (positions, own positions on `axis`, factor).
     """
-    if not entry.slabs:
-        whole = np.arange(size)
-        return [(whole, whole, 1.0)] if entry.value == axis.owner else []
+    positions, start = np.arange(size), entry.starts.get(axis.owner)  # type: ignore[arg-type]
+    if entry.original and entry.value == axis.owner:
+        return [(positions, positions, 1.0)]
+    if start is not None:
+        return [(positions, start + positions, 1.0)]
     found = []
     for slab, places in zip(entry.slabs, entry.columns, strict=True):
         for channel, at in zip(slab.channels, places, strict=True):

@@ -33,7 +33,7 @@ class Copies:
         self._nodes: dict[tuple[int, NodeRef], NodeRef] = {}
         self._source: dict[str, str] = {}
         self.graph = self._copied().freeze()
-        channels = ChannelMap(self.graph, lambda name: self._exclude(self._source.get(name, name)), recurrent=True)
+        channels = _channel_map(self.graph, lambda name: self._exclude(self._source.get(name, name)))
         self.streams = Streams(self.graph, self._alignment(), channels)
         self._first: dict[int, int] = {}
         self.count = 0
@@ -109,11 +109,11 @@ class Copies:
         def excluded(name: str) -> bool:
             return name in names or exclude(name)
 
-        channels = ChannelMap(self.original, excluded, recurrent=True)
+        channels = _channel_map(self.original, excluded)
         self._obstacles = [g.reason for g in channels.groups if not g.split]
         while found := self._before_whole(channels):
             names |= found
-            channels = ChannelMap(self.original, excluded, recurrent=True)
+            channels = _channel_map(self.original, excluded)
         return excluded
 
     def _before_whole(self, channels: ChannelMap) -> set[str]:
@@ -156,7 +156,7 @@ class Copies:
 
     def _copied(self) -> Graph:
         made = Graph(self.original.name)
-        channels = ChannelMap(self.original, self._exclude, recurrent=True)
+        channels = _channel_map(self.original, self._exclude)
         common: set[ValueRef] = set()
         for value in self.original.inputs:
             made.add_input(value.ref.name, value.type)
@@ -215,6 +215,10 @@ class Copies:
         return found
 
 
+def _channel_map(graph: Graph, exclude: Callable[[str], bool]) -> ChannelMap:
+    return ChannelMap(graph, exclude, recurrent=True, beside=True)
+
+
 def frozen_channels(copies: Copies) -> np.ndarray:
     """Per channel whether its label has to stay: some value that holds it is not seen alike by all of its tasks."""
     found = np.zeros(copies.count, bool)
@@ -225,5 +229,5 @@ def frozen_channels(copies: Copies) -> np.ndarray:
                 for bit in range(len(copies.tasks)):
                     alone = copies.on(value, 1 << bit) if mask >> bit & 1 else None
                     if alone is not None:
-                        found[alone] = True
+                        found[alone[alone >= 0]] = True
     return found

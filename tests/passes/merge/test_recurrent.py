@@ -20,9 +20,11 @@ from compiler.ir.reference import difference
 from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.merge.channels import ChannelMap, Role, recurrent_problem
+from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.narrowing import Narrow
 from compiler.passes.narrow.relabel import relabelled
+from compiler.passes.prune.surgery import split_shared
 from tests.codegen.test_generate import check
 from tests.graphs import Builder
 from tests.passes.merge.families import joined, recurrent
@@ -140,6 +142,27 @@ def test_nothing_is_multiplied_by_zero():
     assert {s.node.op.name for s in cells} == {"LSTM"} and len(cells) == 3
     assert all(s.str("direction") == "bidirectional" for s in cells)
     assert not any(n.op.name in ("Slice", "Concat") for n in made.nodes())
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_a_split_layer_can_be_split_again(direction):
+    """Units of a smaller set read those of a larger one beside the input, and lose some of them."""
+    graph = trunk("LSTM", direction)
+    copies = Copies(graph)
+    labels = copies.full()
+    labels[copies.numbers(copies.streams.streams[0])] = [7, 7, 7, 7, 3, 3, 3, 4, 4]
+    once = relabelled(copies, labels, inputs(graph)).copy()
+    split_shared(once, matrices=True)
+    copies = Copies(once.freeze())
+    bill = Bill(copies)
+    assert sorted(copies.full()) == sorted(labels)
+    labels = copies.full()
+    for label, others in ((7, [7, 7, 1, 6]), (3, [3, 1, 0])):
+        labels[labels == label] = others
+    twice = relabelled(copies, labels, inputs(graph))  # compares with the masked graph
+    assert macs(twice) == {q: round(n) for q, n in bill.subsets(labels).items()}
+    cells = [s for s in twice.sites() if s.node.op.name == "LSTM" and s.str("direction") != "reverse"]
+    assert sum(s.int("hidden_size") for s in cells) == 8
 
 
 def test_a_sequence_of_one_step_reads_initial_states():

@@ -211,6 +211,26 @@ def test_what_several_tasks_read_whole_is_made_once_of_everybodys_channels():
     }
 
 
+def test_channels_may_be_read_beside_a_value_that_is_read_whole():
+    """The input and a layer's results side by side: every label reads the input, and the channels it may read."""
+    b = Builder("trunk", 2)
+    x = b.input("x", 1, 3, 6, 6)
+    y = b.apply("Concat", families.conv(b, x, 6), x, families.conv(b, x, 4), axis=1)
+    z = families.conv(b, y, 8)
+    for task in "abc":
+        b.task(task, families.head(b, z, 2))
+    graph = b.done()
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 3, 6, 6)).astype(np.float32)} for i in range(3)]
+    copies = Copies(graph)
+    bill = Bill(copies)
+    assert copies.count == 6 + 4 + 8 and not bill.frozen.any()
+    made = relabelled(copies, labels := drawn(copies, bill, 2), feeds[:2])  # compares with the masked graph
+    assert len(set(labels)) > 3
+    assert {frozenset(r.tasks): r.cost.macs for r in cost_report(made).combinations} == {
+        q: round(n) for q, n in bill.subsets(labels).items()
+    }
+
+
 def test_a_label_that_would_read_nothing_is_an_error():
     graph, feeds = shared(families.plain, "abc")
     copies = Copies(graph)
