@@ -201,3 +201,14 @@ def test_types_stay_float32() -> None:
     after = PruneChannels(flops=0.6, recover="least-squares")(graph, Resources(calibration=lambda: iter(data)))
     assert {v.dtype for v in after.parameters()} == {DType.FLOAT32}
     assert after.value(ValueRef("gemm:0")).shape == (1, 5)
+
+
+def test_inputs_beyond_numbers_leave_the_old_weights() -> None:
+    """One infinite input makes every moment no number: no fit may come of it."""
+    graph = small()
+    feeds = inputs(graph, 16)
+    feeds[0] = {"x": np.full((1, 3, 8, 8), np.inf, np.float32)}
+    use = Resources(calibration=lambda: feeds)
+    plain, fitted = (PruneChannels(flops=0.5, score="l2", recover=r)(graph, use) for r in ("none", "least-squares"))
+    for value in plain.parameters():
+        assert np.array_equal(fitted.value(value.ref).constant, value.constant)

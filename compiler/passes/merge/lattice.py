@@ -146,14 +146,14 @@ def drifted_layers(assembly: Assembly, drift: float) -> list[tuple[Place, int]]:
     for (index, mask), residual in assembly.findings.residuals.items():
         place = assembly.streams.places[index]
         own_layer = place.role is Role.LAYER and any(s.mask == mask for s in place.sources)
-        if own_layer and residual > max(drift, ROUNDING):
+        if own_layer and not residual <= max(drift, ROUNDING):
             found.append((place, mask))
     return found
 
 
 def lost_tasks(losses: Mapping[str, float], limits: Limits) -> list[str]:
     """Tasks whose outputs lost more than allowed."""
-    return [t for t, loss in losses.items() if loss > max(limits.loss[t], ROUNDING)]
+    return [t for t, loss in losses.items() if not loss <= max(limits.loss[t], ROUNDING)]
 
 
 def exceeds(outcome: Round, limits: Limits) -> bool:
@@ -202,7 +202,7 @@ def task_losses(streams: Streams, originals: Originals, assembly: Assembly) -> d
         before = streams.graph.tasks[task].outputs
         after = assembly.graph.tasks[task].outputs
         pairs = zip(before, after, strict=True)
-        found[task] = max(_loss(originals, assembly, a, b) for a, b in pairs)
+        found[task] = float(np.max([_loss(originals, assembly, a, b) for a, b in pairs]))
     return found
 
 

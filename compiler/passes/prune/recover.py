@@ -50,7 +50,7 @@ def refit(original: Graph, pruned: Graph, kept: Kept, batches: Batches) -> list[
     fitting = Refit(original, pruned, kept, batches)
     refusals = fitting.run()
     after = output_error(original, pruned, batches)
-    if after > before:
+    if not after <= before:  # nor where a fit has left what is no number
         fitting.undo()
         reason = f"held-out error would rise from {before:.3g} to {after:.3g}; the old weights stay"
         return [Refusal(f"recovery of '{pruned.name}'", reason)]
@@ -140,7 +140,7 @@ class Refit:
         sink = sink_of(self.pruned, reader)
         old, base = reader.matrix(reader.weight.constant), bias_of(reader)
         new, offset = moments.solve(old, sink is not None)
-        if _error(test, new, offset) >= _error(test, old, base):
+        if not _error(test, new, offset) < _error(test, old, base):
             return False
         self._store(reader.weight, reader.restore(new))
         if sink is not None:

@@ -20,6 +20,7 @@ from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.merge import originals
 from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.lattice import Limits, lost_tasks
 from compiler.passes.merge.match import align
 from compiler.passes.merge.merging import LIMITED, WIRING, Merge
 from compiler.passes.merge.rows import value_rows
@@ -217,6 +218,11 @@ def test_wrong_options(options, message):
     graph = joined(plain("a", 0), plain("b", 1))
     with pytest.raises(ConfigError, match=message):
         Merge(**options)(graph, data(graph))
+
+
+def test_a_loss_that_is_no_number_is_over_every_limit():
+    limits = Limits(0.1, {"a": 0.5, "b": 0.5, "c": 0.5})
+    assert lost_tasks({"a": np.nan, "b": 0.4, "c": 0.6}, limits) == ["a", "c"]
 
 
 def test_calibration_is_needed():
