@@ -110,6 +110,8 @@ class _Flat:
 
     def _restored(self, value: Any) -> Any:
         """`value` with the choices that names stand for."""
+        if not self._kept:
+            return value
         return tvm_ffi.structural_map(value, [(tvm.ir.Var, lambda v: self._kept.get(v, v))])
 
     def _flat(self, value: Any) -> Any:

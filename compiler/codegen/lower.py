@@ -181,26 +181,34 @@ def _single_extremes(module: Any) -> Any:
 
 
 def _object_bytes(built: Any, triple: str) -> bytes:
+    """Machine code of an optimised module; what TVM offers no option for is changed in its text."""
+    text = _without_names(built.inspect_source("ll"))
+    if triple.startswith("x86_64"):
+        text = _with_aligned_frames(text)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernels.o")
-        module = _with_aligned_frames(built, Path(folder)) if triple.startswith("x86_64") else built
-        module.write_to_file(str(path), "o")
+        source, path = Path(folder, "kernels.ll"), Path(folder, "kernels.o")
+        source.write_text(text)
+        tvm.runtime.load_module(str(source)).write_to_file(str(path), "o")
         return path.read_bytes()
 
 
-def _with_aligned_frames(built: Any, folder: Path) -> Any:
-    """The optimised module with stack frames as aligned as the vectors that registers spill to.
+def _without_names(text: str) -> str:
+    """A module without what debuggers would show: the names of variables of our code generation. LLVM takes a
+    quarter longer to follow them through registers, and they are more than half of an object."""
+    bare = re.sub(r"^ *#dbg_.*\n|^!llvm\.dbg\.cu = .*\n", "", text, flags=re.M)
+    return re.sub(r",? !dbg !\d+", "", bare)
+
+
+def _with_aligned_frames(text: str) -> str:
+    """The module with stack frames as aligned as the vectors that registers spill to.
 
     x86-64 promises 16 bytes. Unless a function is marked before registers are allocated, LLVM spills 32- and
     64-byte vectors to such addresses; whether they straddle cache lines then depends on the caller's depth, and a
     kernel that spills took 1.75 times as long in every second process. TVM marks no functions: the text is edited.
     """
-    text = built.inspect_source("ll")
     marked, count = re.subn(r'^(attributes #\d+ = \{.*?)("target-cpu")', r'\1"stackrealign" \2', text, flags=re.M)
     assert count, "kernels carry the attribute target-cpu"
-    path = folder / "kernels.ll"
-    path.write_text(marked)
-    return tvm.runtime.load_module(str(path))
+    return marked
 
 
 def _index_passes() -> list[Any]:

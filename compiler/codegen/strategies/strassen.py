@@ -47,6 +47,7 @@ class Strassen(Strategy):
 
     name = "strassen"
     version = 1
+    arm_version = 3
     families = ("conv",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:

@@ -95,6 +95,16 @@ def vector(base: Any, width: int) -> Any:
     return start if width == 1 else tirx.Ramp(start, 1, width)
 
 
+@contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """The body runs where the condition holds; True: it always does."""
+    if condition is True:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
+
+
 def splat(value: Any, width: int) -> Any:
     """A scalar in every lane."""
     scalar = tirx.FloatImm("float32", float(value)) if isinstance(value, int | float) else value

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.contractions import Contraction
 from compiler.codegen.templates.activation import Activation
-from compiler.codegen.templates.common import KernelBuilder, kernel, splat, vector, view
+from compiler.codegen.templates.common import KernelBuilder, kernel, splat, vector, view, when
 from compiler.codegen.templates.product import ProductTile, balanced, either, heights, pieces
 from compiler.codegen.templates.transpose import MOST, Square, turned_into
 
@@ -117,7 +117,7 @@ class _Contraction:
             at = _Place(a, b, y, panel * s.lanes, tile)
             last = s.panels == 1 or panel == s.panels - 1
             if self.panel is not None:
-                with T.If(self._enters(part, tile)), T.Then():
+                with when(self.tiles == 1 or tirx.Or(tirx.EQ(tile, 0), tirx.EQ(part, self.made.begin))):
                     self._pack(at, last)
             for valid in either(last, columns % s.lanes, s.lanes):
                 for rows, top in heights(tile, self.base, self.longer):
@@ -132,12 +132,6 @@ class _Contraction:
             product = product // loop.extent
             found = [f + turn * step if step else f for f, step in zip(found, loop.steps, strict=True)]
         return found
-
-    def _enters(self, part: Any, tile: Any) -> Any:
-        """Whether a unit is the first of its panel in this call."""
-        if self.tiles == 1:
-            return tirx.IntImm("bool", True)
-        return tirx.Or(tirx.EQ(tile, 0), tirx.EQ(part, self.made.begin))
 
     # ------------------------------------------------------------------ products
     def _tile(self, at: _Place, valid: int, top: Any, rows: int) -> None:

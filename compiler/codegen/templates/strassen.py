@@ -37,6 +37,7 @@ from compiler.codegen.templates.common import (
     splat,
     vector,
     view,
+    when,
 )
 from compiler.codegen.templates.conv import ConvShape, segment_names
 from compiler.codegen.templates.product import ProductTile, ReadRow, ReadVector, cells
@@ -206,9 +207,10 @@ class _Strassen:
 
     def _each_tile(self, most: int) -> Iterator[tuple[Any, int]]:
         """(first position, positions) of tiles of at most `most` positions of half a pair: in a loop, or one after
-        another where every cell has a place of its own."""
+        another where every cell has a place of its own. Not where tiles are so small (ARM) that there would be more
+        code than the nearest cache holds: places are calculated there."""
         for left, columns, count in chunks(self.s.span, most):
-            if self.s.by_cells:
+            if self.s.by_cells and not (self.by_element and most > 1):
                 yield from ((left + j * columns, columns) for j in range(count))
             else:
                 with T.serial(count) as j:
@@ -219,12 +221,15 @@ class _Strassen:
         its last one stands for it."""
         if not self.s.by_cells:
             return at.row + lower, at.left + m
-        cell = min(at.left + m + lower * self.s.span, self._cells - 1)
+        cell, last = at.left + m + lower * self.s.span, self._cells - 1
+        cell = min(cell, last) if isinstance(cell, int) else T.min(cell, last)
         return cell // self.c.y.width, cell % self.c.y.width
 
-    def _exists(self, at: _Place, lower: int, m: int) -> bool:
-        """Whether a position is a cell of its own."""
-        return not self.s.by_cells or at.left + m + lower * self.s.span < self._cells
+    def _exists(self, at: _Place, lower: int, m: int) -> Any:
+        """Whether a position is a cell of its own: all but the last one of the second half are."""
+        if not self.s.by_cells or not lower or m < at.columns - 1:
+            return True
+        return at.left + m + self.s.span < self._cells
 
     @property
     def _cells(self) -> int:
@@ -364,7 +369,7 @@ class _Strassen:
         """(half of the channels, half of the pair, position, vector) of every vector of results."""
         extent = (at.columns, self.vectors)
         every = ((half, lower, m, o) for half in (0, 1) for lower in (0, 1) for m, o in cells(extent))
-        return (r for r in every if self._exists(at, r[1], r[2]))
+        return (r for r in every if self._exists(at, r[1], r[2]) is not False)
 
     def _result(self, at: _Place, half: int, lower: int, m: int, o: int) -> tuple[Any, Any, Any, Any]:
         """(sample, block, row, column) of a vector of results."""
@@ -374,10 +379,11 @@ class _Strassen:
     def _store(self, at: _Place, half: int, lower: int) -> None:
         """The register tile is complete for one half of the output channels and one half of the pair."""
         for m, o in cells((at.columns, self.vectors)):
-            if not self._exists(at, lower, m):
+            exists, place = self._exists(at, lower, m), self._result(at, half, lower, m, o)
+            if exists is False:
                 continue
-            place = self._result(at, half, lower, m, o)
-            self.out.store(place, self._total(m, o) + self.out.bias(place[1]))
+            with when(exists):
+                self.out.store(place, self._total(m, o) + self.out.bias(place[1]))
 
 
 def reference(x: np.ndarray, weight: np.ndarray, segments: list[int]) -> np.ndarray:

@@ -6,6 +6,7 @@ transformed in float64 when they are packed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ def point_runs(axes: Axes) -> tuple[PointRun, ...]:
     )
 
 
+@functools.cache
 def phase_pairs(axes: Axes) -> tuple[tuple[int, int], ...]:
     """Phases of rows and columns; the channels of each lie one after another in the transformed inputs."""
     return tuple(itertools.product(range(len(axes[0].phases)), range(len(axes[1].phases))))
@@ -132,6 +134,7 @@ def tile_counts(extent: Sequence[int], outputs: Sequence[int]) -> tuple[int, int
     return -(-extent[0] // outputs[0]), -(-extent[1] // outputs[1])
 
 
+@functools.cache
 def products_per_tile(axes: Axes) -> int:
     """Multiplications per tile and channel pair."""
     return sum(len(r.rows) * len(r.columns) * len(r.phases) for r in point_runs(axes))
