@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from compiler.ir.graph import Graph, Site, Value
+from compiler.ir.relations import where
 from compiler.ir.types import Axis, NodeRef, ValueRef
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.labels import Channel, Labelling, Unit, base_name
@@ -122,8 +123,11 @@ class Copies:
         for site in reversed(tuple(self.original.sites())):
             mask = self.owners(site.node.ref)
             whole = mask & (mask - 1) and all(channels.channel_dim(v) is None for v in site.results)
+            read = [v for _, v in site.operands.present() if v.data is None]
             if whole or reached.intersection(v.ref for v in site.results):
-                reached.update(v.ref for _, v in site.operands.present() if v.data is None)
+                reached.update(v.ref for v in read)
+            if whole and any(channels.channel_dim(v) is not None for v in read):
+                self._obstacles.append(f"{where(site)} is computed as a whole, for several tasks at once")
         return {r.name for r in reached if channels.channel_dim(self.original.value(r)) is not None}
 
     def _width(self, stream: Stream) -> int:

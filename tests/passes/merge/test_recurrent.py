@@ -165,6 +165,17 @@ def test_a_split_layer_can_be_split_again(direction):
     assert sum(s.int("hidden_size") for s in cells) == 8
 
 
+def test_a_label_of_a_single_unit_keeps_the_rest_of_its_layer():
+    """An axis of one entry counts no channels: its node is read whole, and what that reads is for all its tasks."""
+    graph = trunk("LSTM")
+    copies = Copies(graph)
+    labels = copies.full()
+    labels[copies.numbers(copies.streams.streams[0])] = [7, 7, 7, 7, 7, 7, 7, 7, 3]
+    copies = Copies(relabelled(copies, labels, inputs(graph)))
+    assert not copies.count
+    assert "LSTM 'lstm[a+b]/forward' is computed as a whole, for several tasks" in copies.obstacle()
+
+
 def test_a_sequence_of_one_step_reads_initial_states():
     b = Builder("one", 1)
     operands = [b.input("x", 1, 2, 4), b.weight(1, 20, 4), b.weight(1, 20, 5), None, None]
