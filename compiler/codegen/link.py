@@ -6,6 +6,7 @@ read back and held to the interface: exports, imports, stack, run path.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -219,7 +220,9 @@ def run_tool(command: Sequence[str], folder: Path, timeout: float = _TIMEOUT) ->
     return done.stdout
 
 
-def _output(command: Sequence[str]) -> str:
+@functools.cache
+def _output(command: tuple[str, ...]) -> str:
+    """What a compiler says of itself; asked once, since every bundle wants to know."""
     return run_tool(command, Path.cwd(), 60)
 
 

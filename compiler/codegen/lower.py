@@ -182,7 +182,7 @@ def _single_extremes(module: Any) -> Any:
 
 def _object_bytes(built: Any, triple: str) -> bytes:
     """Machine code of an optimised module; what TVM offers no option for is changed in its text."""
-    text = _without_names(built.inspect_source("ll"))
+    text = _without_conversions(_without_names(built.inspect_source("ll")))
     if triple.startswith("x86_64"):
         text = _with_aligned_frames(text)
     with tempfile.TemporaryDirectory() as folder:
@@ -197,6 +197,15 @@ def _without_names(text: str) -> str:
     quarter longer to follow them through registers, and they are more than half of an object."""
     bare = re.sub(r"^ *#dbg_.*\n|^!llvm\.dbg\.cu = .*\n", "", text, flags=re.M)
     return re.sub(r",? !dbg !\d+", "", bare)
+
+
+def _without_conversions(text: str) -> str:
+    """A module without the conversions of float16 that TVM puts into every one, if nothing is float16.
+
+    They are as long as a small kernel. Otherwise they stay: machine code may call them where the text does not.
+    """
+    bare = re.sub(r"^define weak .*?^}\n", "", text, flags=re.M | re.S)
+    return text if re.search(r"\bhalf\b", re.sub(r"^declare .*\n", "", bare, flags=re.M)) else bare
 
 
 def _with_aligned_frames(text: str) -> str:

@@ -95,13 +95,13 @@ class Graph:
 
     def operands(self, node: Node) -> Operands:
         """The operands of `node` by formal position."""
-        found = {k: self.value(u) for u, _, k in self._g.in_edges(node.ref, keys=True)}
+        found = {k: self.value(u) for u, k in self._into(node.ref)}
         count = max([*found, *node.absent], default=-1) + 1
         return Operands([found.get(i) for i in range(count)])
 
     def results(self, node: Node) -> tuple[Value, ...]:
         """The results of `node` by position."""
-        found = {k: self.value(v) for _, v, k in self._g.out_edges(node.ref, keys=True)}
+        found = {k: self.value(v) for v, k in self._out_of(node.ref)}
         return tuple(found[k] for k in sorted(found))
 
     def site(self, node: Node) -> Site:
@@ -119,8 +119,7 @@ class Graph:
 
     def edge_indices(self, ref: NodeRef) -> tuple[list[int], list[int]]:
         """Operand and result indices in use at a node, sorted: what the verifier checks."""
-        operands = sorted(k for _, _, k in self._g.in_edges(ref, keys=True))
-        return operands, sorted(k for _, _, k in self._g.out_edges(ref, keys=True))
+        return sorted(k for _, k in self._into(ref)), sorted(k for _, k in self._out_of(ref))
 
     def makers(self, ref: ValueRef) -> int:
         """How many edges lead into a value; more than one is an error."""
@@ -128,8 +127,7 @@ class Graph:
 
     def uses(self, ref: ValueRef) -> tuple[tuple[Node, int], ...]:
         """(node, operand index) of every reader, sorted."""
-        edges = sorted((n, k) for _, n, k in self._g.out_edges(ref, keys=True))
-        return tuple((self.node(n), k) for n, k in edges)
+        return tuple((self.node(n), k) for n, k in sorted(self._out_of(ref)))
 
     def is_output(self, ref: ValueRef) -> bool:
         """Whether some task returns this value."""
@@ -143,11 +141,11 @@ class Graph:
                 masks[ref] = masks.get(ref, 0) | 1 << bit
         for node in reversed(self.nodes()):
             mask = 0
-            for _, result, _ in self._g.out_edges(node.ref, keys=True):
+            for result, _ in self._out_of(node.ref):
                 mask |= masks.get(result, 0)
             if mask:
                 masks[node.ref] = mask
-                for operand, _, _ in self._g.in_edges(node.ref, keys=True):
+                for operand, _ in self._into(node.ref):
                     masks[operand] = masks.get(operand, 0) | mask
         return masks
 
@@ -286,8 +284,8 @@ class Graph:
         """
         self._writable()
         self.value(new)
-        old = [u for u, _, k in self._g.in_edges(node, keys=True) if k == index]
         payload, count = self.node(node), len(self.operands(self.node(node)))
+        old = [u for u, k in self._into(node) if k == index]
         if old:
             self._g.remove_edge(old[0], node, key=index)
         elif index in payload.absent or index == count:
@@ -348,9 +346,19 @@ class Graph:
         del self._tasks[name]
 
     # ------------------------------------------------------------------ private
+    # Graphs are read much more often than written. networkx's views make several objects for every edge they give,
+    # so that most of the time of a pass went there; its dictionaries are read instead.
+    def _into(self, ref: Ref) -> list[tuple[Any, int]]:
+        """(vertex, index) of every edge that leads to `ref`, which has to be there."""
+        return [(u, k) for u, keys in self._g._pred[ref].items() for k in keys]
+
+    def _out_of(self, ref: Ref) -> list[tuple[Any, int]]:
+        """(vertex, index) of every edge that leaves `ref`, which has to be there."""
+        return [(v, k) for v, keys in self._g._succ[ref].items() for k in keys]
+
     def _payload(self, ref: Ref) -> Any:
         try:
-            return self._g.nodes[ref]["payload"]
+            return self._g._node[ref]["payload"]
         except KeyError:
             raise VerifyError(f"'{ref}' is not in graph '{self.name}'") from None
 
@@ -363,7 +371,7 @@ class Graph:
         ready: list[NodeRef] = []
         for ref in self._g:
             if isinstance(ref, NodeRef):
-                count = sum(1 for u, _, _ in self._g.in_edges(ref, keys=True) if self._g.in_degree(u))
+                count = sum(1 for u, _ in self._into(ref) if self._g.in_degree(u))
                 waiting[ref] = count
                 if not count:
                     ready.append(ref)
@@ -372,8 +380,8 @@ class Graph:
         while ready:
             ref = heapq.heappop(ready)
             order.append(ref)
-            for _, value, _ in self._g.out_edges(ref, keys=True):
-                for _, reader, _ in self._g.out_edges(value, keys=True):
+            for value, _ in self._out_of(ref):
+                for reader, _ in self._out_of(value):
                     waiting[reader] -= 1
                     if not waiting[reader]:
                         heapq.heappush(ready, reader)

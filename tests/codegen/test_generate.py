@@ -13,8 +13,10 @@ import pytest
 from onnx import helper
 
 from compiler.codegen import sharing
+from compiler.codegen.elf import Elf
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
+from compiler.codegen.lower import _without_conversions
 from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.strategies.winograd import LEAST_TAPS
 from compiler.codegen.target import find_target
@@ -177,6 +179,26 @@ def test_frames_are_aligned_to_the_vectors_they_hold(target: str, vector: int) -
     graph = b.done()
     library = generate(graph, find_target(target), sources=preferring(graph, target, "winograd4x4"))
     assert bytes((0x48, 0x83, 0xE4, 256 - vector)) in b"".join(library.objects)
+
+
+def test_objects_hold_their_kernel_alone() -> None:
+    """Neither descriptions for debuggers nor TVM's conversions of float16, which it puts into every module."""
+    b = Builder()
+    b.task("t", b.apply("Relu", b.input("x", 3, 5)))
+    library = generate(b.done(), find_target("x86-64-v3"))
+    for kernel, code in zip(library.kernels, library.objects, strict=True):
+        assert [s.name for s in Elf(code).symbols() if s.defined and not s.local] == [kernel.symbol]
+        assert b".debug_" not in code
+
+
+@pytest.mark.parametrize(("element", "stays"), [("float", False), ("half", True)])
+def test_conversions_of_float16_stay_where_there_is_some(element: str, stays: bool) -> None:
+    """Machine code may call what the text does not name."""
+    kernel = f"define i32 @kernel(ptr %x) {{\n  %0 = load {element}, ptr %x\n}}\n"
+    conversion = "define weak half @__truncsfhf2(float %a) {\nentry:\n  ret half 0xH0000\n}\n"
+    declared = "declare half @llvm.fabs.f16(half) #3\n"
+    left = _without_conversions(kernel + conversion + declared)
+    assert left == kernel + conversion * stays + declared
 
 
 STRIDED = [
