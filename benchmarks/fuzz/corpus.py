@@ -8,7 +8,7 @@ import onnx
 
 from benchmarks.fuzz.case import Case, Member
 from benchmarks.fuzz.families import EXACT
-from benchmarks.fuzz.layers import Pick
+from benchmarks.fuzz.grown import Pick
 
 
 def graph_case(path: Path) -> Case:

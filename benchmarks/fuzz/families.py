@@ -13,17 +13,9 @@ import numpy as np
 import onnx
 
 from benchmarks.fuzz.case import Case, Member
-from benchmarks.fuzz.layers import (
-    CHANNELS,
-    IMAGE_BLOCKS,
-    SEQUENCE_BLOCKS,
-    VECTOR_BLOCKS,
-    WIDTHS,
-    Block,
-    Grown,
-    Pick,
-    activation,
-)
+from benchmarks.fuzz.grown import Block, Grown, Pick
+from benchmarks.fuzz.layers import CHANNELS, IMAGE_BLOCKS, SEQUENCE_BLOCKS, VECTOR_BLOCKS, WIDTHS, activation
+from benchmarks.fuzz.operators import decision
 from compiler.ir.types import DType, TensorType
 
 Shape = tuple[int, ...]
@@ -31,6 +23,9 @@ SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 11, 14, 16, 17, 19)
 EXACT = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
 WIDEST = 600
 """Features that a flattened image may have: pruning by data inverts a matrix of as many rows."""
+COUNTS, DEPTHS = (1, 1, 2, 2, 2, 2, 3, 4), (1, 1, 1, 2, 2, 2, 3, 3, 4, 5)
+"""Networks of a family and blocks of a trunk. Most are small: in the time of a large family several small ones run,
+with more different operators among them."""
 SHARINGS = ("weights", "weights", "structure", "nothing")
 
 
@@ -59,8 +54,8 @@ def family(seed: int) -> Case:
     """The family of a seed: one to four networks, a pipeline of passes and a target."""
     pick = Pick(seed, 0)
     make = pick.one((_images, _images, _images, _sequences, _vectors))
-    count = pick.one((1, 2, 2, 2, 3, 3, 4))
-    depth = pick.whole(1, 5)
+    count = pick.one(COUNTS)
+    depth = pick.one(DEPTHS)
     sharing = pick.one(SHARINGS)
     common = {t: pick.whole(1, depth) if sharing == "weights" else 0 for t in range(count)}
     inputs, members = make(pick, seed, depth, sharing, common)
@@ -149,7 +144,13 @@ def _image_head(net: Grown, pick: Pick, x: str) -> str:
     wide = int(np.prod(net.shapes[x][1:])) > WIDEST
     if kind == "pool" or (kind == "flat" and wide):
         x = str(net.add(pick.one(("GlobalAveragePool", "GlobalMaxPool")), x))
-    y = _gemm(net, str(net.add("Flatten", x)), classes)
+    return _decided(net, pick, _gemm(net, str(net.add("Flatten", x)), classes))
+
+
+def _decided(net: Grown, pick: Pick, y: str) -> str:
+    """Scores as they are, as probabilities, or decided between."""
+    if pick.chance(0.1):
+        return decision(net, pick, y)
     return str(net.add("Softmax", y, axis=-1)) if pick.chance(0.3) else y
 
 
@@ -179,6 +180,8 @@ def _plain(trunk: Trunk, shape: Shape, pick: Pick, head: Callable[[Grown, Pick, 
 
 def _sequence_head(net: Grown, pick: Pick, x: str) -> str:
     y = net.dense(x, pick.one((1, 3, 8)))
+    if pick.chance(0.1):
+        return decision(net, pick, y)
     kind = pick.one(("all", "last", "mean"))
     if kind == "last":
         return str(net.add("Gather", y, net.whole(-1), axis=0))
@@ -186,5 +189,4 @@ def _sequence_head(net: Grown, pick: Pick, x: str) -> str:
 
 
 def _vector_head(net: Grown, pick: Pick, x: str) -> str:
-    y = _gemm(net, x, pick.one((1, 2, 7)))
-    return str(net.add("Softmax", y, axis=-1)) if pick.chance(0.4) else y
+    return _decided(net, pick, _gemm(net, x, pick.one((1, 2, 7))))

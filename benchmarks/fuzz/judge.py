@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from compiler.check import SPREADS, TOLERANCE, relative
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
+from compiler.pipeline import ROUNDING
 
 DISTURBED = {2: 1e-3, 4: 4e-7, 8: 4e-7}
 """Relative size of the disturbance by bytes of an element: a few units in the last place."""
@@ -37,7 +39,7 @@ class Allowance:
         """Outputs about which nothing can be said."""
         return sum(limit is None for limit in self.limits.values())
 
-    def wrong(self, found: Arrays, expected: Arrays, least: float = 0.0) -> str:
+    def wrong(self, found: Arrays, expected: Arrays) -> str:
         """The worst output that differs by more than it may, with its error; empty where all is right."""
         worst = (0.0, "")
         for name, reference in expected.items():
@@ -46,28 +48,51 @@ class Allowance:
                 return f"output '{name}' is missing or of another type or shape"
             if limit is None:
                 continue
-            allowed = max(limit, least)
             error = relative(found[name], reference)
             if reference.dtype.kind != "f":
-                error, allowed = float(np.mean(found[name] != reference)) if reference.size else 0.0, 0.0
-            if not error <= allowed:
-                text = f"output '{name}' differs by {error:.2e} of scale (limit {allowed:.1e})"
+                error, limit = float(np.mean(found[name] != reference)) if reference.size else 0.0, 0.0
+            if not error <= limit:
+                text = f"output '{name}' differs by {error:.2e} of scale (limit {limit:.1e})"
                 worst = max(worst, (error, text))
         return worst[1]
 
 
-def allowance(graph: Graph, feeds: Arrays, seed: int, others: tuple[Arrays, Arrays] | None = None) -> Allowance:
-    """The limits of the outputs of `graph` at `feeds`. `others`: outputs of two other evaluations that may differ.
+class Judge:
+    """Compares outputs with those of `graph` at `feeds`, whose outputs in the reference evaluator are `still`.
 
     Disturbed and undisturbed values come from the same evaluator: a wrong one gains nothing by being wrong.
+    `others`: outputs of two other evaluations that may differ.
     """
-    still = evaluate(graph, feeds)
-    moved = dict.fromkeys(still, 0.0)
-    pairs = [(evaluate(graph, feeds, edit=_Disturbance(seed, draw)), still) for draw in range(DRAWS)]
-    for found, reference in [*pairs, *([others] if others else [])]:
-        for name in moved:
-            moved[name] = max(moved[name], _distance(found[name], reference[name]))
-    return Allowance({n: _limit(m, still[n]) for n, m in moved.items()})
+
+    def __init__(
+        self, graph: Graph, feeds: Arrays, seed: int, still: Arrays, others: tuple[Arrays, Arrays] | None = None
+    ) -> None:
+        self._graph, self._feeds, self._seed = graph, feeds, seed
+        self._still, self._others = still, others
+
+    @cached_property
+    def allowed(self) -> Allowance:
+        """What each output may differ by. It takes several evaluations."""
+        moved = dict.fromkeys(self._still, 0.0)
+        draws = (_Disturbance(self._seed, draw) for draw in range(DRAWS))
+        pairs = [(evaluate(self._graph, self._feeds, edit=draw), self._still) for draw in draws]
+        for found, reference in [*pairs, *([self._others] if self._others else [])]:
+            for name in moved:
+                moved[name] = max(moved[name], _distance(found[name], reference[name]))
+        return Allowance({n: _limit(m, self._still[n]) for n, m in moved.items()})
+
+    def wrong(self, found: Arrays, expected: Arrays) -> str:
+        """`Allowance.wrong`; limits are only looked for where an output differs by more than the least of them."""
+        least = Allowance(dict.fromkeys(expected, TOLERANCE))
+        return least.wrong(found, expected) and self.allowed.wrong(found, expected)
+
+    def changed(self, found: Arrays, expected: Arrays) -> str:
+        """The same after an exact pass: only an output that rounding moves by more than the least limit may differ
+        by more than exact passes may."""
+        if not Allowance(dict.fromkeys(expected, ROUNDING)).wrong(found, expected):
+            return ""
+        limits = {n: v if v is None or v > TOLERANCE else ROUNDING for n, v in self.allowed.limits.items()}
+        return Allowance(limits).wrong(found, expected)
 
 
 class _Disturbance:

@@ -6,76 +6,15 @@ with other weights. A block that does not fit a tensor leaves it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
 
 import numpy as np
-from onnx import TensorProto, defs, helper, shape_inference
 
-from benchmarks.networks import Net
+from benchmarks.fuzz.grown import Block, Grown, Pick
+from benchmarks.fuzz.operators import ANY_BLOCKS, GRID_BLOCKS
 
-T = TypeVar("T")
-OPSET = 17
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 31, 32, 33, 40)
 WIDTHS = (1, 2, 3, 5, 8, 9, 16, 17, 24, 33)
-
-
-class Pick:
-    """Seeded choices of structure."""
-
-    def __init__(self, *seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def one(self, options: Sequence[T]) -> T:
-        """Any of the options."""
-        return options[int(self._rng.integers(len(options)))]
-
-    def chance(self, share: float) -> bool:
-        """True in `share` of all cases."""
-        return bool(self._rng.random() < share)
-
-    def whole(self, low: int, high: int) -> int:
-        """From `low` to `high`, both included."""
-        return int(self._rng.integers(low, high + 1))
-
-    def some(self, options: Sequence[T]) -> list[T]:
-        """A random subset that is not empty, in order."""
-        kept = [o for o in options if self.chance(0.5)]
-        return kept or [self.one(options)]
-
-
-class Grown(Net):
-    """A network whose shapes ONNX infers, node by node."""
-
-    def add(self, op: str, *inputs: str, results: int = 1, **attrs: Any) -> Any:
-        """A node of any operator; returns the name of its result, or the list of `results` names."""
-        reads = [i for i in inputs if i]
-        types = {i: helper.make_tensor_type_proto(self._kind(i), self.shapes.get(i, self._dims(i))) for i in reads}
-        data = {t.name: t for t in self._weights if t.name in reads}
-        node = helper.make_node(op, list(inputs), [f"r{i}" for i in range(results)], **attrs)
-        made = shape_inference.infer_node_outputs(defs.get_schema(op, OPSET), node, types, data)
-        shapes = [tuple(d.dim_value for d in made[o].tensor_type.shape.dim) for o in node.output]
-        return self.apply(op, inputs, shapes if results > 1 else shapes[0], **attrs)
-
-    def _weight_named(self, name: str) -> TensorProto:
-        return next(t for t in self._weights if t.name == name)
-
-    def _kind(self, name: str) -> int:
-        return TensorProto.FLOAT if name in self.shapes else self._weight_named(name).data_type
-
-    def _dims(self, name: str) -> tuple[int, ...]:
-        return () if name in self.shapes else tuple(self._weight_named(name).dims)
-
-    def number(self, *values: float) -> str:
-        """A float32 scalar, or a vector of several values."""
-        return self.const(np.array(values if len(values) > 1 else values[0], np.float32))
-
-    def whole(self, *values: int) -> str:
-        """An int64 vector."""
-        return self.const(np.array(values, np.int64))
-
-
-Block = Callable[[Grown, Pick, str], str]
 
 
 # ---------------------------------------------------------------------- pieces of any rank
@@ -259,6 +198,7 @@ def spatial_norm(net: Grown, pick: Pick, x: str) -> str:
 IMAGE_BLOCKS: Mapping[str, Block] = {
     "unit": unit,
     "unit again": unit,
+    "unit once more": unit,
     "residual": residual,
     "inverted": inverted,
     "branches": branches,
@@ -273,6 +213,8 @@ IMAGE_BLOCKS: Mapping[str, Block] = {
     "arithmetic": arithmetic,
     "activation": activation,
     "nothing": nothing,
+    **ANY_BLOCKS,
+    **GRID_BLOCKS,
 }
 
 
@@ -338,6 +280,7 @@ SEQUENCE_BLOCKS: Mapping[str, Block] = {
     "gathered": gathered,
     "arithmetic": arithmetic,
     "nothing": nothing,
+    **ANY_BLOCKS,
 }
 
 
@@ -367,4 +310,5 @@ VECTOR_BLOCKS: Mapping[str, Block] = {
     "layer norm": layer_norm,
     "arithmetic": arithmetic,
     "nothing": nothing,
+    **ANY_BLOCKS,
 }

@@ -175,7 +175,7 @@ def _read_spec(folder: Path, data: bytes) -> object:
 
 def _specs() -> list[bytes]:
     from benchmarks.fuzz.families import pipeline
-    from benchmarks.fuzz.layers import Pick
+    from benchmarks.fuzz.grown import Pick
 
     return sorted({spec.encode() for seed in range(30) for spec in pipeline(Pick(seed))})
 

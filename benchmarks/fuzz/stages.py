@@ -19,7 +19,7 @@ import onnx
 
 from benchmarks.fuzz.adapt import adapted
 from benchmarks.fuzz.case import Case, Member
-from benchmarks.fuzz.judge import Allowance, allowance
+from benchmarks.fuzz.judge import Allowance, Judge
 from compiler.calibration.engine import Engine
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
@@ -37,9 +37,9 @@ from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.ir.union import Binding, union
 from compiler.ir.union import Member as Joined
-from compiler.passes.base import Pass, Resources
+from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
-from compiler.pipeline import ROUNDING, parse
+from compiler.pipeline import parse
 
 Arrays = dict[str, np.ndarray]
 CALIBRATION = 8
@@ -90,22 +90,22 @@ def check(case: Case, tell: Tell = lambda stage: None) -> Done:
     graph = _joined(case, members)
     feeds, expected, other = _judged(case, graph)
     tell("reference")
-    allowed = allowance(graph, feeds, case.seed, (other, expected))
-    done.unjudged = allowed.unjudged
-    _equal(_outputs(graph, evaluate(graph, feeds)), expected, allowed)
-    graph = _passes(case, graph, feeds, done, tell)
     reference = evaluate(graph, feeds)
-    allowed = allowance(graph, feeds, case.seed)
+    judge = Judge(graph, feeds, case.seed, reference, (other, expected))
+    done.unjudged = judge.allowed.unjudged
+    _hold(judge.wrong(reference, expected))
+    graph, reference = _passes(case, graph, feeds, reference, done, tell)
+    judge = Judge(graph, feeds, case.seed, reference)
     tell("extract")
     _extracted(case, graph, feeds, reference)
     tell("export")
-    _exported(graph, feeds, reference, allowed)
-    _compiled(case, graph, feeds, reference, allowed, tell)
+    _exported(graph, feeds, reference, judge)
+    _compiled(case, graph, feeds, reference, judge, tell)
     return done
 
 
-def _equal(found: Mapping[str, np.ndarray], expected: Arrays, allowed: Allowance, least: float = 0.0) -> None:
-    wrong = allowed.wrong(found, expected, least)
+def _hold(wrong: str) -> None:
+    """Wrong with the complaint of a judge, if there is one."""
     if wrong:
         raise Wrong(wrong)
 
@@ -176,7 +176,10 @@ def _original(case: Case, graph: Graph, task: str, engine: Engine, feeds: Arrays
 
 
 # ---------------------------------------------------------------------- passes
-def _passes(case: Case, graph: Graph, feeds: Arrays, done: Done, tell: Tell) -> Graph:
+def _passes(
+    case: Case, graph: Graph, feeds: Arrays, values: Arrays, done: Done, tell: Tell
+) -> tuple[Graph, Arrays]:
+    """The graph after all passes, with its outputs; `values` are those before."""
     use = Resources(calibration=_calibration(graph, case.seed), seed=case.seed)
     for spec in case.passes:
         tell(spec.partition("{")[0])
@@ -186,28 +189,31 @@ def _passes(case: Case, graph: Graph, feeds: Arrays, done: Done, tell: Tell) -> 
         except (PassError, ConfigError) as error:
             done.skipped.append(f"{pass_.name}: {str(error).splitlines()[0]}")
             continue
+        new = evaluate(after, _own(after, feeds))
         if pass_.exact:
-            _unchanged(pass_, graph, after, feeds, case.seed)
-        graph = after
-    return graph
+            judge = Judge(graph, _own(graph, feeds), case.seed, values)
+            _hold(judge.changed(_renamed(graph, after, new), _outputs(graph, values)))
+        graph, values = after, new
+    return graph, values
+
+
+def _own(graph: Graph, feeds: Arrays) -> Arrays:
+    """What a graph reads: a pass may have dropped inputs that nothing needs."""
+    return {v.ref.name: feeds[v.ref.name] for v in graph.inputs}
+
+
+def _renamed(before: Graph, after: Graph, values: Arrays) -> Arrays:
+    """Outputs of the graph after a pass under the names they had before it."""
+    return {
+        a.name: values[b.name]
+        for t in before.tasks
+        for a, b in zip(before.tasks[t].outputs, after.tasks[t].outputs, strict=True)
+    }
 
 
 def _calibration(graph: Graph, seed: int) -> Arrays:
     draws = [random_feeds(graph, np.random.default_rng([seed, 5, i])) for i in range(CALIBRATION)]
     return {n: (np.concatenate if draws[0][n].ndim else np.stack)([d[n] for d in draws]) for n in draws[0]}
-
-
-def _unchanged(pass_: Pass, before: Graph, after: Graph, feeds: Arrays, seed: int) -> None:
-    old = evaluate(before, feeds)
-    new = evaluate(after, {v.ref.name: feeds[v.ref.name] for v in after.inputs})
-    allowed = allowance(before, feeds, seed)
-    renamed = {
-        a.name: new[b.name]
-        for t in before.tasks
-        for a, b in zip(before.tasks[t].outputs, after.tasks[t].outputs, strict=True)
-    }
-    tight = {n: None if v is None else max(ROUNDING, v if v > 1e-4 else 0.0) for n, v in allowed.limits.items()}
-    _equal(renamed, _outputs(before, old), Allowance(tight))
 
 
 # ---------------------------------------------------------------------- subsets
@@ -224,7 +230,7 @@ def _extracted(case: Case, graph: Graph, feeds: Arrays, reference: Arrays) -> No
     rows = {frozenset(r.tasks): r.cost for r in cost_report(graph).combinations}
     for tasks in _subsets(graph, case.seed):
         part = ExtractTasks(tasks)(graph)
-        found = evaluate(part, {v.ref.name: feeds[v.ref.name] for v in part.inputs})
+        found = evaluate(part, _own(part, feeds))
         for name, array in found.items():
             if not np.array_equal(array, reference[name], equal_nan=array.dtype.kind == "f"):
                 raise Wrong(f"{'+'.join(tasks)} alone: '{name}' has other bits than in the whole graph")
@@ -232,11 +238,11 @@ def _extracted(case: Case, graph: Graph, feeds: Arrays, reference: Arrays) -> No
             raise Wrong(f"{'+'.join(tasks)} alone costs {totals(part)}; the report says {rows[frozenset(tasks)]}")
 
 
-def _exported(graph: Graph, feeds: Arrays, reference: Arrays, allowed: Allowance) -> None:
+def _exported(graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge) -> None:
     """The exported file gives the same in onnxruntime, and the same graph when it is read again."""
     model = to_onnx(graph)
-    given = {v.ref.name: feeds[v.ref.name] for v in graph.inputs}
-    _equal(Engine(model, optimise=False).run(given), reference, allowed)
+    given = _own(graph, feeds)
+    _hold(judge.wrong(Engine(model, optimise=False).run(given), reference))
     again = load(model)
     if digest(load(to_onnx(again))) != digest(again):
         raise Wrong("the exported file changes when it is read and exported again")
@@ -247,11 +253,11 @@ def _exported(graph: Graph, feeds: Arrays, reference: Arrays, allowed: Allowance
 
 
 # ---------------------------------------------------------------------- compiled
-def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, allowed: Allowance, tell: Tell) -> None:
+def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge, tell: Tell) -> None:
     target = find_target(case.target)
     tell(f"generate for {case.target}")
     library = generate(graph, target, name="fuzzed")
-    given = {v.ref.name: feeds[v.ref.name] for v in graph.inputs}
+    given = _own(graph, feeds)
     sample = Sample(
         tuple(given.values()), tuple(reference[v.name] for t in graph.tasks.values() for v in t.outputs)
     )
@@ -265,11 +271,11 @@ def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, allowe
                 (ref.name for task in graph.tasks.values() for ref in task.outputs),
                 strict=True,
             )
-            emulated(run_selftest(bundle, target, quick=True, timeout=120), dict(outputs), allowed)
+            emulated(run_selftest(bundle, target, quick=True, timeout=120), dict(outputs), judge.allowed)
             return
         network = open_bundle(bundle.path)
         full = _by_value(graph, network.run(given), graph.tasks)
-        _equal(full, _outputs(graph, reference), allowed)
+        _hold(judge.wrong(full, _outputs(graph, reference)))
         for tasks in _subsets(graph, case.seed, most=15):
             _same_bits(full, _by_value(graph, network.run(given, tasks=tasks), tasks), "+".join(tasks))
         with network.pool(2) as pool:

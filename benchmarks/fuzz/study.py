@@ -9,6 +9,7 @@ those of earlier runs, `--totals FILE` prints them all as tables. Exit status 1 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -99,9 +100,12 @@ def text(tally: Tally) -> str:
 
 
 def run_cases(cases: Iterable[Case], findings: Path, seconds: float, until: float) -> Tally:
-    """Run cases until the time `until` (monotonic), and shrink the first finding of every signature."""
+    """Run cases until the time `until` (monotonic), and shrink the first finding of every signature.
+
+    An interrupt ends the run like the time does: what was counted is returned.
+    """
     tally = Tally()
-    with Worker(seconds) as worker:
+    with Worker(seconds) as worker, contextlib.suppress(KeyboardInterrupt):
         for number, case in enumerate(cases):
             if time.monotonic() > until:
                 break

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.fuzz import study
+from benchmarks.fuzz.case import Case
 from benchmarks.fuzz.readers import main as attack_one
 from benchmarks.fuzz.totals import add, graphs, ranges, read, readers, tables
+from benchmarks.fuzz.worker import Result
 from tests.shared import ROOT
 
 
@@ -45,6 +48,33 @@ def test_campaigns_add_up_and_a_seed_counts_once(tmp_path: Path) -> None:
     assert ours["verdicts"] == {"right": 17, "refused": 1, "unrunnable": 1, "wrong": 1}
     assert ours["accepted"] == 18 / 19  # what onnxruntime does not run is neither accepted nor refused
     assert (ours["findings"], ours["hours"], ours["slowest"]) == (1, 1.0, 9.0)
+
+
+class Calm:
+    """A worker for which every case is right."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> Calm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def run(self, case: Case) -> Result:
+        return Result(case.name, "right", "run", nodes=3)
+
+
+def test_an_interrupt_keeps_what_was_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "Worker", Calm)
+
+    def cases() -> Iterator[Case]:
+        yield from (Case(f"case {seed}", seed, {}) for seed in (4, 5))
+        raise KeyboardInterrupt
+
+    record = study.run_cases(cases(), tmp_path, 60, float("inf")).record()
+    assert (record["seeds"], record["verdicts"], record["nodes"]) == ([[4, 5]], {"right": 2}, 6)
 
 
 def test_a_run_of_the_study_adds_its_entry(tmp_path: Path) -> None:
