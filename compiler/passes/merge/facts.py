@@ -77,7 +77,12 @@ def _why(streams: Streams, place: Place) -> str:
     if reasons:
         return f"not shared: {reasons[0]}"
     if len(place.sources) > 1:
-        tasks = streams.alignment.names(sum(s.mask for s in place.sources))
+        mask = sum(s.mask for s in place.sources)
+        tasks = streams.alignment.names(mask)
+        read = [s.site.operands[0] for s in place.sources]
+        private = all(streams.alignment.masks[v.ref] & mask != mask for v in read)
+        if private and not any(streams.channels.parts(v) for v in read):
+            return f"not shared by {_list(tasks)}: what each of them reads there is its own, and read whole"
         return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed"
     mine = place.sources[0]
     apart = [a for a in streams.alignment.apart if a.node == mine.ref]
