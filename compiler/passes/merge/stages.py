@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from compiler.ir.graph import Value
+from compiler.passes.merge.channels import Role
 from compiler.passes.merge.streams import Place, Stream, Streams
 
 Stage = tuple[Stream, ...]
@@ -58,7 +59,16 @@ def _shareable(streams: Streams, stream: Stream, shared: dict[int, Stream]) -> b
 
 def _readable(streams: Streams, place: Place, groups: Sequence[int], shared: dict[int, Stream]) -> bool:
     mask = place.mask_of(groups)
-    return any(_common(streams, s.site.operands[0], mask, shared) for s in place.holding(groups))
+    read = [s.site.operands[0] for s in place.holding(groups)]
+    if place.role is Role.RECURRENT:  # its weights are not fitted to what is left of what it read
+        return all(_common(streams, v, mask, shared) and _complete(streams, v, shared) for v in read)
+    return any(_common(streams, v, mask, shared) for v in read)
+
+
+def _complete(streams: Streams, value: Value, shared: dict[int, Stream]) -> bool:
+    """Whether all channels of a value are shared."""
+    owners = [(g, streams.of_group[g].index) for g in streams.channels.parts(value)]
+    return all(index in shared and group in label(streams, shared[index]) for group, index in owners)
 
 
 def _common(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]) -> bool:

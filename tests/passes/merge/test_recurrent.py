@@ -256,6 +256,27 @@ def test_layers_behind_an_embedding_share_where_it_is_common(own):
     )
 
 
+def test_a_recurrent_layer_that_reads_something_private_too_is_not_shared():
+    """Its weights are placed and not fitted, so what it could not read under a common label would be lost."""
+
+    def net(task: str, seed: int) -> Graph:
+        b = Builder(task, seed)
+        x = b.input("x", 5, 2, 4)
+        y, _ = b.apply("GRU", x, b.weight(1, 15, 4), b.weight(1, 15, 5), results=2, hidden_size=5)
+        own = b.apply("MatMul", b.apply("Squeeze", y, b.const([1])), b.weight(5, 6))
+        x = b.apply("Concat", b.apply("MatMul", x, b.weight(4, 6)), own, axis=2)
+        y, _ = b.apply("LSTM", x, b.weight(1, 24, 12), b.weight(1, 24, 6), results=2, hidden_size=6)
+        b.task(task, b.apply("MatMul", b.apply("Squeeze", y, b.const([1])), b.weight(6, 3)))
+        return b.done()
+
+    graph = joined(net("a", 0), net("b", 1))
+    merged = parse_pass("merge{start=shared}")(graph, data(graph, 12))
+    for task, expected in outputs(graph, feed(graph)).items():
+        assert difference(outputs(merged, feed(graph))[task], expected) < 1e-5
+    assert [n.op.name for n in merged.nodes()].count("LSTM") == 2
+    assert any(n.ref.name.endswith("[a+b]") for n in merged.nodes())
+
+
 def test_other_policies_keep_recurrent_layers_whole():
     graph = joined(recurrent("a", 0), recurrent("b", 1))
     outcome = parse_pass("merge{max_loss=0.9,max_drift=0.9}").run(graph, data(graph, 12))
