@@ -28,7 +28,7 @@ class StreamedSet:
     """Feeds of a network from samples that are read when they are asked for.
 
     Called, it starts the feeds again: input name -> array of exactly the input's shape. A last incomplete batch is
-    left out. ConfigError where the first sample lacks an input or does not fit, or where there is no whole batch.
+    left out. ConfigError where a sample lacks an input or does not fit, or where there is none.
     """
 
     def __init__(self, samples: Opener, inputs: tuple[Value, ...], limit: int = 0) -> None:
@@ -37,6 +37,9 @@ class StreamedSet:
         if first is None:
             raise ConfigError("the data holds no sample")
         self._steps = {v.ref.name: _step(v, first) for v in inputs}
+        if len(set(self._steps.values())) > 1:
+            listed = ", ".join(f"{step} for '{name}'" for name, step in self._steps.items())
+            raise ConfigError(f"a call takes different numbers of samples per input: {listed}; give batches of all")
         self._count: int | None = None
 
     @property
@@ -60,13 +63,9 @@ class StreamedSet:
         return islice(self._samples(), self._limit or None)
 
     def _batch(self, value: Value, part: Sequence[Sample]) -> np.ndarray:
-        arrays = [_of(value, sample) for sample in part]
-        joined = np.stack(arrays) if self._steps[value.ref.name] > 1 else np.asarray(arrays[0])
-        try:
-            shaped = joined.reshape(value.shape)
-        except ValueError:
-            raise ConfigError(f"a sample for input '{value.ref}' has shape {list(arrays[0].shape)}") from None
-        return feed_of(value, shaped)
+        if any(_step(value, sample) != len(part) for sample in part):
+            raise ConfigError(f"some samples for input '{value.ref}' are whole batches and others are not")
+        return feed_of(value, np.stack([_of(value, sample) for sample in part]).reshape(value.shape))
 
 
 Feeds = CalibrationSet | StreamedSet

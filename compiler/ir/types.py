@@ -29,6 +29,10 @@ class DType(enum.Enum):
     UINT64 = "uint64"
     BOOL = "bool"
 
+    @classmethod
+    def _missing_(cls, value: object) -> DType:
+        raise ValueError(f"{value!r} is no element type; there are {', '.join(t.value for t in cls)}")
+
     @property
     def numpy(self) -> np.dtype[np.generic]:
         return np.dtype(self.value)

@@ -159,6 +159,12 @@ def _split(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Iterator[Batch]:
     single = sorted(n for n in shapes if not arrays[n].ndim)
     if single:
         raise PassError(f"the calibration data of input {', '.join(map(repr, single))} has no axis of samples")
+    strange = [n for n, s in shapes.items() if arrays[n].shape[1:] not in (s, s[1:])]
+    if strange:
+        found, wanted = list(arrays[strange[0]].shape), ", ".join(map(str, shapes[strange[0]][1:]))
+        raise PassError(
+            f"the calibration data of input '{strange[0]}' has shape {found}, expected [samples, {wanted}]"
+        )
     steps = {n: s[0] if s and len(arrays[n].shape) == len(s) else 1 for n, s in shapes.items()}
     count = min((len(arrays[n]) // steps[n] for n in shapes), default=0)
     for i in range(count):

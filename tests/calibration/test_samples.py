@@ -9,7 +9,7 @@ import pytest
 
 from compiler.calibration.data import CalibrationSet
 from compiler.calibration.samples import StreamedSet, open_calibration
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, PassError
 from compiler.ir.types import DType
 from compiler.passes.base import Resources
 from tests.graphs import Builder
@@ -132,6 +132,20 @@ def test_one_array_for_several_inputs(tmp_path):
     np.save(tmp_path / "d.npy", DATA)
     with pytest.raises(ConfigError, match="is one array, but the networks read 'x', 'y'"):
         open_calibration("d.npy", tmp_path, graph_of((1, 3), (1, 3)).inputs, 0)
+
+
+def test_every_sample_has_to_fit():
+    """Other shapes of as many elements would be read as something else."""
+    turned = StreamedSet(lambda: [{"x": np.zeros((2, 3))}, {"x": np.zeros((3, 2))}], graph_of((1, 2, 3)).inputs)
+    with pytest.raises(ConfigError, match=r"a sample for input 'x' has shape \[3, 2\]; expected \[2, 3\]"):
+        list(turned())
+    mixed = StreamedSet(lambda: [{"x": np.zeros((4, 3))}, {"x": np.zeros(3)}], graph_of((4, 3)).inputs)
+    with pytest.raises(ConfigError, match="some samples for input 'x' are whole batches"):
+        list(mixed())
+    with pytest.raises(ConfigError, match="different numbers of samples per input: 4 for 'x', 1 for 'y'"):
+        StreamedSet(lambda: [{"x": np.zeros(3), "y": np.zeros((4, 2))}], graph_of((4, 3), (4, 2)).inputs)
+    with pytest.raises(PassError, match=r"input 'x' has shape \[5, 3, 2\], expected \[samples, 2, 3\]"):
+        list(Resources(calibration={"x": np.zeros((5, 3, 2))}).batches(graph_of((1, 2, 3))))
 
 
 def test_a_sample_that_lacks_an_input():

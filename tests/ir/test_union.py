@@ -193,7 +193,7 @@ def test_steps_that_change_nothing_leave_no_node():
         ({"resize": [2, 2], "mode": "cubic"}, "'cubic' is none of linear, nearest"),
         ({"gray": [1.0, 2.0]}, "2 weights for 3 channels"),
         ({"layout": "CHWN"}, "'CHWN' is none of NCHW, NHWC"),
-        ({"cast": "float33"}, "'float33' is not a valid DType"),
+        ({"cast": "float33"}, "'float33' is no element type; there are float16, float32"),
         ({"scale": [1.0, 2.0]}, "cannot reshape"),
         ({"reshape": [5]}, "does not fit float32[1,3,4,6]"),
     ],
