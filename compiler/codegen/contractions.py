@@ -134,7 +134,7 @@ Terms = tuple[Sequence[str], Sequence[str], Sequence[str]]
 def _terms(site: Site) -> Terms | None:
     """The labels of a product of two operands; None for any other node."""
     operator = site.node.op
-    if len(site.operands[:]) != 2:
+    if len(site.operands) != 2:  # operands that are left out between others count
         return None
     a, b, y = site.operands[0], site.operands[1], site.results[0]
     if operator.name == "Gemm":

@@ -53,6 +53,13 @@ def attending(tokens: int, heads: int, width: int) -> Graph:
     return made.done()
 
 
+def test_a_node_whose_second_operand_is_left_out_is_no_product() -> None:
+    made = Builder()
+    made.task("t", made.apply("Clip", made.input("x", 8, 8), None, made.const(np.float32(0.5))))
+    (group,) = make_groups(made.done())
+    assert group.family != "contraction"
+
+
 def products_of(graph: Graph) -> list[Group]:
     return [g for g in make_groups(graph) if g.family == "contraction"]
 
