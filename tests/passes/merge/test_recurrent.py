@@ -325,8 +325,17 @@ def test_layers_that_cannot_be_split_stay_whole_with_the_reason(case):
     channels = ChannelMap(graph, recurrent=True)
     assert channels.roles[site.node.ref] is Role.WHOLE
     assert any(reason in g.reason for g in channels.groups)
-    calibration = {v.ref.name: np.ones((64 * v.shape[0], *v.shape[1:]), np.float32) for v in graph.inputs}
+    copies = Copies(graph)
+    assert not copies.count
+    assert f"{cell} '{site.node.ref}'" in copies.obstacle() and reason in copies.obstacle()
+
+
+@pytest.mark.parametrize("case", ["gru", "lengths"])
+def test_narrow_says_what_stays_whole(case):
     pytest.importorskip("torch")
+    cell, options, reason = WHOLE[case]
+    graph = layer(cell, **options)
+    calibration = {v.ref.name: np.ones((64 * v.shape[0], *v.shape[1:]), np.float32) for v in graph.inputs}
     with pytest.raises(PassError, match=f"no channels can be taken from a task: {cell} '.*{re.escape(reason)}"):
         Narrow()(graph, Resources(calibration=calibration, teacher=graph))
 
