@@ -259,6 +259,18 @@ def test_the_rule_knows_what_turning_a_panel_takes() -> None:
     assert peak < plain < 1.5 * peak
 
 
+def test_large_results_far_apart_are_written_in_wide_panels() -> None:
+    """Measured, 512 x 512 scores of AVX-512 are a sixth faster by tiles of 4 x 6 vectors than of 13 x 2."""
+    target = find_target("x86-64-v4")
+
+    def vectors(graph: Graph) -> int:
+        groups = make_groups(graph)
+        return candidates(groups[0], situation(graph, groups, target))[0].choice.tile[1]
+
+    wide = vectors(product((4, 512, 64), (4, 512, 64), "Einsum", equation="bik,bjk->bij"))
+    assert wide > vectors(product((4, 64, 64), (4, 64, 64), "Einsum", equation="bik,bjk->bij"))
+
+
 # ---------------------------------------------------------------------- other targets
 @pytest.mark.cross
 @pytest.mark.parametrize("name", ["aarch64-cortex-a76", "armv7-neon"])

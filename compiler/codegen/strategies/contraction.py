@@ -9,6 +9,7 @@ from compiler.codegen.groups import Group, loops_of
 from compiler.codegen.kernels import Builder, Built, Slot, plain_slot
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import activation_of
+from compiler.codegen.strategies.direct import LARGE_OUTPUT
 from compiler.codegen.strategies.matrix import column_block, register_tiles, tile_seconds
 from compiler.codegen.target import Target
 from compiler.codegen.templates import contraction
@@ -16,6 +17,12 @@ from compiler.ir.graph import Value
 
 COPIED, TURNED, SCATTERED = 0.15, 0.3, 1.5
 """Cycles that an element of a panel takes: copied with its neighbours, turned in squares, or on its own."""
+
+SCATTERED_ROW = 24
+"""Cycles that a row of a panel takes to write where results are large and rows far apart (measured on x86): wide
+panels have fewer."""
+FAR_ROWS = 512
+"""Bytes between rows from which on the lines of a panel are no neighbours."""
 
 
 class ContractionProduct(Strategy):
@@ -44,6 +51,7 @@ class ContractionProduct(Strategy):
             activation_of(group),
             (rows, vectors, chains),
             builder.target.input_lanes,
+            prefetch=large_results(loops),
         )
         first, second = (_slot(builder, group, number) for number in (loops.left, 1 - loops.left))
         residual = [] if group.residual is None else [plain_slot(group.residual)]
@@ -59,11 +67,18 @@ def _slot(builder: Builder, group: Group, number: int) -> Slot:
 
 
 def seconds(shape: contraction.ContractionShape, target: Target) -> float:
-    """Predicted time of all products, and of packing the panels of `b`."""
+    """Predicted time of all products, of packing the panels of `b`, and of writing large results panel by panel."""
     n = shape.loops
     tiles = tile_seconds(n.row.extent, n.inner.extent, n.column.extent, shape.block, shape.tile, target, n.row.a)
     elements = n.inner.extent * shape.panels * shape.lanes if shape.packed else 0
-    return n.products * (tiles + elements * packing_cycles(n) / target.machine.clock)
+    scattered = large_results(n) and 4 * n.row.y >= FAR_ROWS and target.arch == "x86_64"
+    written = n.row.extent * shape.panels * SCATTERED_ROW if scattered else 0
+    return n.products * (tiles + (elements * packing_cycles(n) + written) / target.machine.clock)
+
+
+def large_results(loops: Contraction) -> bool:
+    """Whether results lie outside the near caches when they are written."""
+    return 4 * loops.spans[2] >= LARGE_OUTPUT
 
 
 def packing_cycles(loops: Contraction) -> float:

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.contractions import Contraction
 from compiler.codegen.templates.activation import Activation
-from compiler.codegen.templates.common import KernelBuilder, kernel, splat, vector, view, when
+from compiler.codegen.templates.common import KernelBuilder, kernel, prefetch, splat, vector, view, when
 from compiler.codegen.templates.product import ProductTile, balanced, either, heights, pieces
 from compiler.codegen.templates.transpose import MOST, Square, turned_into
 
@@ -34,6 +34,9 @@ class ContractionShape:
     """Most rows, column vectors, and independent sums per vector held in registers."""
     input_lanes: int = 1
     """Elements of a row read as one vector and multiplied by element (ARM); 1: broadcast loads (x86)."""
+
+    prefetch: bool = False
+    """Whether lines of results are asked for before each tile: large ones lie outside the near caches."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -146,10 +149,14 @@ class _Contraction:
                 return self.panel[k, vector(o * v, v)]
             return self.buffers["b"][vector(at.b + k * n.inner.b + (at.column + o * v), v)]
 
+        results = [
+            (m, o, at.y + (top + m) * n.row.y + (at.column + o * v)) for m in range(rows) for o in range(vectors)
+        ]
+        for _, _, first in results if self.s.prefetch else []:
+            prefetch(self.buffers["y"], (first,), write=True)
         self.tile.multiply((rows, vectors), n.inner.extent, lambda m, o: splat(0.0, v), row, columns)
-        for m in range(rows):
-            for o in range(vectors):
-                self._store(at.y + (top + m) * n.row.y + (at.column + o * v), self.tile.place(m, o), valid - o * v)
+        for m, o, first in results:
+            self._store(first, self.tile.place(m, o), valid - o * v)
 
     def _store(self, first: Any, k: int, valid: int) -> None:
         """The valid lanes of a sum, finished."""
