@@ -167,6 +167,9 @@ def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys) ->
     assert "src=" not in (out / "frontier.html").read_text().replace("\n", "").split("<script")[0]
     assert main(command) == 2
     assert "already holds a frontier" in capsys.readouterr().err
+    (out / "point-of-mine.onnx").write_bytes(b"")
+    assert main([*command, "--shares", "0.05", "--force"]) == 0
+    assert {p.name for p in out.glob("*.onnx")} == {"point-0.onnx", "point-of-mine.onnx"}
 
 
 def test_an_interrupt_says_what_is_kept(tmp_path, capsys, monkeypatch) -> None:

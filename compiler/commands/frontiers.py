@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from compiler.page import frontier_page
 from compiler.progress import Say
 from compiler.report import to_json
 from compiler.staging import write_whole
+
+_POINT = re.compile(r"point-\d+\.onnx")
 
 HONEST = 0.15
 """Difference of measured and predicted time above which the result says so."""
@@ -52,11 +55,17 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _write(found: Frontier, folder: Path) -> None:
-    """Every file whole or not at all; the record last, so that a folder with one is complete."""
+    """Every file whole or not at all; the record last, so that a folder with one is complete. Networks of an
+    earlier frontier go.
+    """
     for number, network in found.networks.items():
         write_whole(folder / f"point-{number}.onnx", network)
     write_whole(folder / "frontier.csv", found.csv().encode())
     write_whole(folder / "frontier.html", frontier_page(finite(found.record)).encode())
+    kept = {f"point-{number}.onnx" for number in found.networks}
+    for file in folder.glob("point-*.onnx"):
+        if _POINT.fullmatch(file.name) and file.name not in kept:
+            file.unlink()
     write_whole(folder / "frontier.json", to_json(found.record).encode())
 
 
