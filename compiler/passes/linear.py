@@ -40,6 +40,11 @@ class Affine:
         return bool((self.scale != 1).any())
 
 
+def per_output(bias: Value, count: int) -> bool:
+    """Whether a bias is a number for each of `count` outputs; as many of a Gemm may also be one for each row."""
+    return bias.rank > 0 and bias.size == count == bias.shape[-1]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer(abc.ABC):
     """A node y = W x + b whose W, and b if there is one, are constant."""

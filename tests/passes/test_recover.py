@@ -14,6 +14,7 @@ from compiler.ir.op import Kept
 from compiler.ir.reference import evaluate
 from compiler.ir.types import DType, ValueRef
 from compiler.passes.base import Resources
+from compiler.passes.merge.channels import layer_axes
 from compiler.passes.prune import fit, recover
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.prune.fit import gram, reader_of, sample
@@ -156,6 +157,16 @@ def test_patches_times_matrix_is_the_product(flip: int) -> None:
     found = reader.patches(feeds["x"], at) @ reader.matrix(reader.weight.constant) + site.operands[2].constant
     (expected,) = evaluate(graph, feeds).values()
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 4), ()])
+def test_an_addend_of_a_product_that_is_no_number_per_output_is_no_bias(shape: tuple[int, ...]) -> None:
+    """With as many rows as outputs, a number per row has the size of a bias."""
+    b = Builder(seed=2)
+    b.task("t", b.apply("Gemm", b.input("x", 4, 6), b.weight(6, 4), b.weight(*shape)))
+    (site,) = b.done().sites()
+    assert reader_of(b.done(), site) is None
+    assert layer_axes(site) is None
 
 
 def test_obs_is_delete_and_refit() -> None:

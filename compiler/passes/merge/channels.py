@@ -19,6 +19,7 @@ from compiler.ir.graph import Graph, NodeRef, Site, Value
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, Recurrent, W
 from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import Axis
+from compiler.passes.linear import per_output
 
 
 class Role(enum.Enum):
@@ -263,7 +264,7 @@ def layer_axes(site: Site) -> tuple[Axis, Axis] | None:
     if name == "Gemm":
         plain = attrs["alpha"] == 1 and attrs["beta"] == 1 and not attrs["transA"]
         bias = site.operands.optional(2)
-        if not plain or (bias is not None and bias.size != y.shape[-1]):
+        if not plain or (bias is not None and not per_output(bias, y.shape[-1])):
             return None
     return x.axis(-1), y.axis(-1)
 

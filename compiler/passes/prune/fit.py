@@ -15,6 +15,7 @@ import numpy as np
 from compiler.calibration.moments import ridge
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import Axis, ValueRef
+from compiler.passes.linear import per_output
 
 Batches = Sequence[Mapping[str, np.ndarray]]
 
@@ -168,7 +169,7 @@ def reader_of(graph: Graph, site: Site) -> Reader | None:
         return None
     if plain and (weight.rank != 2 or x.rank < 2):
         return None
-    if bias is not None and bias.size != site.results[0].shape[1 if name == "Conv" else -1]:
+    if bias is not None and not per_output(bias, site.results[0].shape[1 if name == "Conv" else -1]):
         return None
     kind = ConvReader if name == "Conv" else MatrixReader
     return kind(site.node, x, weight, site.results[0], bias)

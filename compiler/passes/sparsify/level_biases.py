@@ -17,6 +17,7 @@ from compiler.ir.graph import Graph, Node
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
+from compiler.passes.linear import per_output
 from compiler.progress import counted
 
 HELD_OUT = 4
@@ -65,7 +66,8 @@ def _layers(graph: Graph) -> tuple[list[Node], list[Refusal]]:
         if not any(v.sparser for _, v in site.operands.present()):
             continue
         bias = site.operands.optional(2)
-        vector = bias is None or (bias.data is not None and bias.size in (1, site.results[0].shape[1]))
+        outputs = site.results[0].shape[1]
+        vector = bias is None or (bias.data is not None and (bias.size == 1 or per_output(bias, outputs)))
         if site.node.op.name in ("Conv", "Gemm") and vector and site.attrs.get("beta", 1.0):
             found.append(site.node)
         else:
