@@ -263,6 +263,15 @@ def test_rows_that_vectors_do_not_divide(tmp_path: Path):
     check([(b.done(), {y: Blocked(4, (0, 2), (0, 2))})], tmp_path)
 
 
+def test_a_table_may_be_read_only_where_operators_are_put_into_each_other(tmp_path: Path):
+    """By itself a nearest resize reads its table of positions in pieces; behind positions of a grid it cannot."""
+    b = Builder()
+    sizes = b.const(np.array([1, 3, 14, 19]))
+    x = b.apply("Resize", b.input("x", 1, 3, 16, 3), None, None, sizes, mode="nearest")
+    b.task("t", b.apply("GridSample", x, b.weight(1, 5, 3, 2), mode="linear", padding_mode="reflection"))
+    check([(b.done(), {})], tmp_path)
+
+
 def lanewise(rng: np.random.Generator) -> Case:
     """A pooling and what follows it, on channels that do not fill the blocks that all of it lies in."""
     b = Builder()

@@ -217,7 +217,9 @@ class Stages:
         return self._tensor(Stage(name, tuple(shape), dtype, body, tuple(extents), kind, inline=False))
 
     def constant(self, array: np.ndarray) -> Tensor:
-        """See `Emitter.constant`. A table that no body reads (a target shape, say) is not passed."""
+        """See `Emitter.constant`. A table is there before any body is: what reads it may only show when bodies are
+        put into each other. One that no body reads (a target shape, say) is not passed.
+        """
         dtype = DType(array.dtype.name)
         element = splat_value(array)
         if not array.size:  # never read, but operators may mention it
@@ -225,16 +227,12 @@ class Stages:
         if array.size <= _INLINE or element is not None:
             value = (array.reshape(-1)[0] if element is None else element).item()
             return Operand(array.shape, dtype, lambda *i: self.const(value, dtype))
-        made: list[Source] = []
+        table = Source(f"c{len(self.tables)}", array.shape, array.dtype.name, array)
+        self.tables.append(table)
 
         def read(*at: Expr) -> Expr:
             known = piece(array, at, [] if self.notes is None else self.notes.breaks)
-            if known is not None:
-                return known
-            if not made:
-                made.append(Source(f"c{len(self.tables)}", array.shape, array.dtype.name, array))
-                self.tables.append(made[0])
-            return self.load(made[0], at)
+            return self.load(table, at) if known is None else known
 
         return Operand(array.shape, dtype, read)
 
