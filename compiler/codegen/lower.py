@@ -133,7 +133,7 @@ def _lowered(func: Any, target: Any) -> tuple[bytes, int]:
     module = tvm.ir.transform.Sequential(_loop_passes())(flattened(module))
     if str(target.attrs["mtriple"]).startswith("aarch64"):
         module = widened(module)
-    module = tvm.ir.transform.Sequential(_last_passes())(module)
+    module = tirx.transform.VerifyMemory()(_named_repeats(module))
     module, scratch = _raw_pointers(module, target)
     module = tvm.ir.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(module)
     module = _fused(module)
@@ -227,8 +227,8 @@ def _index_passes() -> list[Any]:
 
 
 def _loop_passes() -> list[Any]:
-    """From loops over flat buffers to machine code's loops; with `_index_passes` and `_last_passes` in the order of
-    TVM's host pipeline.
+    """From loops over flat buffers to machine code's loops; with `_index_passes` and what follows in the order
+    of TVM's host pipeline.
 
     Kernels have no schedulable blocks, so the passes that lower those are left out; one of them
     (CompactBufferAllocation) overflows where a loop takes its bounds from the caller.
@@ -250,9 +250,18 @@ def _loop_passes() -> list[Any]:
     ]
 
 
-def _last_passes() -> list[Any]:
-    """What ends the pipeline, once addresses have their form."""
-    return [tirx.transform.CommonSubexprElim(), tirx.transform.VerifyMemory()]
+def _named_repeats(module: Any) -> Any:
+    """The module with names for what is computed several times, once addresses have their form.
+
+    TVM overlooks uses inside of names for vectors and may define a name where these do not see it. Then nothing
+    gets one: LLVM finds repetitions too.
+    """
+    made = tirx.transform.CommonSubexprElim()(module)
+
+    def sound(module: Any) -> bool:
+        return all(tirx.analysis.verify_well_formed(f, False) for f in module.functions.values())
+
+    return module if sound(module) and not sound(made) else made
 
 
 def _raw_pointers(module: Any, target: Any) -> tuple[Any, dict[str, int]]:

@@ -361,6 +361,23 @@ def test_same_graph_gives_the_same_bytes() -> None:
     assert first == second
 
 
+def test_addresses_are_named_where_all_that_use_them_see_the_names(tmp_path: Path):
+    """The results of a small map with a residual: TVM's names for repeated addresses were out of reach there."""
+    b = Builder()
+    x = b.input("x", 1, 4, 5, 5)
+    y = b.apply("Tanh", b.conv(x, 8, 2, pads=(0, 0, 1, 1)))
+    b.task("t", b.apply("Add", b.conv(y, 4, 3, pads=(1, 1, 1, 1)), x))
+    check(b.done(), tmp_path)
+
+
+def test_values_chosen_by_a_comparison_may_be_bound_to_names(tmp_path: Path):
+    b = Builder()
+    x = b.input("x", 2, 1, 19)
+    small = b.apply("Less", x, b.const(np.float32(-0.1)))
+    b.task("t", b.apply("Tanh", b.apply("Mul", x, b.apply("CastLike", small, x))))
+    check(b.done(), tmp_path)
+
+
 def test_unknown_task_in_a_subset() -> None:
     with pytest.raises(ConfigError, match="unknown tasks z; the graph has a, b, c"):
         generate(multitask(), find_target("host"), subsets=[frozenset({"z"})])

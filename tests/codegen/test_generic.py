@@ -272,6 +272,14 @@ def test_a_table_may_be_read_only_where_operators_are_put_into_each_other(tmp_pa
     check([(b.done(), {})], tmp_path)
 
 
+def test_tables_are_stored_along_all_axes_that_are_one_loop(tmp_path: Path):
+    """Channels and rows are walked as one here, for every column of the updates."""
+    b = Builder()
+    first = b.const(np.array([[0]]))
+    b.task("t", b.apply("ScatterND", b.input("x", 1, 3, 4, 2), first, b.weight(1, 3, 4, 2)))
+    check([(b.done(), {})], tmp_path)
+
+
 def lanewise(rng: np.random.Generator) -> Case:
     """A pooling and what follows it, on channels that do not fill the blocks that all of it lies in."""
     b = Builder()

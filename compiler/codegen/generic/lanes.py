@@ -114,12 +114,15 @@ def table_axis(access: Access, variable: LoopVar) -> int | None:
     return moving[0]
 
 
-def arrange_tables(notes: Notes, variable: LoopVar | None, arranged: set[Source]) -> None:
-    """Store tables so that the variable runs along them; the first stage that reads one decides."""
+def arrange_tables(notes: Notes, along: Sequence[LoopVar], arranged: set[Source]) -> None:
+    """Store tables so that the variables run along them, the last one fastest; the first stage to read one decides.
+
+    Several variables are one loop that goes on past the end of the last one: their axes stay side by side.
+    """
     for access in notes.accesses:
         if access.source is None or access.source.array is None or access.source in arranged:
             continue
         arranged.add(access.source)
-        axis = None if variable is None else table_axis(access, variable)
-        if axis is not None:
-            access.source.order = (*(d for d in access.source.order if d != axis), axis)
+        axes = [axis for v in along if (axis := table_axis(access, v)) is not None]
+        if len(axes) == len(along):
+            access.source.order = (*(d for d in access.source.order if d not in axes), *axes)

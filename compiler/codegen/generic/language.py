@@ -94,9 +94,12 @@ class Access:
 
         Never in a table of positions: a row of it may be read as a line, which no other row need follow.
         """
-        if self.source is not None and self.source.array is not None and holds_positions(self.source.array):
-            return False
         step, unit = self.step(outer), self.step(inner)
+        if self.source is not None and self.source.array is not None:
+            address = self.source.address(self.at)  # a table may lie otherwise than when it was looked at
+            if holds_positions(self.source.array) or not isinstance(address, Index):
+                return False
+            step, unit = address.step(outer), address.step(inner)
         return step is not None and unit is not None and step == unit * extent
 
 
@@ -246,6 +249,8 @@ class Stages:
         if dtype is DType.BOOL:
             true = tirx.NE(value, tirx.const(0, dtype_of(value)))  # which NaN is not, to LLVM
             return tirx.Or(tirx.isnan(value), true) if dtype_of(value).startswith("float") else true
+        if dtype_of(value) == "bool" != dtype.value:  # a cast of compared vectors cannot be bound to a name
+            return tirx.Select(value, literal(1, dtype), literal(0, dtype))
         return value if dtype_of(value) == dtype.value else tirx.Cast(dtype.value, value)
 
     def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:

@@ -161,8 +161,8 @@ class MapNest:
 
     def emit(self) -> None:
         """Write the loops."""
-        lane = None if self.vector is None else self.vector.axis
-        arrange_tables(self.notes, None if lane is None else self.variables[lane], self.maker.arranged)
+        along = () if self.vector is None else self.vector.axes
+        arrange_tables(self.notes, [self.variables[d] for d in along], self.maker.arranged)
         settled = not (self.notes.conditions or self.notes.breaks or _has_parts(self.notes))
         order = self.serial_axes()
         if self.parts is not None and order:

@@ -82,7 +82,8 @@ class ReduceNest:
         self.notes = look(self.maker.stages, self.stage, at, inner, [*self.outer, *self.variables])
         option, along = self._choose(inner)
         lane = None if option is None else option.axis
-        arrange_tables(self.notes, along if lane is None else self.variables[lane], self.maker.arranged)
+        runs = along if lane is None else self.variables[lane]
+        arrange_tables(self.notes, [] if runs is None else [runs], self.maker.arranged)
         region = self.maker.region(self.stage, self.box, lane)
         self.most = self.maker.lanes if option is None else option.n
         self.steps = _joined(inner, self.notes, along)
