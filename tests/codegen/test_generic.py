@@ -280,6 +280,26 @@ def test_tables_are_stored_along_all_axes_that_are_one_loop(tmp_path: Path):
     check([(b.done(), {})], tmp_path)
 
 
+def test_a_comparison_with_nan_fails_and_so_does_its_opposite(tmp_path: Path):
+    feeds = np.array([np.nan, -1, 0, 1] * 5, np.float32)
+    kernels, wanted = [], []
+    for name in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"):
+        b = Builder()
+        x = b.input("x", 20)
+        found = b.apply(name, x, b.const(np.float32(0)))
+        negated = b.apply("Not", found)
+        either = b.apply("Or", found, b.apply("Less", x, b.const(np.float32(0))))
+        b.task("t", negated, b.apply("Xor", either, negated), b.apply("Where", negated, x, b.const(np.float32(7))))
+        graph = b.done()
+        kernel = lower_group(list(graph.sites()), graph.outputs, {}, 16)
+        wanted.append(outputs_of(graph, {x: feeds}))
+        kernels.append((kernel, [feeds], [aligned(a.nbytes).view(a.dtype) for a in wanted[-1]]))
+    run_kernels(kernels, tmp_path)
+    for (_, _, outs), expected in zip(kernels, wanted, strict=True):
+        for got, want in zip(outs, expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def lanewise(rng: np.random.Generator) -> Case:
     """A pooling and what follows it, on channels that do not fill the blocks that all of it lies in."""
     b = Builder()

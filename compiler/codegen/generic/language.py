@@ -297,6 +297,8 @@ class Stages:
     def element(self, stage: Stage, at: Sequence[Any]) -> Any:
         """The TVM expression of the stage's body at `at`, in the stage's type."""
         value = self._value(stage.body(*at))
+        if stage.dtype is DType.BOOL and self.notes is None:
+            value = undecided(value)
         return value if dtype_of(value) == stage.dtype.value else tirx.Cast(stage.dtype.value, value)
 
     def load(self, source: Source, at: Sequence[Any]) -> Any:
@@ -384,6 +386,18 @@ class Stages:
 
         tvm_ffi.structural_walk(expr, [(divisions, division), (tvm.ir.TensorLoad, load)])
         return not found
+
+
+def undecided(value: Any) -> Any:
+    """A comparison of numbers so that TVM takes it as it is: to TVM one that fails means that the opposite holds.
+
+    With NaN neither holds. LLVM leaves nothing of it.
+    """
+    comparisons = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
+    if not isinstance(value, comparisons) or "float" not in dtype_of(value.a):
+        return value
+    one, zero = (tirx.IntImm("int8", n) for n in (1, 0))
+    return tirx.EQ(tirx.Select(value, one, zero), one)
 
 
 def _alike(a: Any, b: Any) -> tuple[Any, Any]:
