@@ -257,16 +257,6 @@ FAMILIES = {
             Effort(6000, 3, 3, 2),
             (0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.036, 0.026),
         ),
-        Family(
-            "fashion-five-wide",
-            "the same five tasks with networks of 30 million multiply-adds, of which they need a hundredth",
-            dict.fromkeys(FIVE, 2),
-            lambda folder: _split(folder, _five_labels),
-            lambda task, seed: small_vgg(task, 2, seed, (28, 28), (64, 136, 256)),
-            Effort(10000, 4, 4, 5),
-            Effort(2000, 2, 1, 1),
-            (0.03, 0.01, 0.004, 0.0022, 0.0015, 0.001, 0.0007, 0.0005, 0.00035),
-        ),
     )
 }
 """Name on the command line -> family."""
