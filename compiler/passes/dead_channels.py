@@ -178,7 +178,8 @@ class _Planner:
         stand_in = self._stand_in(group, borders)
         if stand_in is not None and self._meter.saving([stand_in]) <= table:
             rest = [a for a in group.atoms if a is not stand_in]
-            for node in borders:
+            by_weight = {self._weight(node): node for node in reversed(borders)}
+            for node in by_weight.values():
                 self._hand_over(node, stand_in, rest)
             left = self._missing(rest)
             self._take(rest, {n: p for n, p in left.items() if n not in borders})
@@ -229,7 +230,21 @@ class _Planner:
             return None
         nearest = np.abs(levels).min(axis=1)
         best = int(np.argmax(nearest))
-        return group.atoms[best] if nearest[best] > 1e-3 * np.abs(levels).max() else None
+        if nearest[best] <= 1e-3 * np.abs(levels).max() or not self._agree(borders, levels / levels[best]):
+            return None
+        return group.atoms[best]
+
+    def _agree(self, borders: Sequence[NodeRef], ratios: np.ndarray) -> bool:
+        """Whether all that read a weight would have the same one handed over. `ratios`: [atoms, borders]."""
+        for weight in {self._weight(node) for node in borders}:
+            readers = {node.ref for node, _ in self.graph.uses(weight)}
+            mine = ratios[:, [i for i, node in enumerate(borders) if node in readers]]
+            if mine.shape[1] < len(readers) or not np.allclose(mine, mine[:, :1], rtol=SAME, atol=0):
+                return False
+        return True
+
+    def _weight(self, node: NodeRef) -> ValueRef:
+        return self.graph.operands(self.graph.node(node))[1].ref
 
     def _level(self, node: NodeRef, atom: Atom) -> float:
         """The constant of the atom's channel as `node` reads it; NaN where it is not one number of one channel."""

@@ -92,6 +92,23 @@ def test_padded_reader_keeps_one_stand_in() -> None:
     assert channels(DeadChannels()(after)) == 4, "running it again changes nothing"
 
 
+@pytest.mark.parametrize("biases", ["same", "others"])
+def test_readers_that_share_their_weights_hand_them_over_once(biases: str) -> None:
+    """Two tasks with the same weights; with biases of their own the constants differ, and nothing fits both."""
+    b = Builder(seed=3)
+    first, second = b.weight(6, 3, 3, 3), b.weight(5, 6, 3, 3)
+    silence(b, first, (0, 1, 4))
+    own = [b.const((np.abs(b.rng.normal(size=6)) + 0.3).astype(np.float32)) for _ in range(2)]
+    for number, task in enumerate("ab"):
+        bias = own[number if biases == "others" else 0]
+        h = b.apply("Relu", b.apply("Conv", b.input(f"x{task}", 1, 3, 9, 8), first, bias, pads=(1,) * 4))
+        b.task(task, b.apply("Conv", h, second, pads=(1,) * 4))
+    graph = b.done()
+    after = DeadChannels()(graph)
+    assert drift(graph, after) < 1e-5
+    assert biases == "others" or channels(after) == 4
+
+
 def test_a_single_padded_channel_stays_when_its_map_is_larger() -> None:
     outcome = DeadChannels().run(reader(3, 1, 1, (1, 1, 1, 1), True, (2,)))
     assert channels(outcome.graph) == 6
