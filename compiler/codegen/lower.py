@@ -261,7 +261,7 @@ def _named_repeats(module: Any) -> Any:
     def sound(module: Any) -> bool:
         return all(tirx.analysis.verify_well_formed(f, False) for f in module.functions.values())
 
-    return module if sound(module) and not sound(made) else made
+    return made if sound(made) or not sound(module) else module
 
 
 def _raw_pointers(module: Any, target: Any) -> tuple[Any, dict[str, int]]:

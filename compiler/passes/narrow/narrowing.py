@@ -20,7 +20,7 @@ from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.compact import compacted
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST
-from compiler.passes.narrow.relabel import masks, relabelled
+from compiler.passes.narrow.relabel import check_same, masks, relabelled
 from compiler.passes.narrow.steps import Sensitivity, Taking, losses
 from compiler.passes.prune.surgery import split_shared
 from compiler.progress import noted
@@ -119,7 +119,9 @@ class Narrowing:
     def _compact(self) -> None:
         """Go on without the channels that nobody has."""
         self._compacted = before = self.cost()
-        self._look_at(*compacted(self._trained(), self._copies, self.labels, self._use.excluded))
+        trained = self._trained()
+        self._look_at(*compacted(trained, self._copies, self.labels, self._use.excluded))
+        check_same(trained, self._graph, self._feeds[:CHECKED])
         if not math.isclose(self.cost(), before):
             raise VerifyError(
                 f"narrow: without channels that no task has, the cost is {self.cost():,.0f}, not {before:,.0f}"
@@ -168,8 +170,8 @@ class Narrow(Pass):
     a step saves of what is left. `between`: epochs of training after each step, at a constant `rate`. `whole`: take
     channels from all of their tasks at once, so that labels stay as they are. `loss`: mse or kl, with
     `temperature`, towards the original networks. `drawn`: samples that sensitivities are measured on. `caps`:
-    combinations that should not cost more, `a/b:1500000`; they count the more the farther they are over. `samples`:
-    how many calibration batches are used (0: all).
+    combinations that should not cost more, `a/b:1500000`; they count the more the farther they are over, once costs
+    are near them. `samples`: how many calibration batches are used (0: all).
     """
 
     name: ClassVar[str] = "narrow"

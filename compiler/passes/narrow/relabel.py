@@ -59,11 +59,12 @@ def relabelled(copies: Copies, labels: np.ndarray, feeds: Sequence[Mapping[str, 
     made = assembly.graph
     sweep(made)
     tuple(Deduplicate().rewrite(made, Resources()))
-    _check_same(masked(copies.original, Bill(copies), labels), made, feeds)
+    check_same(masked(copies.original, Bill(copies), labels), made, feeds)
     return made
 
 
-def _check_same(expected: Graph, made: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+def check_same(expected: Graph, made: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """VerifyError where a graph does not compute on some inputs what the network with zeros does."""
     for feed in feeds:
         before, after = evaluate(expected, feed), evaluate(made, feed)
         for name, task in expected.tasks.items():
