@@ -37,10 +37,14 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A method's pipeline that is cheapest at the rule on the means over all seeds, and where the rule holds."""
+    """A method's pipeline that is cheapest at the rule on the means over all seeds, and where the rule holds.
+
+    `each`: where it holds for every pipeline.
+    """
 
     pipeline: str
     found: AtRule | None
+    each: Mapping[str, AtRule | None]
 
 
 def passes_of(pipeline: str, tasks: int) -> list[str]:
@@ -67,8 +71,9 @@ def chosen(seeds: Sequence[Seeded]) -> dict[str, Chosen]:
     found = {}
     for method, pipelines in seeds[0].sweeps.items():
         means = {p: mean_points([s.sweeps[method][p].points for s in seeds]) for p in pipelines}
-        each = [Chosen(p, at_rule(points, single)) for p, points in means.items()]
-        found[method] = min(each, key=lambda c: expected(c.found))
+        each = {p: at_rule(points, single) for p, points in means.items()}
+        best = min(each, key=lambda p: expected(each[p]))
+        found[method] = Chosen(best, each[best], each)
     return found
 
 
@@ -121,6 +126,10 @@ def method_record(chosen: Chosen, single: Mapping[str, float]) -> dict[str, Any]
         "drop_worst": None if worst is None else round(worst, 2),
         "pipeline": ";".join(passes_of(chosen.pipeline, len(single))),
         "at_most": bool(found and found.bound),
+        "pipelines": {
+            p: None if at is None else {"+".join(q): round(n) for q, n in at.macs.items()}
+            for p, at in chosen.each.items()
+        },
     }
 
 

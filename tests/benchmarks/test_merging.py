@@ -78,6 +78,15 @@ def test_the_record_has_the_keys_that_others_read(record):
     assert record["subsets"][2]["macs"] == {"separate": 3000, "mtz": 2700, "lattice": 2850}
 
 
+def test_the_record_says_what_every_pipeline_of_a_method_costs():
+    """The cheaper one counts; the other one, and one that never keeps the rule, are told beside it."""
+    points = {"whole": point(1.0, 90, 80, 500), "sets": point(1.0, 90, 80, 700), "rest": point(1.0, 80, 70, 300)}
+    sweeps = {"lattice": {name: swept([p]) for name, p in points.items()}}
+    found = family_record("pair", "two tasks", [Seeded(0, SINGLE, SINGLE, sweeps, 1.0)])["methods"]["lattice"]
+    assert found["pipeline"] == "whole" and found["pipelines"]["rest"] is None
+    assert {n: found["pipelines"][n]["a+b"] for n in ("whole", "sets")} == {"whole": 1500, "sets": 2100}
+
+
 def test_every_subset_that_another_method_computes_cheaper_is_listed(record):
     assert record["misses"] == [
         {"tasks": row["tasks"], "against": "mtz", "ratio": 1.056} for row in record["subsets"]
