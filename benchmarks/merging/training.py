@@ -15,9 +15,10 @@ from compiler.passes.base import Resources
 from compiler.passes.distil import Distil
 from compiler.passes.fold import FoldConstants
 from compiler.training.answers import answer
-from compiler.training.loop import Data, Recipe, Training, predict
+from compiler.training.loop import Recipe, Training, predict
 from compiler.training.losses import Objective
 from compiler.training.module import TorchNet
+from compiler.training.samples import Data
 
 BATCH = 64
 RATE, DISTILLED = 2e-3, 4e-3

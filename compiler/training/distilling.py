@@ -14,9 +14,10 @@ from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
-from compiler.training.loop import Data, History, Recipe, Say, Training, predict
+from compiler.training.loop import History, Recipe, Say, Training, predict
 from compiler.training.losses import Objective, divergence, squared, variance
 from compiler.training.module import TorchNet, check_agrees
+from compiler.training.samples import Data
 
 CHECKED = 2
 """Inputs on which the torch function is compared with the reference, before and after training."""

@@ -145,6 +145,7 @@ class TorchEmitter:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._axes: Axes = {}
+        self._constants: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def field(self, data: torch.Tensor, dtype: DType) -> Field:
         """A tensor with its elements."""
@@ -175,12 +176,14 @@ class TorchEmitter:
 
     def constant(self, array: np.ndarray) -> Field:
         """See `Emitter.constant`."""
-        data = torch.from_numpy(np.array(array)).to(self._device)
-        return self.field(data, DType(array.dtype.name))
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:  # made once: what comes from the host cannot be part of a recorded step
+            self._constants[key] = torch.from_numpy(np.array(array)).to(self._device)
+        return self.field(self._constants[key], DType(array.dtype.name))
 
     def const(self, value: bool | int | float, dtype: DType) -> Expr:
         """See `Emitter.const`."""
-        return torch.tensor(value, dtype=torch_dtype(dtype), device=self._device)
+        return torch.full((), value, dtype=torch_dtype(dtype), device=self._device)
 
     def cast(self, value: Expr, dtype: DType) -> Expr:
         """See `Emitter.cast`."""

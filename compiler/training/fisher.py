@@ -47,8 +47,12 @@ def gate_gradients(
         made = net.run(
             inputs, {a.owner: (int(a.dim), g) for a, g in gates.items() if isinstance(a.owner, ValueRef)}
         )
-        drawn = [drawn_loss(y, spreads[r], generator, answer(graph, r)) for r, y in made.items()]
-        loss = torch.stack(drawn).sum()
+        losses = []
+        for ref, answers in made.items():
+            kind = answer(graph, ref)
+            targets = drawn(answers, spreads[ref], generator, kind)
+            losses.append(drawn_loss(answers, targets, spreads[ref], kind))
+        loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         for axis, gate, gradient in zip(gates, gates.values(), gradients, strict=True):
             found = torch.zeros_like(gate) if gradient is None else gradient
@@ -61,12 +65,25 @@ def _gate(graph: Graph, axis: Axis, count: int, device: torch.device) -> Tensor:
     return torch.ones((count, graph.value(axis.owner).shape[axis.dim]), device=device, requires_grad=True)
 
 
-def drawn_loss(answers: Tensor, spread: float, generator: torch.Generator, kind: Answer) -> Tensor:
-    """Sum over the samples of the negative log likelihood of targets drawn from the answers themselves."""
-    if kind is not Answer.NUMBER:
-        found = scores(kind, answers)
-        found = found.reshape(-1, found.shape[-1]) / TEMPERATURE
-        targets = torch.multinomial(found.detach().softmax(-1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(found, targets, reduction="sum")
-    noise = torch.randn(answers.shape, generator=generator, device=answers.device) * spread**0.5
-    return ((answers - answers.detach() - noise) ** 2).sum() / (2 * spread)
+def drawn(answers: Tensor, spread: float, generator: torch.Generator, kind: Answer) -> Tensor:
+    """Targets drawn from answers [samples, ...]: classes [samples, decisions]; of numbers the answers with
+    noise of variance `spread`.
+    """
+    with torch.no_grad():
+        if kind is Answer.NUMBER:
+            return answers + torch.randn(answers.shape, generator=generator, device=answers.device) * spread**0.5
+        chances = _softened(answers, kind).softmax(-1)
+        return torch.multinomial(chances, 1, generator=generator).reshape(len(answers), -1)
+
+
+def drawn_loss(answers: Tensor, targets: Tensor, spread: float, kind: Answer) -> Tensor:
+    """Sum over the samples of the negative log likelihood of what `drawn` gave."""
+    if kind is Answer.NUMBER:
+        return ((answers - targets) ** 2).sum() / (2 * spread)
+    return F.cross_entropy(_softened(answers, kind), targets.reshape(-1), reduction="sum")
+
+
+def _softened(answers: Tensor, kind: Answer) -> Tensor:
+    """Scores [decisions, classes]."""
+    found = scores(kind, answers)
+    return found.reshape(-1, found.shape[-1]) / TEMPERATURE

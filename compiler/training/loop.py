@@ -10,7 +10,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from compiler.ir.types import ValueRef
 from compiler.progress import counted
 from compiler.training.losses import Objective
 from compiler.training.module import TorchNet
+from compiler.training.recorded import Recorded
+from compiler.training.samples import Data
 from compiler.workers.store import Store
 
 Say = Callable[[str], None]
@@ -38,26 +40,6 @@ class Recipe:
     rate: float
     patience: int
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Inputs by name, teacher outputs and class labels by task output; all [samples, ...]."""
-
-    inputs: Mapping[str, Tensor]
-    teacher: Mapping[ValueRef, Tensor]
-    labels: Mapping[ValueRef, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
-
-    def at(self, rows: Tensor) -> Data:
-        """Some of the samples."""
-        return Data(
-            {n: x[rows] for n, x in self.inputs.items()},
-            {r: y[rows] for r, y in self.teacher.items()},
-            {r: y[rows] for r, y in self.labels.items()},
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +90,7 @@ class Training:
         self._train, self._held_out = train, held_out
         self._file, self._say = checkpoint, say
         self._steps = max(1, -(-len(train) // recipe.batch))
-        self._optimizer = adam(net, recipe.rate)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate(step, self._steps * recipe.epochs)
-        )
+        self._stepping = Stepping(net, objective, recipe.rate)
         self._losses: list[float] = []
         self._best, self._best_state = 0, net.state()
 
@@ -130,14 +109,10 @@ class Training:
         return History(tuple(self._losses), self._best, self._stalled())
 
     def _epoch(self, number: int) -> None:
-        for rows in counted(f"distil: batches of epoch {number}", self._batches(number), self._steps):
-            part = self._train.at(rows)
-            self._optimizer.zero_grad()
-            loss = self._objective(self._net.run(part.inputs), part.teacher, part.labels)
-            loss.backward()
-            self._net.keep_zeros()
-            self._optimizer.step()
-            self._schedule.step()
+        done, every = (number - 1) * self._steps, self._recipe.epochs * self._steps
+        batches = counted(f"distil: batches of epoch {number}", self._batches(number), self._steps)
+        for step, rows in enumerate(batches, done):
+            self._stepping.step(self._train.at(rows), learning_rate(step, every))
 
     def _batches(self, number: int) -> Iterator[Tensor]:
         """Rows of every batch of an epoch; the order depends on the seed and the epoch alone."""
@@ -172,8 +147,7 @@ class Training:
             "best": self._best,
             "best_state": self._best_state,
             "state": self._net.state(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.last_epoch,
+            "optimizer": self._stepping.state(),
         }
         content = io.BytesIO()
         torch.save(held, content)
@@ -186,9 +160,44 @@ class Training:
         held = torch.load(io.BytesIO(content), map_location=self._net.device, weights_only=True)
         self._losses, self._best, self._best_state = held["losses"], held["best"], held["best_state"]
         self._net.load(held["state"])
-        self._optimizer.load_state_dict(held["optimizer"])
-        self._schedule.last_epoch = held["schedule"]
+        self._stepping.load(held["optimizer"])
         self._say(f"distil: continues after epoch {len(self._losses) - 1}")
+
+
+class Stepping:
+    """Steps of Adam on `net` towards an objective; zeros that are left out stay (`TorchNet.keep_zeros`)."""
+
+    def __init__(self, net: TorchNet, objective: Objective, rate: float) -> None:
+        self._net, self._objective = net, objective
+        self._optimizer = adam(net, rate)
+        self._full = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._one = Recorded(self._step, net.device)
+
+    def step(self, part: Data, factor: float = 1.0) -> None:
+        """One step on some samples, at a share of the rate."""
+        for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
+            if isinstance(group["lr"], Tensor):  # a recorded step reads it where it is
+                group["lr"].fill_(full * factor)
+            else:
+                group["lr"] = full * factor
+        self._one(part)
+
+    def _step(self, part: Data) -> tuple[Tensor, ...]:
+        self._optimizer.zero_grad()
+        self._objective(self._net.run(part.inputs), part.teacher, part.labels).backward()
+        self._net.keep_zeros()
+        self._optimizer.step()
+        return ()
+
+    def state(self) -> dict[int, Any]:
+        """What the optimizer remembers of every weight."""
+        found: dict[int, Any] = self._optimizer.state_dict()["state"]
+        return found
+
+    def load(self, state: Mapping[int, Any]) -> None:
+        """Take what `state` gave, before the first step."""
+        own = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**own, "state": dict(state)})
 
 
 def adam(net: TorchNet, rate: float) -> torch.optim.Adam:
@@ -202,7 +211,15 @@ def adam(net: TorchNet, rate: float) -> torch.optim.Adam:
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for ref, weight in net.weights.items():
         groups.setdefault(_share_of_rate(weight, net.terms.get(ref, 0)), []).append(weight)
-    return torch.optim.Adam([{"params": group, "lr": rate * share} for share, group in groups.items()], lr=rate)
+    recorded = net.device.type == "cuda"
+    rates = [rate * share for share in groups]
+    return torch.optim.Adam(
+        [
+            {"params": group, "lr": torch.tensor(own, device=net.device) if recorded else own}
+            for own, group in zip(rates, groups.values(), strict=True)
+        ],
+        capturable=recorded,
+    )
 
 
 def _share_of_rate(weight: Tensor, terms: float) -> float:

@@ -7,6 +7,7 @@ Graphs have static shapes, mostly of one sample. A batch is the same function ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -198,10 +199,24 @@ class TorchNet:
             graph.update(ref, data=self.array(ref))
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of all bits of float32 numbers on a GPU too, where convolutions take ten of the 23 unless told."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [s.allow_tf32 for s in settings]
+    try:
+        for found in settings:
+            found.allow_tf32 = False
+        yield
+    finally:
+        for found, allowed in zip(settings, before, strict=True):
+            found.allow_tf32 = allowed
+
+
 def check_agrees(net: TorchNet, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
     """VerifyError unless the torch function computes what the reference does on `feeds`, to AGREES."""
     arrays = {n: np.stack([f[n] for f in feeds]) for n in feeds[0]}
-    with torch.no_grad():
+    with torch.no_grad(), exact_products():
         found = net.run(net.feeds(arrays))
     for i, feed in enumerate(feeds):
         expected = evaluate(net.graph, feed)

@@ -17,10 +17,12 @@ from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
 from compiler.training.distilling import CHECKED, Material, Wanted, chosen_device, divided, prepared
-from compiler.training.fisher import drawn_loss
-from compiler.training.loop import adam, predict
+from compiler.training.fisher import drawn, drawn_loss
+from compiler.training.loop import Stepping, predict
 from compiler.training.losses import variance
 from compiler.training.module import TorchNet, check_agrees
+from compiler.training.recorded import Recorded
+from compiler.training.samples import Data
 
 BATCH = 64
 
@@ -50,13 +52,9 @@ class Supernet:
 
     def train(self, epochs: float, rate: float) -> None:
         """Adam at a constant rate for a number of epochs, which may be a fraction."""
-        optimizer = adam(self._net, rate)
+        stepping = Stepping(self._net, self._objective, rate)
         for _ in range(max(1, round(epochs * len(self._train) / BATCH))):
-            part = self._train.at(self._next_rows())
-            optimizer.zero_grad()
-            self._objective(self._net.run(part.inputs), part.teacher, part.labels).backward()
-            self._net.keep_zeros()
-            optimizer.step()
+            stepping.step(self._train.at(self._next_rows()))
 
     def losses(self) -> dict[ValueRef, float]:
         """Task output -> what it loses on the samples that are not trained on."""
@@ -70,15 +68,23 @@ class Supernet:
         groups: weight -> array of its two `axes`, in the order in which the weight has them.
         """
         part = self._train.at(self._shuffled()[:samples])
-        spreads = {r: variance(y) for r, y in predict(self._net, part.inputs, BATCH).items()}
-        for first in range(0, len(part), DRAWN):
+        made = predict(self._net, part.inputs, BATCH)
+        spreads = {r: variance(y) for r, y in made.items()}
+        targets = {r: drawn(y, spreads[r], self._generator, self._kinds[r]) for r, y in made.items()}
+        wanted = {r: dims for r, dims in axes.items() if r in self._net.weights}
+
+        def gradients(group: Data) -> tuple[Tensor, ...]:
             for weight in self._net.weights.values():
                 weight.grad = None
-            made = self._net.run({n: x[first : first + DRAWN] for n, x in part.inputs.items()})
-            drawn = [drawn_loss(y, spreads[r], self._generator, self._kinds[r]) for r, y in made.items()]
-            torch.stack(drawn).sum().backward()
-            weights = {r: self._net.weights[r] for r in axes}
-            yield {r: _gate(w, axes[r]) for r, w in weights.items() if w.grad is not None}
+            answers = self._net.run(group.inputs).items()
+            losses = [drawn_loss(y, group.teacher[r], spreads[r], self._kinds[r]) for r, y in answers]
+            torch.stack(losses).sum().backward()
+            return tuple(_gate(self._net.weights[r], dims) for r, dims in wanted.items())
+
+        recorded, drawn_part = Recorded(gradients, self._net.device), Data(part.inputs, targets)
+        for first in range(0, len(part), DRAWN):
+            found = recorded(drawn_part.at(slice(first, first + DRAWN)))
+            yield {r: g.cpu().numpy() for r, g in zip(wanted, found, strict=True)}
 
     def store(self, graph: Graph) -> None:
         """Write the weights into `graph`, which has them under the same names."""
@@ -93,8 +99,9 @@ class Supernet:
         return torch.randperm(len(self._train), generator=self._generator, device=self._net.device)
 
 
-def _gate(weight: torch.nn.Parameter, axes: tuple[int, int]) -> np.ndarray:
-    assert weight.grad is not None
-    product = (weight.detach() * weight.grad).double()
+def _gate(weight: torch.nn.Parameter, axes: tuple[int, int]) -> Tensor:
+    """Zeros where nothing that is answered depends on the weight."""
+    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    product = (weight.detach() * gradient).double()
     others = [d for d in range(weight.ndim) if d not in axes]
-    return np.asarray((product.sum(others) if others else product).cpu())
+    return product.sum(others) if others else product

@@ -108,6 +108,8 @@ class Narrowing:
         loss = losses(gradients, self.labels, self._streams, self._weights())
         runs = pushed(self._bill, self._bill.subsets(self.labels), caps) if caps else self._runs
         found = self._taken(loss, runs, aim)
+        if found is None and caps:  # what the capped combinations can do without is not enough
+            found = self._taken(loss, self._runs, aim)
         if found is None:
             raise PassError(
                 f"narrow: {aim / self.first:.1%} of the first cost cannot be reached: every task keeps "
