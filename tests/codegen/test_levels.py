@@ -304,6 +304,21 @@ def test_a_bundle_of_one_level_has_no_budgets(tmp_path: Path) -> None:
         net.run_within(np.zeros((1, 8), np.float32), 1, none)
 
 
+def test_levels_that_are_all_alike_leave_nothing_to_fall_to(tmp_path: Path) -> None:
+    """Training may find that a denser level is no better than the one nested in it; the self-test runs too."""
+    b = Builder(seed=2)
+    form, weight = BlockSparse(0, (8, 1)), b.rng.normal(size=(8, 8, 3, 3)).astype(np.float32)
+    ref = b.graph.add_value("w", TensorType(DType.FLOAT32, weight.shape, form), weight, [weight, weight]).ref
+    b.task("t", b.apply("Conv", b.input("x", 1, 8, 6, 6), ref))
+    net = open_bundle(build(b.done(), "host", tmp_path, name="alike").path)
+    assert len(net.levels) == 3 and net.bundle.manifest["switch_points"] == []
+    x = np.ones((1, 8, 6, 6), np.float32)
+    times = net.measure(x)
+    reached = [net.run_within(x, budget, times, level=level) for budget, level in ((0, 0), (10**6, 0), (0, 1))]
+    assert [(r.level, r.late) for r in reached] == [(0, True), (0, False), (1, True)]
+    assert all(r.outputs["t"].tobytes() == net.run(x)["t"].tobytes() for r in reached)
+
+
 def switched(group: int = 1, slope: float | None = None, later: float | None = None) -> Graph:
     """A convolution whose weights have two levels; with a PRelu of `slope`, which is `later` at the second."""
     b = Builder()
