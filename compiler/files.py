@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import get_native_id
 
 
 def replace_whole(path: Path, data: bytes) -> None:
     """Write a file aside and rename it. OSError where that is not possible.
 
-    Links are followed. What is no file (a device, a pipe) is written to and stays what it is: a file in the place
-    of /dev/null would take it from everybody.
+    Processes and threads may write the same file: one of them is the last. Links are followed. What is no file (a
+    device, a pipe) is written to and stays what it is: a file in the place of /dev/null would take it from
+    everybody.
     """
     path = path.resolve()
     if path.exists() and not (path.is_file() or path.is_dir()):
         with path.open("wb") as special:
             special.write(data)
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}")
     try:
         aside.write_bytes(data)
         aside.replace(path)

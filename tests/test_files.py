@@ -33,6 +33,32 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_threads_that_write_one_file_take_nothing_from_each_other(tmp_path: Path, monkeypatch) -> None:
+    """All of them have written aside when the first one renames."""
+    together, raised, texts = threading.Barrier(3, timeout=30), list[BaseException](), (b"a" * 9, b"b", b"c" * 99)
+    write = Path.write_bytes
+
+    def write_and_wait(path: Path, data: bytes) -> int:
+        count = write(path, data)
+        together.wait()
+        return count
+
+    def run(text: bytes) -> None:
+        try:
+            write_whole(tmp_path / "file", text)
+        except BaseException as error:
+            raised.append(error)
+
+    monkeypatch.setattr(Path, "write_bytes", write_and_wait)
+    threads = [threading.Thread(target=run, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not raised and (tmp_path / "file").read_bytes() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_folder_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="folder: cannot be written: Is a directory"):
