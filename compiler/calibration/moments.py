@@ -30,6 +30,8 @@ def ridge(moments: np.ndarray) -> np.ndarray:
 
 def _gram(rows: np.ndarray) -> np.ndarray:
     """x.T @ x per group; of one matrix numpy knows that the product is symmetric and does half of the work."""
+    if len(rows) == 1:  # large matrices, which are not to be copied
+        return np.asarray((rows[0].T @ rows[0])[None])
     return np.stack([x.T @ x for x in rows])
 
 
@@ -45,12 +47,11 @@ class Moments:
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Add rows of inputs [groups, rows, p] and targets [groups, rows, outputs]."""
+        found = x.sum(axis=1), y.sum(axis=1), _gram(x), np.swapaxes(x, 1, 2) @ y, _gram(y)
+        for part, total in zip(found, (self.x, self.y, self.xx, self.xy, self.yy), strict=True):
+            part += total  # no third array, as they may be large; the old one may be that of `mixed`, and stays
+        self.x, self.y, self.xx, self.xy, self.yy = found
         self.rows += x.shape[1]
-        self.x = self.x + x.sum(axis=1)
-        self.y = self.y + y.sum(axis=1)
-        self.xx = self.xx + _gram(x)
-        self.xy = self.xy + np.swapaxes(x, 1, 2) @ y
-        self.yy = self.yy + _gram(y)
 
     def select(self, inputs: np.ndarray, outputs: np.ndarray) -> Moments:
         """The moments of some inputs and some outputs."""

@@ -57,6 +57,16 @@ def test_a_part_and_mixed_targets():
         assert np.allclose(getattr(part, name), getattr(direct, name)), name
 
 
+def test_rows_that_are_added_change_nothing_made_before():
+    x, y = rows()
+    moments = streamed(x, y)
+    mixed = moments.mixed(np.eye(y.shape[2]))
+    before = mixed.rows, mixed.x.copy(), mixed.xx.copy()
+    moments.add(x, y)
+    assert mixed.rows == before[0] and np.array_equal(mixed.x, before[1]) and np.array_equal(mixed.xx, before[2])
+    assert np.allclose(moments.xx, 2 * before[2])
+
+
 def test_the_constant_that_makes_means_equal():
     x, y = rows()
     w = np.ones((2, 5, 3))

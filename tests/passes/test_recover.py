@@ -15,10 +15,11 @@ from compiler.ir.reference import evaluate
 from compiler.ir.types import DType, ValueRef
 from compiler.passes.base import Resources
 from compiler.passes.merge.channels import layer_axes
-from compiler.passes.prune import fit, recover
+from compiler.passes.prune import recover
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.prune.fit import gram, reader_of, sample
 from compiler.passes.prune.recover import refit
+from compiler.passes.prune.worth import Fitted, Readers
 from tests.graphs import Builder
 
 
@@ -180,7 +181,7 @@ def test_obs_is_delete_and_refit() -> None:
     reader = reader_of(graph, site)
     assert reader is not None
     moments = gram(reader, (f["x"] for f in feeds))
-    worth = next(iter(fit.Readers(graph, feeds).contributions(True, {}).values()))
+    worth = next(iter(Readers(graph, feeds).contributions(True, {}).values()))
     g = (moments + ridge(moments))[0]
     matrix = reader.matrix(reader.weight.constant)[0]
     for channel in range(4):
@@ -191,6 +192,40 @@ def test_obs_is_delete_and_refit() -> None:
         change[rest] = -np.linalg.solve(g[np.ix_(rest, rest)], g[np.ix_(rest, gone)] @ change[gone])
         expected = np.sum(change * (g @ change)) / np.sum(matrix * (moments[0] @ matrix))
         assert worth[channel] == pytest.approx(expected, rel=1e-6)
+
+
+def test_channels_that_leave_one_after_another_leave_what_leaves_at_once() -> None:
+    rng = np.random.default_rng(0)
+    patches, taps = rng.normal(size=(400, 36)), 3
+    moments, weights = patches.T @ patches / 400, rng.normal(size=(36, 5))
+    stepwise, at_once = Fitted(moments, weights, taps), Fitted(moments, weights, taps)
+    for gone in ([2], [2, 7, 8], [2, 7, 8], [0, 2, 3, 7, 8, 11]):
+        assert stepwise.has_lost_only(np.array(gone))
+        stepwise.lose(np.array(gone))
+    at_once.lose(np.array(gone))
+    stays = np.setdiff1d(np.arange(12), gone)
+    rows = np.flatnonzero(np.isin(np.arange(36) // taps, stays))
+    expected = np.linalg.lstsq(patches[:, rows], patches @ weights, rcond=None)[0]
+    for fit_ in (stepwise, at_once):
+        assert fit_.stays.tolist() == stays.tolist()
+        np.testing.assert_allclose(fit_.weights, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(fit_.inverse, np.linalg.inv(moments[np.ix_(rows, rows)]), rtol=1e-8)
+    assert not stepwise.has_lost_only(np.array([2, 7]))
+
+
+def test_channels_that_come_back_are_measured_anew() -> None:
+    graph = small()
+    readers = Readers(graph, inputs(graph, 16))
+    axes = list(readers.contributions(True, {}))
+    first = {a: w.copy() for a, w in readers.contributions(True, {axes[0]: np.array([1])}).items()}
+    readers.contributions(True, {axes[0]: np.array([1, 2])})
+    readers.contributions(True, {axes[0]: np.array([0])})
+    other = Readers(graph, inputs(graph, 16))
+    for axis, expected in other.contributions(True, {axes[0]: np.array([1])}).items():
+        np.testing.assert_allclose(first[axis], expected, rtol=1e-9)
+    mine, theirs = (r.contributions(True, {axes[0]: np.array([0, 3])}) for r in (readers, other))
+    for axis, expected in theirs.items():
+        np.testing.assert_allclose(mine[axis], expected, rtol=1e-8)
 
 
 def test_a_fit_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from compiler.passes.merge.channels import Role, layer_axes
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.rows import reader
 from compiler.passes.merge.streams import Streams
-from compiler.passes.prune.fit import after_refit
+from compiler.passes.prune.worth import Worth
 
 STILL = 1e-14
 """Variance, as a share of the largest in its layer, of a channel that is the same for every input."""
@@ -38,7 +38,7 @@ def worth(streams: Streams, originals: Originals) -> dict[int, np.ndarray]:
             if axes is None or not groups:
                 continue
             covariance = originals.own(source).central()[0]
-            each = after_refit(reader(source.site), covariance, NOTHING, NOTHING)
+            each = Worth(reader(source.site), covariance).after_refit(NOTHING, NOTHING)
             for group in groups:
                 found[group] += each[streams.group(group).entries(axes[0])].sum(axis=1)
                 readers[group] += 1

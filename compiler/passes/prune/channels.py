@@ -31,7 +31,6 @@ from compiler.passes.prune.criteria import (
     gated_axes,
     scores,
 )
-from compiler.passes.prune.fit import Readers
 from compiler.passes.prune.recover import refit
 from compiler.passes.prune.surgery import (
     ROUNDING,
@@ -43,6 +42,7 @@ from compiler.passes.prune.surgery import (
     remove,
     split_shared,
 )
+from compiler.passes.prune.worth import Readers
 from compiler.progress import counted
 
 AUTO = "auto"
@@ -163,7 +163,8 @@ class PruneChannels(Pass):
             quantity: Quantity = "flops" if self.parameters is None else "parameters"
             share = self.flops if self.parameters is None else self.parameters
             assert share is not None
-            return self._select(graph, closure, use, quantity, share, refusals)
+            score = self.scorer(graph, closure.groups, use)
+            return self._select(graph, closure, use, quantity, share, score, refusals)
         return self._within(graph, closure, use, limit, refusals)
 
     @property
@@ -182,6 +183,7 @@ class PruneChannels(Pass):
         cost = limit.cost(graph, use)
         if cost <= limit.value:
             return Selection((), 1.0, 0.0)
+        score = self.scorer(graph, closure.groups, use)
         seen = self.meter(graph, closure, use, limit.quantity).total
         seen *= 2 if limit.quantity == "flops" else 1
         share = max(1 - (cost - limit.value) / max(seen, 1e-30), LEAST)
@@ -189,7 +191,7 @@ class PruneChannels(Pass):
         held, over = LEAST, 1.0
         for _ in counted("budget: selections tried, at most", range(TRIES)):
             try:
-                selection = self._select(graph, closure, use, limit.quantity, share, refusals)
+                selection = self._select(graph, closure, use, limit.quantity, share, score, refusals)
             except PassError as error:
                 selection = self._narrowest(graph, closure, use, limit)
                 cost = self._cost(graph, closure, selection, limit, use)
@@ -239,10 +241,10 @@ class PruneChannels(Pass):
         use: Resources,
         quantity: Quantity,
         share: float,
+        score: Scorer,
         refusals: Sequence[Refusal],
     ) -> Selection:
         groups, multiple = closure.groups, self.step(quantity, use)
-        score = self.scorer(graph, groups, use)
         ladders = [Ladder(g, s, multiple, self.floor) for g, s in zip(groups, score({}), strict=True)]
         meter = self.meter(graph, closure, use, quantity)
         return select(meter, ladders, share, "local" if self.scope == "local" else "global", score, refusals)

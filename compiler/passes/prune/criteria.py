@@ -15,7 +15,7 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.op import MacOp
 from compiler.ir.ties import Group
 from compiler.ir.types import Axis, ValueRef
-from compiler.passes.prune.fit import Readers
+from compiler.passes.prune.worth import Readers
 
 CRITERIA = ("l1", "l2", "rms", "obs", "fisher", "random")
 NEEDS_DATA = ("rms", "obs", "fisher")

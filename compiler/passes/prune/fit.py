@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.calibration.moments import ridge
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import Axis, ValueRef
 from compiler.passes.linear import per_output
@@ -219,7 +218,9 @@ class Stream:
 
 
 GATHERED = 256
-"""Rows that are gathered before they are multiplied: one row at a time, a wide product only moves memory."""
+"""Fewest rows that are gathered before they are multiplied, and half as many as a row is wide: one row at a time, a
+wide product only moves memory.
+"""
 
 
 def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
@@ -230,83 +231,16 @@ def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
     for i, x in enumerate(inputs):
         waiting.append(reader.patches(x, sample(reader, i)))
         rows += waiting[-1].shape[1]
-        if sum(p.shape[1] for p in waiting) >= GATHERED:
-            total = total + _product(waiting)
-            waiting = []
-    if waiting:
-        total = total + _product(waiting)
-    return np.asarray(total / rows)
+        if sum(p.shape[1] for p in waiting) >= max(GATHERED, waiting[0].shape[2] // 2):
+            total, waiting = _product(waiting, total), []
+    found = _product(waiting, total) if waiting else np.asarray(total)
+    found /= rows
+    return found
 
 
-def _product(patches: Sequence[np.ndarray]) -> np.ndarray:
+def _product(patches: Sequence[np.ndarray], before: np.ndarray | float) -> np.ndarray:
+    """Added to what was there before, without a copy of either: both may be large."""
     gathered = np.concatenate(patches, axis=1)
-    return np.asarray(np.swapaxes(gathered, 1, 2) @ gathered)
-
-
-# ---------------------------------------------------------------------- contributions of channels
-class Readers:
-    """Second moments of every reader's inputs in the original graph, measured once, for scores."""
-
-    def __init__(self, graph: Graph, batches: Batches) -> None:
-        self._measured: list[tuple[Reader, np.ndarray]] = []
-        self._known: dict[tuple[int, bytes, bytes], np.ndarray] = {}
-        stream = Stream(graph, batches)
-        for site in graph.sites():
-            reader = reader_of(graph, site)
-            if reader is not None and not _depthwise(reader):
-                self._measured.append((reader, gram(reader, stream.read(reader.x.ref))))
-            stream.step(site.node)
-            stream.release(site.node)
-
-    def contributions(self, refit: bool, gone: Mapping[Axis, np.ndarray]) -> dict[Axis, np.ndarray]:
-        """Per reader input axis: what each channel is worth to its readers, as a share of their output power.
-
-        `refit`: the rise of the error when the channel goes and the others are fitted anew, W_u^T (B_u)^-1 W_u
-        with B_u the block of (G + lambda I)^-1 that belongs to channel u, among the channels that are not `gone`.
-        Else the power of the channel's own contribution.
-        """
-        found: dict[Axis, np.ndarray] = {}
-        for number, (reader, moments) in enumerate(self._measured):
-            away = gone.get(reader.channel, np.zeros(0, np.int64)), gone.get(reader.output, np.zeros(0, np.int64))
-            key = number, away[0].tobytes(), away[1].tobytes()
-            if key not in self._known:
-                self._known[key] = after_refit(reader, moments, *away) if refit else _alone(reader, moments)
-            found[reader.channel] = found.get(reader.channel, 0) + self._known[key]
-        return found
-
-
-def _depthwise(reader: Reader) -> bool:
-    """Whether outputs vanish with their input, so that no output is left to be wrong."""
-    return reader.node.attrs.get("group", 1) > 1 and reader.weight.shape[1] == 1
-
-
-def _power(matrix: np.ndarray, moments: np.ndarray) -> float:
-    return max(float(np.sum(matrix * (moments @ matrix))), 1e-30)
-
-
-def _alone(reader: Reader, moments: np.ndarray) -> np.ndarray:
-    matrix = reader.matrix(reader.weight.constant)
-    energy = np.diagonal(moments, axis1=1, axis2=2)[..., None] * matrix**2
-    return np.asarray(energy.sum(axis=2).reshape(-1, reader.taps).sum(axis=1) / _power(matrix, moments))
-
-
-def after_refit(reader: Reader, moments: np.ndarray, columns: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Worth of each channel to a reader among those that stay, as a share of its output power; zero for those in
-    `columns`, which are gone already. `moments`: of its patches, [groups, p, p]; `outputs`: results that are
-    gone."""
-    matrix, k = reader.matrix(reader.weight.constant), reader.taps
-    power = _power(matrix, moments)
-    if len(matrix) > 1:  # groups keep equal slots: their static worth is used
-        columns = outputs = np.zeros(0, np.int64)
-    stays = np.setdiff1d(np.arange(matrix.shape[1] // k), columns)
-    at = (stays[:, None] * k + np.arange(k)).reshape(-1)
-    away = np.setdiff1d(np.arange(matrix.shape[1]), at)
-    worth = np.zeros((len(matrix), matrix.shape[1] // k))
-    for g, regular in enumerate(moments + ridge(moments)):
-        w = np.delete(matrix[g], outputs, axis=1)
-        inverse = np.linalg.inv(regular[np.ix_(at, at)])
-        fitted = w[at] + inverse @ (regular[np.ix_(at, away)] @ w[away])
-        blocks = inverse.reshape(len(stays), k, len(stays), k)[np.arange(len(stays)), :, np.arange(len(stays)), :]
-        parts = fitted.reshape(len(stays), k, -1)
-        worth[g, stays] = np.sum(parts * np.linalg.solve(blocks, parts), axis=(1, 2))
-    return np.asarray(np.maximum(worth, 0).reshape(-1) / power)
+    found = np.asarray(np.swapaxes(gathered, 1, 2) @ gathered)
+    found += before
+    return found
