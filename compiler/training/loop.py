@@ -168,10 +168,19 @@ class Stepping:
     """Steps of Adam on `net` towards an objective; zeros that are left out stay (`TorchNet.keep_zeros`)."""
 
     def __init__(self, net: TorchNet, objective: Objective, rate: float) -> None:
-        self._net, self._objective = net, objective
-        self._optimizer = adam(net, rate)
-        self._full = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self._one = Recorded(self._step, net.device)
+        optimizer = adam(net, rate)
+
+        def one(part: Data) -> tuple[Tensor, ...]:
+            optimizer.zero_grad()
+            objective(net.run(part.inputs), part.teacher, part.labels).backward()
+            net.keep_zeros()
+            optimizer.step()
+            return ()
+
+        self._optimizer = optimizer
+        self._full = [float(group["lr"]) for group in optimizer.param_groups]
+        # of no part of this object: what a GPU keeps for a recorded step is free as soon as nobody holds it
+        self._one = Recorded(one, net.device)
 
     def step(self, part: Data, factor: float = 1.0) -> None:
         """One step on some samples, at a share of the rate."""
@@ -181,13 +190,6 @@ class Stepping:
             else:
                 group["lr"] = full * factor
         self._one(part)
-
-    def _step(self, part: Data) -> tuple[Tensor, ...]:
-        self._optimizer.zero_grad()
-        self._objective(self._net.run(part.inputs), part.teacher, part.labels).backward()
-        self._net.keep_zeros()
-        self._optimizer.step()
-        return ()
 
     def state(self) -> dict[int, Any]:
         """What the optimizer remembers of every weight."""

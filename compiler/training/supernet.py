@@ -79,12 +79,15 @@ class Supernet:
             answers = self._net.run(group.inputs).items()
             losses = [drawn_loss(y, group.teacher[r], spreads[r], self._kinds[r]) for r, y in answers]
             torch.stack(losses).sum().backward()
-            return tuple(_gate(self._net.weights[r], dims) for r, dims in wanted.items())
+            return (torch.cat([_gate(self._net.weights[r], dims).reshape(-1) for r, dims in wanted.items()]),)
 
         recorded, drawn_part = Recorded(gradients, self._net.device), Data(part.inputs, targets)
+        shapes = [tuple(self._net.weights[r].shape[d] for d in sorted(dims)) for r, dims in wanted.items()]
+        ends = np.cumsum([np.prod(s, dtype=int) for s in shapes])[:-1]
         for first in range(0, len(part), DRAWN):
-            found = recorded(drawn_part.at(slice(first, first + DRAWN)))
-            yield {r: g.cpu().numpy() for r, g in zip(wanted, found, strict=True)}
+            (found,) = recorded(drawn_part.at(slice(first, first + DRAWN)))
+            parts = np.split(found.double().cpu().numpy(), ends)  # all at once: each transfer waits for the GPU
+            yield {r: p.reshape(s) for r, p, s in zip(wanted, parts, shapes, strict=True)}
 
     def store(self, graph: Graph) -> None:
         """Write the weights into `graph`, which has them under the same names."""
@@ -102,6 +105,6 @@ class Supernet:
 def _gate(weight: torch.nn.Parameter, axes: tuple[int, int]) -> Tensor:
     """Zeros where nothing that is answered depends on the weight."""
     gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    product = (weight.detach() * gradient).double()
+    product = weight.detach() * gradient
     others = [d for d in range(weight.ndim) if d not in axes]
     return product.sum(others) if others else product

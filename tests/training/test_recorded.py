@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -118,3 +120,15 @@ def test_a_step_that_goes_on_from_what_was_remembered_is_the_same_step():
     two.step(part, 0.5)
     for name, weight in net.state().items():
         assert torch.equal(weight, other.state()[name]), name
+
+
+def test_what_a_step_holds_is_free_when_the_step_is():
+    stepping, _, data = stepped("cpu")
+    stepping.step(data.at(slice(0, BATCH)))
+    held = weakref.ref(stepping._one)
+    gc.disable()  # nothing but the count of references frees it
+    try:
+        del stepping
+        assert held() is None
+    finally:
+        gc.enable()

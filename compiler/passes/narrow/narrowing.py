@@ -102,10 +102,10 @@ class Narrowing:
             done += 1
 
     def _step(self, aim: float, caps: Mapping[TaskSet, float]) -> None:
+        weights = self._weights()
         sensitivity = Sensitivity(self._bill, self.labels)
         gates = self._supernet.gates(self._options.drawn, {layer.weight: layer.dims for layer in self._bill.layers})
-        gradients = sensitivity.add(gates)
-        loss = losses(gradients, self.labels, self._streams, self._weights())
+        loss = losses(sensitivity.add(gates), self.labels, self._streams, weights)
         runs = pushed(self._bill, self._bill.subsets(self.labels), caps) if caps else self._runs
         found = self._taken(loss, runs, aim)
         if found is None and caps:  # what the capped combinations can do without is not enough
@@ -147,14 +147,22 @@ class Narrowing:
             wanted *= CLOSER
 
     def _weights(self) -> np.ndarray:
-        """[tasks]: those that have lost more than the mean are dearer by so much."""
+        """[tasks]: those that have lost more than the mean are dearer by so much. PassError where training has gone
+        astray.
+        """
         lost = self._supernet.losses()
         found = np.array([sum(lost[r] for r in self._graph.tasks[t].outputs) for t in self._copies.tasks])
+        if not np.isfinite(found).all():
+            raise PassError(
+                f"narrow: training between the steps diverged at {self.cost() / self.first:.1%} of the first cost: "
+                f"answers are no numbers any more; lower rate, which is {self._options.rate:g}"
+            )
         mean = float(found.mean())
-        return found / mean if mean > 0 else np.ones_like(found)
+        return np.ones_like(found) if mean == 0 else np.asarray(found / mean)
 
     def graph(self) -> Graph:
-        """The narrowed graph: one node per label, with the weights trained so far."""
+        """The narrowed graph: one node per label, with the weights trained so far, which did not diverge."""
+        self._weights()
         return relabelled(Copies(self._trained().freeze(), self._use.excluded), self.labels, self._feeds[:CHECKED])
 
 

@@ -268,3 +268,8 @@ def test_a_capped_combination_ends_nearer_to_its_cap():
 def test_a_budget_below_what_must_stay_is_refused():
     with pytest.raises(PassError, match="cannot be reached"):
         trained(families.plain, "narrow{flops=0.001,step=0.5,drawn=64}")
+
+
+def test_training_that_diverges_is_refused_with_what_to_do():
+    with np.errstate(all="ignore"), pytest.raises(PassError, match="training between the steps diverged"):
+        trained(families.plain, "narrow{flops=0.3,step=0.2,drawn=64,rate=1e30,between=1}")
