@@ -52,10 +52,11 @@ class Net:
         group: int = 1,
         bias: bool = True,
         pad: int | None = None,
+        gain: float = 1.0,
     ) -> str:
-        """A convolution with padding `pad`, by default k // 2."""
+        """A convolution with padding `pad`, by default k // 2; `gain` is that of `weight`."""
         n, c, h, w = self.shapes[x]
-        inputs = [x, self.weight(out, c // group, k, k)] + ([self.weight(out, gain=0.1)] if bias else [])
+        inputs = [x, self.weight(out, c // group, k, k, gain=gain)] + ([self.weight(out, gain=0.1)] if bias else [])
         p = k // 2 if pad is None else pad
         shape = (n, out, (h + 2 * p - k) // stride + 1, (w + 2 * p - k) // stride + 1)
         pads = [p] * 4

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.networks import Net
+from benchmarks.merging.nets import lenet, resnet, small_vgg, wide_vgg
 from benchmarks.peers.client import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -89,6 +89,9 @@ class Effort:
     pruned: int
 
 
+REPORTED = 5000
+"""Most samples of the report and the selection data that `--quick` looks at."""
+
 SHARES = (0.4, 0.33, 0.28, 0.23, 0.19)
 """Budgets: expected multiply-adds of a request, of what the separate networks cost before pruning."""
 
@@ -113,13 +116,17 @@ class Family:
         """What `--quick` chooses."""
         return self.quick if quick else self.full
 
+    def data(self, folder: Path, quick: bool) -> Data:
+        """What is read from the folder of data sets, as much of it as is asked for."""
+        data, images = self.load(folder), self.effort(quick).images
+        return data.reduced(images, REPORTED if quick else None) if images else data
+
 
 # ---------------------------------------------------------------------- Fashion-MNIST
 PAIR = {"first": range(5), "second": range(5, 10)}
 """Two tasks of five classes each. Every image is shown to both: each has a sixth class for what is not its own."""
 
 FIVE = {"footwear": (5, 7, 9), "upper": (0, 2, 4, 6), "sleeveless": (0, 1, 3), "bag": (8, 1), "warm": (2, 4)}
-
 
 SELECTING = 15_000
 """Training images of Fashion-MNIST that select: of 5,000, chance moves a difference by 0.3 point."""
@@ -158,26 +165,6 @@ def _five_labels(y: np.ndarray) -> dict[str, np.ndarray]:
     return {t: np.isin(y, list(c)).astype(np.int64) for t, c in FIVE.items()}
 
 
-def lenet(task: str, classes: int, seed: int, widths: tuple[int, int, int]) -> onnx.ModelProto:
-    """Two 5x5 convolutions, each with a 2x2 pooling, and two matrix products on 28x28 images."""
-    net = Net(task, (1, 1, 28, 28), seed=seed)
-    x = "x"
-    for width in widths[:2]:
-        x = net.pool(net.relu(net.conv(x, width, 5, pad=0)))
-    return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[2])), classes))
-
-
-def small_vgg(
-    task: str, classes: int, seed: int, shape: tuple[int, int], widths: tuple[int, ...]
-) -> onnx.ModelProto:
-    """3x3 convolutions with 2x2 poolings on one map of `shape`, and two matrix products."""
-    net = Net(task, (1, 1, *shape), seed=seed)
-    x = "x"
-    for width in widths:
-        x = net.pool(net.relu(net.conv(x, width)))
-    return net.model(net.gemm(net.relu(net.gemm(net.flat(x), widths[-1])), classes))
-
-
 # ---------------------------------------------------------------------- two images side by side
 def _halves(folder: Path) -> Data:
     """A digit on the left and a garment on the right, drawn apart, each at half its width: nothing in common."""
@@ -212,6 +199,25 @@ def _spoken(folder: Path) -> Data:
     return Data(part(train, order[300:]), part(train, order[:300]), part(test, np.arange(len(test.digits))))
 
 
+# ---------------------------------------------------------------------- pictures that need the extra `images`
+def _objects(folder: Path) -> Data:
+    from benchmarks.merging.objects import load_objects
+
+    return load_objects(folder)
+
+
+def _faces(folder: Path) -> Data:
+    from benchmarks.merging.faces import load_faces
+
+    return load_faces(folder)
+
+
+OBJECTS = ("vehicle", "road", "pet", "hoofed", "flying")
+"""Tasks of `benchmarks.merging.objects`."""
+
+FACES = {"gender": 2, "smile": 2, "emotion": 8}
+"""Tasks of `benchmarks.merging.faces`, with their classes."""
+
 # ---------------------------------------------------------------------- all of them
 SMALL = (12, 24, 64)
 """Channels and units of a LeNet of two tasks."""
@@ -242,7 +248,7 @@ FAMILIES = {
             "three convolutions on spoken digits: which digit, which speaker",
             {"digit": 10, "speaker": 6},
             _spoken,
-            lambda task, seed: small_vgg(task, 10 if task == "digit" else 6, seed, (40, 48), (8, 16, 24)),
+            lambda task, seed: small_vgg(task, 10 if task == "digit" else 6, seed, (1, 40, 48), (8, 16, 24)),
             Effort(0, 30, 10, 10),
             Effort(0, 12, 4, 3),
             (0.33, 0.25, 0.19, 0.15, 0.12, 0.09),
@@ -252,10 +258,60 @@ FAMILIES = {
             "small VGG-like networks on Fashion-MNIST; five tasks that each tell some classes from the rest",
             dict.fromkeys(FIVE, 2),
             lambda folder: _split(folder, _five_labels),
-            lambda task, seed: small_vgg(task, 2, seed, (28, 28), (8, 16, 24)),
+            lambda task, seed: small_vgg(task, 2, seed, (1, 28, 28), (8, 16, 24)),
             Effort(20000, 8, 6, 5),
             Effort(6000, 3, 3, 2),
             (0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.036, 0.026),
+        ),
+        Family(
+            "fashion-five-wide",
+            "the tasks of fashion-five; over-parameterised VGG-like networks of 31 million multiply-adds each",
+            dict.fromkeys(FIVE, 2),
+            lambda folder: _split(folder, _five_labels),
+            lambda task, seed: wide_vgg(task, 2, seed, (1, 28, 28), (64, 136, 256)),
+            Effort(10000, 4, 4, 5),
+            Effort(2000, 2, 1, 1),
+            (0.15, 0.08, 0.045, 0.03, 0.02, 0.014, 0.01, 0.007),
+        ),
+        Family(
+            "cifar-five",
+            "ResNet-20-like networks on CIFAR-10; five tasks that each tell some classes from the rest",
+            dict.fromkeys(OBJECTS, 2),
+            _objects,
+            lambda task, seed: resnet(task, 2, seed, (3, 32, 32), 3),
+            Effort(12000, 10, 4, 3),
+            Effort(1000, 2, 1, 1),
+            (0.36, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03),
+        ),
+        Family(
+            "cifar-five-wide",
+            "the tasks of cifar-five; over-parameterised VGG-like networks of 35 million multiply-adds each",
+            dict.fromkeys(OBJECTS, 2),
+            _objects,
+            lambda task, seed: wide_vgg(task, 2, seed, (3, 32, 32), (64, 128, 192)),
+            Effort(12000, 6, 4, 4),
+            Effort(1000, 2, 1, 1),
+            (0.2, 0.1, 0.05, 0.025, 0.013, 0.007, 0.004),
+        ),
+        Family(
+            "faces",
+            "small VGG-like networks on faces of LFW: gender, smile, emotion; no person in two parts of the data",
+            FACES,
+            _faces,
+            lambda task, seed: small_vgg(task, FACES[task], seed, (3, 64, 64), (24, 32, 48, 64)),
+            Effort(0, 12, 8, 8),
+            Effort(800, 4, 2, 2),
+            (0.4, 0.25, 0.16, 0.1, 0.06, 0.036, 0.022, 0.013),
+        ),
+        Family(
+            "faces-resnet",
+            "the tasks of faces; ResNet-8-like networks",
+            FACES,
+            _faces,
+            lambda task, seed: resnet(task, FACES[task], seed, (3, 64, 64), 1, first=2),
+            Effort(0, 12, 8, 8),
+            Effort(800, 4, 2, 2),
+            (0.4, 0.27, 0.18, 0.12, 0.08, 0.055, 0.036),
         ),
     )
 }

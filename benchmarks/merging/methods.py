@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,19 +74,28 @@ def expected_macs(graph: Graph) -> float:
     return statistics.fmean(macs(graph).values())
 
 
+def merging_of(setting: Setting, pipeline: str) -> tuple[str, ...]:
+    """The passes of a pipeline in front of the pruner; none where networks stay apart."""
+    return tuple(passes_of(pipeline, len(setting.originals.tasks))[:-1])
+
+
+def merged(setting: Setting, passes: Sequence[str]) -> Graph:
+    """The single networks merged by some passes, and trained; what is not merged has nothing to learn from."""
+    graph = setting.originals
+    for text in passes:
+        graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
+    return distilled(graph, setting.use(graph), setting.effort.merged) if passes else graph
+
+
 def sweep(
-    setting: Setting, pipeline: str, caps: Mapping[Subset, float] | None = None
+    setting: Setting, pipeline: str, graph: Graph, caps: Mapping[Subset, float] | None = None
 ) -> Iterator[tuple[Point, Graph]]:
-    """What was merged, trained, and narrowed from budget to budget; each budget's network is trained to its end.
+    """What was `merged`, and that narrowed from budget to budget; each budget's network is trained to its end.
 
     It ends early where a budget is below what has to stay.
     """
-    graph, whole = setting.originals, expected_macs(setting.originals)
-    *merging, last = passes_of(pipeline, len(graph.tasks))
-    for text in merging:
-        graph = parse_pass(text)(graph, _few(setting.use(graph), SAMPLES))
-    if merging:  # what was not merged has nothing to learn from itself
-        graph = distilled(graph, setting.use(graph), setting.effort.merged)
+    whole = expected_macs(setting.originals)
+    last = passes_of(pipeline, len(graph.tasks))[-1]
     yield _point(setting, graph, 1.0, whole), graph
     use = setting.use(graph)
     pruner = parse_pass(last)

@@ -17,11 +17,15 @@ NOT_COMPARED = (OURS, "zipit")
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One pipeline of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept."""
+    """One pipeline of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept.
+    `trained_on`: processor and version of torch. `finished`: nothing cut it short.
+    """
 
     points: list[Point]
     networks: list[Path]
     minutes: float
+    trained_on: str = ""
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,10 @@ def chosen(seeds: Sequence[Seeded]) -> dict[str, Chosen]:
     """Method -> what counts. Points are averaged over the seeds first: the rule is not read from one draw."""
     single = mean_accuracy([s.single_selection for s in seeds])
     found = {}
-    for method, pipelines in seeds[0].sweeps.items():
+    for method, sweeps in seeds[0].sweeps.items():
+        pipelines = [p for p in sweeps if all(p in s.sweeps.get(method, {}) for s in seeds)]
+        if not pipelines:
+            continue
         means = {p: mean_points([s.sweeps[method][p].points for s in seeds]) for p in pipelines}
         each = {p: at_rule(points, single) for p, points in means.items()}
         best = min(each, key=lambda p: expected(each[p]))
@@ -155,6 +162,16 @@ def misses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         elif ours > others[method]:
             found.append({"tasks": row["tasks"], "against": method, "ratio": round(ours / others[method], 3)})
     return found
+
+
+def kept_notes(seeds: Sequence[Seeded]) -> dict[str, Any]:
+    """On what the sweeps were trained, and which of them were cut short: seed, method, pipeline."""
+    swept = [(s.seed, m, p, found) for s in seeds for m, of in s.sweeps.items() for p, found in of.items()]
+    cut = sorted({(seed, m, p) for seed, m, p, found in swept if not found.finished})
+    return {
+        "trained_on": sorted({found.trained_on for *_, found in swept}),
+        "cut_short": [list(c) for c in cut],
+    }
 
 
 def seed_record(found: Seeded) -> dict[str, Any]:

@@ -22,51 +22,18 @@ import torch
 
 from benchmarks.merging import families, pairs, releases, rule
 from benchmarks.merging.families import FAMILIES, Data, Family
-from benchmarks.merging.kept import kept_sweep
 from benchmarks.merging.latency import latency_record
-from benchmarks.merging.methods import METHODS, Setting
-from benchmarks.merging.record import OURS, Seeded, Swept, expected, family_record, least, rule_networks, table
-from benchmarks.merging.rule import AtRule, at_rule
-from benchmarks.merging.training import accuracy, joined, singles
+from benchmarks.merging.methods import METHODS
+from benchmarks.merging.record import Seeded, family_record, kept_notes, rule_networks, table
+from benchmarks.merging.seeded import prepared, run_seed
 from benchmarks.results import keep
 
 SEEDS = [0, 1]
-
-REPORTED = 5000
-"""Most samples of the report and the selection data that `--quick` looks at."""
 
 
 def say(text: str) -> None:
     """Progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def run_seed(family: Family, data: Data, quick: bool, seed: int, kept: Path, chosen: Sequence[str]) -> Seeded:
-    """All methods of one family at one seed; the lattice comes last, when the others' costs are its caps."""
-    effort = family.effort(quick)
-    say(f"{family.name}, seed {seed}: single networks")
-    originals = joined(singles(family, data.train, effort, seed, kept))
-    setting = Setting(originals, data, effort, family.shares, seed, say)
-    single = accuracy(originals, data.selection), accuracy(originals, data.report)
-    sweeps: dict[str, dict[str, Swept]] = {}
-    found: dict[str, AtRule | None] = {}
-    minutes = 0.0
-    for method in sorted(chosen, key=lambda m: m == OURS):
-        say(f"{family.name}, seed {seed}: {method}")
-        caps = least(found) if method == OURS else None
-        sweeps[method] = {p: kept_sweep(setting, p, caps, kept) for p in METHODS[method]}
-        minutes += sum(done.minutes for done in sweeps[method].values())
-        if method == OURS:  # networks that share nothing narrow alike, task by task or whole
-            sweeps[method] |= sweeps.get("separate", {})
-        found[method] = min((at_rule(s.points, single[0]) for s in sweeps[method].values()), key=expected)
-        say(f"  {method}: {_macs(found[method])}")
-    return Seeded(seed, *single, sweeps, minutes)
-
-
-def _macs(found: AtRule | None) -> str:
-    if found is None:
-        return "keeps the rule at none of its budgets"
-    return ", ".join(f"{'+'.join(q)} {n:,.0f}" for q, n in found.macs.items())
 
 
 def options_of(arguments: list[str]) -> argparse.Namespace:
@@ -102,13 +69,22 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=families.SHARED, help="folder of the data sets")
     parser.add_argument(
-        "--kept", type=Path, default=Path(".bench/merging"), help="folder of trained single networks"
+        "--kept",
+        type=Path,
+        default=Path(".bench/merging"),
+        help="folder of trained single networks and of sweeps, which are run once",
+    )
+    parser.add_argument(
+        "--as-kept",
+        action="store_true",
+        help="run no sweep (single networks are trained where none are kept): the record is made of what --kept "
+        "holds, also of sweeps that were cut short, which it names",
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
-    """0; what could not be kept is in the record."""
+    """0, and what could not keep the rule is in the record; 2 where the command or what it needs is not right."""
     options = options_of(arguments)
     torch.set_num_threads(1)
     if options.releases is not None:
@@ -129,23 +105,36 @@ def main(arguments: list[str]) -> int:
         say(f"--method {', '.join(sorted(unknown))} is of --pairs; families have {', '.join(METHODS)}")
         return 2
     chosen = options.method or list(METHODS)
+    lacking = 0
     for name in options.family or list(FAMILIES):
-        family = FAMILIES[name]
-        data = _data(family, options)
-        seeds = [run_seed(family, data, options.quick, s, options.kept, chosen) for s in options.seeds]
-        record = {
-            "command": _command(name, options),
-            "seeds": options.seeds,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            "minutes": round(sum(s.minutes for s in seeds), 1),
-            "effort": _effort(family, data, options.quick),
-            "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": family.shares},
-            "families": [_record(family, seeds, options.latency)],
-        }
+        record = studied(FAMILIES[name], options, chosen)
+        if not record["families"][0]["methods"]:
+            say(f"{name}: {options.kept} holds no sweep that all seeds have; run it without --as-kept")
+            lacking = 2
+            continue
         print(json.dumps(record, indent=1) if options.json else table(record["families"][0]), flush=True)
         if options.save:
             keep(options.save, f"merging-{name}", record)
-    return 0
+    return lacking
+
+
+def studied(family: Family, options: argparse.Namespace, methods: Sequence[str]) -> dict[str, Any]:
+    """The record of a family at all seeds of the command line."""
+    data = family.data(options.data, options.quick)
+    seeds = []
+    for seed in options.seeds:
+        run = prepared(family, data, options.quick, seed, options.kept, say, not options.as_kept)
+        seeds.append(run_seed(run, methods))
+    return {
+        "command": _command(family.name, options),
+        "seeds": options.seeds,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "minutes": round(sum(s.minutes for s in seeds), 1),
+        **kept_notes(seeds),
+        "effort": _effort(family, data, options.quick),
+        "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": family.shares},
+        "families": [_record(family, seeds, options.latency)],
+    }
 
 
 def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str, Any]:
@@ -162,13 +151,9 @@ def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str,
 def _command(name: str, options: argparse.Namespace) -> str:
     chosen = "".join(f" --method {m}" for m in options.method or ())
     seeds = "" if options.seeds == SEEDS else f" --seeds {' '.join(map(str, options.seeds))}"
-    flags = f"{' --quick' if options.quick else ''}{' --latency' if options.latency else ''}"
+    given = {"--quick": options.quick, "--latency": options.latency, "--as-kept": options.as_kept}
+    flags = "".join(f" {name}" for name, is_given in given.items() if is_given)
     return f"python -m benchmarks merging --family {name}{flags}{chosen}{seeds}"
-
-
-def _data(family: Family, options: argparse.Namespace) -> Data:
-    data, images = family.load(options.data), family.effort(options.quick).images
-    return data.reduced(images, REPORTED if options.quick else None) if images else data
 
 
 def _effort(family: Family, data: Data, quick: bool) -> dict[str, int]:

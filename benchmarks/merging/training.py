@@ -15,9 +15,10 @@ from compiler.passes.base import Resources
 from compiler.passes.distil import Distil
 from compiler.passes.fold import FoldConstants
 from compiler.training.answers import answer
+from compiler.training.distilling import chosen_device
 from compiler.training.loop import Recipe, Training, predict
 from compiler.training.losses import Objective
-from compiler.training.module import TorchNet
+from compiler.training.module import TorchNet, weights
 from compiler.training.samples import Data
 
 BATCH = 64
@@ -27,27 +28,34 @@ RATE, DISTILLED = 2e-3, 4e-3
 
 def singles(family: Family, part: Part, effort: Effort, seed: int, kept: Path) -> dict[str, Graph]:
     """A trained network per task; each is trained once and then read from the folder `kept`."""
-    found = {}
-    for number, task in enumerate(family.tasks):
-        model = family.network(task, 100 * seed + number)
-        key = content_key(model.SerializeToString(), part.inputs, part.labels[task], str((effort.single, seed)))
-        file = kept / f"{family.name}-{task}-{seed}-{key[:12]}.onnx"
-        if not file.exists():
-            graph = load(model, task=task).copy()
-            train_on_labels(graph, part, task, effort.single, seed)
-            kept.mkdir(parents=True, exist_ok=True)
-            onnx.save(to_onnx(graph), file)
-        found[task] = load(file, task=task)
-    return found
+    return {task: single(family, task, part, effort, seed, kept) for task in family.tasks}
+
+
+def single(family: Family, task: str, part: Part, effort: Effort, seed: int, kept: Path) -> Graph:
+    """One of them. Weights are kept at half precision, so that folders of them pack to half their size."""
+    model = family.network(task, 100 * seed + list(family.tasks).index(task))
+    key = content_key(model.SerializeToString(), part.inputs, part.labels[task], str((effort.single, seed)))
+    file = kept / f"{family.name}-{task}-{seed}-{key[:12]}.onnx"
+    if not file.exists():
+        graph = load(model, task=task).copy()
+        train_on_labels(graph, part, task, effort.single, seed)
+        for value in weights(graph):
+            graph.update(value.ref, data=value.constant.astype(np.float16).astype(np.float32))
+        kept.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(".part")
+        onnx.save(to_onnx(graph), written)
+        written.replace(file)
+    return load(file, task=task)
 
 
 def train_on_labels(graph: Graph, part: Part, task: str, epochs: int, seed: int) -> None:
-    """Cross entropy; one sample in ten chooses the epoch and is not trained on."""
-    net = TorchNet(graph)
+    """Cross entropy on the samples that have a label; one in ten chooses the epoch and is not trained on."""
+    net = TorchNet(graph, chosen_device("auto"))
     output = graph.tasks[task].outputs[0]
-    inputs = net.feeds({graph.inputs[0].ref.name: part.inputs[:, None]})
-    data = Data(inputs, {}, {output: torch.from_numpy(part.labels[task])})
-    held = torch.arange(len(data)) % 10 == 9
+    rows = part.labels[task] >= 0
+    inputs = net.feeds({graph.inputs[0].ref.name: part.inputs[rows][:, None]})
+    data = Data(inputs, {}, {output: torch.from_numpy(part.labels[task][rows]).to(net.device)})
+    held = torch.arange(len(data), device=net.device) % 10 == 9
     recipe = Recipe(epochs, BATCH, RATE, 0, seed)
     Training(
         net, Objective({}, {output: (1.0, answer(graph, output))}), recipe, data.at(~held), data.at(held)
@@ -66,11 +74,12 @@ def distilled(graph: Graph, use: Resources, epochs: int) -> Graph:
 
 
 def accuracy(graph: Graph, part: Part) -> dict[str, float]:
-    """Percent of samples that every task gets right."""
-    net = TorchNet(graph)
+    """Percent of the samples with a label that every task gets right."""
+    net = TorchNet(graph, chosen_device("auto"))
     made = predict(net, net.feeds({graph.inputs[0].ref.name: part.inputs[:, None]}), 500)
     found = {}
     for name, task in graph.tasks.items():
-        decided = made[task.outputs[0]].reshape(len(part.inputs), -1).argmax(1).numpy()
-        found[name] = 100 * float(np.mean(decided == part.labels[name]))
+        decided = made[task.outputs[0]].reshape(len(part.inputs), -1).argmax(1).cpu().numpy()
+        labels = part.labels[name]
+        found[name] = 100 * float(np.mean((decided == labels)[labels >= 0]))
     return found

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks.merging.families import FAMILIES, Data, Part, half_width
-from benchmarks.merging.record import Seeded, Swept, chosen, expected, family_record, least, rule_networks, table
+from benchmarks.merging.record import (
+    Seeded,
+    Swept,
+    chosen,
+    expected,
+    family_record,
+    kept_notes,
+    least,
+    rule_networks,
+    table,
+)
 from benchmarks.merging.rule import Point, all_subsets, at_rule, excess, mean_points
 from tests.shared import shared_path
 
@@ -107,6 +119,30 @@ def test_the_rule_is_read_from_means_over_the_seeds():
     assert at_rule(sweeps[0], SINGLE) is None
     found = chosen(seeds)["lattice"].found
     assert found is not None and found.macs[("a",)] == 550 and found.report["a"] == pytest.approx(89.7)
+
+
+def test_a_pipeline_that_one_seed_lacks_is_left_out():
+    """It is the cheapest where it is there; a method without any pipeline of all seeds has no place at all."""
+    cheap, dear = swept([point(1.0, 90, 80, 100)]), swept([point(1.0, 90, 80, 900)])
+    first = {"lattice": {"sets": cheap, "whole": dear}, "mtz": {"m": dear}, "pam": {"p": cheap}}
+    second = {"lattice": {"whole": dear}, "mtz": {"m": dear}, "zipit": {"z": cheap}}
+    seeds = [Seeded(i, SINGLE, SINGLE, sweeps, 1.0) for i, sweeps in enumerate((first, second))]
+    for order in (seeds, seeds[::-1]):
+        assert {m: list(c.each) for m, c in chosen(order).items()} == {"lattice": ["whole"], "mtz": ["m"]}
+        record = family_record("pair", "two tasks", order)
+        assert list(record["methods"]) == ["lattice", "mtz"] and record["misses"] == []
+    assert [set(p["sweeps"]) for p in record["points"]] == [set(second), set(first)], "what was measured is told"
+
+
+def test_the_record_says_what_sweeps_ran_on_and_which_were_cut_short():
+    whole = swept([point(1.0, 90, 80, 100)])
+    gpu, cut = replace(whole, trained_on="gpu, torch 2"), replace(whole, trained_on="cpu, torch 2", finished=False)
+    first = {"mtz": {"m": cut}, "lattice": {"a": gpu, "b": cut}}
+    seeds = [Seeded(3, SINGLE, SINGLE, first, 1.0), Seeded(1, SINGLE, SINGLE, {"mtz": {"m": gpu}}, 1.0)]
+    assert kept_notes(seeds) == {
+        "trained_on": ["cpu, torch 2", "gpu, torch 2"],
+        "cut_short": [[3, "lattice", "b"], [3, "mtz", "m"]],
+    }
 
 
 def test_the_network_just_within_the_rule_is_timed(tmp_path):
