@@ -9,21 +9,22 @@ the first 4,500 images of every class, selection data the last 500, report data 
 from __future__ import annotations
 
 import io
+import os
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cifar_networks import CLASSES, NETWORKS
 from benchmarks.merging.families import Data, Part
 from models.training.export import Interface, export_onnx
-from models.training.fit import Schedule, fit, shift_and_flip
+from models.training.fit import Schedule, fit, fit_resident, shift_and_flip
 
 TASK = "object"
-CLASSES = 10
 INTERFACE = Interface("image", TASK, (1, 3, 32, 32))
 ARCHIVE = Path("cifar10_jpg", "cifar10_jpg.zip")
 SELECTION = 500
@@ -69,7 +70,9 @@ def _pixels(archive: Path, cache: Path | None) -> dict[str, np.ndarray]:
         found = {part: _decoded(held_images, part) for part in ("train", "test")}
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(kept, **found)
+        part = kept.with_suffix(f".{os.getpid()}.npz")  # processes that train beside each other share the folder
+        np.savez(part, **found)  # type: ignore[arg-type]
+        part.replace(kept)
     return found
 
 
@@ -81,33 +84,7 @@ def _decoded(archive: zipfile.ZipFile, part: str) -> np.ndarray:
     return np.stack(images).reshape(CLASSES, -1, *INTERFACE.shape[2:], 3).transpose(0, 1, 4, 2, 3)
 
 
-# ---------------------------------------------------------------------- networks
-def vgg_like() -> nn.Module:
-    """Seven 3x3 convolutions and a linear layer, 25.6 million multiply-adds: [n, 3, 32, 32] to [n, 10]."""
-    return nn.Sequential(
-        *_convolution(3, 32),
-        nn.MaxPool2d(2),
-        *_convolution(32, 48),
-        *_convolution(48, 48),
-        nn.MaxPool2d(2),
-        *_convolution(48, 96),
-        *_convolution(96, 96),
-        nn.MaxPool2d(2),
-        *_convolution(96, 192),
-        *_convolution(192, 192),
-        nn.AvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(192, CLASSES),
-    )
-
-
-def _convolution(channels: int, wanted: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(channels, wanted, 3, padding=1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU()
-
-
-NETWORKS: Mapping[str, Callable[[], nn.Module]] = {"vgg-cifar10": vgg_like}
-
-
+# ---------------------------------------------------------------------- dense networks
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How a dense network is trained."""
@@ -116,6 +93,8 @@ class Effort:
     seed: int
     batch: int = 128
     peak_rate: float = 0.2
+    reach: int = 2
+    """Pixels that images are shifted by at most."""
 
 
 class Mixed(nn.Module):
@@ -126,23 +105,36 @@ class Mixed(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             made: Tensor = self.net(x)
         return made.float()
 
 
 def trained(network: str, part: Part, effort: Effort, kept: Path) -> Path:
-    """The dense network as ONNX, trained once and then read from the folder `kept`; normalisations are folded."""
-    file = kept / f"{network}-{effort.epochs}-{effort.seed}-{len(part.inputs)}.onnx"
+    """The dense network as ONNX, trained once and then read from the folder `kept`; normalisations are folded.
+
+    It is trained on a GPU where torch sees one.
+    """
+    file = kept / f"{network}-{_told(effort)}-{len(part.inputs)}.onnx"
     if file.exists():
         return file
     torch.manual_seed(effort.seed)
     net = NETWORKS[network]()
     schedule = Schedule(effort.epochs, effort.seed, effort.batch, effort.peak_rate)
-    fit(Mixed(net), part.inputs, part.labels[TASK], schedule, shift_and_flip)
+    if torch.cuda.is_available():
+        fit_resident(Mixed(net), part.inputs, part.labels[TASK], schedule, torch.device("cuda"), effort.reach)
+    else:
+        fit(Mixed(net), part.inputs, part.labels[TASK], schedule, partial(shift_and_flip, reach=effort.reach))
     kept.mkdir(parents=True, exist_ok=True)
-    export_onnx(net, file, INTERFACE, keep_batch_norm=False)
+    export_onnx(net.cpu(), file, INTERFACE, keep_batch_norm=False)
     return file
+
+
+def _told(effort: Effort) -> str:
+    """What a file is told by: epochs and seed, and by name what is not as in an `Effort` of these alone."""
+    usual = asdict(Effort(effort.epochs, effort.seed))
+    others = [f"{name}{value:g}" for name, value in asdict(effort).items() if value != usual[name]]
+    return "-".join([str(effort.epochs), str(effort.seed), *others])
 
 
 def accuracy(scores: np.ndarray, part: Part) -> float:

@@ -31,7 +31,7 @@ from benchmarks.compare import Contender, Problem, bundle, compare, reference
 from benchmarks.gradual import Steps, Trained, gradual
 from benchmarks.host import machine_lock, pinned
 from benchmarks.merging.families import SHARED, Data
-from benchmarks.nesting import compiled, through_engine
+from benchmarks.nested_measuring import compiled, through_engine
 from benchmarks.ours import PASSES, through
 from benchmarks.peers import PEERS
 from benchmarks.resident import Resident, resident

@@ -15,6 +15,8 @@ from models.training.tasks import Labels
 
 Inputs = npt.NDArray[np.float32]
 Augment = Callable[[Inputs, np.random.Generator], Inputs]
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Inputs and labels of the batches of one epoch."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,40 @@ class Schedule:
 
 def fit(net: nn.Module, inputs: Inputs, labels: Labels, schedule: Schedule, augment: Augment) -> float:
     """Train ``net`` in place on inputs [n, channels, h, w] and labels [n]; return the minutes it took."""
-    start = time.monotonic()
     rng = np.random.default_rng(schedule.seed)
+    return _trained(net, len(inputs), schedule, lambda: _batches(inputs, labels, schedule.batch, rng, augment))
+
+
+def fit_resident(
+    net: nn.Module, inputs: Inputs, labels: Labels, schedule: Schedule, device: torch.device, reach: int
+) -> float:
+    """Train ``net`` in place on ``device``, where inputs [n, channels, h, w] and labels [n] lie all the time.
+
+    Images are shifted by up to ``reach`` pixels either way and half of them mirrored. Return the minutes it took.
+    """
+    net.to(device)
+    x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+    generator = torch.Generator(device).manual_seed(schedule.seed)
+    return _trained(net, len(inputs), schedule, lambda: _resident_batches(x, y, schedule.batch, generator, reach))
+
+
+def _trained(net: nn.Module, count: int, schedule: Schedule, batches: Batches) -> float:
+    """Train on the ``count`` samples that every call of ``batches`` yields anew."""
+    start = time.monotonic()
     net.to(memory_format=torch.channels_last)
-    optimizer, scheduler = _optimizer(net, schedule, steps=schedule.epochs * (len(inputs) // schedule.batch))
+    optimizer, scheduler = _optimizer(net, schedule, steps=schedule.epochs * (count // schedule.batch))
     criterion = nn.CrossEntropyLoss(label_smoothing=schedule.label_smoothing)
     net.train()
     for epoch in range(schedule.epochs):
-        total = 0.0
-        for x, y in _batches(inputs, labels, schedule.batch, rng, augment):
+        losses = []
+        for x, y in batches():
             optimizer.zero_grad()
             loss = criterion(net(x), y)
             loss.backward()
             optimizer.step()
             scheduler.step()
-            total += loss.item() * len(y)
-        progress = f"epoch {epoch + 1}/{schedule.epochs}: loss {total / len(inputs):.4f}"
+            losses.append(loss.detach())  # not read here: a device would have to be waited for
+        progress = f"epoch {epoch + 1}/{schedule.epochs}: loss {float(torch.stack(losses).mean()):.4f}"
         print(f"{progress}, {(time.monotonic() - start) / 60:.1f} min", flush=True)
     net.eval()
     return (time.monotonic() - start) / 60
@@ -60,9 +80,9 @@ def predict(net: nn.Module, inputs: Inputs) -> Labels:
     return predicted
 
 
-def shift_and_flip(x: Inputs, rng: np.random.Generator) -> Inputs:
-    """Shift images [b, channels, h, w] by up to two pixels either way and mirror half of them."""
-    x = random_shift(x, 2, 2, rng)
+def shift_and_flip(x: Inputs, rng: np.random.Generator, reach: int = 2) -> Inputs:
+    """Shift images [b, channels, h, w] by up to ``reach`` pixels either way and mirror half of them."""
+    x = random_shift(x, reach, reach, rng)
     mirrored = rng.random(len(x)) < 0.5
     x[mirrored] = x[mirrored, :, :, ::-1]
     return x
@@ -72,10 +92,27 @@ def random_shift(x: Inputs, rows: int, columns: int, rng: np.random.Generator) -
     """Shift each of x [b, channels, h, w] by up to ``rows`` and ``columns``, filling with zeros."""
     count, _, height, width = x.shape
     padded = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
-    top = rng.integers(0, 2 * rows + 1, (count, 1, 1)) + np.arange(height)[None, :, None]
-    left = rng.integers(0, 2 * columns + 1, (count, 1, 1)) + np.arange(width)[None, None, :]
-    last: Inputs = padded[np.arange(count)[:, None, None], :, top, left]  # [b, h, w, channels]
-    return np.ascontiguousarray(last.transpose(0, 3, 1, 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    top = rng.integers(0, 2 * rows + 1, (count, 1, 1)).ravel()
+    left = rng.integers(0, 2 * columns + 1, (count, 1, 1)).ravel()
+    moved: Inputs = windows[np.arange(count), :, top, left]
+    return np.ascontiguousarray(moved)
+
+
+def shifted_windows(padded: Tensor, rows: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """What `shift_and_flip` makes of the images ``rows``, on the device where they lie.
+
+    ``padded`` has images [n, channels, h, w] with ``reach`` zeros on every side; ``generator`` is of its device.
+    """
+    height, width = (n - 2 * reach for n in padded.shape[2:])
+
+    def drawn(end: int) -> Tensor:
+        return torch.randint(end, (len(rows), 1, 1), generator=generator, device=padded.device)
+
+    top = drawn(2 * reach + 1) + torch.arange(height, device=padded.device)[:, None]
+    left, steps = drawn(2 * reach + 1), torch.arange(width, device=padded.device)
+    column = left + torch.where(drawn(2) == 1, width - 1 - steps, steps)
+    return padded[rows[:, None, None], :, top, column].permute(0, 3, 1, 2)  # channels lie innermost
 
 
 def _optimizer(
@@ -98,3 +135,15 @@ def _batches(
         chosen = order[start : start + size]
         x = torch.from_numpy(np.ascontiguousarray(augment(inputs[chosen], rng)))
         yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels[chosen])
+
+
+def _resident_batches(
+    inputs: Tensor, labels: Tensor, size: int, generator: torch.Generator, reach: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the full batches of one epoch, shuffled and augmented where the data lie."""
+    padded = nn.functional.pad(inputs, (reach,) * 4)
+    order = torch.randperm(len(inputs), generator=generator, device=inputs.device)
+    for rows in order.split(size):
+        if len(rows) == size:
+            x = shifted_windows(padded, rows, reach, generator)
+            yield x.contiguous(memory_format=torch.channels_last), labels[rows]

@@ -1,7 +1,11 @@
-"""The study of nested levels: the shares it asks for, what it compares, and when an aim is met."""
+"""The study of nested levels: the shares it asks for, what it keeps and compares, and when an aim is met."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +14,17 @@ import pytest
 pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
 from benchmarks import __main__, nesting
-from benchmarks.cifar import TASK
-from benchmarks.merging.families import Part
-from compiler import Graph
-from compiler.ir.levels import at_level
+from benchmarks import nested_measuring as measuring
+from benchmarks import nested_training as training
+from benchmarks.cifar import TASK, Effort
+from benchmarks.merging.families import Data, Part
+from compiler import Graph, save
+from compiler.ir.levels import at_level, level_count
+from compiler.ir.text import digest
 from tests.graphs import Builder
 
-AIMS = (nesting.Aim(0.6, 0.5), nesting.Aim(0.2, 0.3))
+AIMS = (training.Aim(0.6, 0.5), training.Aim(0.2, 0.3))
+RECIPE = training.Recipe(channels=0.6, narrowed=2, rounds=2, settle=1, level=2, aims=AIMS, draws=2)
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +38,108 @@ def dense() -> Graph:
 
 
 def test_the_shares_are_the_least_that_fit(dense):
-    shares = nesting.shares(dense, dense, AIMS)
+    shares = training.shares(dense, dense, RECIPE)
     for share, aim in zip(shares, AIMS, strict=True):
-        assert aim.holds(nesting.nesting(share, 0.995)(dense), dense)
-        assert not aim.holds(nesting.nesting(share - 0.02, 0.995)(dense), dense)
-    levels = nesting.nesting(*shares)(dense)
-    first, second = (nesting.fractions(at_level(levels, k, alone=True), dense) for k in (0, 1))
+        assert aim.excess(training.nesting((share, 0.995))(dense), dense) <= 0
+        assert aim.excess(training.nesting((share - 0.02, 0.995))(dense), dense) > 0
+    levels = training.nesting(shares)(dense)
+    first, second = (training.fractions(at_level(levels, k, alone=True), dense) for k in (0, 1))
     assert first[0] <= 0.6 and 0.45 < first[1] <= 0.5
     assert 0.17 < second[0] <= 0.2 and second[1] <= 0.3
 
 
+def test_an_aim_below_what_stays_whole_is_refused(dense):
+    """The last layer alone has more than a thousandth of the weights."""
+    recipe = training.Recipe(0.6, 1, 1, 1, 1, aims=(training.Aim(0.001, 0.5),))
+    with pytest.raises(ValueError, match=r"Aim\(weights=0.001.* has \d+% more, as layers of `whole` \(last\) stay"):
+        training.shares(dense, dense, recipe)
+
+
+def test_layers_that_stay_whole_have_one_level(dense):
+    levels = training.nesting((0.5, 0.8), ("first", "last"))(dense)
+    assert sorted(v.shape[0] for v in levels.parameters() if v.sparser) == [64]
+
+
+def images(count: int, seed: int) -> Part:
+    rng = np.random.default_rng(seed)
+    return Part(rng.normal(size=(count, 3, 32, 32)).astype(np.float32), {TASK: rng.integers(0, 10, count)})
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_draws_show_every_image_as_often_with_its_label(on_gpu, monkeypatch):
+    if on_gpu:
+        monkeypatch.setattr(training, "_moved", partial(training._moved_on_gpu, device="cpu"))
+    part = Part(np.repeat(np.arange(1.0, 8, dtype=np.float32), 3 * 64).reshape(7, 3, 8, 8), {TASK: np.arange(7)})
+    seen = training.augmented(part, 3, 2, seed=1)
+    assert np.array_equal(seen.inputs.max(axis=(1, 2, 3)), seen.labels[TASK] + 1)
+    assert np.array_equal(np.bincount(seen.labels[TASK]), [3] * 7)
+    assert np.array_equal(seen.labels[TASK][:7], np.arange(7)), "one draw alone keeps the order"
+    assert not np.array_equal(seen.labels[TASK][7:14], np.arange(7))
+
+
+def test_training_fits_the_time_there_is():
+    recipe = training.Recipe(channels=0.4, narrowed=4, rounds=4, settle=1, level=4)
+    assert recipe.epochs_of_levels == 12
+    assert recipe.within(60.0, 5.0) == recipe
+    half = recipe.within(30.0, 5.0)
+    assert (half.rounds, half.level, half.narrowed) == (2, 2, 4)
+    least = recipe.within(-1.0, 5.0)
+    assert (least.rounds, least.level) == (1, 1)
+    assert (recipe.scaled(0.5).narrowed, recipe.scaled(0.01).epochs_of_levels) == (2, 3)
+
+
+@pytest.fixture
+def tiny(dense, monkeypatch, tmp_path) -> Data:
+    """Data of a study whose dense network needs no training."""
+    save(dense, tmp_path / "dense.onnx")
+    monkeypatch.setattr(training, "trained", lambda *given: tmp_path / "dense.onnx")
+    return Data(images(20, 0), images(30, 1), images(30, 2))
+
+
+def test_what_was_trained_is_kept_and_goes_on_to_be_measured(tiny, tmp_path, monkeypatch):
+    study = training.Study(Effort(epochs=1, seed=0), RECIPE)
+    first = training.kept_levels("small", tiny, study, tmp_path)
+    monkeypatch.delattr(training, "made")
+    again = training.kept_levels("small", tiny, study, tmp_path)
+    assert digest(first.levels) == digest(again.levels) and first.record == again.record
+    assert level_count(again.levels) == 2
+    with pytest.raises(NameError):  # other epochs are another study, which nothing can train any more
+        training.kept_levels("small", tiny, study.scaled(2), tmp_path)
+    record = measuring.measured(again, tiny, tmp_path / "compiled")
+    assert record["training"]["torch"] and record["training"]["device"] and not record["shortened"]
+    assert record["wrong_bits"] == [0, 0] and record["flops_fraction"][1] <= record["flops_fraction"][0] <= 0.5
+    for compiled, trained in zip(record["accuracy"]["levels"], record["accuracy"]["trained"], strict=True):
+        assert compiled == pytest.approx(trained, abs=0.2)
+    shown, before = nesting.line("small", record), nesting.line("small", first.record)
+    assert f"level 1: {record['weights_fraction'][1]:.2%} of weights" in shown and "library of the level" in shown
+    assert f"trained on {record['training']['device']}" in before and "library of the level" not in before
+
+
+def test_levels_are_trained_where_no_tensor_compiler_is():
+    code = (
+        "import sys; sys.modules['tvm'] = sys.modules['tvm_ffi'] = None; "
+        "import benchmarks.nesting, benchmarks.nested_training"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
 def test_bits_of_a_level_are_compared_with_a_library_of_its_own(dense, tmp_path):
-    levels = nesting.nesting(0.5, 0.8)(dense)
-    net = nesting.open_bundle(nesting.build(levels, "host", tmp_path / "levels", name="net", selftest=False).path)
+    levels = training.nesting((0.5, 0.8))(dense)
+    net = measuring.open_bundle(
+        measuring.build(levels, "host", tmp_path / "levels", name="net", selftest=False).path
+    )
     part = Part(np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32), {})
-    assert nesting.wrong_bits(net, levels, part, tmp_path) == [0, 0]
+    assert measuring.wrong_bits(net, levels, part, tmp_path) == [0, 0]
     other = SimpleNamespace(bundle=net.bundle, run=lambda x, level: net.run(x, level=0))
-    assert nesting.wrong_bits(other, levels, part, tmp_path / "other") == [0, 3]
+    assert measuring.wrong_bits(other, levels, part, tmp_path / "other") == [0, 3]
 
 
 def test_an_aim_is_met_by_size_and_accuracy_on_report_data():
     sizes, dense = [(0.13, 0.15), (0.05, 0.045)], {"selection": 0.1, "report": 0.8}
-    aims = nesting.RECIPE.aims
+    aims = training.LARGE.aims
 
     def met(first: float, second: float, sizes=sizes) -> list[bool]:
-        return nesting.met(sizes, dense, [{"report": first}, {"report": second}], aims)
+        return measuring.met(sizes, dense, [{"report": first}, {"report": second}], aims)
 
     assert met(0.798, 0.7745) == [True, True]
     assert met(0.796, 0.7735) == [False, False]
@@ -65,3 +150,38 @@ def test_it_is_a_study_and_says_what_data_it_lacks(tmp_path, capsys):
     assert __main__.STUDIES["nesting"] == "benchmarks.nesting"
     assert nesting.main(["--data", str(tmp_path), "--kept", str(tmp_path / "kept")]) == 2
     assert "data sets are no part of the repository" in capsys.readouterr().err
+
+
+def test_training_alone_measures_nothing_and_saves_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        nesting.options_of(["--train-only", "--save", str(tmp_path)])
+    assert "--save is of measured levels" in capsys.readouterr().err
+    for wrong in ("--minutes", "--epochs-scale"):
+        with pytest.raises(SystemExit):
+            nesting.options_of([wrong, "0"])
+
+
+def test_every_network_has_the_minutes_of_the_command_line(tmp_path, monkeypatch, capsys):
+    """Measuring one takes nothing from the training of the next."""
+    clock, ends = [100.0], []
+    record = {"wrong_bits": [0], "pool_bytes": {"over_densest": 1.0}}
+
+    def kept_levels(name, data, study, kept, until):
+        ends.append(until - clock[0])
+        clock[0] += 50
+        return training.Kept(Graph("none"), {})
+
+    def measured(*given):
+        clock[0] += 1000
+        return record
+
+    monkeypatch.setattr(nesting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(nesting, "load_cifar", lambda *given: Data(images(1, 0), images(1, 0), images(1, 0)))
+    monkeypatch.setattr(nesting, "kept_levels", kept_levels)
+    monkeypatch.setattr(nesting, "measured", measured)
+    monkeypatch.setattr(nesting, "line", lambda name, record: name)
+    asked = ["--minutes", "2", "--only", "vgg*", "--kept", str(tmp_path)]
+    assert nesting.main(asked) == 0
+    assert ends == [120.0, 120.0] and capsys.readouterr().out.split() == ["vgg-cifar10", "vgg16-cifar10"]
+    record["wrong_bits"] = [0, 3]
+    assert nesting.main(asked) == 1
