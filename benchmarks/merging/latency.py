@@ -11,6 +11,7 @@ from benchmarks.merging.methods import macs
 from benchmarks.merging.rule import Subset, all_subsets
 from compiler import build, find_target, load
 from compiler.codegen.emulate import fastest_calls
+from compiler.passes.join import JoinSiblings
 
 SECONDS, TURNS = 0.03, 5
 """Time that a subset is measured for in a turn, and how often the methods take turns."""
@@ -19,9 +20,10 @@ SECONDS, TURNS = 0.03, 5
 def latency_record(networks: Mapping[str, Path]) -> dict[Subset, dict[str, dict[str, Any]]]:
     """Subset -> milliseconds of one call, and multiply-adds, by method; host target, one thread.
 
-    The fastest of several turns counts: what disturbs a run only adds to it.
+    Layers side by side are joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest
+    of several turns counts: what disturbs a run only adds to it.
     """
-    graphs = {method: load(file) for method, file in networks.items()}
+    graphs = {method: JoinSiblings()(load(file)) for method, file in networks.items()}
     names = {m: [frozenset(q) for q in all_subsets(tuple(g.tasks))] for m, g in graphs.items()}
     target = find_target("host")
     with tempfile.TemporaryDirectory(prefix="taskgraft-merging-") as work:

@@ -21,6 +21,7 @@ REGISTRY = MappingProxyType(
         "deduplicate": "compiler.passes.dedupe:Deduplicate",
         "merge": "compiler.passes.merge.merging:Merge",
         "dead-channels": "compiler.passes.dead_channels:DeadChannels",
+        "join-siblings": "compiler.passes.join:JoinSiblings",
         "prune-channels": "compiler.passes.prune.channels:PruneChannels",
         "narrow": "compiler.passes.narrow.narrowing:Narrow",
         "distil": "compiler.passes.distil:Distil",

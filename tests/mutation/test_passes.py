@@ -20,6 +20,7 @@ from compiler.passes.dedupe import Deduplicate
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.fold import FoldConstants
 from compiler.passes.fold_batch_norm import FoldBatchNorm
+from compiler.passes.join import JoinSiblings
 from compiler.passes.prune import surgery
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify import magnitude
@@ -28,6 +29,7 @@ from compiler.pipeline import Pipeline
 from tests.graphs import Builder
 from tests.mutation import networks
 from tests.mutation.test_ties import NETWORKS
+from tests.passes.test_join import siblings
 
 LOUD = (CompilerError, ValueError, IndexError)
 
@@ -164,6 +166,7 @@ def test_dead_channels_whose_stand_in_takes_nothing_over(monkeypatch: pytest.Mon
 EXACT = {
     "fold-batch-norm": (FoldBatchNorm(), networks.batch_norm),
     "dead-channels": (DeadChannels(), dead),
+    "join-siblings": (JoinSiblings(), lambda: siblings().done()),
 }
 
 

@@ -12,7 +12,7 @@ from compiler.ir.reference import difference, evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Resources
 from compiler.passes.dead import sweep
-from compiler.passes.dedupe import Deduplicate
+from compiler.passes.join import JoinSiblings
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.labels import Labelling, check, check_closure
 from compiler.passes.merge.originals import Originals
@@ -58,7 +58,7 @@ def relabelled(copies: Copies, labels: np.ndarray, feeds: Sequence[Mapping[str, 
     check_closure(copies.streams, assembly.graph, assembly.made)
     made = assembly.graph
     sweep(made)
-    tuple(Deduplicate().rewrite(made, Resources()))
+    tuple(JoinSiblings().rewrite(made, Resources()))
     check_same(masked(copies.original, Bill(copies), labels), made, feeds)
     return made
 

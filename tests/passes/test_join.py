@@ -1,0 +1,181 @@
+"""join-siblings: what is joined computes and costs what it did; what is read apart stays apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compiler import cost_report
+from compiler.errors import VerifyError
+from compiler.ir.encoding import Unstructured
+from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.passes.dead import RemoveDeadCode
+from compiler.passes.extract import ExtractTasks
+from compiler.passes.join import JoinSiblings
+from tests.graphs import Builder
+from tests.passes.merge import families
+from tests.passes.narrow.test_relabel import shared
+
+AGREES = 1e-5
+
+
+def joined(graph):
+    made = JoinSiblings()(graph)
+    for seed in range(2):
+        feeds = random_feeds(graph, np.random.default_rng(seed))
+        before, after = evaluate(graph, feeds), evaluate(made, feeds)
+        for a, b in zip(graph.outputs, made.outputs, strict=True):
+            assert difference(after[b.ref.name], before[a.ref.name]) < AGREES
+    costs = [{frozenset(r.tasks): r.cost.macs for r in cost_report(g).combinations} for g in (graph, made)]
+    assert costs[0] == costs[1]
+    return made
+
+
+def count(graph, *ops):
+    return sum(n.op.name in ops for n in graph.nodes())
+
+
+def layers(graph):
+    return count(graph, "Conv", "Gemm", "MatMul")
+
+
+@pytest.mark.parametrize("tasks", ["ab", "abc"])
+@pytest.mark.parametrize(
+    ("family", "each"),
+    [(families.plain, 3), (families.flat, 3), (families.mlp, 3), (families.normalised, 3), (families.residual, 7)],
+    ids=lambda f: getattr(f, "__name__", ""),
+)
+def test_networks_that_share_everything_have_one_layer_each_but_for_the_heads(family, each, tasks):
+    graph, _ = shared(family, tasks)
+    assert layers(graph) == each * len(tasks)
+    made = joined(graph)
+    assert layers(made) == each - 1 + len(tasks)
+    assert not count(made, "Concat")
+
+
+def test_a_subset_of_what_was_joined_is_what_was_joined_of_the_subset():
+    graph, _ = shared(families.plain, "ab")
+    made = joined(graph)
+    alone = ExtractTasks(tasks=("a",))(made)
+    feeds = random_feeds(alone, np.random.default_rng(0))
+    (output,) = alone.outputs
+    np.testing.assert_array_equal(evaluate(alone, feeds)[output.ref.name], evaluate(made, feeds)[output.ref.name])
+
+
+def test_joining_twice_changes_nothing():
+    made = joined(shared(families.flat, "ab")[0])
+    assert [v.ref for v in JoinSiblings()(made).values()] == [v.ref for v in made.values()]
+
+
+def siblings(change=None, **options):
+    """Two layers on one input, each with an activation, and a layer on both; `change` alters the parts."""
+    b = Builder()
+    x = b.input("x", 1, 3, 6, 6)
+    parts = [b.apply("Relu", b.conv(x, n, 3, pads=(1, 1, 1, 1), **options)) for n in (3, 5)]
+    parts = change(b, x, parts) if change else parts
+    y = b.conv(b.apply("Concat", *parts, axis=1), 4, 1)
+    b.task("t", y)
+    return b
+
+
+def test_layers_side_by_side_are_one():
+    made = joined(siblings().done())
+    assert [n.op.name for n in made.nodes()] == ["Conv", "Relu", "Conv"]
+    first = next(made.sites())
+    assert first.results[0].shape == (1, 8, 6, 6) and first.operands[2].shape == (8,)
+
+
+def other_activation(b, x, parts):
+    return [parts[0], b.apply("Sigmoid", parts[1])]
+
+
+def other_order(b, x, parts):
+    b.task("u", b.conv(b.apply("Concat", *reversed(parts), axis=1), 2, 1))
+    return parts
+
+
+def read_alone(b, x, parts):
+    b.task("t2", b.conv(parts[1], 2, 1))
+    return parts
+
+
+def an_output(b, x, parts):
+    b.task("u", parts[0])
+    return parts
+
+
+def not_all(b, x, parts):
+    third = b.apply("Relu", b.conv(x, 2, 3, pads=(1, 1, 1, 1)))
+    b.task("u", b.conv(b.apply("Concat", parts[0], third, axis=1), 2, 1))
+    return parts
+
+
+def another_kernel(b, x, parts):
+    return [parts[0], b.apply("Relu", b.conv(x, 5, 1))]
+
+
+def other_axis(b, x, parts):
+    same = b.apply("Relu", b.conv(x, 3, 3, pads=(1, 1, 1, 1)))
+    b.task("u", b.conv(b.apply("Concat", parts[0], same, axis=2), 2, 1))
+    return [parts[0], b.apply("Relu", b.conv(x, 5, 1))]
+
+
+@pytest.mark.parametrize(
+    "change", [other_activation, other_order, read_alone, an_output, another_kernel, other_axis, not_all]
+)
+def test_what_is_read_apart_stays_apart(change):
+    graph = RemoveDeadCode()(siblings(change).done())
+    assert [n.ref for n in joined(graph).nodes()] == [n.ref for n in graph.nodes()]
+
+
+def test_layers_of_other_tasks_stay_apart():
+    b = Builder()
+    x = b.input("x", 1, 3, 6, 6)
+    parts = [b.apply("Relu", b.conv(x, n, 3)) for n in (3, 5)]
+    b.task("both", b.conv(b.apply("Concat", *parts, axis=1), 4, 1))
+    more = [b.apply("Relu", b.conv(x, 2, 3)), *parts]
+    b.task("more", b.conv(b.apply("Concat", *more, axis=1), 4, 1))
+    made = joined(b.done())
+    assert sorted(v.shape[1] for s in made.sites() if s.node.op.name == "Relu" for v in s.results) == [2, 8]
+
+
+def test_sparse_weights_stay_as_they_are_stored():
+    graph = siblings().graph
+    weight = next(s for s in graph.sites() if s.node.op.name == "Conv").operands[1]
+    graph.update(weight.ref, type=replace(weight.type, encoding=Unstructured()))
+    graph = graph.freeze()
+    assert len(joined(graph).nodes()) == len(graph.nodes())
+
+
+def test_constants_per_channel_and_for_all_channels_go_along():
+    def change(b, x, parts):
+        slopes = [b.const(b.rng.uniform(0.1, 0.4, (n, 1, 1)).astype(np.float32)) for n in (3, 5)]
+        parts = [b.apply("PRelu", p, s) for p, s in zip(parts, slopes, strict=True)]
+        scale = b.const(np.float32(0.5))
+        parts = [b.apply("Mul", p, scale) for p in parts]
+        own = [b.const(np.full((1, 1, 1), 2.0, np.float32)) for _ in parts]
+        return [b.apply("Add", p, o) for p, o in zip(parts, own, strict=True)]
+
+    made = joined(siblings(change).done())
+    assert [n.op.name for n in made.nodes()] == ["Conv", "Relu", "PRelu", "Mul", "Add", "Conv"]
+
+
+def test_constants_that_differ_for_all_channels_stay_apart():
+    def change(b, x, parts):
+        return [b.apply("Mul", p, b.const(np.float32(n))) for n, p in enumerate(parts, 2)]
+
+    graph = siblings(change).done()
+    assert len(joined(graph).nodes()) == len(graph.nodes())
+
+
+def test_a_wrong_result_is_refused(monkeypatch):
+    def spoil(graph):
+        for value in graph.parameters():
+            graph.update(value.ref, data=value.constant * np.float32(1.01))
+
+    graph = siblings().done()
+    monkeypatch.setattr("compiler.passes.join.sweep", spoil)
+    with pytest.raises(VerifyError, match=r"join-siblings: .* differs by"):
+        JoinSiblings()(graph)
