@@ -18,12 +18,9 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.json_form import finite
 from compiler.passes import find
-from compiler.passes.base import Note, Pass, Refusal, Resources
+from compiler.passes.base import ROUNDING, Note, Pass, Refusal, Resources
 from compiler.passes.spec import changed, convert, split
 from compiler.progress import tracked
-
-ROUNDING = 1e-5
-"""Largest drift of an exact pass, relative to the tensor: passes may re-associate sums."""
 
 DEFAULT = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
 """Constants first, so that batch norms have constant parameters; sharing before channels are counted."""

@@ -17,7 +17,7 @@ from compiler.check import SPREADS, TOLERANCE, relative
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
-from compiler.pipeline import ROUNDING
+from compiler.passes.base import ROUNDING
 
 DISTURBED = {2: 1e-3, 4: 4e-7, 8: 4e-7}
 """Relative size of the disturbance by bytes of an element: a few units in the last place."""

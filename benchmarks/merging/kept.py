@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def kept_start(setting: Setting, pipeline: str, kept: Path) -> tuple[Graph, floa
     passes = methods.merging_of(setting, pipeline)
     if not passes:
         return setting.originals, 0.0
-    file = kept / f"start-{_key(setting, ';'.join(passes), None)[:16]}.onnx"
+    first = replace(setting, shares=())  # budgets come after it
+    file = kept / f"start-{_key(first, ';'.join(passes), None)[:16]}.onnx"
     took = file.with_suffix(".minutes")
     if file.exists():
         return load(file), float(took.read_text())

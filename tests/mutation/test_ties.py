@@ -17,7 +17,8 @@ from compiler.ir.op import Op, Tie
 from compiler.ir.ties import Closure
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
-from compiler.passes.prune.surgery import ROUNDING, Removal, masked_difference, remove
+from compiler.passes.base import ROUNDING
+from compiler.passes.prune.surgery import Removal, masked_difference, remove
 from tests.mutation import networks
 
 Ties = list[Tie]

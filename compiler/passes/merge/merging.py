@@ -18,7 +18,7 @@ from compiler.cost.combine import cost_report
 from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference
-from compiler.passes.base import Note, Pass, Refusal, Resources
+from compiler.passes.base import ROUNDING, Note, Pass, Refusal, Resources
 from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate
 from compiler.passes.merge.assemble import Assembly, Decide
@@ -34,7 +34,7 @@ from compiler.passes.merge.relevance import Likeness, Prices, worth
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.stages import stages
 from compiler.passes.merge.streams import Place, Stream, Streams
-from compiler.passes.prune.surgery import ROUNDING, join_shared, split_shared
+from compiler.passes.prune.surgery import join_shared, split_shared
 from compiler.passes.spec import changed, named_number
 
 STARTS = ("separate", "shared")

@@ -162,7 +162,7 @@ class Narrowing:
 
     def graph(self) -> Graph:
         """The narrowed graph: one node per label, with the weights trained so far, which did not diverge."""
-        self._weights()
+        self._weights()  # refuses what the last training left, if that diverged
         return relabelled(Copies(self._trained().freeze(), self._use.excluded), self.labels, self._feeds[:CHECKED])
 
 

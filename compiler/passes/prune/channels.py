@@ -19,7 +19,7 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
-from compiler.passes.base import Pass, Refusal, Resources, torch_module
+from compiler.passes.base import ROUNDING, Pass, Refusal, Resources, torch_module
 from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import Limit, check_drop, limit_of, problems_of
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, narrowed, select
@@ -33,7 +33,6 @@ from compiler.passes.prune.criteria import (
 )
 from compiler.passes.prune.recover import refit
 from compiler.passes.prune.surgery import (
-    ROUNDING,
     Mask,
     Removal,
     complement,

@@ -17,9 +17,6 @@ from compiler.ir.op import Kept, Tie
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.types import Axis, DType, NodeRef, TensorType, ValueRef, splat_value
 
-ROUNDING = 1e-5
-"""Relative limit for rewrites that only re-associate sums."""
-
 STATE = "hidden"
 """The virtual axis of an operator's inner state."""
 
