@@ -44,6 +44,10 @@ class PassError(CompilerError):
         self.refusals = tuple(refusals)
 
 
+class BudgetError(PassError):
+    """A pass would have to take what has to stay: the budget is below what it can reach."""
+
+
 class UnsafeInputError(CompilerError):
     """An input file is damaged, exceeds a limit, or reaches outside its folder."""
 

@@ -13,7 +13,7 @@ from benchmarks.merging.record import passes_of
 from benchmarks.merging.rule import Point, Subset, all_subsets
 from benchmarks.merging.training import accuracy, distilled
 from compiler import Graph, cost_report, parse_pass
-from compiler.errors import PassError
+from compiler.errors import BudgetError
 from compiler.passes.base import Resources
 from compiler.passes.narrow.narrowing import Narrow, Narrowing
 
@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mtz": (f"merge{{policy=mtz}};{WHOLE}",),
     "pam": (f"merge{{policy=pam}};{WHOLE}",),
     "zipit": (f"merge{{policy=zipit}};{WHOLE}",),
-    "lattice": (f"{SHARED};narrow", f"{SHARED};{WHOLE}"),
+    "lattice": ("merge{policy=mtz};narrow", f"{SHARED};narrow", f"{SHARED};{WHOLE}"),
 }
 """Method -> the pipelines it may take: a merge, or none, and the pruner. Where there are several, the selection
 data choose; every one is trained alike.
@@ -107,7 +107,7 @@ def sweep(
             continue
         try:
             narrowing.down_to(share * whole / narrowing.first, limits)
-        except PassError as error:
+        except BudgetError as error:
             setting.say(f"  {pipeline} ends above {share}: {error}")
             return
         trained = distilled(narrowing.graph(), use, setting.effort.pruned)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
 from benchmarks.merging.families import Effort, Family, Part
 from compiler import Graph, load, to_onnx, union
 from compiler.calibration.moments import content_key
+from compiler.files import replace_whole
 from compiler.passes.base import Resources
 from compiler.passes.distil import Distil
 from compiler.passes.fold import FoldConstants
@@ -42,9 +42,7 @@ def single(family: Family, task: str, part: Part, effort: Effort, seed: int, kep
         for value in weights(graph):
             graph.update(value.ref, data=value.constant.astype(np.float16).astype(np.float32))
         kept.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(".part")
-        onnx.save(to_onnx(graph), written)
-        written.replace(file)
+        replace_whole(file, to_onnx(graph).SerializeToString())
     return load(file, task=task)
 
 

@@ -21,6 +21,7 @@ from benchmarks.merging.methods import METHODS, Setting
 from benchmarks.merging.record import Swept
 from benchmarks.merging.rule import Point, all_subsets
 from compiler import Graph
+from compiler.errors import BudgetError, PassError
 from compiler.ir.text import digest
 from tests.graphs import Builder
 
@@ -97,19 +98,43 @@ def test_a_sweep_that_was_cut_short_is_run_again_and_a_finished_one_is_read(sett
     assert kept.kept_sweep(setting, SEPARATE, None, tmp_path) == done
 
 
-def test_both_lattices_begin_with_one_start(setting, tmp_path, monkeypatch):
+def test_pipelines_that_merge_alike_begin_with_one_start(setting, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(kept.methods, "merged", lambda *given: made.append(given) or linear(seed=7))
     monkeypatch.setattr(kept, "_minutes", lambda began: 2.5)
     sweep = Swept3()
     monkeypatch.setattr(kept, "sweep", sweep)
-    for pipeline in LATTICE:
+    pipelines = [*METHODS["mtz"], *LATTICE]
+    for pipeline in pipelines:
         assert kept.kept_sweep(setting, pipeline, None, tmp_path) is not None
-    assert len(made) == 1 and made[0][1] == methods.merging_of(setting, LATTICE[0])
-    assert len({digest(g) for g in sweep.starts}) == 1
-    assert kept.kept_start(setting, LATTICE[1], tmp_path)[1] == 2.5, "each is told what the start took"
+    starts = {methods.merging_of(setting, p) for p in pipelines}
+    assert len(starts) < len(pipelines), "else there is nothing to see"
+    assert [passes for _, passes in made] == sorted(starts, key=[p for _, p in made].index)
+    assert len(sweep.starts) == len(pipelines)
+    assert kept.kept_start(setting, pipelines[-1], tmp_path)[1] == 2.5, "each is told what the start took"
     start, minutes = kept.kept_start(setting, SEPARATE, tmp_path)
     assert start is setting.originals and minutes == 0
+
+
+class Stuck:
+    """A stand-in for `Narrowing` that reaches no budget."""
+
+    first = 1000.0
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def down_to(self, share: float, caps: Any) -> None:
+        raise self.error
+
+
+def test_a_budget_out_of_reach_ends_a_sweep_and_any_other_failure_is_told(setting, monkeypatch):
+    monkeypatch.setattr(methods, "expected_macs", lambda graph: 1000.0)
+    monkeypatch.setattr(methods, "Narrowing", lambda *given: Stuck(BudgetError("too small")))
+    assert len(list(methods.sweep(setting, SEPARATE, setting.originals))) == 1
+    monkeypatch.setattr(methods, "Narrowing", lambda *given: Stuck(PassError("diverged")))
+    with pytest.raises(PassError, match="diverged"):
+        list(methods.sweep(setting, SEPARATE, setting.originals))
 
 
 def at_once(work: Callable[[], Any], count: int) -> list[Any]:
@@ -213,15 +238,16 @@ MTZ, PAM = METHODS["mtz"][0], METHODS["pam"][0]
 
 def test_ours_comes_last_and_is_capped_by_the_cheapest_of_the_others(run, monkeypatch):
     asked: list[tuple[str, Any, bool]] = []
-    costs = {SEPARATE: 50, MTZ: 40, LATTICE[0]: 45, LATTICE[1]: 60}
+    costs = {SEPARATE: 50, MTZ: 40} | {p: 45 + 15 * number for number, p in enumerate(LATTICE)}
     monkeypatch.setattr(seeded, "kept_sweep", sweeps_of(costs, asked))
     found = seeded.run_seed(run, ["lattice", "separate", "mtz"])
     assert list(found.sweeps) == ["separate", "mtz", "lattice"]
-    assert [c for _, c, _ in asked[-2:]] == [{("a",): 40, ("b",): 40, ("a", "b"): 80}] * 2
-    assert [p for p, _, _ in asked[-2:]] == list(LATTICE)
-    assert all(caps is None for _, caps, _ in asked[:-2])
+    ours, others = asked[-len(LATTICE) :], asked[: -len(LATTICE)]
+    assert [p for p, _, _ in ours] == list(LATTICE)
+    assert all(caps == {("a",): 40, ("b",): 40, ("a", "b"): 80} for _, caps, _ in ours)
+    assert all(caps is None for _, caps, _ in others)
     assert set(found.sweeps["lattice"]) == {*LATTICE, SEPARATE}, "networks that share nothing are among ours"
-    assert found.minutes == 4 * 1.5
+    assert found.minutes == 1.5 * len(costs)
 
 
 def test_each_combination_has_the_cap_of_its_own_cheapest_method(run, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.errors import BudgetError, ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
@@ -111,7 +111,7 @@ class Narrowing:
         if found is None and caps:  # what the capped combinations can do without is not enough
             found = self._taken(loss, self._runs, aim)
         if found is None:
-            raise PassError(
+            raise BudgetError(
                 f"narrow: {aim / self.first:.1%} of the first cost cannot be reached: every task keeps "
                 f"at least {LEAST} channels to read in every layer; allow more"
             )

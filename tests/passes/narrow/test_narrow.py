@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compiler import cost_report, parse_pass
-from compiler.errors import ConfigError, PassError
+from compiler.errors import BudgetError, ConfigError, PassError
 from compiler.ir.text import digest
 from compiler.passes.base import Resources
 from compiler.passes.narrow.bill import Bill
@@ -266,7 +266,7 @@ def test_a_capped_combination_ends_nearer_to_its_cap():
 
 
 def test_a_budget_below_what_must_stay_is_refused():
-    with pytest.raises(PassError, match="cannot be reached"):
+    with pytest.raises(BudgetError, match="cannot be reached"):
         trained(families.plain, "narrow{flops=0.001,step=0.5,drawn=64}")
 
 
