@@ -52,12 +52,11 @@ def train_on_labels(graph: Graph, part: Part, task: str, epochs: int, seed: int)
     output = graph.tasks[task].outputs[0]
     rows = part.labels[task] >= 0
     inputs = net.feeds({graph.inputs[0].ref.name: part.inputs[rows][:, None]})
-    data = Data(inputs, {}, {output: torch.from_numpy(part.labels[task][rows]).to(net.device)})
+    data = Data(inputs, {}, {task: torch.from_numpy(part.labels[task][rows]).to(net.device)})
     held = torch.arange(len(data), device=net.device) % 10 == 9
     recipe = Recipe(epochs, BATCH, RATE, 0, seed)
-    Training(
-        net, Objective({}, {output: (1.0, answer(graph, output))}), recipe, data.at(~held), data.at(held)
-    ).run()
+    objective = Objective({}, {task: (output, 1.0, answer(graph, output))})
+    Training(net, objective, recipe, data.at(~held), data.at(held)).run()
     net.store(graph)
 
 

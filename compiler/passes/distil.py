@@ -24,7 +24,7 @@ from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
 from compiler.passes.spec import named_number
 from compiler.training.answers import numbers
 
-METHOD = "5"
+METHOD = "6"
 """Number of what a checkpoint holds; another one cannot be continued from."""
 
 FEW = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from compiler.training.answers import answer
 from compiler.training.loop import History, Recipe, Say, Training, predict
 from compiler.training.losses import Objective, divergence, squared, variance
 from compiler.training.module import TorchNet, check_agrees
-from compiler.training.samples import Data
+from compiler.training.samples import Answered, Data
 
 CHECKED = 2
 """Inputs on which the torch function is compared with the reference, before and after training."""
@@ -89,8 +89,8 @@ def prepared(net: TorchNet, material: Material, wanted: Wanted, batch: int) -> t
     teacher = TorchNet(material.teacher, net.device)
     arrays = {n: np.stack([f[n] for f in material.feeds]) for n in material.feeds[0]}
     answers = predict(teacher, teacher.feeds(arrays), batch)
-    pairs = outputs(net.graph, material.teacher)
-    data = Data(net.feeds(arrays), {own: answers[other] for own, other in pairs.items()}, _labels(net, material))
+    wished = {a: answers[ref] for a, ref in outputs(material.teacher, net.graph.tasks)}
+    data = Data(net.feeds(arrays), wished, _labels(net, material))
     return data, _objective(net.graph, data, wanted)
 
 
@@ -100,16 +100,15 @@ def divided(data: Data) -> tuple[Data, Data]:
     return data.at(~held), data.at(held)
 
 
-def outputs(graph: Graph, teacher: Graph) -> dict[ValueRef, ValueRef]:
-    """Task output -> the teacher's of the same task and number."""
-    pairs: dict[ValueRef, ValueRef] = {}
-    for name, task in graph.tasks.items():
-        pairs |= dict(zip(task.outputs, teacher.tasks[name].outputs, strict=True))
-    return pairs
+def outputs(graph: Graph, tasks: Iterable[str] | None = None) -> Iterator[tuple[Answered, ValueRef]]:
+    """Task and number of every output of some tasks (all of them), and the value it is; values may come twice."""
+    for name in graph.tasks if tasks is None else tasks:
+        for number, ref in enumerate(graph.tasks[name].outputs):
+            yield (name, number), ref
 
 
-def _labels(net: TorchNet, material: Material) -> dict[ValueRef, Tensor]:
-    """First output of every labelled task -> class numbers [feeds, decisions]."""
+def _labels(net: TorchNet, material: Material) -> dict[str, Tensor]:
+    """Labelled task -> class numbers [feeds, decisions] of its first output."""
     found = {}
     for task, labels in material.labels.items():
         value = net.graph.value(net.graph.tasks[task].outputs[0])
@@ -128,21 +127,19 @@ def _labels(net: TorchNet, material: Material) -> dict[ValueRef, Tensor]:
             raise ConfigError(
                 f"distil: label {strange[0]} of task '{task}' is no class; its outputs tell of 0 to {classes - 1}"
             )
-        found[value.ref] = torch.from_numpy(part.astype(np.int64).reshape(wanted)).to(net.device)
+        found[task] = torch.from_numpy(part.astype(np.int64).reshape(wanted)).to(net.device)
     return found
 
 
 def _objective(graph: Graph, data: Data, wanted: Wanted) -> Objective:
     terms, labelled = {}, {}
-    for name, task in graph.tasks.items():
-        weight = wanted.weights[name]
-        for ref in task.outputs:
-            if name in wanted.classes:
-                loss = divergence(wanted.temperature, answer(graph, ref))
-            else:
-                loss = squared(variance(data.teacher[ref]))
-            terms[ref] = (weight, loss)
-        first = task.outputs[0]
-        if wanted.labels and first in data.labels:
-            labelled[first] = (weight * wanted.labels, answer(graph, first))
+    for (name, number), ref in outputs(graph):
+        if name in wanted.classes:
+            loss = divergence(wanted.temperature, answer(graph, ref))
+        else:
+            loss = squared(variance(data.teacher[name, number]))
+        terms[name, number] = (ref, wanted.weights[name], loss)
+    for name in (t for t in graph.tasks if wanted.labels and t in data.labels):
+        first = graph.tasks[name].outputs[0]
+        labelled[name] = (first, wanted.weights[name] * wanted.labels, answer(graph, first))
     return Objective(terms, labelled)

@@ -19,7 +19,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.types import Axis, ValueRef
 from compiler.progress import counted
 from compiler.training.answers import Answer, answer
-from compiler.training.distilling import chosen_device
+from compiler.training.distilling import chosen_device, outputs
 from compiler.training.loop import predict
 from compiler.training.losses import scores, variance
 from compiler.training.module import TorchNet
@@ -48,10 +48,10 @@ def gate_gradients(
             inputs, {a.owner: (int(a.dim), g) for a, g in gates.items() if isinstance(a.owner, ValueRef)}
         )
         losses = []
-        for ref, answers in made.items():
+        for _, ref in outputs(graph):
             kind = answer(graph, ref)
-            targets = drawn(answers, spreads[ref], generator, kind)
-            losses.append(drawn_loss(answers, targets, spreads[ref], kind))
+            targets = drawn(made[ref], spreads[ref], generator, kind)
+            losses.append(drawn_loss(made[ref], targets, spreads[ref], kind))
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         for axis, gate, gradient in zip(gates, gates.values(), gradients, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compiler.ir.types import ValueRef
 from compiler.training.answers import Answer
+from compiler.training.samples import Answered
 
 TINY = 1e-12
 
@@ -73,26 +74,29 @@ def variance(teacher: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A sum of losses over task outputs. `terms`: output -> its weight and loss against the teacher's output;
-    `labelled`: output -> weight of the cross entropy with class labels, and what the output holds.
+    """A sum of losses over the outputs of tasks. `terms`: task and number -> the value it is, weight and loss
+    against the teacher's output; `labelled`: task -> the value whose cross entropy with class labels counts, the
+    weight of that, and what the value holds.
     """
 
-    terms: Mapping[ValueRef, tuple[float, Loss]]
-    labelled: Mapping[ValueRef, tuple[float, Answer]]
+    terms: Mapping[Answered, tuple[ValueRef, float, Loss]]
+    labelled: Mapping[str, tuple[ValueRef, float, Answer]]
 
     def __call__(
         self,
         student: Mapping[ValueRef, Tensor],
-        teacher: Mapping[ValueRef, Tensor],
-        labels: Mapping[ValueRef, Tensor],
+        teacher: Mapping[Answered, Tensor],
+        labels: Mapping[str, Tensor],
     ) -> Tensor:
         """The loss of a batch."""
-        parts = [self.term(r, student[r], teacher[r]) for r in self.terms]
-        for ref, (weight, kind) in self.labelled.items():
-            parts.append(weight * F.cross_entropy(decisions(kind, student[ref]), labels[ref].reshape(-1)))
+        parts = [self.term(a, student, teacher) for a in self.terms]
+        for task, (ref, weight, kind) in self.labelled.items():
+            parts.append(weight * F.cross_entropy(decisions(kind, student[ref]), labels[task].reshape(-1)))
         return torch.stack(parts).sum()
 
-    def term(self, output: ValueRef, student: Tensor, teacher: Tensor) -> Tensor:
+    def term(
+        self, output: Answered, student: Mapping[ValueRef, Tensor], teacher: Mapping[Answered, Tensor]
+    ) -> Tensor:
         """The weighted loss of one output against the teacher's."""
-        weight, loss = self.terms[output]
-        return weight * loss(student, teacher)
+        ref, weight, loss = self.terms[output]
+        return weight * loss(student[ref], teacher[output])

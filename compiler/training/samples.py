@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from compiler.ir.types import ValueRef
+Answered = tuple[str, int]
+"""A task and the number of its output. Several tasks may give one value, and each wants something of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Inputs by name, teacher outputs and class labels by task output; all [samples, ...]."""
+    """Inputs by name, teacher outputs by task and number, class labels by task; all [samples, ...]."""
 
     inputs: Mapping[str, Tensor]
-    teacher: Mapping[ValueRef, Tensor]
-    labels: Mapping[ValueRef, Tensor] = field(default_factory=dict)
+    teacher: Mapping[Answered, Tensor]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -42,6 +43,6 @@ class Data:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Data:
         return Data(
             {n: change(x) for n, x in self.inputs.items()},
-            {r: change(y) for r, y in self.teacher.items()},
-            {r: change(y) for r, y in self.labels.items()},
+            {a: change(y) for a, y in self.teacher.items()},
+            {t: change(y) for t, y in self.labels.items()},
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
-from compiler.training.distilling import CHECKED, Material, Wanted, chosen_device, divided, prepared
+from compiler.training.distilling import CHECKED, Material, Wanted, chosen_device, divided, outputs, prepared
 from compiler.training.fisher import drawn, drawn_loss
 from compiler.training.loop import Stepping, predict
 from compiler.training.losses import variance
@@ -40,7 +40,7 @@ class Supernet:
         self._train, self._held_out = divided(data)
         self._generator = torch.Generator(self._net.device).manual_seed(seed)
         self._order: list[Tensor] = []
-        self._kinds = {r: answer(graph, r) for task in graph.tasks.values() for r in task.outputs}
+        self._kinds = {r: answer(graph, r) for _, r in outputs(graph)}
 
     def go_on(self, graph: Graph) -> None:
         """Train `graph` from now on, which has the same answers; nothing is left out of it before `keep`."""
@@ -56,10 +56,13 @@ class Supernet:
         for _ in range(max(1, round(epochs * len(self._train) / BATCH))):
             stepping.step(self._train.at(self._next_rows()))
 
-    def losses(self) -> dict[ValueRef, float]:
-        """Task output -> what it loses on the samples that are not trained on."""
+    def losses(self) -> dict[str, float]:
+        """Task -> what its outputs lose on the samples that are not trained on."""
         made = predict(self._net, self._held_out.inputs, 4 * BATCH)
-        return {r: float(self._objective.term(r, y, self._held_out.teacher[r])) for r, y in made.items()}
+        found = dict.fromkeys(self._net.graph.tasks, 0.0)
+        for output in self._objective.terms:
+            found[output[0]] += float(self._objective.term(output, made, self._held_out.teacher))
+        return found
 
     def gates(
         self, samples: int, axes: Mapping[ValueRef, tuple[int, int]]
@@ -70,14 +73,15 @@ class Supernet:
         part = self._train.at(self._shuffled()[:samples])
         made = predict(self._net, part.inputs, BATCH)
         spreads = {r: variance(y) for r, y in made.items()}
-        targets = {r: drawn(y, spreads[r], self._generator, self._kinds[r]) for r, y in made.items()}
+        answered = list(outputs(self._net.graph))
+        targets = {a: drawn(made[r], spreads[r], self._generator, self._kinds[r]) for a, r in answered}
         wanted = {r: dims for r, dims in axes.items() if r in self._net.weights}
 
         def gradients(group: Data) -> tuple[Tensor, ...]:
             for weight in self._net.weights.values():
                 weight.grad = None
-            answers = self._net.run(group.inputs).items()
-            losses = [drawn_loss(y, group.teacher[r], spreads[r], self._kinds[r]) for r, y in answers]
+            answers = self._net.run(group.inputs)
+            losses = [drawn_loss(answers[r], group.teacher[a], spreads[r], self._kinds[r]) for a, r in answered]
             torch.stack(losses).sum().backward()
             return (torch.cat([_gate(self._net.weights[r], dims).reshape(-1) for r, dims in wanted.items()]),)
 

@@ -50,14 +50,15 @@ def use(original) -> Resources:
 
 def error(graph: Graph, original: Graph, use: Resources) -> float:
     """Mean squared error of all outputs against the originals, as a share of their variance."""
-    pairs = [(evaluate(graph, f), evaluate(original, f)) for f in use.batches(original)]
-    total = []
-    for task in original.tasks:
-        own, other = graph.tasks[task].outputs[0].name, original.tasks[task].outputs[0].name
-        wanted = np.stack([b[other] for _, b in pairs])
-        found = np.stack([a[own] for a, _ in pairs])
-        total.append(np.mean((found - wanted) ** 2) / wanted.var(0).mean())
-    return float(np.mean(total))
+    return float(np.mean([error_of(graph, original, use, t) for t in original.tasks]))
+
+
+def error_of(graph: Graph, original: Graph, use: Resources, task: str) -> float:
+    """The same of one task."""
+    own, other = (g.tasks[task].outputs[0].name for g in (graph, original))
+    pairs = [(evaluate(graph, f)[own], evaluate(original, f)[other]) for f in use.batches(original)]
+    found, wanted = (np.stack(p) for p in zip(*pairs, strict=True))
+    return float(np.mean((found - wanted) ** 2) / wanted.var(0).mean())
 
 
 def margin(scores: np.ndarray) -> float:
@@ -209,6 +210,31 @@ def test_class_labels_are_an_extra_loss(torch, original, use):
         Distil(labels=1.0)(original, replace(use, labels={"a": np.full(120, 3)}))
     with pytest.raises(ConfigError, match="has 7 labels"):
         Distil(labels=1.0)(original, replace(use, labels={"a": np.zeros(7, np.int64)}))
+
+
+@pytest.mark.parametrize("heavy", ["a", "b"])
+def test_tasks_that_share_an_output_all_count(torch, original, use, heavy):
+    """Both originals are taught to one value: it follows the task of the larger weight, be it the first or last."""
+    shared = network("a", seed=5).copy()
+    shared.set_task("b", shared.tasks["a"].outputs)
+    weights = tuple(f"{t}:{50 if t == heavy else 0.02}" for t in "ab")
+    trained = Distil(epochs=12, batch=16, rate=1e-2, weights=weights)(shared.freeze(), use)
+    near, far = (error_of(trained, original, use, t) for t in (heavy, "ab".replace(heavy, "")))
+    assert near < 0.8 * far
+    assert near < 0.6 * error_of(shared, original, use, heavy)
+
+
+def test_labels_of_tasks_that_share_an_output_all_count(torch, original, use):
+    shared = network("a", seed=5).copy()
+    shared.set_task("b", shared.tasks["a"].outputs)
+    labels = {t: np.full(120, number) for number, t in enumerate("ab")}
+    found = []
+    for weights in (("a:9", "b:0.1"), ("a:0.1", "b:9")):
+        options = {"epochs": 8, "batch": 16, "rate": 1e-2, "labels": 5.0, "weights": weights}
+        found.append(Distil(**options)(shared.freeze(), replace(use, labels=labels)))
+    name = shared.tasks["a"].outputs[0].name
+    scores = [np.mean([evaluate(g, f)[name][0] for f in use.batches(original)], 0) for g in found]
+    assert scores[0][0] - scores[0][1] > scores[1][0] - scores[1][1] + 1
 
 
 def test_too_few_inputs_are_refused(torch, original, use):

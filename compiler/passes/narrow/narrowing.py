@@ -151,7 +151,7 @@ class Narrowing:
         astray.
         """
         lost = self._supernet.losses()
-        found = np.array([sum(lost[r] for r in self._graph.tasks[t].outputs) for t in self._copies.tasks])
+        found = np.array([lost[t] for t in self._copies.tasks])
         if not np.isfinite(found).all():
             raise PassError(
                 f"narrow: training between the steps diverged at {self.cost() / self.first:.1%} of the first cost: "
