@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from compiler.cost.combine import cost_report
+from compiler.cost.combine import Row, cost_report
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.text import attributes_text, parameter_digest
+from compiler.ir.types import TaskSet
 
 Part = Literal["input", "tensor", "node", "output"]
 Kind = Literal["removed", "added", "changed"]
@@ -69,22 +70,28 @@ def changes(before: Graph, after: Graph) -> list[Change]:
 
 
 def cost_changes(before: Graph, after: Graph) -> list[CostChange]:
-    """Every combination that either graph has, in the order of the first, then of the second.
+    """Every combination that either graph has, in the order of the first, then of the second; in which order a
+    graph has its tasks is no difference.
 
     ConfigError beyond `compiler.cost.combine.MOST_TASKS` tasks.
     """
     sides = [_costs(before), _costs(after)]
-    nothing = (None, None, None)
     found = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
-        pairs = zip(*(side.get(key, nothing) for side in sides), strict=True)
-        found.append(CostChange(key[0], key[1], *pairs))
+        rows = [side.get(key) for side in sides]
+        macs, flops, parameters = (
+            (_quantity(rows[0], q), _quantity(rows[1], q)) for q in ("macs", "flops", "parameters")
+        )
+        found.append(CostChange(next(r.tasks for r in rows if r), key[1], macs, flops, parameters))
     return found
 
 
-def _costs(graph: Graph) -> dict[tuple[tuple[str, ...], int], tuple[int, int, int]]:
-    rows = (row for level in cost_report(graph).levels for row in level)
-    return {(r.tasks, r.level): (r.cost.macs, r.cost.flops, r.cost.parameters) for r in rows}
+def _costs(graph: Graph) -> dict[tuple[TaskSet, int], Row]:
+    return {(frozenset(r.tasks), r.level): r for level in cost_report(graph).levels for r in level}
+
+
+def _quantity(row: Row | None, name: str) -> int | None:
+    return None if row is None else int(getattr(row.cost, name))
 
 
 # ---------------------------------------------------------------------- properties by name

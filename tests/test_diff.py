@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler import build, parse_pass
+from compiler import build, cost_report, parse_pass, union
 from compiler.cli import main
 from compiler.difference import changes, cost_changes
 from compiler.ir.graph import Graph
@@ -49,6 +49,18 @@ def test_every_changed_tensor_and_cost_is_told(pair):
     assert cost.flops[1] < cost.flops[0] and not cost.same
     back = {(c.part, c.name, c.what): (c.after, c.before) for c in changes(after, before)}
     assert back == {(c.part, c.name, c.what): (c.before, c.after) for c in found}
+
+
+def test_the_order_of_tasks_is_no_difference(tmp_path: Path, capsys):
+    networks = {t: plain(t, seed, (8, 12)) for seed, t in enumerate("abc")}
+    graphs = [union({t: networks[t] for t in order}) for order in ("abc", "cab")]
+    found = cost_changes(*graphs)
+    assert len(found) == 7 and all(c.same for c in found)
+    assert [c.tasks for c in found] == [r.tasks for r in cost_report(graphs[0]).combinations]
+    for graph in graphs:
+        save(graph, tmp_path / f"{'-'.join(graph.tasks)}.onnx")
+    status, record = run(capsys, tmp_path / "a-b-c.onnx", tmp_path / "c-a-b.onnx")
+    assert status == 0 and len(record["costs"]) == 7 and not record["changes"]
 
 
 def test_one_element_is_a_difference(pair):
