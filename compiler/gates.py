@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,8 @@ from compiler.cost.combine import CostReport
 from compiler.settings import Gates
 
 Verdict = Literal["passed", "failed", "skipped"]
+
+NO_NUMBER = "what was measured is no number: outputs, labels or the metric give NaN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +39,15 @@ class GateResult:
         }
 
     def __str__(self) -> str:
-        if self.verdict == "skipped":
-            return f"{self.name} {self.where}: skipped, {self.reason}"
-        if self.limit is None:
+        if self.limit is None or self.reason:
             return f"{self.name} {self.where}: {self.verdict}{', ' * bool(self.reason)}{self.reason}"
         return f"{self.name} {self.where}: {self.value:g} (limit {self.limit:g}) {self.verdict}"
 
 
 def at_most(name: str, where: str, value: float, limit: float) -> GateResult:
-    """Passed where the value does not exceed the limit; not-a-number fails."""
+    """Passed where the value does not exceed the limit; not-a-number fails, with a reason."""
+    if math.isnan(value):
+        return GateResult(name, where, value, limit, "failed", NO_NUMBER)
     return GateResult(name, where, value, limit, "passed" if value <= limit else "failed")
 
 

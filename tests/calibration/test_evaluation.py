@@ -6,7 +6,7 @@ import pytest
 from compiler.calibration.evaluation import collect, compare
 from compiler.calibration.metrics import Metric, metric
 from compiler.errors import ConfigError
-from compiler.gates import check_tasks
+from compiler.gates import NO_NUMBER, check_tasks
 from compiler.settings import Gates
 
 SCORES = np.array([[2, 1], [0, 3], [1, 0], [0, 1]], np.float32)
@@ -51,6 +51,14 @@ def test_a_compiled_library_is_what_gates_look_at():
 def test_a_limit_is_inclusive(limit, verdict):
     (gate,) = check_tasks(Gates(max_accuracy_drop={"t": limit}), rows())
     assert (gate.value, gate.verdict) == (0.0, verdict)
+
+
+@pytest.mark.parametrize("by", [1.0, np.nan])
+def test_a_metric_that_is_no_number_fails_its_gate_with_a_reason(by):
+    label = np.nan if by == 1 else 2.0
+    found = rows(by, labels=((2, label), (0, 3), (1, 0), (0, 1)), name="mae")
+    (gate,) = check_tasks(Gates(max_accuracy_drop={"t": 10.0}), found)
+    assert (gate.verdict, str(gate)) == ("failed", f"max_accuracy_drop t: failed, {NO_NUMBER}")
 
 
 def test_where_less_is_better_more_is_worse():

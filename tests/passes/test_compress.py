@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from compiler.ir.ties import Closure
 from compiler.passes.base import Resources
 from compiler.passes.budget.limits import QUANTITIES, Limit, Quantity, prices
 from compiler.passes.budget.sensitivity import Sensitivity
+from compiler.passes.compress import compress
 from compiler.passes.compress.compress import Compress
 from compiler.passes.compress.search import Layer, Space, Steps, choices, narrowest, path, settle
 from compiler.passes.compress.widths import cuts_of
@@ -219,6 +221,23 @@ def test_fitting_to_calibration_inputs_loses_less() -> None:
         assert cost(outcome.graph, "flops") <= 0.5 * cost(graph, "flops")
         lost[update] = output_error(graph, outcome.graph, feeds)
     assert lost["obs"] < 0.5 * lost["none"]
+
+
+def test_a_network_whose_error_is_no_number_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    use = Resources(calibration={"x": inputs(40, 32)})
+    calls: list[float] = []
+
+    def first_is_nan(original: Graph, pruned: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
+        calls.append(math.nan if not calls else output_error(original, pruned, feeds))
+        return calls[-1]
+
+    monkeypatch.setattr(compress, "output_error", first_is_nan)
+    after = Compress(flops=0.5)(small(), use)
+    assert len(calls) > 1
+    assert output_error(small(), after, [{"x": a[None]} for a in use.calibration["x"]]) == min(calls[1:])
+    monkeypatch.setattr(compress, "output_error", lambda *given: math.nan)
+    with pytest.raises(PassError, match="every network that was made gives no numbers"):
+        Compress(flops=0.5)(small(), use)
 
 
 def test_what_a_layer_loses_is_weighted_by_what_that_means_for_the_outputs() -> None:

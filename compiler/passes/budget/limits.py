@@ -143,7 +143,12 @@ def check_drop(options: Budgeted, graph: Graph, use: Resources) -> None:
     drops = use.judge(graph)
     task = worst(drops)
     over = drops[task] - options.accuracy_drop
-    if not over <= 0:
+    if math.isnan(over):
+        raise PassError(
+            f"accuracy_drop: the metric of task '{task}' is no number, so nothing says what is lost; look at its "
+            "metric and labels, and at outputs that are no numbers"
+        )
+    if over > 0:
         given = [f"{q}={getattr(options, q):g}" for q in QUANTITIES if getattr(options, q) is not None]
         raise PassError(
             f"accuracy_drop: task '{task}' loses {drops[task]:.4g} where {options.accuracy_drop:g} is allowed, "

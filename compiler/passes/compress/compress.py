@@ -6,6 +6,7 @@ original and recovered by the one; what then stays of the budget is spent on pat
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph, Ref
 from compiler.ir.ties import Atom, Closure
 from compiler.passes.base import Batch, Note, Pass, Refusal, Resources
@@ -201,6 +202,7 @@ class Compress(Pass):
         feeds: Sequence[Batch],
     ) -> tuple[Graph, list[Refusal]]:
         """The network of least held-out error that keeps the budget; the first one without inputs to judge by.
+        PassError where the errors of all are no numbers.
 
         `finalists`: the channels that go in each; `last`: what is tried where none of them can keep the budget.
         """
@@ -221,7 +223,12 @@ class Compress(Pass):
         if not made:
             why = "when every removable channel is gone and every layer is as sparse as it can be"
             raise limit.missed(min(e.found for e in missed), why)
-        _, best, told = min(made, key=lambda m: m[0])
+        error, best, told = min(made, key=lambda m: (math.isnan(m[0]), m[0]))
+        if math.isnan(error):
+            raise PassError(
+                f"{self.name}: every network that was made gives no numbers on held-out inputs; allow more, or look "
+                "for calibration inputs far from those the networks were trained on"
+            )
         return best, told
 
     def _made(
