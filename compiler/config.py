@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def _config(root: Table, folder: Path) -> Config:
     tasks = _tasks(root, list(inputs or ()))
     names = list(tasks)
     passes, workload, targets = root.table("passes"), _workload(root, names), root.table("targets")
+    evaluation = _evaluation(root.table("evaluation"), names)
     config = Config(
         name=root.need("name", _name, "release"),
         folder=folder,
@@ -100,7 +101,7 @@ def _config(root: Table, folder: Path) -> Config:
         output=root.take("output", text, "dist"),
         seed=root.take("seed", whole, 0),
         calibration=_calibration(root.table("calibration")),
-        evaluation=_evaluation(root.table("evaluation"), names),
+        evaluation=evaluation,
         workload=workload,
         passes=passes.take("pipeline", texts, DEFAULT_PASSES),
         exclude=passes.take("exclude", texts, ()),
@@ -109,7 +110,7 @@ def _config(root: Table, folder: Path) -> Config:
         targets=_targets(targets),
         threads=targets.take("threads", flag, True),
         planning=_planning(root.table("planning")),
-        gates=_gates(root.table("gates"), names),
+        gates=_gates(root.table("gates"), names, evaluation.metric),
     )
     passes.close()
     targets.close()
@@ -255,7 +256,7 @@ def _planning(table: Table) -> PlanningConfig:
     return config
 
 
-def _gates(table: Table, tasks: Sequence[str]) -> Gates:
+def _gates(table: Table, tasks: Sequence[str], metrics: Collection[str]) -> Gates:
     gates = Gates(
         max_accuracy_drop=_per_task(table, "max_accuracy_drop", tasks),
         max_output_drift=_per_task(table, "max_output_drift", tasks),
@@ -263,6 +264,12 @@ def _gates(table: Table, tasks: Sequence[str]) -> Gates:
         max_workspace=table.take("max_workspace", amount, None),
         max_flops=_flops_gate(table, tasks),
     )
+    if unmeasured := [t for t in gates.max_accuracy_drop if t not in metrics]:
+        table.problem(
+            "max_accuracy_drop",
+            f"nothing measures {', '.join(unmeasured)}; name a metric of each in [evaluation.metric], or limit "
+            "only tasks that have one, as in { age = 0.01 }; max_output_drift needs no metric",
+        )
     table.close()
     return gates
 

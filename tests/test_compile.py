@@ -217,7 +217,7 @@ def test_workspace_is_that_of_the_dearest_call_listed_or_not(tmp_path):
 
 
 def test_gates_without_data_are_skipped_never_passed(tmp_path):
-    text = RELEASE.split("[calibration]")[0] + "[gates]\nmax_output_drift = 1e-4\nmax_accuracy_drop = 0.1\n"
+    text = RELEASE.split("[calibration]")[0] + "[gates]\nmax_output_drift = 1e-4\n"
     found = compiled(tmp_path, text, selftest=False)
     assert {g.verdict for g in found.gates} == {"skipped"}
 

@@ -128,6 +128,18 @@ def test_a_workload_combination_twice_in_another_order():
     assert any("listed twice" in p for p in problems(BASE + '[workload]\n"age+mood" = 0.5\n"mood+age" = 0.5\n'))
 
 
+@pytest.mark.parametrize(
+    "gate, missing", [("0.1", "mood"), ("{ age = 0.1, mood = 0.1 }", "mood"), ("{ age = 0.1 }", "")]
+)
+def test_a_gate_on_accuracy_needs_a_metric_of_its_task(gate, missing):
+    text = BASE + f'[evaluation]\ndata = "x.npz"\nmetric = {{ age = "mae" }}\n[gates]\nmax_accuracy_drop = {gate}\n'
+    if not missing:
+        assert parse(text).gates.max_accuracy_drop == {"age": 0.1}
+        return
+    (found,) = problems(text)
+    assert f"gates.max_accuracy_drop: nothing measures {missing}; name a metric" in found
+
+
 def test_overrides(tmp_path):
     (tmp_path / "r.toml").write_text(BASE)
     config = load_config(tmp_path / "r.toml", ["seed=7", "targets.build=['host']", "tasks.age.model=other.onnx"])

@@ -226,8 +226,8 @@ class Compress(Pass):
         error, best, told = min(made, key=lambda m: (math.isnan(m[0]), m[0]))
         if math.isnan(error):
             raise PassError(
-                f"{self.name}: every network that was made gives no numbers on held-out inputs; allow more, or look "
-                "for calibration inputs far from those the networks were trained on"
+                f"{self.name}: every network that was made gives no numbers on held-out inputs; allow more, or "
+                "look for calibration inputs far from those the networks were trained on"
             )
         return best, told
 
