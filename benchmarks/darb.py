@@ -24,6 +24,8 @@ from benchmarks.masked_training import CASES, NAMES, Case, dense, pruned
 from benchmarks.results import keep
 from compiler.workers.store import Store
 
+NETWORKS = ("mlp-mnist", "lstm-tagger")
+"""Those of the kind that DARB was made for."""
 ALLOWED = 0.005
 DENSITIES = (1 / 8, 1 / 13, 1 / 16, 1 / 20, 1 / 25)
 ALIKE = 1e-4
@@ -111,7 +113,7 @@ def main(arguments: list[str]) -> int:
     """Train, prune and print; `--save` writes a file per network, after every row."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks darb", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with ud_ewt/ and mnist/")
-    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), help="networks")
+    parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(CASES), help="networks")
     parser.add_argument("--pattern", nargs="*", default=list(NAMES), choices=list(NAMES), help="patterns")
     parser.add_argument("--density", nargs="*", type=float, default=list(DENSITIES), help="shares that stay")
     parser.add_argument("--seed", type=int, default=0)

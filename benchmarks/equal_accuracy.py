@@ -1,8 +1,9 @@
 """Is what was pruned faster at equal accuracy? A sparse network compiled here, against the dense one and one that
 lost whole channels, both in onnxruntime, and against the same sparse network in deepsparse.
 
-The network, its data and its training are those of benchmarks/masked_training.py. The sparse one lost hidden units
-and has what remains in blocks, or has blocks alone; the narrow one is what onnxsim's structured pruning makes,
+The network (`--network`: a perceptron or a convolutional one, on MNIST), its data and its training are those of
+benchmarks/masked_training.py. The sparse one lost hidden units or channels and has what remains in blocks, or has
+blocks alone; the narrow one is what onnxsim's structured pruning makes,
 uniformly in all hidden layers, with the same rounds, epochs and rates in between. One rule chooses both: fewer and
 fewer weights, until the development part loses more than half a point against the dense network; the last that does
 not is taken. The accuracies to be compared are those of the test part, which chose nothing; that of ours also as
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -29,7 +30,18 @@ from benchmarks.compare import Contender, Problem, bundle, compare, reference
 from benchmarks.darb import ALLOWED
 from benchmarks.gradual import weights
 from benchmarks.host import versions
-from benchmarks.masked_training import CASES, NARROW_BLOCKS, Case, Trained, Wide, dense, in_rounds, once, pruned
+from benchmarks.masked_training import (
+    CASES,
+    NARROW_BLOCKS,
+    Case,
+    Convolutional,
+    Trained,
+    Wide,
+    dense,
+    in_rounds,
+    once,
+    pruned,
+)
 from benchmarks.merging.families import SHARED
 from benchmarks.ours import compiled, through
 from benchmarks.peers import PEERS
@@ -46,8 +58,8 @@ from compiler.workers.store import Store
 from models.training.export import Interface, export_onnx
 from models.training.masked import PATTERNS, Masks
 
-NETWORK = "mlp-mnist"
-INTERFACE = Interface("image", "digit", (1, 784))
+NETWORKS = ("mlp-mnist", "cnn-mnist")
+INPUT, OUTPUT = "image", "digit"
 SEED = 0
 PATTERNS_OF_BLOCKS, HEIGHT = (NARROW_BLOCKS, "block16x1"), 16
 """What may be made sparse by: blocks in what remains of fewer hidden units, or blocks alone."""
@@ -58,6 +70,9 @@ WIDTHS = (1 / 4, 0.18, 1 / 8, 0.09, 1 / 16)
 DENSE, NARROW, SAME = "onnxruntime, dense", "onnxruntime, onnxsim's channels", "deepsparse"
 AIMS: Mapping[str, float] = {DENSE: 1.0, NARROW: 1.5, SAME: 2.0}
 """Peer -> the ratio that is to be reached against it."""
+
+
+Net = TypeVar("Net", Wide, Convolutional)
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ def narrowed(case: Case, start: Trained, share: float, seed: int, store: Store) 
     """The dense network with a share of its hidden units, taken away by onnxsim, trained in the same rounds."""
 
     def make() -> tuple[Any, Masks]:
-        net, held = network(start), 1.0
+        net, held = network(case, start), 1.0
 
         def smaller(step: float) -> tuple[Any, Masks]:
             nonlocal net, held
@@ -107,29 +122,40 @@ def narrowed(case: Case, start: Trained, share: float, seed: int, store: Store) 
     return once(case, make, seed, store, "onnxsim", repr(share))
 
 
-def without_channels(net: Wide, sparsity: float) -> Wide:
-    """The network without a share of its hidden units, those that onnxsim takes. ImportError without onnxsim."""
+def without_channels(net: Net, sparsity: float) -> Net:
+    """The network without a share of its hidden units or channels, those that onnxsim takes. ImportError without
+    onnxsim."""
     onnxsim = importlib.import_module("onnxsim")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.onnx")
-        export_onnx(net, file, INTERFACE, keep_batch_norm=False)
+        export_onnx(net, file, interface(net), keep_batch_norm=False)
         smaller = onnxsim.apply_structured_pruning(onnx.load(file), sparsity=sparsity)
     held = weights(load(smaller))
-    return filled(Wide((len(held[0][0]), len(held[1][0]))), [v for pair in held for v in pair])
+    return filled(type(net)([len(w) for w, _ in held[:-1]]), [v for pair in held for v in pair])
 
 
-def network(trained: Trained) -> Wide:
-    """The perceptron of these values, without hidden units that have no weights and no readers."""
-    held = [(v, trained.state[n.replace("weight", "bias")]) for n, v in trained.state.items() if v.dim() == 2]
-    there = [own.ne(0).any(dim=1) | readers.ne(0).any(dim=0) for (own, _), (readers, _) in pairwise(held)]
-    net = Wide((int(there[0].sum()), int(there[1].sum())))
+def interface(net: Net) -> Interface:
+    """Of its file."""
+    return Interface(INPUT, OUTPUT, net.shape)
+
+
+def network(case: Case, trained: Trained) -> Any:
+    """The network of these values, without hidden units or channels that have no weights and no readers."""
+    held = [(v, trained.state[n.replace("weight", "bias")]) for n, v in trained.state.items() if v.dim() > 1]
+    there = [_used(own) | _used(readers.movedim(1, 0)) for (own, _), (readers, _) in pairwise(held)]
+    net = case.make([int(mask.sum()) for mask in there])
     rows = [*there, torch.ones(len(held[-1][0]), dtype=torch.bool)]
     columns = [torch.ones(held[0][0].shape[1], dtype=torch.bool), *there]
     kept = [part for (w, b), r, c in zip(held, rows, columns, strict=True) for part in (w[r][:, c], b[r])]
     return filled(net, kept)
 
 
-def filled(net: Wide, values: Iterable[Tensor]) -> Wide:
+def _used(weight: Tensor) -> Tensor:
+    """Which entries of the first axis have a weight that is not zero."""
+    return weight.ne(0).flatten(1).any(dim=1)
+
+
+def filled(net: Net, values: Iterable[Tensor]) -> Net:
     """The network with these weights and biases, in order."""
     with torch.no_grad():
         for p, value in zip(net.parameters(), values, strict=True):
@@ -137,9 +163,10 @@ def filled(net: Wide, values: Iterable[Tensor]) -> Wide:
     return net.eval()
 
 
-def exported(trained: Trained, file: Path) -> Path:
-    """The file with the perceptron of these values."""
-    export_onnx(network(trained), file, INTERFACE, keep_batch_norm=False)
+def exported(case: Case, trained: Trained, file: Path) -> Path:
+    """The file with the network of these values."""
+    net = network(case, trained)
+    export_onnx(net, file, interface(net), keep_batch_norm=False)
     return file
 
 
@@ -157,7 +184,7 @@ def blocked(graph: Graph) -> Graph:
 def accuracy(folder: Path, case: Case) -> float:
     """Share of the test part that a bundle gets right."""
     net, (inputs, labels) = open_bundle(folder), (a.numpy() for a in case.test)
-    found = [net.run(x[None])[INTERFACE.output].argmax() for x in inputs]
+    found = [net.run(x[None])[OUTPUT].argmax() for x in inputs]
     return float(np.mean(np.asarray(found) == labels))
 
 
@@ -176,8 +203,8 @@ def study(
     say(f"{case.name}: dense {start.dev:.4f} on the development part")
     sparse = smallest(densities, lambda d: pruned(case, start, pattern, d, SEED, store), start, allowed)
     narrow = smallest(widths, lambda s: narrowed(case, start, s, SEED, store), start, allowed)
-    file = exported(sparse.trained, settings.kept / "equal-accuracy-blocks.onnx")
-    graph = blocked(through(load(file, task=INTERFACE.output), SAME_SHAPES))
+    file = exported(case, sparse.trained, settings.kept / "equal-accuracy-blocks.onnx")
+    graph = blocked(through(load(file, task=OUTPUT), SAME_SHAPES))
     folder = compiled(graph, digest(graph), settings.kept, passes=(), target=settings.target).folder
     rows = timed(case, graph, folder, {DENSE: start, NARROW: narrow.trained}, settings)
     say("accuracy")
@@ -186,8 +213,8 @@ def study(
     ratios = {row.peer: row.ratio for row in rows}
     return {
         "allowed_loss": allowed,
-        "sparse": told(sparse) | {"pattern": pattern, "ratio": sparse.trained.stored.ratio},
-        "narrow": told(narrow),
+        "sparse": told(case, sparse) | {"pattern": pattern, "ratio": sparse.trained.stored.ratio},
+        "narrow": told(case, narrow),
         "accuracy": {**scores, "sparse": {**scores["sparse"], "test as compiled": accuracy(folder, case)}},
         "aims": dict(AIMS),
         "met": {peer: None if ratios[peer] is None else ratios[peer] >= aim for peer, aim in AIMS.items()},
@@ -195,9 +222,9 @@ def study(
     }
 
 
-def told(chosen: Chosen) -> dict[str, Any]:
+def told(case: Case, chosen: Chosen) -> dict[str, Any]:
     """What a record says about a choice."""
-    hidden = network(chosen.trained).hidden
+    hidden = network(case, chosen.trained).hidden
     return {
         "share": chosen.share,
         "hidden": hidden,
@@ -207,12 +234,12 @@ def told(chosen: Chosen) -> dict[str, Any]:
 
 def timed(case: Case, graph: Graph, folder: Path, others: Mapping[str, Trained], settings: Settings) -> list[Row]:
     """Our bundle against deepsparse on its file and onnxruntime on the files of other networks, in turns."""
-    feeds = {INTERFACE.input: case.dev[0][:1].numpy()}
+    feeds = {INPUT: case.dev[0][:1].numpy()}
     same = settings.kept / "equal-accuracy-sparse.onnx"
     onnx.save(portable(to_onnx(graph)), same)
     peers = []
     for label, trained in others.items():
-        file = exported(trained, settings.kept / f"equal-accuracy-{len(peers)}.onnx")
+        file = exported(case, trained, settings.kept / f"equal-accuracy-{len(peers)}.onnx")
         expected = reference(file, feeds, settings)
         peers.append(Contender(label, PEERS["onnxruntime"], file, expected=expected))
     peers.append(Contender(SAME, PEERS["deepsparse"], same))
@@ -223,6 +250,7 @@ def main(arguments: list[str]) -> int:
     """0 unless our side failed; 2 where data or onnxsim are not here."""
     options = parser("equal-accuracy", __doc__)
     options.add_argument("--data", type=Path, default=SHARED, help="folder with mnist/")
+    options.add_argument("--network", default=NETWORKS[0], choices=NETWORKS)
     options.add_argument(
         "--pattern", default=NARROW_BLOCKS, choices=PATTERNS_OF_BLOCKS, help="of the sparse network"
     )
@@ -235,7 +263,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     try:
         importlib.import_module("onnxsim")
-        case = CASES[NETWORK](given.data, given.quick)
+        case = CASES[given.network](given.data, given.quick)
     except (FileNotFoundError, ImportError) as error:
         say(f"{error}: install the extra `bench`, and name the folder of the data with --data")
         return 2

@@ -1,9 +1,10 @@
 """Networks that are trained, then pruned while they are trained on: what the studies of high ratios share.
 
 Two networks of the kind that DARB (Ren et al., AAAI 2020, arXiv 1911.08020) was made for: an LSTM that tags words
-(Universal Dependencies, English Web Treebank) and a perceptron with wide hidden layers on MNIST. Every pattern and
-density starts from the same dense network and gets the same epochs, rate and rounds. What is finished can be kept:
-by what decides it, so that an interrupted study goes on. Needs the extra `train`.
+(Universal Dependencies, English Web Treebank) and a perceptron with wide hidden layers on MNIST; and a network of
+convolutions on the same images. Every pattern and density starts from the same dense network and gets the same
+epochs, rate and rounds. What is finished can be kept: by what decides it, so that an interrupted study goes on.
+Needs the extra `train`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -80,8 +82,10 @@ class Tagger(nn.Module):
 class Wide(nn.Sequential):
     """Two wide hidden layers: [b, 784] to [b, 10]."""
 
-    def __init__(self, hidden: tuple[int, int] = (512, 256)) -> None:
-        first, second = self.hidden = hidden
+    shape: ClassVar = (1, 784)
+
+    def __init__(self, hidden: Sequence[int] = (512, 256)) -> None:
+        self.hidden = first, second = tuple(hidden)
         super().__init__(nn.Linear(784, first), nn.ReLU(), nn.Dropout(0.2), nn.Linear(first, second), nn.ReLU())
         self.append(nn.Linear(second, 10))
 
@@ -94,12 +98,48 @@ class Wide(nn.Sequential):
         return [Units(width, ((i, 0, 0), (i + 1, 1, 0))) for i, width in enumerate(self.hidden)]
 
 
+KERNEL = 3
+"""Extent of the convolutions."""
+
+
+class Convolutional(nn.Sequential):
+    """Three convolutions, the mean over the image, a linear layer: [b, 1, 28, 28] to [b, 10]."""
+
+    shape: ClassVar = (1, 1, 28, 28)
+
+    def __init__(self, hidden: Sequence[int] = (32, 64, 128)) -> None:
+        self.hidden = first, second, third = tuple(hidden)
+        super().__init__(_convolution(1, first), nn.ReLU(), nn.MaxPool2d(2))
+        self.extend([_convolution(first, second), nn.ReLU(), nn.MaxPool2d(2)])
+        self.extend([_convolution(second, third), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+        self.append(nn.Linear(third, 10))
+
+    def matrices(self) -> list[nn.Parameter]:
+        """What is pruned: all four layers."""
+        return [p for p in self.parameters() if p.dim() > 1]
+
+    def units(self) -> list[Units]:
+        """Channels of the three convolutions, each with its readers: the next kernel's inputs at every point."""
+        layers = self.matrices()
+        found = []
+        for i, (own, reader) in enumerate(pairwise(layers)):
+            points = reader[0, 0].numel()
+            found.append(Units(len(own), ((i, 0, 0), *((i + 1, 1, p * len(own)) for p in range(points)))))
+        return found
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, KERNEL, padding=KERNEL // 2)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A network, its data, and how long it is trained: densely, per round, and in the last round."""
+    """A network, its data, and how long it is trained: densely, per round, and in the last round. `make` may be
+    given other numbers of hidden units or channels.
+    """
 
     name: str
-    make: Callable[[], Any]
+    make: Callable[..., Any]
     train: Batch
     dev: Batch
     test: Batch
@@ -146,17 +186,28 @@ def tagger(data: Path, quick: bool) -> Case:
 
 
 def mlp(data: Path, quick: bool) -> Case:
-    """A wide perceptron on MNIST; the last 5,000 training images are the development part."""
+    """A wide perceptron on MNIST."""
+    parts = _digits(data, quick, Wide.shape[1:])
+    return Case("mlp-mnist", Wide, *parts, 1e-3, (1, 1, 1) if quick else (12, 2, 12), "nothing")
+
+
+def cnn(data: Path, quick: bool) -> Case:
+    """A convolutional network on MNIST."""
+    parts = _digits(data, quick, Convolutional.shape[1:])
+    return Case("cnn-mnist", Convolutional, *parts, 1e-3, (1, 1, 1) if quick else (6, 1, 6), "nothing")
+
+
+def _digits(data: Path, quick: bool, shape: tuple[int, ...]) -> tuple[Batch, Batch, Batch]:
+    """Images of MNIST [n, *shape]; the last 5,000 training images are the development part."""
     with np.load(data / "mnist" / "mnist.npz") as held:
         x, y = (np.concatenate([held[f"{k}_train"], held[f"{k}_test"]]) for k in ("x", "y"))
-    x = torch.from_numpy((x.reshape(len(x), -1) / 255.0).astype(np.float32))
+    x = torch.from_numpy((x.reshape(-1, *shape) / 255.0).astype(np.float32))
     y = torch.from_numpy(y.astype(np.int64))
-    cuts = (slice(0, 2000 if quick else 55000), slice(55000, 60000), slice(60000, None))
-    train, dev, test = ((x[c], y[c]) for c in cuts)
-    return Case("mlp-mnist", Wide, train, dev, test, 1e-3, (1, 1, 1) if quick else (12, 2, 12), "nothing")
+    train, dev, test = slice(0, 2000 if quick else 55000), slice(55000, 60000), slice(60000, None)
+    return (x[train], y[train]), (x[dev], y[dev]), (x[test], y[test])
 
 
-CASES = {"mlp-mnist": mlp, "lstm-tagger": tagger}
+CASES = {"mlp-mnist": mlp, "cnn-mnist": cnn, "lstm-tagger": tagger}
 
 
 # ---------------------------------------------------------------------- training

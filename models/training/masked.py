@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compiler.ir.encoding import BlockSparse, Dense, RegularBlock, Unstructured
 from compiler.passes.sparsify.patterns import (
@@ -196,8 +196,18 @@ class Stored:
         return 4 * self.elements / (4 * self.stored + self.index_bytes)
 
 
+def matrix_of(weight: Tensor) -> Tensor:
+    """A weight as [outputs, inputs]: of a convolution with all inputs of a point of its kernel side by side."""
+    return weight.movedim(1, -1).flatten(1)
+
+
+def weight_of(matrix: Tensor, like: Tensor) -> Tensor:
+    """The weight, of the shape of `like`, that is this matrix."""
+    return matrix.reshape(like.movedim(1, -1).shape).movedim(-1, 1)
+
+
 class Masks:
-    """Masks over parameters [outputs, inputs] of a network that is being trained.
+    """Masks over weights [outputs, inputs, *kernel] of a network that is being trained; patterns see matrices.
 
     `returning`: a masked weight that has grown may come back. Not for units: one that has left computes nothing, so
     its readers follow noise, which optimizers that scale gradients make as large as any weight.
@@ -213,9 +223,10 @@ class Masks:
     def shrink(self, density: float) -> None:
         """Make the masks anew, so that `density` of all weights stay."""
         now = zip(self._parameters, self._masks, strict=True)
-        data = [(p if self._returning else p * mask).detach().numpy().copy() for p, mask in now]
+        data = [matrix_of(p if self._returning else p * mask).detach().numpy().copy() for p, mask in now]
         made = self._pattern(data, density)
-        self._masks = [torch.from_numpy((d != 0).astype(np.float32)) for _, d in made]
+        masks = [torch.from_numpy((d != 0).astype(np.float32)) for _, d in made]
+        self._masks = [weight_of(m, p) for m, p in zip(masks, self._parameters, strict=True)]
         shapes = [tuple(d.shape) for d in data]
         self.stored = Stored(
             sum(d.size for d in data),

@@ -11,17 +11,26 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
 from benchmarks import __main__, equal_accuracy  # noqa: E402
-from benchmarks.equal_accuracy import INTERFACE, blocked, exported, network, smallest, without_channels  # noqa: E402
-from benchmarks.masked_training import Trained, Wide, pattern_of  # noqa: E402
+from benchmarks.equal_accuracy import INPUT, OUTPUT, blocked, exported, network, smallest, without_channels  # noqa: E402
+from benchmarks.masked_training import Case, Convolutional, Trained, Wide, pattern_of  # noqa: E402
 from compiler import load, parse_pass, to_onnx  # noqa: E402
 from compiler.ir.encoding import BlockSparse, Dense  # noqa: E402
 from compiler.ir.reference import difference, evaluate  # noqa: E402
-from models.training.masked import Masks, Stored  # noqa: E402
+from models.training.masked import Masks, Stored, matrix_of, weight_of  # noqa: E402
 
-IMAGES = np.random.default_rng(5).random((1, 784), np.float32)
+KINDS = [(Wide, (96, 64)), (Convolutional, (64, 64, 96))]
 
 
-def trained(net: Wide) -> Trained:
+def images(kind: type) -> np.ndarray:
+    return np.random.default_rng(5).random(kind.shape, np.float32)
+
+
+def case(kind: type) -> Case:
+    none = (torch.zeros(0),)
+    return Case("case", kind, none, none, none, 1e-3, (1, 1, 1), "nothing")
+
+
+def trained(net: Wide | Convolutional) -> Trained:
     masks = Masks(net.matrices(), pattern_of(net, equal_accuracy.PATTERNS_OF_BLOCKS[0]))
     masks.shrink(0.25)
     with masks.applied():
@@ -48,25 +57,53 @@ def test_the_last_network_within_the_limit_is_taken_and_no_smaller_one_is_traine
         smallest([0.125], make, start)
 
 
-def test_blocks_of_the_exported_network_are_those_that_were_trained(tmp_path):
+@pytest.mark.parametrize(("kind", "hidden"), KINDS)
+def test_blocks_of_the_exported_network_are_those_that_were_trained(kind, hidden, tmp_path):
     torch.manual_seed(1)
-    whole = Wide((96, 64))
+    whole = kind(hidden)
     found = trained(whole)
-    plain = load(exported(found, tmp_path / "net.onnx"), task=INTERFACE.output)
+    plain = load(exported(case(kind), found, tmp_path / "net.onnx"), task=OUTPUT)
     graph = blocked(plain)
-    stored = [v.type.encoding for v in graph.parameters() if len(v.type.shape) == 2]
-    assert stored == [BlockSparse(0, (16, 1))] * 2 + [Dense()], "ten outputs are fewer than a block has"
+    layers = [s.operands[1] for s in graph.sites() if s.node.op.name in ("Conv", "Gemm")]
+    stored = [v.type.encoding for v in layers]
+    assert stored == [BlockSparse(0, (16, 1))] * len(hidden) + [Dense()], "ten outputs are fewer than a block has"
     assert plain.parameters() and all(not isinstance(v.type.encoding, BlockSparse) for v in plain.parameters())
-    (scores,) = evaluate(graph, {INTERFACE.input: IMAGES}).values()
+    kept = sum(v.type.encoding.stored(v.type.shape, v.constant) for v in layers)
+    share = kept / sum(m.numel() for m in whole.matrices())
+    assert share <= 0.35, "blocks of the file are those of the training"
+    (scores,) = evaluate(graph, {INPUT: images(kind)}).values()
     with torch.no_grad():
         whole.load_state_dict(found.state)
-        assert difference(scores, whole.eval()(torch.from_numpy(IMAGES)).numpy()) < 1e-5
-    hidden = network(found).hidden
-    assert next(v.type.shape for v in graph.parameters() if len(v.type.shape) == 2) == (hidden[0], 784)
-    assert hidden[0] < 96 and hidden[1] < 64
+        assert difference(scores, whole.eval()(torch.from_numpy(images(kind))).numpy()) < 1e-5
+    left = network(case(kind), found).hidden
+    assert [v.type.shape[0] for v in layers] == [*left, 10]
+    assert all(few < many for few, many in zip(left, hidden, strict=True))
 
 
-def test_a_narrow_network_is_the_file_that_onnxsim_makes(monkeypatch):
+@pytest.mark.parametrize(("kind", "hidden"), KINDS)
+def test_units_are_all_that_leaves_with_a_channel(kind, hidden):
+    """Without what a unit's spans hold, nothing that it computes reaches the output; others still do."""
+    torch.manual_seed(2)
+    net, x = kind(hidden).eval(), torch.from_numpy(images(kind))
+    for group, layer in zip(net.units(), [m for m in net if hasattr(m, "weight")], strict=False):
+        values = []
+        with torch.no_grad():
+            for matrix, axis, first in group.spans:
+                weight = net.matrices()[matrix]
+                flat = matrix_of(weight).clone()
+                flat.movedim(axis, 0)[first + 3] = 0
+                weight.copy_(weight_of(flat, weight))
+            assert layer.weight[3].eq(0).all()
+            for bias in (0.0, 5.0):
+                layer.bias[3] = bias
+                values.append(net(x).numpy())
+            layer.bias[4] += 5.0
+            assert not np.array_equal(net(x).numpy(), values[0])
+        assert np.array_equal(*values)
+
+
+@pytest.mark.parametrize(("kind", "hidden"), KINDS)
+def test_a_narrow_network_is_the_file_that_onnxsim_makes(kind, hidden, monkeypatch):
     made = []
 
     def prune(model, sparsity):
@@ -74,11 +111,11 @@ def test_a_narrow_network_is_the_file_that_onnxsim_makes(monkeypatch):
         return to_onnx(made[-1])
 
     monkeypatch.setitem(sys.modules, "onnxsim", SimpleNamespace(apply_structured_pruning=prune))
-    net = without_channels(Wide((48, 32)).eval(), 0.5).eval()
-    assert net.hidden[0] < 48 and net.hidden[1] < 32
-    (scores,) = evaluate(made[0], {INTERFACE.input: IMAGES}).values()
+    net = without_channels(kind(hidden).eval(), 0.5).eval()
+    assert all(few < many for few, many in zip(net.hidden, hidden, strict=True))
+    (scores,) = evaluate(made[0], {INPUT: images(kind)}).values()
     with torch.no_grad():
-        assert difference(net(torch.from_numpy(IMAGES)).numpy(), scores) < 1e-5
+        assert difference(net(torch.from_numpy(images(kind))).numpy(), scores) < 1e-5
 
 
 def test_without_onnxsim_or_data_the_study_says_what_to_install(tmp_path, monkeypatch, capsys):
