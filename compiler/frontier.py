@@ -23,6 +23,7 @@ from compiler.codegen.emulate import fastest_calls
 from compiler.codegen.manifest import canonical, sha256
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target, runs_here
+from compiler.codegen.tuning import database_of
 from compiler.compile import build
 from compiler.cost.count import totals
 from compiler.errors import ConfigError, PassError
@@ -35,7 +36,7 @@ from compiler.passes.base import Pass, Resources
 from compiler.passes.budget.limits import Limit, Quantity
 from compiler.pipeline import parse
 from compiler.progress import tracked
-from compiler.release import Release, Say, evaluation_of, load_release, resources, silent, transform
+from compiler.release import Release, Say, evaluation_of, load_release, resources, silent, transform, tuning_of
 from compiler.report import to_csv
 from compiler.settings import Config
 from compiler.workers.store import Store
@@ -122,9 +123,11 @@ def built_and_timed(
     graph: Graph, target: Target, subsets: Sequence[TaskSet], seconds: float, release: Release, say: Say
 ) -> Timing:
     """Compile `graph`, self-test it, time its combinations, and evaluate every task in it."""
-    config = release.config
+    config, tuning = release.config, tuning_of(release.config)
     with tempfile.TemporaryDirectory(prefix="taskgraft-frontier-") as work:
-        bundle = build(graph, target, Path(work) / "point", name=config.name, subsets=subsets, threads=False)
+        bundle = build(
+            graph, target, Path(work) / "point", name=config.name, subsets=subsets, threads=False, tuning=tuning
+        )
         times = fastest_calls(bundle, target, seconds=seconds)
         evaluation = evaluate_release(release, graph, open_bundle(bundle.path), say=say)
         return Timing(times, bundle.library.stat().st_size, evaluation)
@@ -202,6 +205,7 @@ class _Study:
             "config": self.release.config.resolved(),
             "request": [self.request.quantity, share, self.request.spec if share < 1 else "", self.request.seconds],
             "target": self.target.name,
+            "tuning": database_of(tuning_of(self.release.config), self.target).digest,
             "machine": platform.node() if runs_here(self.target) else "",
         }
         return sha256(canonical(parts))

@@ -11,17 +11,16 @@ from pathlib import Path
 
 from compiler.codegen.planner import Sources
 from compiler.codegen.plans import load_plans
+from compiler.codegen.predict import choosing_by
 from compiler.codegen.search import tune
 from compiler.codegen.target import Target, runs_here
-from compiler.codegen.tuning import TuningDatabase, shipped
+from compiler.codegen.tuning import NO_DATABASE, TuningDatabase, database_of
 from compiler.errors import ConfigError, TargetError
 from compiler.ir.graph import Graph
-from compiler.release import Say
+from compiler.release import Say, tuning_of
 from compiler.settings import Config
 from compiler.workers.jobs import Workers
 
-NO_DATABASE = "none"
-"""In place of a file: choose by rule alone."""
 DATABASE = "tuning.json"
 """Name of the file beside the output folder that measurements go to where none was named."""
 
@@ -52,14 +51,12 @@ class Planning:
         """
         if self.plans:
             return {name: plan.sources for name, plan in load_plans(self.plans, targets).items()}
-        return {t.name: _measured(self._database(t)) for t in targets}
+        return {t.name: choosing_by(self._database(t)) for t in targets}
 
     def _database(self, target: Target) -> TuningDatabase:
         if isinstance(self.tuning, TuningDatabase):
             return self.tuning
-        if self.tuning is None:
-            return shipped(target)
-        return TuningDatabase() if self.tuning == Path(NO_DATABASE) else TuningDatabase.load(self.tuning)
+        return database_of(self.tuning, target)
 
 
 def paths(names: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
@@ -72,8 +69,7 @@ def planning_of(
 ) -> Planning:
     """What a release plans with; arguments stand in place of what its file says. ConfigError as for `Planning`."""
     if not plans and tuning is None:
-        named = config.planning.tuning
-        tuning = None if not named else Path(named) if named == NO_DATABASE else config.path(named)
+        tuning = tuning_of(config)
         plans = [config.path(p) for p in config.planning.plan]
     return Planning(tuple(plans), tuning, tune)
 
@@ -119,9 +115,4 @@ def tuned(
     for target in targets:
         if not runs_here(target):
             say(f"tune: {target.name} does not run here; planned without new measurements")
-    return {t.name: _measured(database) for t in targets}
-
-
-def _measured(database: TuningDatabase) -> Sources:
-    """Measured choices for the layers that the database knows, the rule for the others."""
-    return Sources(measured=database, database=database.digest) if database.entries else Sources()
+    return {t.name: choosing_by(database) for t in targets}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,7 +219,7 @@ def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
         labels=labels_of(config, graph),
         say=say,
         cache=config.path(config.calibration.cache) if config.calibration.cache else None,
-        clock=clock,
+        clock=clock_of(config),
         judge=judge_of(config, graph),
     )
 
@@ -229,6 +229,28 @@ def clock(target: str) -> Timer:
     from compiler.codegen.predict import planner_clock
 
     return planner_clock(target)
+
+
+def tuning_of(config: Config) -> Path | None:
+    """The tuning database that a release names (the path `none`: the rule alone); None: the one of taskgraft."""
+    from compiler.codegen.tuning import NO_DATABASE
+
+    named = config.planning.tuning
+    return None if not named else Path(named) if named == NO_DATABASE else config.path(named)
+
+
+def clock_of(config: Config) -> Callable[[str], Timer]:
+    """Predicted times by the measurements that a release plans with; their file is read when a pass asks."""
+    if not config.planning.tuning:
+        return clock
+
+    @functools.cache
+    def timed(target: str) -> Timer:
+        from compiler.codegen.predict import timer_by
+
+        return timer_by(tuning_of(config), target)
+
+    return timed
 
 
 def judge_of(config: Config, graph: Graph) -> Judge | None:

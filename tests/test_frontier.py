@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from compiler.cli import main
+from compiler.codegen.target import find_target
+from compiler.codegen.tuning import TuningDatabase
 from compiler.config import load_config
 from compiler.errors import ConfigError
-from compiler.frontier import Request, Timing, frontier, spread
+from compiler.frontier import Request, Timing, built_and_timed, frontier, spread
 from compiler.ir.onnx_in import load
 from compiler.page import frontier_page
 from compiler.release import load_release, transform
 from tests.browser import COLOURS_IN, Opened, chromium
+from tests.codegen.test_tuning import measured_layers
 from tests.small_models import RELEASE, write_release
 
 ARM = "aarch64-cortex-a72"
@@ -138,6 +141,27 @@ def test_predicted_time_is_what_a_budget_would_be_compared_with(found, tmp_path)
     graph, _ = transform(release)
     use = resources(release.config, release.graph)
     assert found.rows[0]["predicted_us"] == Limit("latency_us", 0.0, ARM).cost(graph, use)
+
+
+def test_the_database_that_a_release_names_is_what_predicts_and_builds(found, tmp_path, monkeypatch) -> None:
+    release = config(tmp_path, RELEASE + '[planning]\ntuning = "db.json"\n')
+    graph, request = transform(load_release(release))[0], Request("flops", (0.8,), SPEC, ARM)
+
+    def predicted(database: TuningDatabase) -> list[float]:
+        database.save(tmp_path / "db.json")
+        rows = frontier(release, request, cache=tmp_path / "cache").rows
+        return [r["predicted_us"] for r in rows]
+
+    assert predicted(TuningDatabase()) == [r["predicted_us"] for r in found.rows[:2]]
+    whole, _ = predicted(measured_layers(graph, find_target(ARM)))  # made anew: the cache is of another database
+    assert whole > 5 and found.rows[0]["predicted_us"] < 5
+    asked = []
+    monkeypatch.setattr(
+        "compiler.frontier.build", lambda *given, **options: asked.append(options["tuning"]) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        built_and_timed(graph, find_target("host"), [frozenset("a")], 0.1, load_release(release), print)
+    assert asked == [tmp_path / "db.json"]
 
 
 # ---------------------------------------------------------------------- the command

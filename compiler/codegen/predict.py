@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from compiler.codegen.groups import Group, make_groups
 from compiler.codegen.planner import Decision, Sources, decide
 from compiler.codegen.target import Target, find_target
-from compiler.codegen.tuning import shipped
+from compiler.codegen.tuning import TuningDatabase, database_of
 from compiler.cost.count import node_cost
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.types import NodeRef, ValueRef
@@ -99,8 +100,15 @@ def _filled(value: Value) -> np.ndarray:
 def planner_clock(target: str) -> PlannedTimer:
     """Predicted times on a target by name, with the measurements that come with taskgraft; TargetError for unknown
     ones."""
+    return timer_by(None, target)
+
+
+def timer_by(named: Path | None, target: str) -> PlannedTimer:
+    """Predicted times on a target by the measurements that `tuning.database_of` finds; errors as there."""
     goal = find_target(target)
-    database = shipped(goal)
-    return PlannedTimer(
-        goal, Sources(measured=database, database=database.digest) if database.entries else Sources()
-    )
+    return PlannedTimer(goal, choosing_by(database_of(named, goal)))
+
+
+def choosing_by(database: TuningDatabase) -> Sources:
+    """Measured choices for the layers that the database knows, the rule for the others."""
+    return Sources(measured=database, database=database.digest) if database.entries else Sources()

@@ -22,6 +22,8 @@ from compiler.errors import ConfigError
 from compiler.files import replace_whole
 
 SCHEMA = 1
+NO_DATABASE = "none"
+"""In place of a file: choose by rule alone."""
 DATA = Path(__file__).parent / "data"
 
 
@@ -150,6 +152,13 @@ def shipped(target: Target) -> TuningDatabase:
     """The measurements that come with taskgraft for an instruction set; empty where there are none."""
     path = shipped_file(target)
     return TuningDatabase.load(path) if path.exists() else TuningDatabase()
+
+
+def database_of(named: Path | None, target: Target) -> TuningDatabase:
+    """The measurements of a file, none for the path `none`, those that come with taskgraft where none is named."""
+    if named is None:
+        return shipped(target)
+    return TuningDatabase() if named == Path(NO_DATABASE) else TuningDatabase.load(named)
 
 
 def _preset(key: str) -> str:
