@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.arguments import parser
-from compiler.errors import CompilerError
+from compiler.errors import CompilerError, TargetError
 from compiler.progress import silent
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
             _notes(error)
             return INTERRUPTED
-        return _failed(error, error.exit_code if isinstance(error, CompilerError) else INTERNAL, args.debug)
+        return _failed(error, _status(error), args.debug)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -93,6 +93,13 @@ def _run(args: argparse.Namespace) -> int:
     return result.code
 
 
+def _status(error: Exception) -> int:
+    if isinstance(error, MemoryError):
+        error.add_note("the memory of this machine is too small for this; take less data or smaller networks")
+        return TargetError.exit_code
+    return error.exit_code if isinstance(error, CompilerError) else INTERNAL
+
+
 def _failed(error: Exception, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
@@ -101,7 +108,7 @@ def _failed(error: Exception, status: int, debug: bool) -> int:
         print(f"internal error ({kind}): {error}", file=sys.stderr)
         print("this is a defect of taskgraft; --debug prints the traceback to report", file=sys.stderr)
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
     _notes(error)
     return status
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -25,6 +26,16 @@ def test_a_damaged_bundle_is_refused(tmp_path, capsys):
     status, _, err = run(capsys, "verify", tmp_path / "out")
     assert status == 4
     assert "weights.bin" in err
+
+
+def test_too_little_memory_is_no_defect(tmp_path, capsys, monkeypatch):
+    def load(*given, **options):
+        np.empty(2**62, np.uint8)
+
+    monkeypatch.setattr("compiler.commands.common.load_release", load)
+    status, out, err = run(capsys, "inspect", write_release(tmp_path))
+    assert (status, out) == (5, "")
+    assert err.startswith("error: Unable to allocate 4.00 EiB") and "memory of this machine" in err
 
 
 def broken(folder):

@@ -12,6 +12,7 @@ import importlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -93,6 +94,31 @@ def torch_module(name: str, wants: str) -> Any:
         if error.name != "torch":
             raise
         raise TargetError(f"{wants}: needs torch, which is not installed; pip install 'taskgraft[train]'") from None
+
+
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
+"""Parts of what torch says where memory runs out; on a CPU it has no class of error for that."""
+
+
+CPU_ONLY = "the CPU: set CUDA_VISIBLE_DEVICES= in the environment"
+"""How a pass without the option `device` leaves a GPU."""
+
+
+@contextmanager
+def memory_for(wants: str, less: str, off_gpu: str) -> Iterator[None]:
+    """TargetError where torch runs out of memory in it. `less`: what the user takes less of; `off_gpu`: how the
+    pass `wants` leaves a GPU.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if not (isinstance(error, MemoryError) or any(part in text for part in OUT_OF_MEMORY)):
+            raise
+        # CUDA, CUBLAS or CUDNN says so
+        where, advice = ("the GPU", f"{less}, or {off_gpu}") if "CU" in text else ("this machine", less)
+        told = text.partition("\n")[0][:200]
+        raise TargetError(f"{wants}: the memory of {where} is too small: {told}\nTake {advice}") from error
 
 
 def check_patterns(graph: Graph, patterns: Iterable[str], where: str) -> None:

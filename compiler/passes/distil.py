@@ -20,7 +20,7 @@ from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import level_count
 from compiler.ir.text import digest
-from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
+from compiler.passes.base import Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.spec import named_number
 from compiler.training.answers import numbers
 
@@ -110,13 +110,15 @@ class Distil(Pass):
         material = training.Material(use.teacher, feeds, labels)
         wanted = training.Wanted(self._weights(graph), classes, self.temperature, self.labels)
         rest = (self.device, checkpoint, use.say)
+        less = f"a smaller batch than {self.batch}, or fewer samples than {len(feeds)}"
         try:
-            if level_count(graph) == 1:
-                stages = [("", training.distil(graph, material, wanted, recipe, *rest))]
-            else:
-                descent = nesting.Descent(self.rounds, self.settle)
-                found = nesting.distil_levels(graph, material, wanted, recipe, descent, *rest)
-                stages = [(f"{s.name}: ", s.history) for s in found]
+            with memory_for(self.name, less, "device=cpu"):
+                if level_count(graph) == 1:
+                    stages = [("", training.distil(graph, material, wanted, recipe, *rest))]
+                else:
+                    descent = nesting.Descent(self.rounds, self.settle)
+                    found = nesting.distil_levels(graph, material, wanted, recipe, descent, *rest)
+                    stages = [(f"{s.name}: ", s.history) for s in found]
         except KeyboardInterrupt as stop:
             stop.add_note(_goes_on(checkpoint))
             raise

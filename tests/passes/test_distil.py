@@ -17,6 +17,7 @@ from compiler.passes.base import Resources
 from compiler.passes.distil import Distil
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.merge.merging import Merge
+from compiler.passes.narrow.narrowing import Narrow
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.magnitude import Sparsify
 from compiler.pipeline import parse
@@ -235,6 +236,35 @@ def test_labels_of_tasks_that_share_an_output_all_count(torch, original, use):
     name = shared.tasks["a"].outputs[0].name
     scores = [np.mean([evaluate(g, f)[name][0] for f in use.batches(original)], 0) for g in found]
     assert scores[0][0] - scores[0][1] > scores[1][0] - scores[1][1] + 1
+
+
+ADVICE = {
+    "cpu": {"distil": "smaller batch than 64, or fewer samples than 120", "narrow": "fewer samples"},
+    "gpu": {"distil": "or device=cpu", "narrow": "or the CPU: set CUDA_VISIBLE_DEVICES="},
+}
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    "pass_", [Distil(), Narrow(), PruneChannels(flops=0.6, score="fisher")], ids=lambda p: p.name
+)
+def test_too_little_memory_is_told_with_what_to_do(torch, original, use, monkeypatch, pass_, where):
+    def run(net, *given):
+        if where == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        torch.empty(2**60)  # torch's own error
+
+    monkeypatch.setattr("compiler.training.module.TorchNet.run", run)
+    memory = {"cpu": "this machine", "gpu": "the GPU"}[where]
+    advice = ADVICE[where].get(pass_.name, "fewer samples, or another score")
+    with pytest.raises(
+        TargetError, match=rf"^{pass_.name}: the memory of {memory} is too small: .*llocate .*\n"
+    ) as told:
+        pass_(original, use)
+    assert advice in str(told.value) and told.value.exit_code == 5
+    monkeypatch.setattr("compiler.training.module.TorchNet.run", lambda *given: torch.empty(2) + torch.empty(3))
+    with pytest.raises(RuntimeError, match="size of tensor"):  # any other error stays what it is
+        pass_(original, use)
 
 
 def test_too_few_inputs_are_refused(torch, original, use):

@@ -13,7 +13,7 @@ import numpy as np
 from compiler.errors import BudgetError, ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
-from compiler.passes.base import Note, Pass, Refusal, Resources, torch_module
+from compiler.passes.base import CPU_ONLY, Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.distil import FEW, number_problems, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
@@ -219,8 +219,9 @@ class Narrow(Pass):
         torch_module("supernet", self.name)
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
-        narrowing = Narrowing(self, graph, use)
-        narrowing.down_to(self.flops, caps_of(self.caps, graph))
+        with memory_for(self.name, "fewer samples or a smaller drawn", CPU_ONLY):
+            narrowing = Narrowing(self, graph, use)
+            narrowing.down_to(self.flops, caps_of(self.caps, graph))
         graph.assign(narrowing.graph())
         return [
             Note(

@@ -19,7 +19,7 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
-from compiler.passes.base import ROUNDING, Pass, Refusal, Resources, torch_module
+from compiler.passes.base import CPU_ONLY, ROUNDING, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import Limit, check_drop, limit_of, problems_of
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, narrowed, select
@@ -257,9 +257,10 @@ class PruneChannels(Pass):
             readers = Readers(graph, self._batches(graph, use))
             return lambda gone: activation_scores(graph, groups, True, readers, gone)
         if kind == "fisher":
-            gradients = torch_module("fisher", self.name).gate_gradients(
-                graph, self._batches(graph, use), gated_axes(graph, groups), use.seed
-            )
+            with memory_for(self.name, "fewer samples, or another score", CPU_ONLY):
+                gradients = torch_module("fisher", self.name).gate_gradients(
+                    graph, self._batches(graph, use), gated_axes(graph, groups), use.seed
+                )
             fixed = fisher_scores(graph, groups, gradients)
         elif kind == "rms":
             fixed = activation_scores(graph, groups, False, Readers(graph, self._batches(graph, use)), {})
