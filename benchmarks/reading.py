@@ -46,22 +46,23 @@ def product(name: str, inputs: int, outputs: int) -> onnx.ModelProto:
 def against_reading(ready: Prepared, settings: Settings) -> Timing:
     """Our kernel alone and the loop, in turns."""
     (weight,) = (v for v in ready.graph.parameters() if v.rank == 2)
-    size, name = 4 * weight.size, ready.case.name
+    own = kernels("ours", ready.file, settings)
+    return lambda expected: [beside_reading(ready, own, 4 * weight.size, expected, settings)]
 
-    def timing(expected: Expected) -> list[Row]:
-        own = kernels("ours", ready.file, settings)
-        loop = Contender(READING.name, READING, Path(), {**loop_options(settings), "bytes": size})
-        try:
-            with started(own, ready.feeds, settings) as ours, started(loop, {}, settings) as reading:
-                difference = expected.check(ours.outputs())
-                with machine_lock(settings.lock):
-                    hot = duel(*race([ours, reading], settings.effort))
-        except PeerError as error:
-            return [Row(name, READING.name, error=str(error))]
-        note = f"{size >> 10} KiB at {size / hot.ours * 1e-9:.0f} of {size / hot.peer * 1e-9:.0f} GB/s"
-        return [Row(name, READING.name, **times(hot, None), difference=difference, note=note)]
 
-    return timing
+def beside_reading(ready: Prepared, own: Contender, size: int, expected: Expected, settings: Settings) -> Row:
+    """A contender of ours and the loop over `size` bytes, in turns; by wall clock where threads share them."""
+    name = ready.case.name
+    loop = Contender(READING.name, READING, Path(), {**loop_options(settings), "bytes": size})
+    try:
+        with started(own, ready.feeds, settings) as ours, started(loop, {}, settings) as reading:
+            difference = expected.check(ours.outputs())
+            with machine_lock(settings.lock):
+                hot = duel(*race([ours, reading], settings.effort), wall=len(settings.cores) > 1)
+    except PeerError as error:
+        return Row(name, READING.name, error=str(error))
+    note = f"{size >> 10} KiB at {size / hot.ours * 1e-9:.0f} of {size / hot.peer * 1e-9:.0f} GB/s"
+    return Row(name, READING.name, **times(hot, None), difference=difference, note=note)
 
 
 def main(arguments: list[str]) -> int:

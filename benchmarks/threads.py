@@ -1,4 +1,5 @@
-"""One call shared among threads, by wall clock: against our own single thread and against engines with as many.
+"""One call shared among threads, by wall clock: against our own single thread, engines with as many, and a loop in
+which as many threads only read the weights (peer `reading`: the ratio is the share of its rate that calls reach).
 
 Wants that many idle cores: what a neighbour takes from one of them is waited for by all.
 """
@@ -12,14 +13,15 @@ from benchmarks.cases import Case, Prepared, generated
 from benchmarks.compare import Contender, Problem, bundle, compare
 from benchmarks.ours import compiled
 from benchmarks.outputs import Expected
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, READING
+from benchmarks.reading import beside_reading
 from benchmarks.results import report
 from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
 from benchmarks.settings import Settings, chosen, parser
 
 ALONE = "ours-1-thread"
-DEFAULT_PEERS = (ALONE, "onnxruntime", "openvino")
+DEFAULT_PEERS = (ALONE, "onnxruntime", "openvino", READING.name)
 NETWORKS = ("resnet18", "resnet50", "vgg16-32", "mobilenetv2", "lenet")
 COUNT = 2
 
@@ -40,9 +42,12 @@ def shared(name: str, peers: Sequence[str]) -> Building:
 
         def timing(expected: Expected) -> list[Row]:
             by_name: dict[str, Contender] = {ALONE: alone}
-            by_name |= {c.label: c for c in engines([p for p in peers if p != ALONE], ready)}
+            by_name |= {c.label: c for c in engines([p for p in peers if p in PEERS], ready)}
             problem = Problem(name, ready.feeds, expected, wall=True)
-            return compare(problem, ours, [by_name[p] for p in peers], settings)
+            rows = compare(problem, ours, [by_name[p] for p in peers if p in by_name], settings)
+            if READING.name in peers:
+                rows.append(beside_reading(ready, ours, made.pool_bytes, expected, settings))
+            return rows
 
         return timing
 
@@ -51,12 +56,12 @@ def shared(name: str, peers: Sequence[str]) -> Building:
 
 def main(arguments: list[str]) -> int:
     """0 unless our side failed somewhere; a peer that cannot run is a row that says why."""
-    options = parser("threads", __doc__, DEFAULT_PEERS, (ALONE,))
+    options = parser("threads", __doc__, DEFAULT_PEERS, (ALONE, READING.name))
     options.add_argument("--threads", type=int, default=COUNT, help="threads, and cores, to use")
     given = options.parse_args(arguments)
     settings = Settings.of(given, cores=given.threads)
     known = cases(given.threads)
-    peers = chosen(given.peers, [ALONE, *PEERS], "peer")
+    peers = chosen(given.peers, [ALONE, *PEERS, READING.name], "peer")
     rows = (
         replace(row, case=name)
         for name in chosen(given.only, known)

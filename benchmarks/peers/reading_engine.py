@@ -1,7 +1,7 @@
 """Not a contender but a yardstick: a loop that does nothing but read an array, built by the C compiler.
 
-Eight independent sums of vectors: what a call takes is the time in which the core can bring the array in, from
-whichever cache holds it.
+Eight independent sums of vectors: what a call takes is the time in which a core can bring the array in, from
+whichever cache holds it, or several cores a part each.
 """
 
 from __future__ import annotations
@@ -17,15 +17,24 @@ from benchmarks.peers.engine import Arrays, Engine
 
 _SOURCE = """
 typedef float vector __attribute__((vector_size(4 * LANES)));
-float reading(const vector *data, long count, long times)
+static float part(const vector *data, long begin, long end)
 {
     vector sum[8] = {0};
-    for (long again = 0; again < times; ++again)
-      for (long i = 0; i < count; i += 8)
+    for (long i = begin; i < end; i += 8)
 #pragma GCC unroll 8
         for (int k = 0; k < 8; ++k) sum[k] += data[i + k];
     float total = 0;
     for (int k = 0; k < 8; ++k) total += sum[k][0];
+    return total;
+}
+
+float reading(const vector *data, long count, long times)
+{
+    float total = 0;
+    for (long again = 0; again < times; ++again)
+#pragma omp parallel for num_threads(THREADS) reduction(+ : total)
+      for (int i = 0; i < THREADS; ++i)
+        total += part(data, count / 8 * i / THREADS * 8, count / 8 * (i + 1) / THREADS * 8);
     return total;
 }
 """
@@ -36,12 +45,12 @@ _TIMES = 16
 
 def load(model: str, feeds: Arrays, options: dict[str, Any]) -> Engine:
     """Build the loop for `lanes` float32 elements and the compiler's `-march` value `march`, over an array of
-    `bytes`, a multiple of 8 vectors; needs no model."""
-    size, lanes = options["bytes"], options["lanes"]
+    `bytes` (whole turns of 8 vectors of them), divided among `threads`; needs no model."""
+    size, lanes, threads = options["bytes"], options["lanes"], options["threads"]
     room = np.zeros(size + _ALIGNMENT, np.uint8)
     first = -room.ctypes.data % _ALIGNMENT
-    room[first : first + size].view(np.float32)[:] = 0.5
-    library, version = built(_SOURCE, options["march"], LANES=lanes)
+    room[first : first + size // 4 * 4].view(np.float32)[:] = 0.5
+    library, version = built(_SOURCE, options["march"], parallel=threads > 1, LANES=lanes, THREADS=threads)
     function = library.reading
     function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_long, ctypes.c_long), ctypes.c_float
     call = partial(function, room.ctypes.data + first, size // (4 * lanes), _TIMES)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import __main__, compile_time, multitask, overhead, reading, threads, wakewords
 from benchmarks.families import families, subsets, synthetic
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, reading_engine
 from benchmarks.peers.client import PeerError
 from benchmarks.rows import Row
 from compiler import load, union
@@ -37,6 +37,24 @@ def test_a_row_by_a_matrix_and_a_loop_that_reads_as_many_bytes(tmp_path, capsys)
     assert row["peer"] == "reading" and row["difference"] <= 1e-5
     assert 0 < row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=1e-3)
     assert row["note"].startswith("128 KiB at ")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_loop_reads_every_vector_once_a_time(count):
+    turns, lanes = 101, 4
+    options = {"bytes": turns * 8 * 4 * lanes + 12, "lanes": lanes, "march": "native", "threads": count}
+    engine = reading_engine.load("", {}, options)
+    assert engine.call() == 0.5 * 8 * turns * engine.inner
+
+
+def test_threads_are_compared_with_one_and_with_reading_the_weights(tmp_path, capsys):
+    asked = ["--quick", "--only", "lenet-2-threads", "--peers", "ours-1-thread,reading", "--json"]
+    assert threads.main([*asked, "--kept", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["case"], r["peer"], r["clock"]) for r in rows] == [
+        ("lenet-2-threads", p, "wall") for p in ("ours-1-thread", "reading")
+    ]
+    assert all(r["ratio"] > 0 and r["difference"] <= 1e-4 for r in rows)
 
 
 def test_too_many_cores_are_refused(tmp_path):
