@@ -13,7 +13,7 @@ import numpy as np
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.relations import where
 from compiler.ir.types import Axis, NodeRef, ValueRef
-from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.channels import ChannelMap, maker_axes
 from compiler.passes.merge.labels import Channel, Labelling, Unit, base_name
 from compiler.passes.merge.match import Alignment, Member, Position, sorted_masks
 from compiler.passes.merge.streams import Stream, Streams
@@ -78,6 +78,19 @@ class Copies:
     def obstacle(self) -> str:
         """The first reason why channels of some group are read whole, behind a colon; empty where there is none."""
         return f": {self._obstacles[0]}" if self._obstacles else ""
+
+    def used_up(self) -> str:
+        """What layers of one channel mean, and what to do, on a line of its own; empty where there are none."""
+        axes = ((s, maker_axes(s)) for s in self.original.sites() if not self.original.is_output(s.results[0].ref))
+        found = [s for s, made in axes if made is not None and _entries(s.results[0], made[1]) == 1]
+        if not found:
+            return ""
+        more = f" and {len(found) - 1} more have" if len(found) > 1 else " has"
+        return (
+            f"\n{where(found[0])}{more} one channel left. One entry counts no channels, so what is made there, and "
+            "what it is made from for several tasks, stays for all of them. Narrow the network that has more, once "
+            "and down to the whole budget, rather than twice"
+        )
 
     def copy(self, site: Site) -> Site:
         """The copy of an original node in the first task that needs it."""
@@ -217,6 +230,11 @@ class Copies:
         found = made.fresh(found) if taken else found
         self._source[found] = name
         return found
+
+
+def _entries(value: Value, axis: Axis) -> int:
+    """How long an axis of `value` is."""
+    return next(value.shape[d] for d in range(value.rank) if value.axis(d) == axis)
 
 
 def _channel_map(graph: Graph, exclude: Callable[[str], bool]) -> ChannelMap:

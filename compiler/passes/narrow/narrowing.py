@@ -49,7 +49,7 @@ class Narrowing:
         split_shared(whole, matrices=True)
         copies = Copies(whole.copy().freeze(), use.excluded)
         if not copies.count:
-            raise PassError(f"narrow: no channels can be taken from a task{copies.obstacle()}")
+            raise PassError(f"narrow: no channels can be taken from a task{copies.obstacle()}{copies.used_up()}")
         self._look_at(whole, copies, copies.full())
         self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
         if len(self._feeds) < FEW:
@@ -113,7 +113,7 @@ class Narrowing:
         if found is None:
             raise BudgetError(
                 f"narrow: {aim / self.first:.1%} of the first cost cannot be reached: every task keeps "
-                f"at least {LEAST} channels to read in every layer; allow more"
+                f"at least {LEAST} channels to read in every layer; allow more{self._copies.used_up()}"
             )
         self.labels = self._bill.read(found)
         self._supernet.keep(masks(self._bill, self.labels))

@@ -13,9 +13,10 @@ from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST, Feeding
 from compiler.passes.narrow.narrowing import Narrow, pushed
+from compiler.passes.narrow.relabel import relabelled
 from compiler.passes.narrow.steps import SETS, Gradients, Sensitivity, Taking, losses
 from tests.passes.merge import families
-from tests.passes.narrow.test_relabel import shared
+from tests.passes.narrow.test_relabel import drawn, shared
 
 
 def parts(family=families.plain, tasks="ab"):
@@ -268,6 +269,19 @@ def test_a_capped_combination_ends_nearer_to_its_cap():
 def test_a_budget_below_what_must_stay_is_refused():
     with pytest.raises(BudgetError, match="cannot be reached"):
         trained(families.plain, "narrow{flops=0.001,step=0.5,drawn=64}")
+
+
+def test_what_has_one_unit_left_is_named_with_what_to_do():
+    pytest.importorskip("torch")
+    graph, feeds = shared(families.stacked, "ab")
+    copies = Copies(graph)
+    assert copies.used_up() == ""
+    narrowed = relabelled(copies, drawn(copies, Bill(copies), 3), feeds[:2])
+    use = Resources(calibration=lambda: feeds, teacher=narrowed)
+    with pytest.raises(
+        PassError, match=r"from a task: .*\nLSTM 'lstm.*' and 1 more have one channel left.* once and"
+    ):
+        parse_pass("narrow")(narrowed, use)
 
 
 def test_training_that_diverges_is_refused_with_what_to_do():
