@@ -89,7 +89,10 @@ class NativeLibrary:
 
     def run(self, program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
         """Outputs of the program's tasks; asserts that nothing beyond the stated workspace is written."""
-        memory = Memory(self.library, program, feeds)
+        return self.run_in(Memory(self.library, program, feeds), program)
+
+    def run_in(self, memory: Memory, program: Program) -> dict[str, list[np.ndarray]]:
+        """The same in memory that an earlier call may have left something in."""
         for call in program.calls:
             for i, part in enumerate(self._parts(call.parts)):
                 self._call(call, memory, (*_active(call, program), *part), elsewhere=call.shared and i > 0)
