@@ -192,13 +192,52 @@ def test_measured_times_are_in_table_and_plots(opened, record):
     assert len(shown.query_selector_all("canvas[data-drawn]")) == 7
 
 
-def test_hostile_names_stay_text(opened, record):
-    name = "\"><img src=x onerror=alert(1)></script><script>alert(2)</script>'"
+HOSTILE = (
+    "\"><img src=x onerror=alert(1)></script><script>alert(2)</script>'",
+    "x" * 300,
+    "__proto__",
+    "\u202e\u05d0\U0001f600-->\u2028&amp;",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=["markup", "long", "prototype", "right to left"])
+def test_hostile_names_stay_text(opened, record, name):
     evil = {**copy.deepcopy(record), "name": name, "tasks": [name, "b"]}
     evil["graph"]["nodes"][1]["node"] = name
     evil["ownership"][0]["layer"] = name
-    shown = opened(evil).page
+    evil["evaluation"][0] |= {"task": name, "metric": name}
+    evil["gates"][0]["reason"] = evil["passes"][0]["spec"] = name
+    evil["passes"][0]["notes"] = [{"where": f"'{name}'", "reason": name}]
+    shown = opened(evil, evil).page
     assert shown.inner_text("header h1") == name
     assert shown.query_selector("img") is None
-    shown.click(".node:nth-of-type(2)")
+    assert shown.evaluate("document.documentElement.scrollWidth") == 1280
+    shown.evaluate("document.querySelectorAll('.node')[1].dispatchEvent(new MouseEvent('click'))")
     assert name in shown.inner_text(".details h3")
+    assert column(shown, "evaluation", "task")[0] == column(shown, "evaluation", "metric")[0] == name
+    sort(shown, "passes", "pass")
+    assert name in column(shown, "passes", "pass")
+    assert (
+        name in shown.eval_on_selector_all("[data-table=bundles] td", "cells => cells.map(c => c.textContent)")[0]
+    )
+
+
+@pytest.mark.parametrize("tasks", [1, 8])
+def test_pages_of_one_task_and_of_many(opened, record, tasks, tmp_path):
+    shown = opened(wide(record, tasks)).page
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    sort(shown, "combinations", "flops")
+    sort(shown, "combinations", "flops")
+    assert column(shown, "combinations", "tasks")[0] == " + ".join(f"t{i}" for i in range(tasks))
+
+
+def test_what_is_no_number_is_not_taken_for_nothing(opened, record):
+    bad = copy.deepcopy(record)
+    for found in bad["evaluation"]:
+        found |= {"graph": {"metric": None, "drift": None, "flipped": None}, "bundle": None}
+    bad["evaluation"][1] |= {"metric": None, "original": None}
+    bad["passes"][0]["drift"] = {"a": 0.5, "b": None}
+    shown = opened(bad).page
+    assert column(shown, "evaluation", "drift") == ["no number"] * 2
+    assert column(shown, "evaluation", "graph") == ["no number", "\u2013"]
+    assert column(shown, "passes", "drift")[0] == "no number"

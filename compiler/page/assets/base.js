@@ -26,6 +26,9 @@ function svg(tag, attributes = {}, ...children) {
 
 const missing = (value) => value === null || value === undefined;
 
+/** What was measured; JSON has null for NaN and infinity. */
+const measured = (value) => (missing(value) ? "no number" : value);
+
 /** Digits in groups of three for whole numbers, four significant ones for others, a dash for nothing. */
 function exact(value) {
   if (missing(value)) return "–";

@@ -114,8 +114,9 @@ function accuracyContent(report) {
   if (!report.evaluation.length) return [el("p", { class: "faint", text: "Not measured: the build was given neither evaluation nor calibration data." })];
   const rows = report.evaluation.map((e) => {
     const final = e.bundle || e.graph;
-    return { task: e.task, level: e.level, metric: e.metric, samples: e.samples, original: e.original, graph: e.graph.metric,
-      compiled: e.bundle?.metric ?? null, drift: final.drift, flipped: final.flipped };
+    const metric = (value) => (e.metric ? measured(value) : null);
+    return { task: e.task, level: e.level, metric: e.metric, samples: e.samples, original: metric(e.original), graph: metric(e.graph.metric),
+      compiled: e.bundle ? metric(e.bundle.metric) : null, drift: measured(final.drift), flipped: final.flipped };
   });
   const titles = { task: "task", ...(rows.some((r) => r.level) ? { level: "level" } : {}), metric: "metric", samples: "samples", original: "original", graph: "graph", compiled: "compiled library", drift: "drift" };
   const columns = Object.entries(titles).map(([key, title]) => ({ key, title }));
@@ -126,7 +127,8 @@ function accuracyContent(report) {
 
 function passContent(report) {
   if (!report.passes.length) return [el("p", { class: "faint", text: "The graph was compiled as given." })];
-  const worst = (drift) => (drift ? Math.max(0, ...Object.values(drift)) : null);
+  const largest = (values) => (values.some(missing) ? measured(null) : Math.max(0, ...values));
+  const worst = (drift) => (drift ? largest(Object.values(drift)) : null);
   const rows = report.passes.map((p) => ({
     pass: p.spec, outputs: p.exact ? "exact" : "approximate", before: p.before.nodes, after: p.after.nodes,
     parameters: p.after.parameters, flops: p.after.flops, drift: worst(p.drift),
