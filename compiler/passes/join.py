@@ -4,22 +4,22 @@ Networks that were merged keep the layers they came with: of three networks that
 nodes that read the same channels, each followed by its own activation and pooling, and a Concat puts the results
 together for the next layer. As one node they read the input once and fill vectors with channels of all three
 (horizontal fusion, as in Jia et al. 2019, TASO, sections 2 and 4). Nodes are joined that all the same tasks need,
-so every combination of tasks costs what it did. Exact: each channel is the sum it was.
+so every combination of tasks costs what it did. Exact: each channel is the sum it was, but for the order of its
+terms.
 
-A `Row` holds values that one value can hold one after the other. It stands only if whatever reads its values is
-joined as well, or is a Concat that has all of them in this order.
+A row is values that one value can hold one after the other. It stands only if whatever reads its values is joined
+as well, or is a Concat that has all of them: in this order, or in any order if what reads the Concat can follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from compiler.ir.encoding import Dense
-from compiler.ir.graph import Graph, Node, Ref, Value
+from compiler.ir.graph import Attrs, Graph, Node, Ref, Value
 from compiler.ir.op import Op
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.ops.pool import GlobalPool, Pool
@@ -28,9 +28,7 @@ from compiler.passes.base import Note, Pass, Refusal, Resources, check_outputs
 from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate, attribute_key
 from compiler.passes.linear import per_output
-
-FAR = 16
-"""Most nodes between a layer and the Concat that says in which order its results are read."""
+from compiler.passes.reorder import Reordering, is_plain
 
 Members = tuple[ValueRef, ...]
 
@@ -47,6 +45,7 @@ class Joint:
     operands: tuple[Members | None, ...]
     axes: tuple[int, ...]
     """By position the axis along which several operands become one."""
+    attrs: Attrs
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class JoinSiblings(Pass):
     """Make one layer of layers that read the same value, with the same attributes and for the same tasks.
 
     Conv without groups, Gemm and MatMul with dense constant weights start a row; element-wise operators, poolings,
-    BatchNormalization and flattening go on with it, up to the Concats that read all of it.
+    depthwise and grouped Conv, BatchNormalization and flattening go on with it, up to the Concats that read all of
+    it. A Concat that has other values between them gets another order where the weights that read it can.
     """
 
     name: ClassVar[str] = "join-siblings"
@@ -62,16 +62,22 @@ class JoinSiblings(Pass):
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told: list[Refusal] = []
-        tuple(Deduplicate().rewrite(graph, use))  # not two Concats of the same
-        while joints := _Rows(graph).standing():
-            _carry_out(graph, joints)
-            sweep(graph)
+        while joints := self._joints(graph, use):
             told += [
                 Note(j.nodes[0].ref.name, f"one layer with {', '.join(n.ref.name for n in j.nodes[1:])}")
                 for j in joints
                 if j.nodes[0].op.name in LAYERS
             ]
         return told
+
+    def _joints(self, graph: Graph, use: Resources) -> list[Joint]:
+        """Join what can be joined now, and say what that was."""
+        tuple(Deduplicate().rewrite(graph, use))  # not two Concats of the same
+        rows = _Rows(graph)
+        joints = rows.standing()
+        _carry_out(graph, joints, rows.orders)
+        sweep(graph)
+        return joints
 
     def ensures(self, before: Graph, after: Graph) -> None:
         check_outputs(self.name, before, after)
@@ -85,7 +91,7 @@ def _layer_axes(graph: Graph, node: Node) -> tuple[int, tuple[int, ...]] | None:
     """(channel axis of the result, axis of outputs by operand) of a layer that can be joined, else None."""
     operands, result = graph.operands(node), graph.results(node)[0]
     weight, bias = operands[1], operands.optional(2)
-    if operands[0].data is not None or not _plain(weight) or (bias is not None and not _plain(bias)):
+    if operands[0].data is not None or not is_plain(weight) or (bias is not None and not is_plain(bias)):
         return None
     if node.op.name == "Conv":
         return (1, (0, 0, 0)) if node.attrs["group"] == 1 else None
@@ -95,57 +101,99 @@ def _layer_axes(graph: Graph, node: Node) -> tuple[int, tuple[int, ...]] | None:
     return result.rank - 1, (0, 0 if turned else 1, -1)
 
 
-def _plain(value: Value) -> bool:
-    return value.data is not None and isinstance(value.type.encoding, Dense) and not value.sparser
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a value: of two with the same `number`, the same nodes make the same up to the same Concats.
+    `places`: in each of these the first place of what becomes of it.
+    """
+
+    number: int
+    places: Mapping[NodeRef, int]
 
 
-def _ahead(graph: Graph, value: ValueRef) -> tuple[NodeRef, int] | None:
-    """The Concat that a value leads to, and its place there."""
-    for _ in range(FAR):
-        uses = graph.uses(value)
-        found = next(((n.ref, i) for n, i in uses if n.op.name == "Concat"), None)
-        if found or not uses:
-            return found
-        value = graph.results(uses[0][0])[0].ref
-    return None
+def _fates(graph: Graph, masks: Mapping[Ref, int]) -> dict[ValueRef, Fate]:
+    numbers: dict[Hashable, int] = {}
+    found: dict[ValueRef, Fate] = {}
+    for value in [v for node in reversed(graph.nodes()) for v in graph.results(node)]:
+        steps: set[Hashable] = {value.ref} if graph.is_output(value.ref) else set()
+        places: dict[NodeRef, int] = {}
+        for node, index in graph.uses(value.ref):
+            if node.op.name == "Concat":
+                steps.add(node.ref)
+                _first(places, {node.ref: index})
+            elif node.op.name in LAYERS and not _grouped(graph, node):
+                steps.add((node.ref, index))
+            else:
+                after = [found[v.ref] for v in graph.results(node)]
+                steps.add((*_kind(graph, node), index, masks.get(node.ref), *(f.number for f in after)))
+                for fate in after:
+                    _first(places, fate.places)
+        found[value.ref] = Fate(numbers.setdefault(frozenset(steps), len(numbers)), places)
+    return found
 
 
-def _siblings(graph: Graph, masks: Mapping[Ref, int]) -> Iterator[Joint]:
+def _first(places: dict[NodeRef, int], more: Mapping[NodeRef, int]) -> None:
+    for concat, place in more.items():
+        places[concat] = min(place, places.get(concat, place))
+
+
+def _grouped(graph: Graph, node: Node) -> bool:
+    """Whether a node is a Conv that keeps groups of channels apart."""
+    return node.op.name == "Conv" and (node.attrs["group"] != 1 or graph.operands(node)[0].shape[1] == 1)
+
+
+def _kind(graph: Graph, node: Node) -> tuple[Hashable, ...]:
+    """What nodes that become one have in common: all but operands, and how many groups of channels they keep."""
+    attrs = {k: v for k, v in node.attrs.items() if k != "group" or not _grouped(graph, node)}
+    return node.op.name, attribute_key(attrs), node.absent, len(graph.operands(node))
+
+
+class _Siblings:
     """Layers alike in all but their weights, in the order in which a Concat has what becomes of them."""
-    groups: dict[tuple[object, ...], list[tuple[int, Node]]] = {}
-    axes: dict[NodeRef, tuple[int, tuple[int, ...]]] = {}
-    for node in graph.nodes():
-        found = _layer_axes(graph, node) if node.op.name in LAYERS and node.ref in masks else None
-        ahead = None if found is None else _ahead(graph, graph.results(node)[0].ref)
-        if found is None or ahead is None:
-            continue
-        axes[node.ref] = found
-        source, weight = graph.operands(node)[:2]
-        inner = tuple(n for d, n in enumerate(weight.shape) if d != found[1][1])
-        alike = (node.op.name, attribute_key(node.attrs), node.absent, len(graph.operands(node)))
-        key = (*alike, source.ref, masks[node.ref], inner, weight.dtype, ahead[0])
-        groups.setdefault(key, []).append((ahead[1], node))
-    for placed in groups.values():
-        for run in _runs(sorted(placed, key=lambda f: f[0])):
-            read, *rest = ([graph.operands(n)[i].ref for n in run] for i in range(len(graph.operands(run[0]))))
-            axis, stacked = axes[run[0].ref]
-            yield Joint(run, _results(graph, run), axis, (tuple(read[:1]), *map(tuple, rest)), stacked)
 
+    def __init__(self, graph: Graph, masks: Mapping[Ref, int], orders: Reordering) -> None:
+        self._graph, self._masks, self._orders = graph, masks, orders
+        self._fates = _fates(graph, masks)
+        self._rank = {node.ref: rank for rank, node in enumerate(graph.nodes())}
 
-def _runs(placed: Sequence[tuple[int, Node]]) -> Iterator[tuple[Node, ...]]:
-    """Nodes at places that follow one another, where there are two or more."""
-    run: list[tuple[int, Node]] = []
-    for place, node in placed:
-        if run and place != run[-1][0] + 1:
-            yield from _long(run)
-            run = []
-        run.append((place, node))
-    yield from _long(run)
+    def joints(self) -> Iterator[Joint]:
+        """Those that could be joined, if what follows them can."""
+        graph, groups = self._graph, dict[Hashable, list[Node]]()
+        for node in graph.nodes():
+            axes = _layer_axes(graph, node) if node.op.name in LAYERS and node.ref in self._masks else None
+            fate = self._fate(node)
+            if axes is None or not fate.places:
+                continue
+            source, weight = graph.operands(node)[:2]
+            inner = tuple(n for d, n in enumerate(weight.shape) if d != axes[1][1])
+            alike = (*_kind(graph, node), source.ref, self._masks[node.ref], inner, weight.dtype)
+            groups.setdefault((*alike, fate.number), []).append(node)
+        for nodes in groups.values():
+            for run in self._runs(nodes) if len(nodes) > 1 else ():
+                yield self._joint(run)
 
+    def _fate(self, node: Node) -> Fate:
+        return self._fates[self._graph.results(node)[0].ref]
 
-def _long(run: Sequence[tuple[int, Node]]) -> Iterator[tuple[Node, ...]]:
-    if len(run) > 1:
-        yield tuple(node for _, node in run)
+    def _runs(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, ...]]:
+        """The nodes in order; in runs of neighbours where the order of some Concat is fixed."""
+        places = self._fate(nodes[0]).places
+        fixed = {c for c in places if not self._orders.allows(c)}
+        # all that is added to one another before the last Concat is in its order
+        concat = max(fixed or places, key=self._rank.__getitem__)
+        placed = sorted(((self._fate(n).places[concat], n) for n in nodes), key=lambda f: f[0])
+        runs: list[list[Node]] = []
+        for i, (place, node) in enumerate(placed):
+            if not runs or (fixed and place != placed[i - 1][0] + 1):
+                runs.append([])
+            runs[-1].append(node)
+        return (tuple(run) for run in runs if len(run) > 1)
+
+    def _joint(self, run: tuple[Node, ...]) -> Joint:
+        graph, (axis, stacked) = self._graph, _layer_axes(self._graph, run[0]) or (0, ())
+        read, *rest = ([graph.operands(n)[i].ref for n in run] for i in range(len(graph.operands(run[0]))))
+        operands = (tuple(read[:1]), *map(tuple, rest))
+        return Joint(run, _results(graph, run), axis, operands, stacked, run[0].attrs)
 
 
 def _results(graph: Graph, nodes: Sequence[Node]) -> Members:
@@ -157,9 +205,9 @@ class _Rows:
     """All that could be joined, and of that what stands."""
 
     def __init__(self, graph: Graph) -> None:
-        self._graph, self._masks = graph, graph.needed_masks()
+        self._graph, self._masks, self.orders = graph, graph.needed_masks(), Reordering(graph)
         self._made: dict[Members, Joint] = {}
-        starts = {j.nodes[0].ref: j for j in _siblings(graph, self._masks)}
+        starts = {j.nodes[0].ref: j for j in _Siblings(graph, self._masks, self.orders).joints()}
         first: dict[ValueRef, Members] = {}
         for node in graph.nodes():
             joint = starts.get(node.ref) or self._follows(node, first)
@@ -187,9 +235,17 @@ class _Rows:
     def _covered(self, joint: Joint, node: Node, position: int) -> bool:
         """Whether a reader of one of the values is joined as well, or has all of them."""
         if node.op.name == "Concat":
-            return node.attrs["axis"] == joint.axis and _place(self._graph, node, joint.members) is not None
+            return node.attrs["axis"] == joint.axis and self._has(node, joint.members)
         others = (j for j in self._made.values() if any(n.ref == node.ref for n in j.nodes))
         return any(position < len(j.operands) and j.operands[position] == joint.members for j in others)
+
+    def _has(self, concat: Node, members: Members) -> bool:
+        """Whether a Concat has, or can have, the values one after the other, each of them once."""
+        operands = [v.ref for v in self._graph.operands(concat)[:]]
+        if sorted(o for o in operands if o in members) != sorted(members):
+            return False
+        start = operands.index(members[0])
+        return tuple(operands[start : start + len(members)]) == members or self.orders.allows(concat.ref)
 
     # ------------------------------------------------------------------ what goes on with a row
     def _follows(self, node: Node, first: Mapping[ValueRef, Members]) -> Joint | None:
@@ -215,25 +271,25 @@ class _Rows:
         return tuple(found) if len({n.ref for n in found}) == len(found) else None
 
     def _same(self, a: Node, b: Node) -> bool:
-        return (
-            a.op is b.op
-            and attribute_key(a.attrs) == attribute_key(b.attrs)
-            and a.absent == b.absent
-            and len(self._graph.operands(a)) == len(self._graph.operands(b))
-            and self._masks.get(a.ref) == self._masks.get(b.ref)
-        )
+        alike = _kind(self._graph, a) == _kind(self._graph, b)
+        return alike and self._masks.get(a.ref) == self._masks.get(b.ref)
 
     def _joint(self, nodes: tuple[Node, ...], position: int, row: Joint) -> Joint | None:
         graph, op = self._graph, nodes[0].op
         results = [graph.results(n)[0] for n in nodes]
         read = [graph.value(m) for m in row.members]
-        axis = _leading(results[0]) if op.reinterprets else row.axis
+        axis = row.axis
+        if op.reinterprets and not _same_in_front(read, results, axis):
+            axis = _leading(results[0])
         if not _alike(results, axis):
             return None
         if op.reinterprets:
-            fits = all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
+            ones = all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
+            fits = ones or _same_in_front(read, results, axis)
         elif isinstance(op, Broadcast):
             fits = _spans(read, results, axis)
+        elif op.name == "Conv":
+            fits = axis == 1 and all(map(self._is_grouped, nodes)) and len(set(map(self._per_group, nodes))) == 1
         else:
             fits = axis == 1 and (isinstance(op, (Pool, GlobalPool)) or op.name == "BatchNormalization")
         if not fits:
@@ -248,7 +304,17 @@ class _Rows:
                 return None
             operands.append(found[0] or None)
             axes.append(found[1])
-        return Joint(nodes, tuple(r.ref for r in results), axis, tuple(operands), tuple(axes))
+        attrs = nodes[0].attrs
+        if op.name == "Conv":
+            attrs = {**attrs, "group": sum(int(n.attrs["group"]) for n in nodes)}
+        return Joint(nodes, tuple(r.ref for r in results), axis, tuple(operands), tuple(axes), attrs)
+
+    def _is_grouped(self, node: Node) -> bool:
+        return _grouped(self._graph, node)
+
+    def _per_group(self, node: Node) -> int:
+        """Channels that a group makes."""
+        return self._graph.results(node)[0].shape[1] // int(node.attrs["group"])
 
     def _column(
         self, op: Op, values: Sequence[Value], results: Sequence[Value], axis: int
@@ -262,12 +328,13 @@ class _Rows:
             return (column, axis) if fits else None
         if op.reinterprets:  # the shape, which the joint result decides
             return column[:1], 0
-        own = 0 if op.name == "BatchNormalization" else values[0].rank - results[0].rank + axis
+        spread = isinstance(op, Broadcast)
+        own = values[0].rank - results[0].rank + axis if spread else 0
         along = [v.shape[own] if 0 <= own < v.rank else 1 for v in values]
-        if set(along) == {1} and _equal(values):
+        if spread and set(along) == {1} and _equal(values):
             return column[:1], 0
         stacked = own >= 0 and along == [r.shape[axis] for r in results] and _alike(values, own)
-        return (column, own) if stacked and all(map(_plain, values)) else None
+        return (column, own) if stacked and all(map(is_plain, values)) else None
 
 
 def _alike(values: Sequence[Value], axis: int) -> bool:
@@ -285,7 +352,7 @@ def _equal(values: Sequence[Value]) -> bool:
     """Whether all are one value, or constants of the same numbers."""
     first = values[0]
     return all(v.ref == first.ref for v in values) or all(
-        _plain(v) and v.type == first.type and np.array_equal(v.constant, first.constant) for v in values
+        is_plain(v) and v.type == first.type and np.array_equal(v.constant, first.constant) for v in values
     )
 
 
@@ -294,30 +361,50 @@ def _leading(value: Value) -> int:
     return next((d for d, n in enumerate(value.shape) if n > 1), value.rank - 1)
 
 
+def _same_in_front(values: Sequence[Value], results: Sequence[Value], axis: int) -> bool:
+    """Whether each result has the axes in front of this one that its value has."""
+    return all(r.rank > axis and v.shape[:axis] == r.shape[:axis] for v, r in zip(values, results, strict=True))
+
+
 def _in_front(value: Value, axis: int) -> bool:
     """Whether nothing but ones is in front of an axis: then what lies along it lies one after the other."""
     return all(n == 1 for n in value.shape[:axis])
 
 
-def _place(graph: Graph, concat: Node, members: Members) -> int | None:
-    """Where the values stand one after the other among the operands of a Concat, each of them once."""
-    operands = [v.ref for v in graph.operands(concat)[:]]
-    if members[0] not in operands or sum(o in members for o in operands) != len(members):
-        return None
-    start = operands.index(members[0])
-    return start if tuple(operands[start : start + len(members)]) == members else None
-
-
 # ---------------------------------------------------------------------- rewriting
-def _carry_out(graph: Graph, joints: Sequence[Joint]) -> None:
+def _carry_out(graph: Graph, joints: Sequence[Joint], orders: Reordering) -> None:
     made: dict[Members, ValueRef] = {}
-    concats: dict[NodeRef, Node] = {}
+    concats = {n.ref: n for j in joints for m in j.members for n, _ in graph.uses(m) if n.op.name == "Concat"}
+    rows = {m: j.members for j in joints for m in j.members}
+    parts = {ref: _side_by_side([v.ref for v in graph.operands(n)[:]], rows) for ref, n in concats.items()}
+    for ref, concat in concats.items():
+        order = _order(graph, concat, parts[ref])
+        if np.any(np.diff(order) < 0):
+            orders.put(graph, ref, order)
     for joint in joints:
         made[joint.members] = _one(graph, joint, made)
-        readers = (n for m in joint.members for n, _ in graph.uses(m) if n.op.name == "Concat")
-        concats |= {n.ref: n for n in readers}
-    for concat in concats.values():
-        _shorten(graph, concat, made)
+    for ref, concat in concats.items():
+        _shorten(graph, concat, [made.get(part, part[0]) for part in parts[ref]])
+
+
+def _side_by_side(operands: Sequence[ValueRef], rows: Mapping[ValueRef, Members]) -> list[Members]:
+    """What a Concat has, with the values of a row where the first of them was."""
+    found: list[Members] = []
+    for operand in operands:
+        part = rows.get(operand, (operand,))
+        if len(part) == 1 or part not in found:
+            found.append(part)
+    return found
+
+
+def _order(graph: Graph, concat: Node, parts: Sequence[Members]) -> np.ndarray:
+    """Which of its channels now each channel will be when a Concat has its values in the order of the parts."""
+    axis, start = int(concat.attrs["axis"]), 0
+    held: dict[ValueRef, list[np.ndarray]] = {}
+    for value in graph.operands(concat)[:]:
+        held.setdefault(value.ref, []).append(start + np.arange(value.shape[axis]))
+        start += value.shape[axis]
+    return np.concatenate([held[ref].pop(0) for part in parts for ref in part])
 
 
 def _one(graph: Graph, joint: Joint, made: Mapping[Members, ValueRef]) -> ValueRef:
@@ -342,17 +429,12 @@ def _one(graph: Graph, joint: Joint, made: Mapping[Members, ValueRef]) -> ValueR
     result = graph.add_value(graph.fresh(f"{first.ref}/joined"), replace(first.type, shape=shape))
     origin = tuple(dict.fromkeys(o for n in joint.nodes for o in n.origin))
     node = joint.nodes[0]
-    graph.add_node(graph.fresh(f"{node.ref}/joined"), node.op, node.attrs, operands, [result.ref], origin)
+    graph.add_node(graph.fresh(f"{node.ref}/joined"), node.op, joint.attrs, operands, [result.ref], origin)
     return result.ref
 
 
-def _shorten(graph: Graph, concat: Node, made: Mapping[Members, ValueRef]) -> None:
+def _shorten(graph: Graph, concat: Node, operands: Sequence[ValueRef]) -> None:
     """Let a Concat read rows instead of their values; it goes where it reads one row alone."""
-    operands = [v.ref for v in graph.operands(concat)[:]]
-    for members, row in made.items():
-        start = next((i for i in range(len(operands)) if tuple(operands[i : i + len(members)]) == members), None)
-        if start is not None:
-            operands[start : start + len(members)] = [row]
     (old,) = graph.results(concat)
     if len(operands) == 1:
         graph.replace_uses(old.ref, operands[0])
