@@ -277,21 +277,25 @@ def maker_axes(site: Site) -> tuple[Axis, Axis] | None:
 
 
 def recurrent_problem(site: Site) -> str:
-    """Why hidden units of a recurrent layer cannot be computed label by label, as a phrase; empty where they can.
+    """Why hidden units of a recurrent layer have no labels, as a phrase; empty where they do."""
+    if site.int("layout"):
+        return "is read whole: it has samples first (layout 1), and a split needs steps first"
+    if site.operands.optional(LENS) is not None:
+        return "is read whole: sequences end where their own lengths say, before the states that a split reads"
+    given = [site.operands.optional(i) for i in (W, R, B, H0, C0, P)]
+    if any(v is not None and v.data is None for v in given):
+        return "is read whole: its weights or initial states are computed"
+    return ""
+
+
+def one_label(site: Site) -> str:
+    """Why all hidden units of a recurrent layer have the same label, as a phrase; empty where each has its own.
 
     An LSTM or RNN adds up products with the states of other units, which may as well be inputs that are known
     already. A GRU first multiplies them by its reset gate.
     """
-    if site.node.op.name == "GRU":
-        return "keeps one label: its reset gate multiplies the recurrent term, so a split would not be exact"
-    if site.int("layout"):
-        return "keeps one label: it has samples first (layout 1), and a split needs steps first"
-    if site.operands.optional(LENS) is not None:
-        return "keeps one label: sequences end where their own lengths say, before the states that a split reads"
-    given = [site.operands.optional(i) for i in (W, R, B, H0, C0, P)]
-    if any(v is not None and v.data is None for v in given):
-        return "keeps one label: its weights or initial states are computed"
-    return ""
+    gru = site.node.op.name == "GRU"
+    return "its reset gate multiplies the recurrent term, so a split would not be exact" if gru else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ their initial state where there is no step before. For every gate
     X_S = Concat(x of the sets that contain S, h_S'(t - 1) for S' > S),   W_S = [W_S | R_S,S'],   R_S = R_S,S
 
 which is the whole layer with the forbidden weights left out. The reverse direction is shifted the other way: where
-something larger is read, each direction is a node of its own.
+something larger is read, each direction is a node of its own. Layers whose units have one label are one node.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from compiler.errors import VerifyError
 from compiler.ir.graph import Attrs, Graph, NodeRef, Site, Value
 from compiler.ir.op import operator
 from compiler.ir.ops.recurrent import C0, H0, B, P, R, W
 from compiler.ir.types import DType, ValueRef
-from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.channels import ChannelMap, one_label
 from compiler.passes.merge.emit import concat, emit, member_mean, parameter
 from compiler.passes.merge.entries import Entry, counterparts
 from compiler.passes.merge.labels import Channel, Slab
@@ -82,8 +83,10 @@ class Cells:
         return [c for c in self._cells if c.mask & mask == mask]
 
     def add(self, cell: Cell, entries: Sequence[Entry]) -> None:
-        """Emit what computes a cell from `entries` and the cells above it."""
+        """Emit what computes a cell from `entries` and the cells above it: none in a layer of one label."""
         above = self.above(cell.mask)
+        if above and (reason := one_label(self._site)):
+            raise VerifyError(f"{cell.name}: units have more labels than one, but {reason}")
         operands = self._operands(cell, entries, above)
         read = [e.value for e in entries]
         cell.states = operands.get(H0)

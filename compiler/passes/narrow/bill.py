@@ -20,7 +20,7 @@ from compiler.ir.graph import Site
 from compiler.ir.op import MacOp
 from compiler.ir.types import TaskSet, ValueRef
 from compiler.passes.merge.channels import MAKERS, Matrix, Role, matrices
-from compiler.passes.narrow.copies import Copies, frozen_channels
+from compiler.passes.narrow.copies import Copies, frozen_channels, joint_channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +73,8 @@ class Bill:
         self._names = copies.tasks
         self.frozen = frozen_channels(copies)
         """Per channel whether its label has to stay."""
+        self.joint = joint_channels(copies)
+        """Per channel whether it goes from all of its tasks or from none."""
         self.layers: list[Layer] = []
         self.each: list[Each] = []
         self._fixed = np.zeros(1 << self.tasks)

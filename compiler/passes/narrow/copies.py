@@ -13,7 +13,7 @@ import numpy as np
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.relations import where
 from compiler.ir.types import Axis, NodeRef, ValueRef
-from compiler.passes.merge.channels import ChannelMap, maker_axes
+from compiler.passes.merge.channels import ChannelMap, maker_axes, one_label
 from compiler.passes.merge.labels import Channel, Labelling, Unit, base_name
 from compiler.passes.merge.match import Alignment, Member, Position, sorted_masks
 from compiler.passes.merge.streams import Stream, Streams
@@ -239,6 +239,17 @@ def _entries(value: Value, axis: Axis) -> int:
 
 def _channel_map(graph: Graph, exclude: Callable[[str], bool]) -> ChannelMap:
     return ChannelMap(graph, exclude, recurrent=True, beside=True)
+
+
+def joint_channels(copies: Copies) -> np.ndarray:
+    """Per channel whether it goes from all of its tasks at once: the layer that makes it has one label."""
+    found = np.zeros(copies.count, bool)
+    for site in copies.original.sites():
+        mask = copies.owners(site.node.ref)
+        made = copies.on(site.results[0], mask) if mask and one_label(site) else None
+        if made is not None:
+            found[made[made >= 0]] = True
+    return found
 
 
 def frozen_channels(copies: Copies) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from compiler import parse_pass
 from compiler.calibration.engine import Engine
-from compiler.errors import PassError
+from compiler.errors import PassError, VerifyError
 from compiler.ir.graph import Graph, Site
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
@@ -24,6 +25,7 @@ from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.narrowing import Narrow
 from compiler.passes.narrow.relabel import relabelled
+from compiler.passes.narrow.steps import Taking
 from compiler.passes.prune.surgery import split_shared
 from tests.codegen.test_generate import check
 from tests.graphs import Builder
@@ -41,7 +43,7 @@ def trunk(
 ) -> Graph:
     """One recurrent layer that all tasks read, over 2 sequences of 5 steps."""
     b = Builder("trunk", 3)
-    ways, gates = 1 + (direction == "bidirectional"), {"LSTM": 4, "RNN": 1}[cell]
+    ways, gates = 1 + (direction == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
     operands = [b.input("x", 5, 2, 4), b.weight(ways, gates * UNITS, 4), b.weight(ways, gates * UNITS, UNITS)]
     operands += [b.weight(ways, 2 * gates * UNITS)]
     results = 3 if cell == "LSTM" else 2
@@ -56,10 +58,10 @@ def trunk(
     return b.done()
 
 
-def forbidden_zeroed(graph: Graph) -> Graph:
-    """The graph without the recurrent weights, and the readers' weights, that `LABELS` do not allow."""
+def forbidden_zeroed(graph: Graph, labels: np.ndarray = LABELS) -> Graph:
+    """The graph without the recurrent weights, and the readers' weights, that labels do not allow."""
     found = graph.copy()
-    may = (LABELS[:, None] & LABELS[None]) == LABELS[:, None]
+    may = (labels[:, None] & labels[None]) == labels[:, None]
     for site in graph.sites():
         if isinstance(site.node.op, Recurrent):
             ref = site.operands[2].ref
@@ -67,16 +69,16 @@ def forbidden_zeroed(graph: Graph) -> Graph:
         elif site.node.op.name == "MatMul":
             bit = next(1 << i for i, t in enumerate(TASKS) if site.results[0].ref in graph.tasks[t].outputs)
             weight = site.operands[1]
-            mine = np.tile((LABELS & bit) > 0, weight.shape[0] // UNITS)
+            mine = np.tile((labels & bit) > 0, weight.shape[0] // UNITS)
             found.update(weight.ref, data=weight.constant * mine[:, None])
     return found.freeze()
 
 
-def labels_of(copies: Copies) -> np.ndarray:
-    """`LABELS` as the numbers of the channels."""
+def labels_of(copies: Copies, labels: np.ndarray = LABELS) -> np.ndarray:
+    """`labels` as the numbers of the channels."""
     (stream,) = copies.streams.streams
     found = copies.full()
-    found[copies.numbers(stream)] = LABELS
+    found[copies.numbers(stream)] = labels
     return found
 
 
@@ -128,6 +130,49 @@ def by_rule(graph: Graph, tasks: tuple[str, ...]) -> int:
     products = sum(width + sum(int(larger & s == s) for larger in LABELS) for s in running)
     heads = sum(int((LABELS >> TASKS.index(t) & 1).sum()) for t in tasks) * SCORES
     return steps * samples * ways * (site.node.op.gates * products + heads)
+
+
+ONE_LABEL = {
+    "gru": ("GRU", {"direction": "bidirectional"}),
+    "gru-after": ("GRU", {"linear_before_reset": 1, "direction": "reverse"}),
+    "gru-no-states": ("GRU", {"states": False}),
+    "gru-clipped": ("GRU", {"clip": 0.4, "activations": ("Sigmoid", "Relu")}),
+}
+TOGETHER = np.array([7, 0, 7, 7, 0, 7, 7, 7, 7])
+"""Per unit of a layer of one label the tasks that have it: all or none."""
+
+
+@pytest.mark.parametrize("layer", ONE_LABEL)
+def test_units_of_one_label_go_as_a_whole(layer):
+    cell, options = ONE_LABEL[layer]
+    graph = trunk(cell, **options)
+    copies = Copies(graph)
+    feeds = inputs(graph)
+    labels = labels_of(copies, TOGETHER)
+    made = relabelled(copies, labels, feeds[:1])
+    expected, found = outputs(forbidden_zeroed(graph, TOGETHER), feeds[1]), outputs(made, feeds[1])
+    assert all(difference(found[t], expected[t]) < 1e-5 for t in TASKS)
+    engine = Engine.of(made).run(feeds[1])
+    assert all(difference(engine[made.tasks[t].outputs[0].name], expected[t]) < 1e-4 for t in TASKS)
+    assert only(made).results[0].shape[3] == 7
+    assert macs(made) == {q: round(n) for q, n in Bill(copies).subsets(labels).items()}
+
+
+@pytest.mark.parametrize("layer", ONE_LABEL)
+def test_nothing_takes_some_tasks_from_units_of_one_label(layer):
+    cell, options = ONE_LABEL[layer]
+    graph = trunk(cell, **options)
+    copies = Copies(graph)
+    bill = Bill(copies)
+    assert bill.joint.all() and not bill.frozen.any()
+    loss = np.random.default_rng(0).random((copies.count, bill.every + 1))
+    runs = bill.runs({})
+    for share in (0.8, 0.5):
+        cost = share * float(bill.by_label(copies.full()) @ runs)
+        labels = Taking(bill, whole=False).down_to(copies.full(), loss, runs, cost)
+        assert labels is not None and set(labels) == {0, bill.every}
+    with pytest.raises(VerifyError, match="more labels than one, but it"):
+        relabelled(copies, labels_of(copies), inputs(graph, 1))
 
 
 def test_nothing_is_multiplied_by_zero():
@@ -192,16 +237,17 @@ def test_a_sequence_of_one_step_reads_initial_states():
 
 
 # ---------------------------------------------------------------------- merge
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
-def test_a_shared_start_loses_nothing_and_all_units_are_for_all(direction):
-    graph = joined(*(recurrent(t, i, direction, (4 + i,)) for i, t in enumerate(TASKS)))
+def test_a_shared_start_loses_nothing_and_all_units_are_for_all(direction, cell):
+    graph = joined(*(recurrent(t, i, direction, (4 + i,), cell=cell) for i, t in enumerate(TASKS)))
     outcome = parse_pass("merge{start=shared}").run(graph, data(graph, 12))
     feeds = feed(graph)
     for task, expected in outputs(graph, feeds).items():
         assert difference(outputs(outcome.graph, feeds)[task], expected) < 1e-5
-    (cell,) = [s for s in outcome.graph.sites() if s.node.op.name == "LSTM"]
-    assert cell.results[0].shape[-1] == 15
-    assert outcome.graph.needed_by()[cell.node.ref] == frozenset(TASKS)
+    shared = only(outcome.graph)
+    assert shared.node.op.name == cell and shared.results[0].shape[-1] == 15
+    assert outcome.graph.needed_by()[shared.node.ref] == frozenset(TASKS)
     assert any("channels 15 for a and b and c (before 4 + 5 + 6)" in n.reason for n in outcome.notes)
 
 
@@ -262,7 +308,8 @@ def test_a_recurrent_layer_that_reads_something_private_too_is_not_shared():
     def net(task: str, seed: int) -> Graph:
         b = Builder(task, seed)
         x = b.input("x", 5, 2, 4)
-        y, _ = b.apply("GRU", x, b.weight(1, 15, 4), b.weight(1, 15, 5), results=2, hidden_size=5)
+        weights = b.weight(1, 15, 4), b.weight(1, 15, 5), None, b.const(np.array([5, 5], np.int32))
+        y, _ = b.apply("GRU", x, *weights, results=2, hidden_size=5)
         own = b.apply("MatMul", b.apply("Squeeze", y, b.const([1])), b.weight(5, 6))
         x = b.apply("Concat", b.apply("MatMul", x, b.weight(4, 6)), own, axis=2)
         y, _ = b.apply("LSTM", x, b.weight(1, 24, 12), b.weight(1, 24, 6), results=2, hidden_size=6)
@@ -308,16 +355,15 @@ def layer(cell: str, lengths: bool = False, computed: bool = False, **attrs: obj
 
 
 WHOLE = {
-    "gru": ("GRU", {}, "its reset gate multiplies the recurrent term, so a split would not be exact"),
-    "gru-after": ("GRU", {"linear_before_reset": 1}, "its reset gate multiplies the recurrent term"),
     "lengths": ("LSTM", {"lengths": True}, "sequences end where their own lengths say"),
+    "gru-lengths": ("GRU", {"lengths": True}, "sequences end where their own lengths say"),
     "layout": ("LSTM", {"layout": 1}, "samples first"),
     "computed": ("LSTM", {"computed": True}, "its weights or initial states are computed"),
 }
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_layers_that_cannot_be_split_stay_whole_with_the_reason(case):
+def test_layers_without_labels_stay_whole_with_the_reason(case):
     cell, options, reason = WHOLE[case]
     graph = layer(cell, **options)
     site = only(graph)
@@ -330,7 +376,7 @@ def test_layers_that_cannot_be_split_stay_whole_with_the_reason(case):
     assert f"{cell} '{site.node.ref}'" in copies.obstacle() and reason in copies.obstacle()
 
 
-@pytest.mark.parametrize("case", ["gru", "lengths"])
+@pytest.mark.parametrize("case", ["gru-lengths", "lengths"])
 def test_narrow_says_what_stays_whole(case):
     pytest.importorskip("torch")
     cell, options, reason = WHOLE[case]
@@ -340,12 +386,18 @@ def test_narrow_says_what_stays_whole(case):
         Narrow()(graph, Resources(calibration=calibration, teacher=graph))
 
 
-def test_a_gru_says_why_it_is_not_shared():
-    graph = joined(recurrent("a", 0, cell="GRU"), recurrent("b", 1, cell="GRU"))
-    outcome = parse_pass("merge{start=shared}").run(graph, data(graph, 12))
-    told = [r.reason for r in outcome.refusals if r.where == "GRU 'a/gru'"]
-    assert len(told) == 1 and "its reset gate multiplies the recurrent term" in told[0]
-    assert macs(outcome.graph) == macs(graph)
+def test_narrowing_shared_grus_leaves_every_layer_one_label():
+    pytest.importorskip("torch")
+    graph = joined(*(recurrent(t, i, "bidirectional", (6, 5), cell="GRU") for i, t in enumerate("ab")))
+    use = data(graph, 64)
+    merged = parse_pass("merge{start=shared}")(graph, use)
+    assert [s.results[0].shape[-1] for s in merged.sites() if s.node.op.name == "GRU"] == [12, 10]
+    teacher = replace(use, teacher=graph)
+    found = parse_pass("narrow{flops=0.5,step=0.2,drawn=32,between=0.1}")(merged, teacher)
+    assert macs(found)[frozenset("ab")] <= 0.5 * macs(merged)[frozenset("ab")]
+    cells = [s for s in found.sites() if s.node.op.name == "GRU"]
+    assert len(cells) == 2 and sum(s.results[0].shape[-1] for s in cells) < 22
+    assert all(found.needed_by()[s.node.ref] == frozenset("ab") for s in cells)
 
 
 def only(graph: Graph) -> Site:

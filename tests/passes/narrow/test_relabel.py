@@ -189,12 +189,13 @@ def test_a_layer_of_one_channel_is_everybodys():
 
 
 def test_what_several_tasks_read_whole_is_made_once_of_everybodys_channels():
-    """A GRU of two tasks: layers in front of it are for both, those behind it and beside it have labels."""
+    """A GRU with lengths: layers in front of it are for both tasks, those behind it and beside it have labels."""
     b = Builder("trunk", 1)
     x = b.input("x", 3, 2, 4)
     for _ in range(2):
         x = b.apply("Relu", b.apply("MatMul", x, b.weight(b.graph.value(x).shape[2], 6)))
-    y, _ = b.apply("GRU", x, b.weight(1, 15, 6), b.weight(1, 15, 5), results=2, hidden_size=5)
+    weights = b.weight(1, 15, 6), b.weight(1, 15, 5), None, b.const(np.array([3, 2], np.int32))
+    y, _ = b.apply("GRU", x, *weights, results=2, hidden_size=5)
     z = b.apply("Relu", b.apply("MatMul", b.apply("Squeeze", y, b.const([1])), b.weight(5, 7)))
     for task in "ab":
         b.task(task, b.apply("MatMul", z, b.weight(7, 2)))
