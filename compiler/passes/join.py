@@ -380,7 +380,7 @@ def _carry_out(graph: Graph, joints: Sequence[Joint], orders: Reordering) -> Non
     for ref, concat in concats.items():
         order = _order(graph, concat, parts[ref])
         if np.any(np.diff(order) < 0):
-            orders.put(graph, ref, order)
+            orders.put(ref, order)
     for joint in joints:
         made[joint.members] = _one(graph, joint, made)
     for ref, concat in concats.items():

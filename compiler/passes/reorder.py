@@ -41,12 +41,12 @@ class Reordering:
         """Whether everything that reads the Concat can follow another order of its channels."""
         return self._blocks(concat) is not None
 
-    def put(self, graph: Graph, concat: NodeRef, order: np.ndarray) -> None:
-        """Write parameters of `graph` for a result of the Concat whose channels are `order` of what it has now.
+    def put(self, concat: NodeRef, order: np.ndarray) -> None:
+        """Write parameters for a result of the Concat whose channels are `order` of what it has now.
 
         The operands are left to the caller. The Concat is one that `allows` holds for.
         """
-        blocks = self._blocks(concat)
+        graph, blocks = self._graph, self._blocks(concat)
         assert blocks is not None
         orders = self._orders(blocks, order)
         for ref in dict.fromkeys(axis.owner for axis in blocks):
