@@ -195,9 +195,7 @@ def _frontier(p: argparse.ArgumentParser) -> None:
         default="latency_us",
         help="the quantity that budgets are in",
     )
-    p.add_argument(
-        "--shares", default="", metavar="A,B", help="budgets, as shares of what the network costs before"
-    )
+    p.add_argument("--shares", metavar="A,B", help="budgets, as shares of what the network costs before")
     p.add_argument("--points", type=int, metavar="N", help="so many budgets down to a quarter of that instead")
     p.add_argument("--pass", dest="pass_", default="compress", metavar="SPEC", help="the pass that meets them")
     p.add_argument("--cache", metavar="DIR", help="keep finished points here, for a run that goes on")

@@ -35,7 +35,7 @@ from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, paths, planning_of, tuned
 from compiler.progress import tracked
-from compiler.release import Release, Say, calibration_of, load_release, silent, transform
+from compiler.release import Release, Say, calibration_of, evaluation_of, load_release, silent, transform
 from compiler.report import summary
 from compiler.settings import Config
 from compiler.staging import staged
@@ -199,6 +199,7 @@ def compile_release(
     sources = {} if tune is not None else planning.sources(goals)
     with staged(root, [g.name for g in goals], force, config.name) as folder:
         release = load_release(config, allow_external_data=allow_external_data, say=say)
+        evaluation_of(config, release.graph)  # what cannot be measured is told before hours of work
         refuse_too_many(release.graph.tasks)
         check_names(config.name, tuple(release.graph.tasks))
         graph, records = transform(release, say=say)

@@ -30,6 +30,9 @@ from compiler.toml_table import Table, amount, flag, kind, number, shape, text, 
 
 METRICS = ("accuracy", "f1", "mae", "rmse")
 
+MOST_SEED = 2**32 - 1
+"""Generators of numpy and torch take it, also multiplied by what tells epochs apart."""
+
 MOST_EVERY = 10
 """Tasks up to which `include = "every"` lists all combinations: 1,023 functions."""
 
@@ -99,7 +102,7 @@ def _config(root: Table, folder: Path) -> Config:
         tasks=tasks,
         inputs=inputs,
         output=root.take("output", text, "dist"),
-        seed=root.take("seed", whole, 0),
+        seed=root.take("seed", _seed, 0),
         calibration=_calibration(root.table("calibration")),
         evaluation=evaluation,
         workload=workload,
@@ -332,6 +335,13 @@ def _name(value: object) -> str:
             f"'{name}' becomes part of C names: lower-case letters, digits and single underscores only"
         )
     return name
+
+
+def _seed(value: object) -> int:
+    seed = whole(value)
+    if seed > MOST_SEED:
+        raise ValueError(f"expected at most {MOST_SEED}, found {seed}")
+    return seed
 
 
 def _metric(value: object) -> str:

@@ -45,6 +45,8 @@ SCHEMA = 1
 SHARES = (0.85, 0.7, 0.55, 0.4, 0.3)
 """Budgets where none are given, as shares of what the network costs before."""
 LEAST_SHARE = 0.25
+MOST_POINTS = 100
+"""Budgets that are spread for a count; each is a network that is made, built and timed."""
 MICRO = 1e6
 
 
@@ -63,6 +65,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.quantity not in get_args(Quantity):
             raise ConfigError(f"a frontier is over {', '.join(get_args(Quantity))}, not '{self.quantity}'")
+        if len(set(self.shares)) < len(self.shares):
+            raise ConfigError(f"a budget is listed twice: {', '.join(f'{s:g}' for s in self.shares)}")
         wrong = [s for s in self.shares if not 0 < s < 1]
         if wrong or not self.shares:
             raise ConfigError(f"budgets are shares between 0 and 1 of the original's cost, not {wrong or 'none'}")
@@ -84,8 +88,8 @@ class Request:
 
 def spread(count: int) -> tuple[float, ...]:
     """`count` shares from close to the whole down to LEAST_SHARE, each the same part of the one before."""
-    if count < 1:
-        raise ConfigError(f"a frontier has at least one budget, not {count}")
+    if not 1 <= count <= MOST_POINTS:
+        raise ConfigError(f"a frontier has at least one budget and at most {MOST_POINTS}, not {count}")
     return tuple(round(LEAST_SHARE ** (n / count), 4) for n in range(1, count + 1))
 
 

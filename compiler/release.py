@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,16 +169,18 @@ def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays]
     return found, arrays
 
 
-def _check_labels(arrays: Arrays, graph: Graph, tasks: Iterable[str]) -> None:
-    """ConfigError where there are neither as many labels as rows of data nor as calls they make, for they are of
-    other data, and where an array is an input, for it holds no labels then."""
+def _check_labels(arrays: Arrays, graph: Graph, tasks: Collection[str]) -> None:
+    """ConfigError where a task has no labels, where there are neither as many as rows of data nor as calls they
+    make, for they are of other data, and where an array is an input, for it holds no labels then."""
     inputs = {v.ref.name for v in graph.inputs}
     if both := [t for t in tasks if t in inputs]:
         raise ConfigError(
             f"the evaluation data cannot hold labels of task '{both[0]}': the array of this name is an input; "
             "call the task otherwise"
         )
-    labelled = [t for t in tasks if t in arrays]
+    if lacking := [t for t in tasks if t not in arrays]:
+        raise ConfigError(f"the evaluation data lacks labels '{lacking[0]}'; it has {', '.join(sorted(arrays))}")
+    labelled = list(tasks)
     with_samples(arrays, labelled)
     value = graph.inputs[0]
     rows, first = len(arrays[value.ref.name]), value.shape[0] if value.rank else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -84,8 +85,52 @@ def test_a_frontier_that_cannot_be_leaves_nothing_behind(tmp_path, capsys):
 
 
 def test_a_bundle_is_verified_on_inputs_of_its_own(tmp_path, capsys):
-    status, _, err = run(capsys, "verify", tmp_path, "--range", "x:0:1")
-    assert status == 2 and "--input and --range are of a model" in err
+    for options in (("--range", "x:0:1"), ("--input", "x:1"), ("--seed", "3"), ("--allow-external-data",)):
+        status, _, err = run(capsys, "verify", tmp_path, *options)
+        assert status == 2 and f"{options[0]}: {tmp_path} is a bundle" in err
+
+
+@pytest.mark.parametrize("command", [["cost"], ["inspect"], ["explain", "plan"]], ids=lambda c: c[-1])
+@pytest.mark.parametrize("option", [["--set", "seed=1"], ["--input", "x:1"]], ids=lambda o: o[0])
+def test_a_bundle_refuses_what_says_how_others_are_read(tmp_path, capsys, command, option):
+    status, _, err = run(capsys, *command, tmp_path, *option)
+    assert status == 2 and f"{option[0]}: {tmp_path} is a bundle" in err
+
+
+def test_diff_refuses_options_of_a_kind_that_neither_side_is(tmp_path, capsys):
+    path = write_release(tmp_path)
+    status, _, err = run(capsys, "diff", tmp_path / "a.onnx", tmp_path / "b.onnx", "--set", "seed=1")
+    assert status == 2 and "--set seed=1: only a release file has keys" in err
+    status, _, err = run(capsys, "diff", path, path, "--input", "image:1")
+    assert status == 2 and "--input image:1: binds axes of a model" in err
+
+
+def test_sources_of_another_kind_are_told_what_they_are(tmp_path, capsys):
+    path = write_release(tmp_path)
+    status, _, err = run(capsys, "verify", path)
+    assert status == 2 and "is a release file; verify reads a model or a bundle" in err
+    for command in (["extract", tmp_path, "--tasks", "a"], ["prune", tmp_path, "--flops", "0.5"]):
+        status, _, err = run(capsys, *command, "-o", tmp_path / "new.onnx")
+        assert status == 2 and "is a folder; give a release file or a model" in err
+
+
+def test_one_share_cannot_be_given_twice(tmp_path, capsys):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    arguments = ["prune", tmp_path / "m.onnx", "--flops", "0.5", "--option", "flops=0.3", "-o", tmp_path / "p.onnx"]
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and "--flops and --option flops are the same" in err
+    status, _, err = run(capsys, *arguments[:2], "--flops", "nan", *arguments[-2:])
+    assert status == 2 and "'nan' is not none or a number" in err
+
+
+def test_missing_labels_are_told_before_anything_is_built(tmp_path, capsys, monkeypatch):
+    path = write_release(tmp_path)
+    np.savez(tmp_path / "data.npz", **{n: a for n, a in np.load(tmp_path / "data.npz").items() if n != "b"})
+    for name in ("compile.generate", "commands.builds.build"):
+        monkeypatch.setattr(f"compiler.{name}", lambda *given, **options: pytest.fail("it was built"))
+    for command in ("compile", "evaluate"):
+        status, _, err = run(capsys, command, path)
+        assert status == 2 and "the evaluation data lacks labels 'b'; it has a, image" in err
 
 
 def test_init_refuses_a_name_that_compile_would_refuse(tmp_path, capsys):

@@ -27,6 +27,8 @@ from compiler.commands.bundles import chosen, one_target, targets_in
 from compiler.commands.common import (
     config_of,
     cost_grid,
+    is_release,
+    of_bundle,
     output_file,
     ranges_of,
     refusal_grid,
@@ -42,7 +44,7 @@ from compiler.ir.onnx_out import save
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, planning_of
-from compiler.release import Say, load_release, transform
+from compiler.release import Say, evaluation_of, load_release, transform
 from compiler.report import summary, to_json
 from compiler.staging import write_whole
 from compiler.workers.choose import open_workers
@@ -216,6 +218,7 @@ def evaluate(args: Namespace, say: Say) -> Result:
     """Every task's metric: originals, graph after the passes, compiled host bundle; gates decide the exit code."""
     config = config_of(args)
     release = load_release(config, allow_external_data=args.allow_external_data, say=say)
+    evaluation_of(config, release.graph)  # what cannot be measured is told before anything is built
     graph, _ = transform(release, say=say)
     with tempfile.TemporaryDirectory(prefix="taskgraft-") as work:
         network = None
@@ -251,10 +254,14 @@ def verify(args: Namespace, say: Say) -> Result:
     """A model against onnxruntime at every stage, or a bundle's digests and self-test."""
     path = Path(args.path)
     if path.is_dir():
-        if args.input or args.range:
-            raise ConfigError(f"--input and --range are of a model; the self-test of {path} has inputs of its own")
+        of_bundle(args, "range", "seed")
         return _verify_bundle(path, args.target, say)
     without_target(args)
+    if is_release(args.path):
+        raise ConfigError(
+            f"{args.path} is a release file; verify reads a model or a bundle. `taskgraft compile` checks a "
+            "release, and `taskgraft evaluate` measures it"
+        )
     found = verify_model(
         path,
         inputs=shapes_of(args.input),

@@ -55,6 +55,10 @@ def graph_of(args: Namespace, say: Say) -> tuple[Graph, Mapping[str, Graph]]:
     if is_release(args.path):
         release, graph = release_of(args, say)
         return graph, release.separate()
+    if Path(args.path).is_dir():
+        raise ConfigError(
+            f"{args.path} is a folder; give a release file or a model. A bundle has its graph as TARGET/merged.onnx"
+        )
     if args.set:
         raise ConfigError(f"--set {args.set[0]}: {args.path} is a model; only a release file has keys")
     say(f"import {args.path}")
@@ -72,6 +76,18 @@ def without_target(args: Namespace) -> None:
     """ConfigError where --target is given beside a model or a release: it chooses among those of a bundle."""
     if args.target:
         raise ConfigError(f"--target {args.target[0]}: {args.path} is no bundle; leave it out")
+
+
+def of_bundle(args: Namespace, *more: str) -> None:
+    """ConfigError where --set, --input, --allow-external-data or an option in `more` is given beside a bundle: they
+    say how a model or a release is read."""
+    options = ("set", "input", "allow_external_data", *more)
+    given = [f"--{o.replace('_', '-')}" for o in options if getattr(args, o, None) not in (None, False, [])]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: {args.path} is a bundle, which nothing of this changes; leave out what is for "
+            "models and releases"
+        )
 
 
 def shapes_of(bindings: list[str]) -> dict[str, tuple[int, ...]]:

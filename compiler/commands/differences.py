@@ -43,6 +43,13 @@ def diff(args: Namespace, say: Say) -> Result:
         raise ConfigError(
             f"--target {args.target[0]}: neither {args.before} nor {args.after} is a bundle; leave it out"
         )
+    sides = [p for p in (args.before, args.after) if not Path(p).is_dir()]
+    if args.set and not any(map(is_release, sides)):
+        raise ConfigError(
+            f"--set {args.set[0]}: only a release file has keys, and neither side is one; leave it out"
+        )
+    if args.input and all(map(is_release, sides)):
+        raise ConfigError(f"--input {args.input[0]}: binds axes of a model, and neither side is one; leave it out")
     before, after = (_side(path, args, say) for path in (args.before, args.after))
     found, costs = changes(before.graph, after.graph), cost_changes(before.graph, after.graph)
     metrics = [

@@ -27,13 +27,13 @@ HONEST = 0.15
 
 def frontier_(args: Namespace, say: Say) -> Result:
     """Write frontier.csv, frontier.json, frontier.html and the network of every point into a folder."""
-    if args.shares and args.points is not None:
+    if args.shares is not None and args.points is not None:
         raise ConfigError("give either --shares or --points")
     target = one_target(args.target) or ""
     folder = Path(args.output)
     if (folder / "frontier.json").exists() and not args.force:
         raise ConfigError(f"{folder} already holds a frontier; --force replaces it")
-    shares = spread(args.points) if args.points is not None else _shares(args.shares) or SHARES
+    shares = spread(args.points) if args.points is not None else _shares(args.shares)
     request = Request(args.budget, shares, args.pass_, target, args.seconds)
     cache = Path(args.cache) if args.cache else folder / ".cache"
     try:
@@ -47,7 +47,9 @@ def frontier_(args: Namespace, say: Say) -> Result:
     return Result(found.record, (_grid(found),), tuple(_lines(found, folder)))
 
 
-def _shares(text: str) -> tuple[float, ...]:
+def _shares(text: str | None) -> tuple[float, ...]:
+    if text is None:
+        return SHARES
     try:
         return tuple(float(s) for s in text.split(",") if s.strip())
     except ValueError:

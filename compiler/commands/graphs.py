@@ -15,6 +15,7 @@ from compiler.commands.common import (
     costs_of,
     graph_of,
     is_release,
+    of_bundle,
     output_file,
     refusal_grid,
     release_of,
@@ -43,6 +44,7 @@ SAMPLES = 256
 def cost(args: Namespace, say: Say) -> Result:
     """Every combination of tasks of a release, a model or a bundle."""
     if Path(args.path).is_dir():
+        of_bundle(args)
         return bundle_costs(Path(args.path), args.target)
     without_target(args)
     graph, report = costs_of(args, say)
@@ -52,6 +54,7 @@ def cost(args: Namespace, say: Say) -> Result:
 def inspect(args: Namespace, say: Say) -> Result:
     """Tensors, operators, tasks and owners of a release, a model or a bundle."""
     if Path(args.path).is_dir():
+        of_bundle(args)
         bundle = chosen(Path(args.path), args.target)
         graph = load(bundle.path / "merged.onnx")
         found = inspect_bundle(bundle, outline_records(graph), outline_tree(graph))
@@ -126,7 +129,10 @@ def prune(args: Namespace, say: Say) -> Result:
         use = Resources(say=say, clock=clock)
     check_patterns(graph, args.exclude, "--exclude")
     options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
-    options |= {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
+    shares = {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
+    if twice := shares.keys() & options.keys():
+        raise ConfigError(f"--{min(twice)} and --option {min(twice)} are the same; give one of them")
+    options |= shares
     if args.calibration:
         limit = SAMPLES if args.samples is None else args.samples
         feeds = open_calibration(args.calibration, Path(), graph.inputs, limit)

@@ -15,7 +15,7 @@ from compiler.codegen.profile import TimedBundle, TimedLibrary, TimedProgram, pr
 from compiler.codegen.target import Target, find_target
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, one_target
-from compiler.commands.common import config_of, graph_of, is_release
+from compiler.commands.common import config_of, graph_of, is_release, of_bundle
 from compiler.errors import ConfigError, TargetError
 from compiler.pipeline import DEFAULT, Pipeline
 from compiler.planning import Planning, paths, planning_of
@@ -27,7 +27,10 @@ def explain_plan(args: Namespace, say: Say) -> Result:
     if not 0 <= args.seconds < float("inf"):
         raise ConfigError(f"--seconds {args.seconds:g}: give the seconds to measure for, or 0 to leave that out")
     path = Path(args.path)
-    return _of_bundle(chosen(path, args.target), args, say) if path.is_dir() else _of_graph(args, say)
+    if not path.is_dir():
+        return _of_graph(args, say)
+    of_bundle(args)
+    return _of_bundle(chosen(path, args.target), args, say)
 
 
 def _of_bundle(bundle: Bundle, args: Namespace, say: Say) -> Result:

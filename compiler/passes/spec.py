@@ -127,8 +127,8 @@ def _first(text: str, hints: tuple[Any, ...]) -> Any:
         try:
             return _read(text, hint)
         except ValueError as error:
-            reasons.append(str(error))
-    raise ValueError(" or ".join(reasons))
+            reasons.append(str(error).removeprefix(f"'{text}' is not "))
+    raise ValueError(f"'{text}' is not {' or '.join(reasons)}")
 
 
 def _scalar(text: str, hint: Any) -> Any:
