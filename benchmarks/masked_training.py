@@ -103,7 +103,7 @@ KERNEL = 3
 
 
 class Convolutional(nn.Sequential):
-    """Three convolutions, the mean over the image, a linear layer: [b, 1, 28, 28] to [b, 10]."""
+    """Three convolutions, each halved by a pooling, and one over what is left: [b, 1, 28, 28] to [b, 10]."""
 
     shape: ClassVar = (1, 1, 28, 28)
 
@@ -111,8 +111,8 @@ class Convolutional(nn.Sequential):
         self.hidden = first, second, third = tuple(hidden)
         super().__init__(_convolution(1, first), nn.ReLU(), nn.MaxPool2d(2))
         self.extend([_convolution(first, second), nn.ReLU(), nn.MaxPool2d(2)])
-        self.extend([_convolution(second, third), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
-        self.append(nn.Linear(third, 10))
+        self.extend([_convolution(second, third), nn.ReLU(), nn.MaxPool2d(2)])
+        self.extend([nn.Conv2d(third, 10, KERNEL), nn.Flatten()])
 
     def matrices(self) -> list[nn.Parameter]:
         """What is pruned: all four layers."""
