@@ -90,7 +90,7 @@ def test_printed_form(spec, printed):
         ("fold-constant", "unknown pass 'fold-constant'; the passes are fold-constants"),
         ("fold-constants{limits=1,size=2}", "no option limits.*no option size"),
         ("fold-constants{limit=many}", "'many' is not a whole number"),
-        ("prune-channels{flops=nan}", "'nan' is not a number"),
+        ("prune-channels{flops=nan}", "'nan' is not none or a number"),
         ("fold-constants{limit}", "cannot read 'limit'"),
         ("fold-constants{limit=1", "is not a pass"),
         ("fold-constants{limit=1,limit=2}", "given twice"),
