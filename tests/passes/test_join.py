@@ -7,38 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler import cost_report
 from compiler.errors import VerifyError
 from compiler.ir.encoding import Unstructured
-from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.reference import evaluate, random_feeds
 from compiler.passes.dead import RemoveDeadCode
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.join import JoinSiblings
 from tests.graphs import Builder
+from tests.passes.joining import count, joined, layers
 from tests.passes.merge import families
 from tests.passes.narrow.test_relabel import shared
-
-AGREES = 1e-5
-
-
-def joined(graph):
-    made = JoinSiblings()(graph)
-    for seed in range(2):
-        feeds = random_feeds(graph, np.random.default_rng(seed))
-        before, after = evaluate(graph, feeds), evaluate(made, feeds)
-        for a, b in zip(graph.outputs, made.outputs, strict=True):
-            assert difference(after[b.ref.name], before[a.ref.name]) < AGREES
-    costs = [{frozenset(r.tasks): r.cost.macs for r in cost_report(g).combinations} for g in (graph, made)]
-    assert costs[0] == costs[1]
-    return made
-
-
-def count(graph, *ops):
-    return sum(n.op.name in ops for n in graph.nodes())
-
-
-def layers(graph):
-    return count(graph, "Conv", "Gemm", "MatMul")
 
 
 @pytest.mark.parametrize("tasks", ["ab", "abc"])

@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler import cost_report
 from compiler.calibration.engine import Engine
 from compiler.ir.encoding import Unstructured
-from compiler.ir.reference import difference, evaluate
+from compiler.ir.reference import evaluate
 from compiler.ir.text import digest
 from compiler.passes.dead import RemoveDeadCode
 from compiler.passes.dedupe import Deduplicate
@@ -21,33 +20,14 @@ from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.relabel import relabelled
 from tests.graphs import Builder
+from tests.passes import joining
+from tests.passes.joining import count, layers
 from tests.passes.merge import families
 from tests.passes.narrow.test_relabel import drawn, shared
 
-AGREES = 1e-5
-
 
 def joined(graph):
-    """The graph after the pass: onnxruntime computes of both the same, and every combination costs what it did."""
-    made = JoinSiblings()(graph)
-    before, after = Engine.of(graph), Engine.of(made)
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        feeds = {v.ref.name: rng.standard_normal(v.shape).astype(np.float32) for v in graph.inputs}
-        expected, found = before.run(feeds), after.run(feeds)
-        for a, b in zip(graph.outputs, made.outputs, strict=True):
-            assert difference(found[b.ref.name], expected[a.ref.name]) < AGREES
-    costs = [{frozenset(r.tasks): r.cost.macs for r in cost_report(g).combinations} for g in (graph, made)]
-    assert costs[0] == costs[1]
-    return made
-
-
-def count(graph, *ops):
-    return sum(n.op.name in ops for n in graph.nodes())
-
-
-def layers(graph):
-    return count(graph, "Conv", "ConvTranspose", "Gemm", "MatMul")
+    return joining.joined(graph, lambda made: Engine.of(made).run)
 
 
 # ---------------------------------------------------------------------- one Concat
