@@ -74,7 +74,7 @@ class Recipe:
     `parameters` the share of its weights that is there at most, in widths of a `multiple`; `narrowed`, `settle`,
     `level`: epochs after channels are pruned, of every round, and of every level; `rates`: of the first training,
     and of the others; `draws`: how often every image is there in an epoch, shifted by up to `reach` pixels;
-    `whole`: layers with one level.
+    `whole`: layers with one level; `mixed`: see `Distil`.
     """
 
     channels: float
@@ -93,6 +93,7 @@ class Recipe:
     whole: tuple[str, ...] = ("last",)
     parameters: float = 1.0
     multiple: int = 16
+    mixed: bool = False
 
     def pruned(self, dense: Graph, use: Resources) -> Graph:
         """Fewer channels: as many as leave the share of FLOPs, and then of weights where these are still more."""
@@ -105,7 +106,14 @@ class Recipe:
 
     def first(self) -> Distil:
         """Training after channels are pruned, towards the dense network's answers and the labels."""
-        return Distil(epochs=self.narrowed, rate=self.rates[0], batch=self.batch, loss="kl", labels=self.labels)
+        return Distil(
+            epochs=self.narrowed,
+            rate=self.rates[0],
+            batch=self.batch,
+            loss="kl",
+            labels=self.labels,
+            mixed=self.mixed,
+        )
 
     def levels(self) -> Distil:
         """Training of levels."""
@@ -167,6 +175,7 @@ LARGE = Recipe(
     recover="none",
     whole=("first", "last"),
     parameters=0.4,
+    mixed=True,
 )
 STUDIES: Mapping[str, Study] = {
     "vgg-cifar10": Study(

@@ -41,7 +41,8 @@ class Distil(Pass):
     `weights`: of tasks, `task:2.0` (1 by default). `labels`: weight of the cross entropy with class labels, where
     the calibration data has them. `patience`: epochs without a better loss on held-out inputs after which it stops
     (0: never). `samples`: how many calibration batches are used (0: all). `device`: auto is a GPU where torch sees
-    one, else cpu.
+    one, else cpu. `mixed`: products of bfloat16 numbers while training, which GPUs and some processors make several
+    times as fast; weights, and what is told of the result, stay in float32.
 
     A network with sparsity levels is trained from the sparsest level up, `epochs` for each: what a level stores
     stays as it is while the next one trains what it adds. `rounds`: before that blocks leave level 0 in so many
@@ -64,6 +65,7 @@ class Distil(Pass):
     patience: int = 0
     samples: int = 0
     device: str = "auto"
+    mixed: bool = False
     rounds: int = 0
     settle: int = 1
 
@@ -103,7 +105,7 @@ class Distil(Pass):
             raise PassError(f"{self.name}: {len(feeds)} calibration batches are too few; give {FEW} or more")
         training, loop = torch_module("distilling", self.name), torch_module("loop", self.name)
         nesting = torch_module("nesting", self.name)
-        recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed)
+        recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed, self.mixed)
         classes = frozenset(graph.tasks if self.loss == "kl" else self.classes)
         labels = {t: a for t, a in use.labels.items() if t in graph.tasks} if self.labels else {}
         checkpoint = self._checkpoint(graph, use, feeds)

@@ -33,13 +33,16 @@ WARM_UP = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. `patience`: epochs without a better held-out loss after which it stops (0: never)."""
+    """How to train. `patience`: epochs without a better held-out loss after which it stops (0: never); `mixed`: see
+    `TorchNet`.
+    """
 
     epochs: int
     batch: int
     rate: float
     patience: int
     seed: int
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Training:
         say: Say = lambda line: None,
     ) -> None:
         self._net, self._objective, self._recipe = net, objective, recipe
+        net.mixed = recipe.mixed
         self._train, self._held_out = train, held_out
         self._file, self._say = checkpoint, say
         self._steps = max(1, -(-len(train) // recipe.batch))

@@ -114,10 +114,11 @@ def torch():
     return pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
 
-def test_a_pruned_network_comes_closer_to_the_originals(torch, original, use):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_pruned_network_comes_closer_to_the_originals(torch, original, use, mixed):
     pruned = PruneChannels(flops=0.6, score="l2")(original, use)
     said = []
-    trained = Distil(epochs=12, batch=16, rate=5e-3).run(pruned, replace(use, say=said.append))
+    trained = Distil(epochs=12, batch=16, rate=5e-3, mixed=mixed).run(pruned, replace(use, say=said.append))
     assert error(trained.graph, original, use) < 0.7 * error(pruned, original, use)
     assert "12 epochs" in str(trained.notes[0])
     assert len(said) == 12 and "s left" in said[0]

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs torch, which the extra [train
 from compiler.ir.graph import Graph, Site  # noqa: E402
 from compiler.ir.types import DType, TensorType  # noqa: E402
 from compiler.training.module import TorchNet  # noqa: E402
+from tests.graphs import Builder  # noqa: E402
 from tests.ir.op_case import OpCase, site_of  # noqa: E402
 from tests.ir.op_cases import CASES  # noqa: E402
 from tests.ir.oracles import assert_close  # noqa: E402
@@ -60,3 +61,19 @@ def test_types_of_the_graph_are_kept():
     graph.set_task("t", [x.ref])
     net = TorchNet(graph.freeze())
     assert net.run(net.feeds({"x": np.ones((2, 1, 3), np.float32)}))[x.ref].dtype == torch.float32
+
+
+def test_mixed_products_have_fewer_bits_and_everything_else_keeps_its_own():
+    b = Builder(seed=1)
+    x = b.input("x", 1, 4, 8, 8)
+    h = b.apply("Relu", b.conv(x, 8, 3))
+    b.task("t", b.apply("Softmax", b.apply("Gemm", b.apply("Flatten", h), b.weight(3, 8 * 36), transB=1), axis=-1))
+    net = TorchNet(b.graph.freeze())
+    feeds = net.feeds({"x": np.random.default_rng(2).normal(size=(5, 1, 4, 8, 8)).astype(np.float32)})
+    (whole,) = net.run(feeds).values()
+    net.mixed = True
+    (mixed,) = net.run(feeds).values()
+    assert mixed.dtype == torch.float32 and all(w.dtype == torch.float32 for w in net.weights.values())
+    assert 1e-5 < float((mixed - whole).detach().abs().max()) < 0.05
+    mixed.square().sum().backward()
+    assert all(w.grad is not None and w.grad.dtype == torch.float32 for w in net.weights.values())
