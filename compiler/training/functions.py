@@ -82,6 +82,11 @@ def _concat(site: Site, tensors: Sequence[Tensor | None]) -> Tensor:
     return torch.cat([t for t in tensors if t is not None], site.int("axis"))
 
 
+@_of("Add")
+def _add(site: Site, tensors: Sequence[Tensor | None]) -> Tensor:
+    return _given(tensors, 0) + _given(tensors, 1)
+
+
 @_of("Relu")
 def _relu(site: Site, tensors: Sequence[Tensor | None]) -> Tensor:
     return torch.relu(_given(tensors, 0))

@@ -16,7 +16,7 @@ from torch import Tensor
 from compiler.errors import VerifyError
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Site, Value
-from compiler.ir.op import MacOp
+from compiler.ir.op import MacOp, Op
 from compiler.ir.ops.recurrent import C0, H0, LENS, Recurrent
 from compiler.ir.reference import difference, evaluate
 from compiler.ir.types import ValueRef
@@ -34,6 +34,9 @@ NORMS = (
     "RMSNormalization",
 )
 """Operators whose scale and shift (operands 1 and 2) are learnt."""
+
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+FOLLOWING = ("Add", "AveragePool", "Concat", "MaxPool", "Relu")
 
 Gates = Mapping[ValueRef, tuple[int, Tensor]]
 """Value -> the axis whose entries are multiplied, and by what: [batch, entries]."""
@@ -123,16 +126,12 @@ class TorchNet:
         def one(inputs: tuple[Tensor, ...], factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             by_ref = {r: (gated[r][0], f) for r, f in zip(refs, factors, strict=True)}
             values = self._sample(dict(zip(names, inputs, strict=True)), by_ref)
-            return tuple(values[r] for r in outputs)
+            return tuple(_whole(values[r]) for r in outputs)
 
         batch = tuple(feeds[n] for n in names), tuple(gated[r][1] for r in refs)
         if not names:  # nothing depends on a sample
             return {r: v[None] for r, v in zip(outputs, one((), ()), strict=True)}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed, cache_enabled=False):
-            made = torch.func.vmap(one)(*batch)
-        if self.mixed:
-            made = tuple(y.float() if y.dtype == torch.bfloat16 else y for y in made)
-        return dict(zip(outputs, made, strict=True))
+        return dict(zip(outputs, torch.func.vmap(one)(*batch), strict=True))
 
     def _sample(self, inputs: Mapping[str, Tensor], gates: Gates) -> dict[ValueRef, Tensor]:
         """Every value for one sample."""
@@ -148,6 +147,8 @@ class TorchNet:
 
     def _results(self, site: Site, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
         op = site.node.op
+        if self.mixed:
+            given = [None if t is None else _as_read(t, op) for t in given]
         if op.reinterprets and given[0] is not None:
             return (given[0].reshape(site.results[0].shape),)
         if op.name in FUNCTIONS and len(site.results) == 1:
@@ -240,6 +241,19 @@ def check_agrees(net: TorchNet, feeds: Sequence[Mapping[str, np.ndarray]]) -> No
                     f"{worst:.1e} of scale from the reference (limit {AGREES:.0e}); an operator's lowering and its "
                     f"evaluation disagree"
                 )
+
+
+def _as_read(data: Tensor, op: Op) -> Tensor:
+    """What an operator of a `mixed` network reads: half of the bits in products, all of them elsewhere, but where
+    rounded numbers are only moved, compared or added.
+    """
+    if op.name in PRODUCTS and data.dtype == torch.float32:
+        return data.to(torch.bfloat16)
+    return data if op.name in (*PRODUCTS, *FOLLOWING) or op.reinterprets else _whole(data)
+
+
+def _whole(data: Tensor) -> Tensor:
+    return data.float() if data.dtype == torch.bfloat16 else data
 
 
 def _gated(value: Value, data: Tensor, gates: Gates) -> Tensor:
