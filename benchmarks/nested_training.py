@@ -163,10 +163,10 @@ class Study:
 
 LARGE = Recipe(
     channels=0.4,
-    narrowed=3,
-    rounds=4,
+    narrowed=5,
+    rounds=8,
     settle=1,
-    level=5,
+    level=12,
     rates=(3e-4, 4e-4),
     batch=512,
     draws=6,
@@ -181,10 +181,10 @@ STUDIES: Mapping[str, Study] = {
     "vgg-cifar10": Study(
         Effort(epochs=5, seed=SEED), Recipe(channels=0.3, narrowed=3, rounds=3, settle=1, level=4)
     ),
-    "vgg16-cifar10": Study(Effort(epochs=28, seed=SEED, batch=512, peak_rate=0.2, reach=4), LARGE),
-    "resnet18-cifar10": Study(Effort(epochs=24, seed=SEED, batch=512, peak_rate=0.4, reach=4), LARGE),
+    "vgg16-cifar10": Study(Effort(epochs=40, seed=SEED, batch=512, peak_rate=0.2, reach=4), LARGE),
+    "resnet18-cifar10": Study(Effort(epochs=36, seed=SEED, batch=512, peak_rate=0.4, reach=4), LARGE),
     "resnet20-cifar10": Study(
-        Effort(epochs=40, seed=SEED, batch=512, peak_rate=0.4, reach=4),
+        Effort(epochs=60, seed=SEED, batch=512, peak_rate=0.4, reach=4),
         replace(LARGE, channels=0.6, parameters=1.0, multiple=4, rates=(6e-4, 1e-3), whole=("last",)),
     ),
 }
