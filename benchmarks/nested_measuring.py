@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from compiler.ir.levels import at_level, level_count
 
 COMPARED = 200
 """Images on which a level is compared with its library of its own, bit for bit."""
-MARGIN = 0.003
-"""Accuracy that counts as that of the dense network."""
 PUBLISHED = {
     "source": "Qin et al., ICTAI 2022, arXiv 2112.10930; means over ResNet-50, PointNet++, GNMT, graph attention",
     "weights_fraction": [0.1338, 0.0538],
@@ -54,30 +51,16 @@ def measured(found: Kept, data: Data, folder: Path) -> dict[str, Any]:
     held, aims = found.record, [Aim(**aim) for aim in found.record["recipe"]["aims"]]
     levels = [{n: compiled(net, p, k) for n, p in parts.items()} for k in range(count)]
     dense, sizes = held["accuracy"]["dense"], zip(held["weights_fraction"], held["flops_fraction"], strict=True)
+    reached = zip(aims, sizes, levels, strict=True)
     return {
         **held,
         "accuracy": {**held["accuracy"], "levels": levels},
         "relative_loss": [1 - level["report"] / dense["report"] for level in levels],
         "pool_bytes": pools | {"over_densest": pools["levels"] / pools["densest"]},
         "wrong_bits": wrong_bits(net, found.levels, data.report.first(COMPARED), folder),
-        "met": met(list(sizes), dense, levels, aims),
+        "met": [aim.met(size, level["report"], dense["report"]) for aim, size, level in reached],
         "published": PUBLISHED,
     }
-
-
-def met(
-    sizes: Sequence[tuple[float, float]],
-    dense: Mapping[str, float],
-    levels: Sequence[Mapping[str, float]],
-    aims: Sequence[Aim],
-) -> list[bool]:
-    """Whether each level has the size of its aim, and the accuracy: that of the dense network at level 0, the
-    published relative loss behind it. On report data.
-    """
-    small = [w <= aim.weights and f <= aim.flops for (w, f), aim in zip(sizes, aims, strict=True)]
-    whole = dense["report"]
-    least = [whole - MARGIN, *(whole * (1 - PUBLISHED["relative_loss"][1]) for _ in aims[1:])]
-    return [s and level["report"] >= x for s, level, x in zip(small, levels, least, strict=True)]
 
 
 def wrong_bits(net: Network, graph: Graph, part: Part, folder: Path) -> list[int]:

@@ -55,15 +55,30 @@ ENDING = 20.0
 
 @dataclass(frozen=True)
 class Aim:
-    """What a level may have of the dense network's weights and FLOPs."""
+    """What a level may have of the dense network's weights and FLOPs, and may lose of its accuracy: a share,
+    and `points` of 1 besides.
+    """
 
     weights: float
     flops: float
+    relative: float = 0.0
+    points: float = 0.003
 
     def excess(self, graph: Graph, dense: Graph) -> float:
         """How much more a graph has, as a share of what it may have; at most 0 where it has no more."""
         weights, flops = fractions(graph, dense)
         return max(weights / self.weights, flops / self.flops) - 1
+
+    def met(self, size: tuple[float, float], accuracy: float, dense: float) -> bool:
+        """Whether a level of such weights and FLOPs, as shares, keeps to it."""
+        small = size[0] <= self.weights and size[1] <= self.flops
+        return small and accuracy >= dense * (1 - self.relative) - self.points
+
+
+AIMS = (Aim(0.134, 0.15), Aim(0.054, 0.045, relative=0.0325, points=0.0))
+"""Published sizes and losses: see `nested_measuring`."""
+PRUNED = Aim(1.0, 1.0)
+"""All that is left after pruning: blocks leave from there."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class Recipe:
     level: int
     rates: tuple[float, float] = (1e-3, 3e-3)
     labels: float = 0.5
-    aims: tuple[Aim, ...] = (Aim(0.134, 0.15), Aim(0.054, 0.045))
+    aims: tuple[Aim, ...] = AIMS
     batch: int = 64
     draws: int = 1
     reach: int = 2

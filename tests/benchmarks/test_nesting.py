@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,16 +135,16 @@ def test_bits_of_a_level_are_compared_with_a_library_of_its_own(dense, tmp_path)
     assert measuring.wrong_bits(other, levels, part, tmp_path / "other") == [0, 3]
 
 
-def test_an_aim_is_met_by_size_and_accuracy_on_report_data():
-    sizes, dense = [(0.13, 0.15), (0.05, 0.045)], {"selection": 0.1, "report": 0.8}
-    aims = training.LARGE.aims
+def test_an_aim_is_met_by_size_and_accuracy():
+    first, second = training.AIMS
+    assert first.met((0.13, 0.15), 0.7975, 0.8) and not first.met((0.13, 0.15), 0.7965, 0.8)
+    assert second.met((0.05, 0.045), 0.7745, 0.8) and not second.met((0.05, 0.045), 0.7735, 0.8)
+    assert not first.met((0.135, 0.1), 0.9, 0.8) and not second.met((0.05, 0.046), 0.9, 0.8)
 
-    def met(first: float, second: float, sizes=sizes) -> list[bool]:
-        return measuring.met(sizes, dense, [{"report": first}, {"report": second}], aims)
 
-    assert met(0.798, 0.7745) == [True, True]
-    assert met(0.796, 0.7735) == [False, False]
-    assert met(0.9, 0.9, [(0.135, 0.1), (0.05, 0.046)]) == [False, False]
+def test_blocks_may_leave_from_all_that_pruning_left(dense):
+    shares = training.shares(dense, dense, replace(RECIPE, aims=(training.PRUNED, *AIMS)))
+    assert shares == (0.0, *training.shares(dense, dense, RECIPE))
 
 
 def test_it_is_a_study_and_says_what_data_it_lacks(tmp_path, capsys):
