@@ -184,6 +184,9 @@ def teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:
         return [f"the original networks lack task {', '.join(missing)}"]
     if [(v.ref, v.type) for v in graph.inputs] != [(v.ref, v.type) for v in teacher.inputs]:
         return ["the original networks have other inputs"]
+    counts = {n: (len(task.outputs), len(teacher.tasks[n].outputs)) for n, task in graph.tasks.items()}
+    if differ := [f"{n} ({own} and {other})" for n, (own, other) in counts.items() if own != other]:
+        return [f"the original networks have other numbers of outputs for task {', '.join(differ)}"]
     return [
         f"output '{a}' has not the type of the original network's '{b}'"
         for name, task in graph.tasks.items()

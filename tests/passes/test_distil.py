@@ -99,6 +99,13 @@ def test_it_says_what_it_lacks(original, use):
         Distil()(original, replace(use, teacher=other))
 
 
+def test_an_original_with_another_number_of_outputs_is_refused(original, use):
+    teacher = original.copy()
+    teacher.set_task("b", [*teacher.tasks["b"].outputs, *teacher.tasks["a"].outputs])
+    with pytest.raises(ConfigError, match=r"other numbers of outputs for task b \(1 and 2\)"):
+        Distil()(original, replace(use, teacher=teacher.freeze()))
+
+
 def test_without_torch_it_says_how_to_get_it(original, use, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
