@@ -1,5 +1,36 @@
-"""One thread per process for linear algebra: the test processes fill the processors already."""
+"""One thread per process for linear algebra: the test processes fill the processors already. Kernels are compiled
+once for all tests."""
 
 import os
+import sys
+
+import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_kernels(tmp_path_factory, request):
+    """Where a test module loads the code generation: kernels that any test of this run has compiled are not
+    compiled again."""
+    lower = sys.modules.get("compiler.codegen.lower")
+    if lower is None:
+        yield None
+        return
+    from tests.kept_kernels import KeptKernels
+
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # of pytest-xdist: the folder that its processes share
+        folder = folder.parent
+    folder = folder / "kernels"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        kept = KeptKernels(lower._compile, folder)
+        patch.setattr(lower, "_compile", kept)
+        yield kept
+
+
+@pytest.fixture
+def fresh_kernels(kept_kernels, monkeypatch):
+    """This test compiles every kernel anew."""
+    monkeypatch.setattr("compiler.codegen.lower._compile", kept_kernels.compile)

@@ -356,7 +356,7 @@ def test_a_value_may_be_called_like_a_buffer_of_another(name: str, tmp_path: Pat
     check(load(model(nodes, {"x": (1, 3, 9, 9)}, {"q": (1, 5), "z": (1, 7, 2, 2)}, data), task="t"), tmp_path)
 
 
-def test_same_graph_gives_the_same_bytes() -> None:
+def test_same_graph_gives_the_same_bytes(fresh_kernels: None) -> None:
     first, second = (generate(multitask(), find_target("host")) for _ in range(2))
     assert first == second
 

@@ -391,7 +391,7 @@ def test_dense_layers_have_no_word_about_zeros() -> None:
     assert "zeros" not in steps(b.done())["conv"]
 
 
-def test_same_weights_give_the_same_bytes() -> None:
+def test_same_weights_give_the_same_bytes(fresh_kernels: None) -> None:
     def net() -> Graph:
         b = Builder()
         y = sparse_conv(b, b.input("x", 1, 32, 8, 8), RegularBlock(sizes=(4, 8) * 16), 32, (3, 3))
