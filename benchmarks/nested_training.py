@@ -194,7 +194,17 @@ LARGE = Recipe(
 )
 STUDIES: Mapping[str, Study] = {
     "vgg-cifar10": Study(
-        Effort(epochs=5, seed=SEED), Recipe(channels=0.3, narrowed=3, rounds=3, settle=1, level=4)
+        Effort(epochs=5, seed=SEED),
+        Recipe(
+            channels=0.3,
+            narrowed=2,
+            rounds=6,
+            settle=1,
+            level=3,
+            aims=(PRUNED, *AIMS),
+            draws=3,
+            mixed=True,
+        ),
     ),
     "vgg16-cifar10": Study(Effort(epochs=40, seed=SEED, batch=512, peak_rate=0.2, reach=4), LARGE),
     "resnet18-cifar10": Study(Effort(epochs=36, seed=SEED, batch=512, peak_rate=0.4, reach=4), LARGE),
