@@ -24,7 +24,7 @@ from compiler.passes.base import Note, Pass, Refusal, Resources, memory_for, tor
 from compiler.passes.spec import named_number
 from compiler.training.answers import numbers
 
-METHOD = "6"
+METHOD = "7"
 """Number of what a checkpoint holds; another one cannot be continued from."""
 
 FEW = 10

@@ -45,8 +45,9 @@ Gates = Mapping[ValueRef, tuple[int, Tensor]]
 def weights(graph: Graph) -> tuple[Value, ...]:
     """The parameters that training may change, sorted by name.
 
-    Constant float operands of product operators (initial states apart), what is added to the result of one, and
-    scale and shift of normalisations. Everything else, such as what an input adapter multiplies with, is fixed.
+    Constant float operands of product operators (initial states apart), what is added to the result of one, scale
+    and shift of normalisations, and tables that are looked up. Everything else, such as what an input adapter
+    multiplies with, is fixed.
     """
     found = {v.ref: v for site in graph.sites() for v in _learnt(graph, site) if v.data is not None}
     return tuple(found[r] for r in sorted(found) if found[r].dtype.is_float)
@@ -59,6 +60,8 @@ def _learnt(graph: Graph, site: Site) -> Iterator[Value]:
         yield from (v for i, v in site.operands.present() if i not in states)
     elif op.name in NORMS:
         yield from (v for i, v in site.operands.present() if i in (1, 2))
+    elif op.name == "Gather" and site.operands[1].data is None:
+        yield site.operands[0]
     elif op.name == "Add":
         makers = [graph.producer(v.ref) for _, v in site.operands.present()]
         if any(m is not None and isinstance(m.op, MacOp) for m in makers):

@@ -80,6 +80,7 @@ class Assembly:
         steps: Mapping[Role, Callable[[Place], None]] = {
             Role.LAYER: self._layer,
             Role.RECURRENT: self._recurrent,
+            Role.TABLE: self._table,
             Role.EACH: self._each,
             Role.ROUTE: self._route,
             Role.WHOLE: self._whole,
@@ -273,6 +274,23 @@ class Assembly:
                 self._run_new([e.value for e in entries], mask)
                 for source in sources:
                     self._entries[source.site.results[result].ref] += entries
+
+    # ------------------------------------------------------------------ tables
+    def _table(self, place: Place) -> None:
+        """Tables by label, looked up by the same indices; nothing is fitted, as they read no channels."""
+        self._settle(place)
+        slabs, kept = self._labelled(place)
+        for source in kept:
+            self._keep(source)
+        for slab in slabs:
+            sources, mask = place.holding(slab.groups), place.mask_of(slab.groups)
+            site = sources[0].site
+            clone = Clone(self.graph, self.streams.channels, sources, (slab,), self._name(sources[0], mask))
+            made = clone.add({1: site.operands[1].ref}, {})
+            self._run_new([made.ref], mask)
+            entry = Entry(made.ref, mask, (slab,), clone.columns(site.results[0]))
+            for source in sources:
+                self._entries[source.site.results[0].ref].append(entry)
 
     def _with_constant(self, name: str, sources: Sequence[Source], product: Value, offset: np.ndarray) -> Value:
         """A product without a place for a constant leaves it to the Add behind it, or gets one."""

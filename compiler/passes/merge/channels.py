@@ -3,8 +3,9 @@
 A channel is an atom of the ties' closure: entries of several axes that exist together, such as a filter, its
 bias, the channel of the map and of every activation behind it. Channels of one layer, or of one residual stream,
 form a group. A node either makes channels from others by constant weights (LAYER), and in a recurrent layer from
-what they were one step before too (RECURRENT), works on each channel alone (EACH), or passes channels on (ROUTE).
-Everything else reads its operands whole (WHOLE): groups it touches keep one owner.
+what they were one step before too (RECURRENT), looks them up in a constant table (TABLE), works on each channel
+alone (EACH), or passes channels on (ROUTE). Everything else reads its operands whole (WHOLE): groups that it
+touches keep one owner.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ class Role(enum.Enum):
 
     LAYER = "layer"
     RECURRENT = "recurrent"
+    TABLE = "table"
     EACH = "each"
     ROUTE = "route"
     WHOLE = "whole"
 
 
-MAKERS = (Role.LAYER, Role.RECURRENT)
-"""Roles of nodes that make channels from others by constant weights."""
+MAKERS = (Role.LAYER, Role.RECURRENT, Role.TABLE)
+"""Roles of nodes that make channels by constant weights."""
 
 ROUTING = ("Concat", "Split", "Slice", "Gather")
 """Operators that move whole channels along their own axis; their other uses are EACH or WHOLE."""
@@ -68,9 +70,9 @@ class Channels:
 class ChannelMap:
     """Groups of a graph, the role of every node, and what each value is made of.
 
-    `exclude(name)`: values and nodes whose channels stay as they are. `recurrent`: hidden units may be labelled one
-    by one; else recurrent layers are read whole. `beside`: layers may read channels beside values that are read
-    whole; whoever says so answers for such a value being for all tasks that read it.
+    `exclude(name)`: values and nodes whose channels stay as they are. `recurrent`: hidden units, and columns of
+    tables, may be labelled one by one; else these layers are read whole. `beside`: layers may read channels beside
+    values that are read whole; whoever says so answers for such a value being for all tasks that read it.
     """
 
     def __init__(
@@ -173,6 +175,9 @@ class ChannelMap:
     def _role(self, site: Site) -> tuple[Role, str]:
         """The role of a node, and for WHOLE why, as a phrase about the groups it touches."""
         what = f"{site.node.op.name} '{site.node.ref}'"
+        if table_axis(site) is not None and self.channel_dim(site.results[0]) is not None:
+            reason = self._table_problem(site)
+            return (Role.WHOLE, f"{what} {reason}") if reason else (Role.TABLE, "")
         if maker_axes(site) is not None:
             recurrent = isinstance(site.node.op, Recurrent)
             reason = self._recurrent_problem(site) if recurrent else ""
@@ -209,6 +214,14 @@ class ChannelMap:
         if reason or self._recurrent:
             return reason
         return "is read whole, because no policy joins hidden units; start=shared and narrow give them labels"
+
+    def _table_problem(self, site: Site) -> str:
+        made = site.results[0]
+        if made.axis(self.channel_dim(made) or 0) != table_axis(site):
+            return "counts them as positions"
+        if self._recurrent:
+            return ""
+        return "is read whole, because no policy joins columns of tables; start=shared and narrow give them labels"
 
     def _is_route(self, site: Site) -> bool:
         """Whether whole channels are moved along their own axis, each group at most once per result."""
@@ -274,6 +287,23 @@ def maker_axes(site: Site) -> tuple[Axis, Axis] | None:
     if isinstance(site.node.op, Recurrent):
         return site.operands[0].axis(2), site.results[0].axis(3)
     return layer_axes(site)
+
+
+def table_axis(site: Site) -> Axis | None:
+    """The axis of the results that has the columns of a constant table [rows, columns], looked up by row; None for
+    every other node.
+    """
+    if site.node.op.name != "Gather" or site.int("axis") or site.operands[1].data is not None:
+        return None
+    table = site.operands[0]
+    looked_up = table.data is not None and table.rank == 2 and table.dtype.is_float
+    return site.results[0].axis(-1) if looked_up else None
+
+
+def made_axis(site: Site) -> Axis | None:
+    """The axis of the results along which a node makes channels by constant weights; None for every other node."""
+    axes = maker_axes(site)
+    return table_axis(site) if axes is None else axes[1]
 
 
 def recurrent_problem(site: Site) -> str:

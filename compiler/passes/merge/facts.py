@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from compiler.ir.ops.recurrent import Recurrent
 from compiler.passes.base import Note, Refusal
 from compiler.passes.merge.assemble import Assembly
-from compiler.passes.merge.channels import MAKERS, maker_axes, recurrent_problem
+from compiler.passes.merge.channels import MAKERS, made_axis, recurrent_problem
 from compiler.passes.merge.labels import label_order
 from compiler.passes.merge.streams import Place, Streams
 
@@ -18,7 +18,7 @@ def facts(streams: Streams, assembly: Assembly | None, losses: Mapping[str, floa
     for place in streams.places:
         if place.role in MAKERS and any(s.groups for s in place.sources):
             told += _layer(streams, assembly, place)
-        elif maker_axes(place.sources[0].site) is not None:
+        elif made_axis(place.sources[0].site) is not None:
             told += _whole(streams, place)
     if assembly is not None and assembly.labelling:
         for task, loss in losses.items():
@@ -41,11 +41,11 @@ def _layer(streams: Streams, assembly: Assembly | None, place: Place) -> list[Re
 def _whole(streams: Streams, place: Place) -> list[Refusal]:
     """Why a layer's results are read whole; nothing about layers that make a task's output."""
     site = place.sources[0].site
-    axes = maker_axes(site)
-    assert axes is not None
+    axis = made_axis(site)
+    assert axis is not None
     where = f"{site.node.op.name} '{site.node.ref}'"
-    groups = [g for g in streams.channels.groups if axes[1] in g.axes and not g.split]
-    reason = groups[0].reason if groups else streams.channels.closure.why(axes[1], 0).partition(": ")[2]
+    groups = [g for g in streams.channels.groups if axis in g.axes and not g.split]
+    reason = groups[0].reason if groups else streams.channels.closure.why(axis, 0).partition(": ")[2]
     if not reason or reason.endswith(("is a task output", "has only one entry")):
         return []
     if not groups and isinstance(site.node.op, Recurrent):

@@ -59,16 +59,24 @@ def _shareable(streams: Streams, stream: Stream, shared: dict[int, Stream]) -> b
 
 def _readable(streams: Streams, place: Place, groups: Sequence[int], shared: dict[int, Stream]) -> bool:
     mask = place.mask_of(groups)
-    read = [s.site.operands[0] for s in place.holding(groups)]
+    read = [s.site.operands[int(place.role is Role.TABLE)] for s in place.holding(groups)]
     if place.role is Role.RECURRENT:  # its weights are not fitted to what is left of what it read
-        return all(_common(streams, v, mask, shared) and _complete(streams, v, shared) for v in read)
+        return all(_common(streams, v, mask, shared) and _complete(streams, v, mask, shared) for v in read)
     return any(_common(streams, v, mask, shared) for v in read)
 
 
-def _complete(streams: Streams, value: Value, shared: dict[int, Stream]) -> bool:
-    """Whether all channels of a value are shared."""
-    owners = [(g, streams.of_group[g].index) for g in streams.channels.parts(value)]
-    return all(index in shared and group in label(streams, shared[index]) for group, index in owners)
+def _complete(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]) -> bool:
+    """Whether all channels of a value are shared, or common to the tasks of `mask` as they are."""
+    return all(
+        group in _held(streams, group, shared) and streams.mask_of(_held(streams, group, shared)) & mask == mask
+        for group in streams.channels.parts(value)
+    )
+
+
+def _held(streams: Streams, group: int, shared: dict[int, Stream]) -> tuple[int, ...]:
+    """The groups that have one label with `group`, itself where nothing of its stream is shared."""
+    stream = shared.get(streams.of_group[group].index)
+    return (group,) if stream is None else label(streams, stream)
 
 
 def _common(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]) -> bool:
@@ -79,10 +87,7 @@ def _common(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]
     origin = streams.origin(value.ref)
     assert isinstance(origin, tuple)
     place = streams.places[origin[0]]
-    labels = [
-        label(streams, shared[streams.of_group[g].index]) for g in parts if streams.of_group[g].index in shared
-    ]
-    return any(place.mask_of(groups) & mask == mask for groups in labels)
+    return any(place.mask_of(_held(streams, group, shared)) & mask == mask for group in parts)
 
 
 def _components(streams: Streams) -> list[Stage]:

@@ -135,7 +135,9 @@ class Streams:
             return False
         if [self._map(v) for v in a.site.results] != [self._map(v) for v in b.site.results]:
             return False
-        return role in MAKERS or self._operands(a.site) == self._operands(b.site)
+        if role is Role.TABLE and a.site.operands[0].shape[0] != b.site.operands[0].shape[0]:
+            return False
+        return role in (Role.LAYER, Role.RECURRENT) or self._operands(a.site) == self._operands(b.site)
 
     def _map(self, value: Value) -> tuple[object, ...]:
         dim = self.channels.channel_dim(value)

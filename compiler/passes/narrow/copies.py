@@ -13,7 +13,7 @@ import numpy as np
 from compiler.ir.graph import Graph, Site, Value
 from compiler.ir.relations import where
 from compiler.ir.types import Axis, NodeRef, ValueRef
-from compiler.passes.merge.channels import ChannelMap, maker_axes, one_label
+from compiler.passes.merge.channels import ChannelMap, made_axis, one_label
 from compiler.passes.merge.labels import Channel, Labelling, Unit, base_name
 from compiler.passes.merge.match import Alignment, Member, Position, sorted_masks
 from compiler.passes.merge.streams import Stream, Streams
@@ -81,8 +81,8 @@ class Copies:
 
     def used_up(self) -> str:
         """What layers of one channel mean, and what to do, on a line of its own; empty where there are none."""
-        axes = ((s, maker_axes(s)) for s in self.original.sites() if not self.original.is_output(s.results[0].ref))
-        found = [s for s, made in axes if made is not None and _entries(s.results[0], made[1]) == 1]
+        axes = ((s, made_axis(s)) for s in self.original.sites() if not self.original.is_output(s.results[0].ref))
+        found = [s for s, made in axes if made is not None and _entries(s.results[0], made) == 1]
         if not found:
             return ""
         more = f" and {len(found) - 1} more have" if len(found) > 1 else " has"

@@ -285,28 +285,6 @@ def test_units_go_behind_a_shared_start():
     assert sum(s.int("hidden_size") for s in pruned.sites() if s.node.op.name == "LSTM") < 24
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_layers_behind_an_embedding_share_where_it_is_common(own):
-    def net(task: str, seed: int) -> Graph:
-        b = Builder(task, seed)
-        tokens = b.apply("Cast", b.input("x", 5, 2), to=7)
-        table = np.random.default_rng(seed if own else 9).standard_normal((11, 4)).astype(np.float32)
-        x = b.apply("Gather", b.const(table), tokens)
-        y, _ = b.apply("LSTM", x, b.weight(1, 24, 4), b.weight(1, 24, 6), results=2, hidden_size=6)
-        b.task(task, b.apply("MatMul", b.apply("Squeeze", y, b.const([1])), b.weight(6, 3)))
-        return b.done()
-
-    graph = joined(net("a", 0), net("b", 1))
-    tokens = np.random.default_rng(0).integers(0, 11, (60, 2)).astype(np.float32)
-    outcome = parse_pass("merge{start=shared}").run(graph, Resources(calibration={"x": tokens}))
-    cells = [n for n in outcome.graph.nodes() if n.op.name == "LSTM"]
-    assert len(cells) == (2 if own else 1)
-    told = [r.reason for r in outcome.refusals if r.where.startswith("LSTM")]
-    assert told == (
-        ["not shared by a and b: what each of them reads there is its own, and read whole"] if own else []
-    )
-
-
 def test_a_recurrent_layer_that_reads_something_private_too_is_not_shared():
     """Its weights are placed and not fitted, so what it could not read under a common label would be lost."""
 
