@@ -42,6 +42,8 @@ EMBEDDED = 64, 32
 """Entries of a word's and of a suffix's vector."""
 HIDDEN = 128
 """Hidden units of the tagger, in each direction."""
+TAGGED = "universal"
+"""Which tags of the treebank it tells."""
 
 Batch = tuple[Tensor, ...]
 """Inputs, then labels with -1 where there is none."""
@@ -171,11 +173,11 @@ def tagger(data: Path, quick: bool) -> Case:
     bank = load_treebank(data / "ud_ewt")
 
     def part(tagged: Tagged, most: int | None = None) -> Batch:
-        return tuple(torch.from_numpy(a[:most]) for a in (tagged.words, tagged.suffixes, tagged.tags))
+        return tuple(torch.from_numpy(a[:most]) for a in (tagged.words, tagged.suffixes, tagged.tags[TAGGED]))
 
     return Case(
         "lstm-tagger",
-        lambda: Tagger(bank.words, bank.suffixes, len(bank.tags)),
+        lambda: Tagger(bank.words, bank.suffixes, len(bank.tags[TAGGED])),
         part(bank.train, 1024 if quick else None),
         part(bank.dev),
         part(bank.test),

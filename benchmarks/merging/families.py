@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.merging.nets import lenet, resnet, small_vgg, wide_vgg
+from benchmarks.merging.nets import lenet, resnet, small_vgg, tagger, wide_vgg
 from benchmarks.peers.client import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -22,7 +22,9 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Inputs [samples, *shape] and class numbers [samples] by task; -1 where a sample is none of the task's."""
+    """Inputs [samples, *shape] and class numbers by task, [samples] or, of several decisions, [samples, decisions];
+    -1 where a sample is none of the task's.
+    """
 
     inputs: np.ndarray
     labels: Mapping[str, np.ndarray]
@@ -218,6 +220,23 @@ OBJECTS = ("vehicle", "road", "pet", "hoofed", "flying")
 FACES = {"gender": 2, "smile": 2, "emotion": 8}
 """Tasks of `benchmarks.merging.faces`, with their classes."""
 
+# ---------------------------------------------------------------------- words
+TAGS = {"universal": 17, "language": 49, "relation": 36}
+"""Tasks of `benchmarks.merging.words`, with their classes."""
+
+WINDOW = 16
+"""Words of a window."""
+
+TABLES = ((8867, 48), (3287, 24))
+"""Rows and columns of the tables of words and of suffixes."""
+
+
+def _words(folder: Path) -> Data:
+    from benchmarks.merging.words import load_words
+
+    return load_words(folder)
+
+
 # ---------------------------------------------------------------------- all of them
 SMALL = (12, 24, 64)
 """Channels and units of a LeNet of two tasks."""
@@ -312,6 +331,16 @@ FAMILIES = {
             Effort(0, 12, 8, 8),
             Effort(800, 4, 2, 2),
             (0.4, 0.27, 0.18, 0.12, 0.08, 0.055, 0.036),
+        ),
+        Family(
+            "taggers",
+            "bidirectional LSTMs over embeddings of English words: universal tag, language's own tag, relation",
+            TAGS,
+            _words,
+            lambda task, seed: tagger(task, TAGS[task], seed, WINDOW, TABLES, 48),
+            Effort(0, 8, 5, 3),
+            Effort(1000, 2, 1, 1),
+            (0.5, 0.4, 0.32, 0.26, 0.2, 0.15, 0.11),
         ),
     )
 }

@@ -12,6 +12,7 @@ from compiler import Graph, load, to_onnx, union
 from compiler.calibration.moments import content_key
 from compiler.files import replace_whole
 from compiler.passes.base import Resources
+from compiler.passes.dedupe import Deduplicate
 from compiler.passes.distil import Distil
 from compiler.passes.fold import FoldConstants
 from compiler.training.answers import answer
@@ -50,7 +51,7 @@ def train_on_labels(graph: Graph, part: Part, task: str, epochs: int, seed: int)
     """Cross entropy on the samples that have a label; one in ten chooses the epoch and is not trained on."""
     net = TorchNet(graph, chosen_device("auto"))
     output = graph.tasks[task].outputs[0]
-    rows = part.labels[task] >= 0
+    rows = (part.labels[task].reshape(len(part.inputs), -1) >= 0).all(axis=1)
     inputs = net.feeds({graph.inputs[0].ref.name: part.inputs[rows][:, None]})
     data = Data(inputs, {}, {task: torch.from_numpy(part.labels[task][rows]).to(net.device)})
     held = torch.arange(len(data), device=net.device) % 10 == 9
@@ -61,8 +62,8 @@ def train_on_labels(graph: Graph, part: Part, task: str, epochs: int, seed: int)
 
 
 def joined(networks: dict[str, Graph]) -> Graph:
-    """The single networks as one graph over their common input."""
-    return FoldConstants()(union(networks, input="x", name="family"))
+    """The single networks as one graph over their common input; what they compute alike is there once."""
+    return Deduplicate()(FoldConstants()(union(networks, input="x", name="family")))
 
 
 def distilled(graph: Graph, use: Resources, epochs: int) -> Graph:
@@ -71,12 +72,12 @@ def distilled(graph: Graph, use: Resources, epochs: int) -> Graph:
 
 
 def accuracy(graph: Graph, part: Part) -> dict[str, float]:
-    """Percent of the samples with a label that every task gets right."""
+    """Percent of the decisions with a label that every task gets right."""
     net = TorchNet(graph, chosen_device("auto"))
     made = predict(net, net.feeds({graph.inputs[0].ref.name: part.inputs[:, None]}), 500)
     found = {}
     for name, task in graph.tasks.items():
-        decided = made[task.outputs[0]].reshape(len(part.inputs), -1).argmax(1).cpu().numpy()
         labels = part.labels[name]
+        decided = made[task.outputs[0]].reshape(*labels.shape, -1).argmax(-1).cpu().numpy()
         found[name] = 100 * float(np.mean((decided == labels)[labels >= 0]))
     return found

@@ -1,18 +1,31 @@
-"""Sentences of a Universal Dependencies treebank as arrays: a word and a suffix number per token, and its tag."""
+"""Sentences of a Universal Dependencies treebank as arrays: a word and a suffix number per token, and its tags."""
 
 from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int64]
-Sentence = list[tuple[str, str]]
+
+
+class Token(NamedTuple):
+    """A word and what each of `COLUMNS` says of it."""
+
+    word: str
+    tags: tuple[str, ...]
+
+
+Sentence = list[Token]
+
+COLUMNS = {"universal": 3, "language": 4, "relation": 7}
+"""Task -> column of CoNLL-U: UPOS, XPOS, and DEPREL without what is behind its colon."""
 
 LENGTH = 48
 """Tokens of a sentence that are read; longer ones are cut."""
@@ -25,11 +38,11 @@ _SUFFIX, _RARE = 3, 2
 
 @dataclass(frozen=True)
 class Tagged:
-    """words and suffixes [sentences, LENGTH], tags likewise with -1 for padding."""
+    """words and suffixes [sentences, LENGTH], and per task tags likewise with -1 for padding."""
 
     words: Numbers
     suffixes: Numbers
-    tags: Numbers
+    tags: Mapping[str, Numbers]
 
 
 @dataclass(frozen=True)
@@ -41,15 +54,17 @@ class Treebank:
     test: Tagged
     words: int
     suffixes: int
-    tags: tuple[str, ...]
+    tags: Mapping[str, tuple[str, ...]]
 
 
 def load_treebank(folder: Path, name: str = "en_ewt-ud") -> Treebank:
-    """Read NAME-{train,dev,test}.conllu.gz; tags are UPOS."""
+    """Read NAME-{train,dev,test}.conllu.gz; tags are those of the first part."""
     parts = {part: list(_sentences(folder / f"{name}-{part}.conllu.gz")) for part in ("train", "dev", "test")}
-    words = _numbering(w.lower() for s in parts["train"] for w, _ in s)
-    suffixes = _numbering(_suffix(w) for s in parts["train"] for w, _ in s)
-    tags = tuple(sorted({t for s in parts["train"] for _, t in s}))
+    tokens = [token for sentence in parts["train"] for token in sentence]
+    words = _numbering(t.word.lower() for t in tokens)
+    suffixes = _numbering(_suffix(t.word) for t in tokens)
+    columns = zip(COLUMNS, zip(*(t.tags for t in tokens), strict=True), strict=True)
+    tags = {task: tuple(sorted(set(found))) for task, found in columns}
     made = {p: _arrays(s, words, suffixes, tags) for p, s in parts.items()}
     return Treebank(made["train"], made["dev"], made["test"], len(words) + 2, len(suffixes) + 2, tags)
 
@@ -59,8 +74,8 @@ def _sentences(path: Path) -> Iterator[Sentence]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             fields = line.rstrip("\n").split("\t")
-            if len(fields) > 3 and fields[0].isdigit():
-                sentence.append((fields[1], fields[3]))
+            if len(fields) > max(COLUMNS.values()) and fields[0].isdigit():
+                sentence.append(Token(fields[1], tuple(fields[c].partition(":")[0] for c in COLUMNS.values())))
             elif not line.strip() and sentence:
                 yield sentence
                 sentence = []
@@ -74,20 +89,27 @@ def _suffix(word: str) -> str:
     return f"{shape}:{word[-_SUFFIX:].lower()}"
 
 
-def _numbering(names: Iterator[str]) -> dict[str, int]:
+def _numbering(names: Iterable[str]) -> dict[str, int]:
     counts = Counter(names)
     frequent = sorted(n for n, c in counts.items() if c >= _RARE)
     return {n: i for i, n in enumerate(frequent, UNKNOWN + 1)}
 
 
 def _arrays(
-    sentences: list[Sentence], words: dict[str, int], suffixes: dict[str, int], tags: tuple[str, ...]
+    sentences: list[Sentence],
+    words: Mapping[str, int],
+    suffixes: Mapping[str, int],
+    tags: Mapping[str, tuple[str, ...]],
 ) -> Tagged:
-    made = Tagged(*(np.full((len(sentences), LENGTH), fill, np.int64) for fill in (NOTHING, NOTHING, -1)))
-    place = {t: i for i, t in enumerate(tags)}
+    def filled(number: int) -> Numbers:
+        return np.full((len(sentences), LENGTH), number, np.int64)
+
+    made = Tagged(filled(NOTHING), filled(NOTHING), {task: filled(-1) for task in tags})
+    places = {task: {t: i for i, t in enumerate(names)} for task, names in tags.items()}
     for row, sentence in enumerate(sentences):
-        for column, (word, tag) in enumerate(sentence[:LENGTH]):
-            made.words[row, column] = words.get(word.lower(), UNKNOWN)
-            made.suffixes[row, column] = suffixes.get(_suffix(word), UNKNOWN)
-            made.tags[row, column] = place.get(tag, -1)
+        for column, token in enumerate(sentence[:LENGTH]):
+            made.words[row, column] = words.get(token.word.lower(), UNKNOWN)
+            made.suffixes[row, column] = suffixes.get(_suffix(token.word), UNKNOWN)
+            for (task, place), tag in zip(places.items(), token.tags, strict=True):
+                made.tags[task][row, column] = place.get(tag, -1)
     return made

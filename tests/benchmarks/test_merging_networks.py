@@ -13,10 +13,24 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from benchmarks.merging import faces
-from benchmarks.merging.families import FACES, FAMILIES, OBJECTS, REPORTED, Data, Effort, Family, Part
-from benchmarks.merging.nets import lenet, resnet, small_vgg, wide_vgg
+from benchmarks.merging.families import (
+    FACES,
+    FAMILIES,
+    OBJECTS,
+    REPORTED,
+    TABLES,
+    TAGS,
+    WINDOW,
+    Data,
+    Effort,
+    Family,
+    Part,
+)
+from benchmarks.merging.nets import lenet, resnet, small_vgg, tagger, wide_vgg
+from benchmarks.merging.training import joined
 from benchmarks.networks import Net
-from compiler import cost_report, load
+from compiler import cost_report, load, parse_pass
+from compiler.passes.base import Resources
 from tests.shared import shared_path
 
 MACS = {
@@ -28,6 +42,7 @@ MACS = {
     "cifar-five-wide": 34_800_000,
     "faces": 15_106_176,
     "faces-resnet": 12_501_120,
+    "taggers": 763_392,
 }
 
 
@@ -41,7 +56,9 @@ def test_networks_have_the_size_that_is_told(name):
     task, classes = next(iter(family.tasks.items()))
     model = family.network(task, 0)
     assert macs_of(model) == MACS[name]
-    assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, classes]
+    decisions = WINDOW if name == "taggers" else 1
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    assert shape[-1] == classes and np.prod(shape) == decisions * classes
     told = re.search(r"(\d+) million", family.what)
     assert told is None or int(told[1]) == round(MACS[name] / 1e6)
 
@@ -50,7 +67,7 @@ def test_every_family_goes_below_where_it_starts_and_every_task_has_its_classes(
     for family in FAMILIES.values():
         assert list(family.shares) == sorted(set(family.shares), reverse=True) and family.shares[0] < 1
         outputs = {t: family.network(t, 0).graph.output[0].type.tensor_type.shape for t in family.tasks}
-        assert {t: s.dim[1].dim_value for t, s in outputs.items()} == dict(family.tasks), family.name
+        assert {t: s.dim[-1].dim_value for t, s in outputs.items()} == dict(family.tasks), family.name
 
 
 def test_layers_are_those_of_the_docstrings():
@@ -197,3 +214,28 @@ def test_classes_of_the_archive_are_numbered_in_the_order_of_their_names():
     with zipfile.ZipFile(shared_path("data", "cifar10_jpg", "cifar10_jpg.zip")) as archive:
         found = {n.split("/")[1] for n in archive.namelist() if n.endswith(".jpg")}
     assert tuple(sorted(found)) == KINDS
+
+
+def test_taggers_share_their_tables_and_their_layer():
+    tables = ((7, 3), (5, 2))
+    networks = {t: load(tagger(t, 4, seed, 6, tables, 3), task=t) for seed, t in enumerate(TAGS)}
+    family = joined(networks)
+    read = np.stack([np.random.default_rng(k).integers(0, rows, (12, 6)) for k, (rows, _) in enumerate(tables)], 1)
+    merged = parse_pass("merge{start=shared}")(family, Resources(calibration={"x": read[:, None]}))
+    shared = [n.op.name for n in merged.nodes() if merged.needed_by()[n.ref] == frozenset(TAGS)]
+    assert shared.count("LSTM") == 1 and [n.op.name for n in merged.nodes()].count("LSTM") == 1
+    looked_up = [
+        s.operands[0].shape for s in merged.sites() if s.node.op.name == "Gather" and s.operands[0].data is not None
+    ]
+    assert sorted({rows for rows, _ in looked_up}) == [5, 7]
+    assert sum(columns for rows, columns in looked_up if rows == 7) == 3 * 3
+
+
+def test_windows_are_running_text_with_every_tag():
+    data = FAMILIES["taggers"].load(shared_path("data"))
+    assert data.train.inputs.shape == (12580, 2, WINDOW) and data.train.inputs.min() > 0
+    assert tuple(data.train.inputs.max(axis=(0, 2)) + 1) == tuple(rows for rows, _ in TABLES)
+    for task, classes in TAGS.items():
+        labels = data.train.labels[task]
+        assert labels.shape == (12580, WINDOW) and labels.min() == 0 and labels.max() == classes - 1
+        assert data.report.labels[task].min() >= -1
