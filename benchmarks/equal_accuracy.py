@@ -2,8 +2,8 @@
 lost whole channels, both in onnxruntime, and against the same sparse network in deepsparse.
 
 The network (`--network`: a perceptron or a convolutional one, on MNIST), its data and its training are those of
-benchmarks/masked_training.py. The sparse one lost hidden units or channels and has what remains in blocks, or has
-blocks alone; the narrow one is what onnxsim's structured pruning makes,
+benchmarks/masked_training.py. The sparse one lost hidden units or channels and has what remains in blocks or whole,
+or has blocks alone; the narrow one is what onnxsim's structured pruning makes,
 uniformly in all hidden layers, with the same rounds, epochs and rates in between. One rule chooses both: fewer and
 fewer weights, until the development part loses more than half a point against the dense network; the last that does
 not is taken. The accuracies to be compared are those of the test part, which chose nothing; that of ours also as
@@ -32,6 +32,7 @@ from benchmarks.gradual import weights
 from benchmarks.host import versions
 from benchmarks.masked_training import (
     CASES,
+    CHANNELS,
     NARROW_BLOCKS,
     Case,
     Convolutional,
@@ -61,8 +62,8 @@ from models.training.masked import PATTERNS, Masks
 NETWORKS = ("mlp-mnist", "cnn-mnist")
 INPUT, OUTPUT = "image", "digit"
 SEED = 0
-PATTERNS_OF_BLOCKS, HEIGHT = (NARROW_BLOCKS, "block16x1"), 16
-"""What may be made sparse by: blocks in what remains of fewer hidden units, or blocks alone."""
+PATTERNS_OF_OURS, HEIGHT = (NARROW_BLOCKS, "block16x1", CHANNELS), 16
+"""What ours may be made by: blocks in what remains of fewer hidden units, blocks alone, or fewer units alone."""
 DENSITIES = (1 / 8, 1 / 10, 1 / 13, 1 / 16, 1 / 20, 1 / 25)
 """Shares of the weights that are tried, one after another."""
 WIDTHS = (1 / 4, 0.18, 1 / 8, 0.09, 1 / 16)
@@ -204,7 +205,8 @@ def study(
     sparse = smallest(densities, lambda d: pruned(case, start, pattern, d, SEED, store), start, allowed)
     narrow = smallest(widths, lambda s: narrowed(case, start, s, SEED, store), start, allowed)
     file = exported(case, sparse.trained, settings.kept / "equal-accuracy-blocks.onnx")
-    graph = blocked(through(load(file, task=OUTPUT), SAME_SHAPES))
+    graph = through(load(file, task=OUTPUT), SAME_SHAPES)
+    graph = graph if pattern == CHANNELS else blocked(graph)
     folder = compiled(graph, digest(graph), settings.kept, passes=(), target=settings.target).folder
     rows = timed(case, graph, folder, {DENSE: start, NARROW: narrow.trained}, settings)
     say("accuracy")
@@ -251,9 +253,7 @@ def main(arguments: list[str]) -> int:
     options = parser("equal-accuracy", __doc__)
     options.add_argument("--data", type=Path, default=SHARED, help="folder with mnist/")
     options.add_argument("--network", default=NETWORKS[0], choices=NETWORKS)
-    options.add_argument(
-        "--pattern", default=NARROW_BLOCKS, choices=PATTERNS_OF_BLOCKS, help="of the sparse network"
-    )
+    options.add_argument("--pattern", default=NARROW_BLOCKS, choices=PATTERNS_OF_OURS, help="of our network")
     options.add_argument(
         "--density", nargs="*", type=float, default=list(DENSITIES), help="shares of weights to try"
     )

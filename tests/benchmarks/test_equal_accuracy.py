@@ -31,7 +31,7 @@ def case(kind: type) -> Case:
 
 
 def trained(net: Wide | Convolutional) -> Trained:
-    masks = Masks(net.matrices(), pattern_of(net, equal_accuracy.PATTERNS_OF_BLOCKS[0]))
+    masks = Masks(net.matrices(), pattern_of(net, equal_accuracy.PATTERNS_OF_OURS[0]))
     masks.shrink(0.25)
     with masks.applied():
         return Trained({k: v.clone() for k, v in net.state_dict().items()}, 0.9, 0.9, masks.stored, 0.0)
