@@ -197,10 +197,10 @@ STUDIES: Mapping[str, Study] = {
         Effort(epochs=5, seed=SEED),
         Recipe(
             channels=0.3,
-            narrowed=2,
-            rounds=6,
+            narrowed=3,
+            rounds=8,
             settle=1,
-            level=3,
+            level=6,
             aims=(PRUNED, *AIMS),
             draws=3,
             mixed=True,
