@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 
 from compiler import __version__
+from compiler.settings import MOST_SEED
 
 _Adder = Callable[[argparse.ArgumentParser], None]
 
@@ -151,13 +152,13 @@ def _release_name(p: argparse.ArgumentParser) -> None:
 
 
 def _seed(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--seed", type=_natural, metavar="N", help="of drawn inputs and random choices (0)")
+    p.add_argument("--seed", type=_generator_seed, metavar="N", help="of drawn inputs and random choices (0)")
 
 
-def _natural(text: str) -> int:
+def _generator_seed(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: give 0 or a positive whole number")
+    if not 0 <= number <= MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 0 to {MOST_SEED}")
     return number
 
 

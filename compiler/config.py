@@ -18,6 +18,7 @@ from compiler.errors import ConfigError
 from compiler.ir.types import DType, TensorType
 from compiler.settings import (
     DEFAULT_PASSES,
+    MOST_SEED,
     SCHEMA,
     CalibrationConfig,
     Config,
@@ -29,9 +30,6 @@ from compiler.settings import (
 from compiler.toml_table import Table, amount, flag, kind, number, shape, text, texts, whole
 
 METRICS = ("accuracy", "f1", "mae", "rmse")
-
-MOST_SEED = 2**32 - 1
-"""Generators of numpy and torch take it, also multiplied by what tells epochs apart."""
 
 MOST_EVERY = 10
 """Tasks up to which `include = "every"` lists all combinations: 1,023 functions."""

@@ -30,8 +30,7 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     folder = None
     try:
         try:
-            if root.exists() and not (root.is_dir() and os.access(root, os.W_OK)):
-                raise ConfigError(f"{root}: not a folder that can be written to; choose another with -o")
+            check_folder(root)
             root.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
         except OSError as error:
@@ -45,6 +44,12 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: the bundle is in it
                 parent.rmdir()
+
+
+def check_folder(root: Path) -> None:
+    """ConfigError where something is at `root` that is no folder, or one that cannot be written to."""
+    if root.exists() and not (root.is_dir() and os.access(root, os.W_OK)):
+        raise ConfigError(f"{root}: not a folder that can be written to; choose another with -o")
 
 
 def _refuse_strangers(root: Path, targets: Sequence[str], name: str) -> None:

@@ -69,11 +69,12 @@ def test_verify_refuses_a_range_that_is_none(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [["prune", "--flops", "0.5", "-o", "p.onnx"], ["verify"]], ids=lambda c: c[0])
-def test_a_negative_seed_is_wrong_usage(tmp_path, capsys, command):
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_that_no_generator_takes_is_wrong_usage(tmp_path, capsys, command, seed):
     onnx.save(network("x", 3), tmp_path / "m.onnx")
     with pytest.raises(SystemExit, match="2"):
-        run(capsys, command[0], tmp_path / "m.onnx", *command[1:], "--seed", "-1")
-    assert "argument --seed: -1: give 0 or a positive whole number" in capsys.readouterr().err
+        run(capsys, command[0], tmp_path / "m.onnx", *command[1:], "--seed", seed)
+    assert f"argument --seed: {seed}: give a whole number from 0 to 4294967295" in capsys.readouterr().err
 
 
 def test_a_frontier_that_cannot_be_leaves_nothing_behind(tmp_path, capsys):

@@ -165,6 +165,15 @@ def test_the_database_that_a_release_names_is_what_predicts_and_builds(found, tm
 
 
 # ---------------------------------------------------------------------- the command
+def test_a_file_in_the_place_of_the_folder_is_told_before_any_work(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("compiler.commands.frontiers.frontier", lambda *given, **options: 1 / 0)
+    (tmp_path / "out").write_text("mine")
+    command = ["frontier", str(write_release(tmp_path)), "--budget", "flops", "-o", str(tmp_path / "out"), "-q"]
+    assert main(command) == 2
+    assert "out: not a folder that can be written to; choose another with -o" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys) -> None:
     path, out = write_release(tmp_path), tmp_path / "out"
     command = [

@@ -17,7 +17,7 @@ from compiler.json_form import finite
 from compiler.page import frontier_page
 from compiler.progress import Say
 from compiler.report import to_json
-from compiler.staging import write_whole
+from compiler.staging import check_folder, write_whole
 
 _POINT = re.compile(r"point-\d+\.onnx")
 
@@ -31,6 +31,7 @@ def frontier_(args: Namespace, say: Say) -> Result:
         raise ConfigError("give either --shares or --points")
     target = one_target(args.target) or ""
     folder = Path(args.output)
+    check_folder(folder)
     if (folder / "frontier.json").exists() and not args.force:
         raise ConfigError(f"{folder} already holds a frontier; --force replaces it")
     shares = spread(args.points) if args.points is not None else _shares(args.shares)
