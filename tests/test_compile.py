@@ -12,7 +12,6 @@ import pytest
 from onnx import helper
 
 from compiler.codegen.bundle import read_index
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, build, compile_release, golden_of
 from compiler.config import load_config
@@ -314,18 +313,3 @@ def test_two_builds_in_other_folders_and_hash_seeds_give_the_same_bytes(tmp_path
         found.append(digests(folder / "out"))
     assert found[0] == found[1]
     assert {"host/libpair.so", "host/reports/report.html", "host/reports/report.json"} <= set(found[0])
-
-
-@pytest.mark.cross
-def test_fashion_for_a_64_bit_arm(tmp_path):
-    from compiler.codegen.target import find_target
-
-    if find_toolchain(find_target("aarch64-cortex-a72")) is None:
-        pytest.skip("needs a cross compiler for aarch64")
-    config = load_config(ROOT / "models" / "fashion" / "release.toml", ["evaluation.samples=50"])
-    found = compile_release(config, output=tmp_path / "out", targets=["aarch64-cortex-a72"])
-    (built,) = found.builds
-    assert built.selftest is not None
-    if built.selftest.status == "skipped":
-        pytest.skip(built.selftest.reason)
-    assert built.selftest.status == "passed"
