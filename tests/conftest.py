@@ -9,6 +9,12 @@ import pytest
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with tests marked slow go first: what runs last, when one process waits for the other, is short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def kept_kernels(tmp_path_factory, request):
     """Where a test module loads the code generation: kernels that any test of this run has compiled are not

@@ -23,6 +23,7 @@ def alone():
     return found
 
 
+@pytest.mark.slow
 def test_a_pool_that_loses_a_process_makes_the_same_bytes(alone, tmp_path):
     told: list[str] = []
     with Pool(2, told.append) as pool:
@@ -49,6 +50,7 @@ def dask_cluster():
         yield client
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_makes_the_same_bytes(alone, dask_cluster):
     told: list[str] = []
     with open_workers(cluster=dask_cluster.scheduler.address, say=told.append) as workers:
