@@ -135,7 +135,7 @@ class Interface:
     shares: bool
     """Whether any of its calls is worth sharing among threads; else pools are empty and need no pthread."""
     scratch_bytes: int
-    """Memory of its own that every thread besides the calling one needs."""
+    """Memory of its own that every thread of a pool needs."""
     levels: int = 1
     """Sparsity levels; level 0 is the densest."""
     switch_points: tuple[tuple[str, ...], ...] = ()

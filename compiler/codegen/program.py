@@ -144,6 +144,6 @@ class Library:
     levels: tuple[Level, ...] = (Level(),)
     """Sparsity levels, the densest first."""
     scratch_bytes: int = 0
-    """What every thread besides the calling one needs for itself: the largest scratch of a shared call."""
+    """What every thread of a pool needs for itself: the largest scratch of a shared call."""
     plan: Mapping[str, object] = field(default_factory=dict)
     """JSON-ready record of every choice (algorithm, tile, layout per group)."""

@@ -106,7 +106,7 @@ typedef int program(ARGUMENTS, member *me, watch *clock);
 struct member {
   _Alignas(LINE) _Atomic uint32_t progress;  /* steps whose results the others may use; never reset */
   _Alignas(LINE) @name@_pool *pool;          /* from here on the member's own */
-  unsigned char *scratch;                    /* 0 for the calling thread, which has the workspace */
+  unsigned char *scratch;                    /* 0: no shared kernel has any */
   unsigned index;
   uint32_t step;                             /* of the walk: equal in all members between two calls */
   int shared, failed;                        /* whether the last step was shared out; any kernel failed */
@@ -259,11 +259,12 @@ static uint64_t inverse(unsigned divisor) {
   return found + (rest > 0);
 }
 
-/* A pool of `threads` members without threads yet: one piece of memory, scratch of the members behind them. */
+/* A pool of `threads` members without threads yet: one piece of memory, scratch of the members behind them. The
+   calling thread has some too: in the workspace it would write lines that the others have read, which is slow. */
 static @name@_pool *furnish(unsigned threads) {
   const size_t head = sizeof(@name@_pool) + threads * sizeof(member);
   const size_t scratch = (@scratch@u + LINE - 1) / LINE * LINE;
-  const uint64_t bytes = (uint64_t)head + LINE + (uint64_t)(threads - 1) * scratch;
+  const uint64_t bytes = (uint64_t)head + LINE + (uint64_t)threads * scratch;
   unsigned char *memory = (size_t)bytes == bytes ? malloc((size_t)bytes) : 0;
   if (!memory) return 0;
   unsigned char *start = memory + (LINE - (uintptr_t)memory % LINE) % LINE;
@@ -274,7 +275,7 @@ static @name@_pool *furnish(unsigned threads) {
     member *m = &pool->members[i];
     atomic_init(&m->progress, 0);
     m->pool = pool, m->index = i, m->step = 0;
-    m->scratch = i && scratch ? start + head + (i - 1) * scratch : 0;
+    m->scratch = scratch ? start + head + i * scratch : 0;
   }
   return pool;
 }

@@ -25,7 +25,7 @@ from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.types import ValueRef
-from tests.codegen.native import NativeLibrary
+from tests.codegen.native import Memory, NativeLibrary
 from tests.graphs import Builder
 from tests.small_models import model
 
@@ -92,6 +92,37 @@ def test_fused_clip_bounds_have_one_element(shape: tuple[int, ...], tmp_path: Pa
     low, high = (b.const(np.full(shape, v, np.float32)) for v in (-0.5, 0.5))
     b.task("t", b.apply("Clip", y, low, high))
     assert "conv" in check(b.done(), tmp_path, algorithm="conv")
+
+
+@pytest.mark.parametrize("algorithm", ["conv", "winograd2x2", "depthwise"])
+@pytest.mark.parametrize(("channels", "extent", "axis"), [(32, 24, 2), (256, 4, 1)])
+def test_calls_of_a_divided_kernel_share_its_halo(
+    algorithm: str, channels: int, extent: int, axis: int, tmp_path: Path
+) -> None:
+    """A call clears the halo of its rows where threads divide the image, else that of its blocks of channels."""
+    b, group = Builder(), channels if algorithm == "depthwise" else 1
+    y = b.conv(b.input("x", 1, channels, extent, extent), channels, 3, pads=(1, 1, 1, 1), group=group)
+    b.task("t", b.conv(y, channels, 3, pads=(1, 1, 1, 1), group=group))
+    graph = b.done()
+    library = generate(graph, find_target("host"), sources=preferring(graph, "host", algorithm))
+    step = next(i for i, s in enumerate(library.plan["steps"]) if s["template"] == algorithm)  # type: ignore[arg-type]
+    native, calls = NativeLibrary(library, tmp_path), library.full.calls
+    memory = Memory(library, library.full, {"x": np.ones((1, channels, extent, extent), np.float32)})
+    for i in range(step):
+        native.run_units(library.full, i, memory, 0, calls[i].parts)
+    at = [a.at for a in calls[step].arguments if a.kind == "workspace"][-1]
+    cells = channels * (extent + 2) ** 2
+    made = memory.workspace[at : at + 4 * cells].view(np.float32)  # of NaN so far
+    made = made.reshape(1, -1, extent + 2, extent + 2, find_target("host").lanes)
+    half = calls[step].parts // 2
+    native.run_units(library.full, step, memory, 0, half)
+    assert np.isnan(np.take(made, -1, axis)).all()
+    assert (np.take(made, 0, axis)[..., 0, :] == 0).all()
+    native.run_units(library.full, step, memory, half, calls[step].parts)
+    image = made[:, :, 1:-1, 1:-1].copy()
+    made[:, :, 1:-1, 1:-1] = 0
+    assert not made.any()
+    assert not np.isnan(image).any()
 
 
 CONVOLUTIONS = [

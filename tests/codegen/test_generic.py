@@ -388,6 +388,18 @@ def test_large_kernels_are_divided():
     assert lower_group(list(graph.sites()), graph.outputs, {}, 16).parts >= 2
 
 
+@pytest.mark.parametrize(("shape", "parts"), [((1, 64, 40, 40), 22), ((1, 512, 8, 8), 32), ((2, 64, 40, 40), 2)])
+def test_threads_divide_the_rows_of_an_image_or_its_channels(shape: tuple[int, ...], parts: int) -> None:
+    """As convolutions divide such images: rows of a large one, of which two belong to the halo."""
+    b = Builder()
+    x = b.input("x", *shape)
+    y = b.apply("MaxPool", x, kernel_shape=(2, 2), strides=(2, 2))
+    b.task("t", y)
+    graph = b.done()
+    layouts = {x: Blocked(16, (0, 0)), y: Blocked(16, (1, 1) if shape[1] == 64 else (0, 0))}
+    assert lower_group(list(graph.sites()), graph.outputs, layouts, 16).parts == parts
+
+
 # ---------------------------------------------------------------------- other processors
 def mixture() -> Graph:
     """A network whose nodes are all of the generic route, each kind once."""

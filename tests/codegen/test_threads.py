@@ -19,7 +19,7 @@ from compiler.codegen.sharing import LEAST_SECONDS, worth_sharing
 from compiler.codegen.target import find_target
 from compiler.errors import BundleError
 from compiler.machine import X86_64_V4
-from tests.codegen.team import compile_kernels, expected, team_bundle, team_library, x_of
+from tests.codegen.team import SCRATCH, compile_kernels, expected, team_bundle, team_library, x_of
 
 HOST = find_target("host")
 STRESS = Path(__file__).with_name("threads_stress.c")
@@ -179,6 +179,37 @@ int main(void) {
   return 0;
 }
 """
+
+
+SCRATCHES = """
+#include "driver.c"
+#include <malloc.h>
+#include <stdio.h>
+int main(void) {
+  team_pool *pool = furnish(3);
+  if (!pool) return printf("no pool\\n"), 1;
+  unsigned char *end = (unsigned char *)pool->memory + malloc_usable_size(pool->memory);
+  for (int i = 0; i < 3; i++) {
+    unsigned char *own = pool->members[i].scratch;
+    if (own < (unsigned char *)&pool->members[3]) return printf("member %d has none of its own\\n", i), 1;
+    if (i && own - pool->members[i - 1].scratch < SIZE) return printf("member %d shares it\\n", i), 1;
+    if (own + SIZE > end) return printf("that of member %d is too short\\n", i), 1;
+  }
+  return free(pool->memory), 0;
+}
+"""
+
+
+def test_every_thread_of_a_pool_has_scratch_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    """The calling thread too: lines of the workspace are read by others."""
+    shutil.copy(bundle.path / "src/team_driver.c", tmp_path / "driver.c")
+    (tmp_path / "scratch.c").write_text(SCRATCHES)
+    compile_kernels(HOST, tmp_path)
+    flags = ["-std=c11", "-w", f"-DSIZE={SCRATCH}", "-I", tmp_path, "-I."]
+    command = ["gcc", *flags, tmp_path / "scratch.c", "src/weights.S", tmp_path / "kernels.o"]
+    subprocess.run([*command, "-o", tmp_path / "scratch", "-lpthread"], cwd=bundle.path, check=True)
+    done = subprocess.run([tmp_path / "scratch"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_parts_cover_all_units_evenly(bundle: Bundle, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from compiler.codegen.generic.root import RootNest, compute
 from compiler.codegen.generic.scalar import literal
 from compiler.codegen.generic.survey import Box, Use, inner_variables, look
 from compiler.codegen.generic.whole import whole_blocks
-from compiler.codegen.layout import Layout, Plain
+from compiler.codegen.layout import Blocked, Layout, Plain
 from compiler.errors import LoweringError
 from compiler.ir.graph import Site, Value
 from compiler.ir.op import Tensor
@@ -48,6 +48,8 @@ class _Output:
 
     stage: Stage
     target: Source
+    divided: int | None = None
+    """The axis that threads should divide."""
 
 
 def lower_group(
@@ -85,7 +87,8 @@ def lower_group(
     for number, value in enumerate(outputs):
         layout = layouts.get(value.ref, Plain())
         target = _source(f"o{number}", layout, value)
-        stored.append(_Output(_cells(stages, layout, value, known[value.ref], target), target))
+        stage = _cells(stages, layout, value, known[value.ref], target)
+        stored.append(_Output(stage, target, _rows(layout, value)))
     return _kernel(stages, inputs, stored, vector)
 
 
@@ -102,6 +105,15 @@ def through(stages: Stages, layout: Layout, value: Value, source: Source) -> Ten
     if not value.shape:
         return Operand((), value.dtype, lambda: stages.load(source, (0,)))
     return Operand(value.shape, value.dtype, lambda *at: stages.load(source, layout.index(at)))
+
+
+def _rows(layout: Layout, value: Value) -> int | None:
+    """The axis of the rows of one blocked image that has more of them than blocks of channels: convolutions of such
+    images divide these among threads too, so that each mostly reads what it wrote itself."""
+    if not isinstance(layout, Blocked) or value.rank != 4 or value.shape[0] > 1:
+        return None
+    _, blocks, rows, _, _ = layout.physical(value.shape)
+    return 2 if rows > blocks else None
 
 
 def _source(name: str, layout: Layout, value: Value) -> Source:
@@ -181,7 +193,7 @@ def _kernel(
     stages: Stages, inputs: Mapping[ValueRef, Source], outputs: Sequence[_Output], vector: int
 ) -> GenericKernel:
     shared = _decide_inline(stages, [o.stage for o in outputs])
-    parts = Parts() if len(outputs) == 1 and not shared else None
+    parts = Parts(outputs[0].divided) if len(outputs) == 1 and not shared else None
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         T.func_attr({"tirx.noalias": True})

@@ -60,6 +60,8 @@ def counted(first: Any, end: Any) -> Iterator[Any]:
 class Parts:
     """The division of a kernel into independent units: the loop over them takes its bounds from the caller."""
 
+    axis: int | None = None
+    """The axis of the result whose entries the units should be, where it can be walked first."""
     begin: Any = None
     end: Any = None
     count: int = 0

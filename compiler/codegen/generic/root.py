@@ -92,6 +92,9 @@ class RootNest:
             if self._repeated(trial, spans) <= MOST_REPEATED:
                 self.tiles = trial
         self._widen(spans, lane)
+        divided = None if self.parts is None else self.parts.axis
+        if divided != lane:
+            self.tiles.sort(key=lambda tile: tile.axis != divided)
 
     def _typical(self, seen: Survey, variables: Sequence[LoopVar]) -> list[tuple[int, int]]:
         """The longest run of every axis on which conditions are settled."""

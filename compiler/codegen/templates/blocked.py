@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.activation import Activation
 from compiler.codegen.templates.common import KernelBuilder, prefetch, splat, vector, view
+from compiler.codegen.templates.units import Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +122,41 @@ class Output:
             if buffer is not None and plane is not None:
                 prefetch(buffer, (n, block, row + plane.before[0], column + plane.before[1], 0), write=write)
 
-    def clear_halo(self, begin: Any = None) -> None:
-        """Zero every cell outside the image; in a divided kernel (`begin`) the call with the first unit does it."""
-        if self.plane.contiguous:
-            return
-        if begin is None:
-            self._clear()
-        else:
-            with T.If(begin == 0), T.Then():
-                self._clear()
-
-    def _clear(self) -> None:
+    def clear_halo(self, made: KernelBuilder, units: Units | None = None) -> None:
+        """Zero every cell outside the image. In a divided kernel the calls share its rows or its blocks of channels
+        as they do the `units`, so that threads write what they read later; None: the first unit's call does it."""
         y = self.plane
-        _, blocks, rows, columns, _ = y.physical(1)
-        zero, lanes = splat(0.0, y.block), vector(0, y.block)
-        with T.serial(self._batch) as n, T.serial(blocks) as c:
-            for top, count in ((0, y.before[0]), (rows - y.after[0], y.after[0])):
-                if count:
-                    with T.serial(count) as i, T.serial(columns) as j:
-                        T.buffer_store(self.Y, zero, [n, c, i + top, j, lanes])
-            if y.before[1] or y.after[1]:
-                with T.serial(y.height) as i:
-                    for left, count in ((0, y.before[1]), (columns - y.after[1], y.after[1])):
-                        for j in range(count):
-                            T.buffer_store(self.Y, zero, [n, c, i + y.before[0], left + j, lanes])
+        if y.contiguous:
+            return
+        _, blocks, height, _, _ = y.physical(1)
+        rows = self._batch * height
+        if made.begin is None:
+            self._clear((0, rows), (0, blocks))
+        elif units is None:
+            with T.If(made.begin == 0), T.Then():
+                self._clear((0, rows), (0, blocks))
+        elif units.divides_image:
+            self._clear(units.share(made, rows), (0, blocks))
+        else:
+            self._clear((0, rows), units.share(made, blocks))
+
+    def _clear(self, rows: tuple[Any, Any], blocks: tuple[Any, Any]) -> None:
+        """Zero the halo in some rows, of all samples one after another, of some blocks of channels."""
+        y = self.plane
+        _, _, height, width, _ = y.physical(1)
+        beside = [*range(y.before[1]), *range(y.before[1] + y.width, width)]
+        with T.serial(*rows) as i, T.serial(*blocks) as block:
+            n, row = tirx.truncdiv(i, height), tirx.truncmod(i, height)
+            with T.If(tirx.Or(row < y.before[0], row >= y.before[0] + y.height)):
+                with T.Then(), T.serial(width) as column:
+                    self._zero(n, block, row, column)
+                if beside:
+                    with T.Else():
+                        for column in beside:
+                            self._zero(n, block, row, column)
+
+    def _zero(self, n: Any, block: Any, row: Any, column: Any) -> None:
+        T.buffer_store(self.Y, splat(0.0, self.plane.block), [n, block, row, column, vector(0, self.plane.block)])
 
 
 def pack_bias(bias: np.ndarray | None, channels: int, lanes: int) -> np.ndarray:

@@ -187,7 +187,7 @@ class ConvLoops:
 
     def emit(self) -> None:
         """Units of one row tile each: its column tiles for one panel of output channels."""
-        self.out.clear_halo(self.made.begin)
+        self.out.clear_halo(self.made, self.s.units)
         with self.s.units.each(self.made, panels_outer=self.s.weights_outer) as (tile, panel):
             n, step = tirx.truncdiv(tile, self.s.steps), tirx.truncmod(tile, self.s.steps)
             for left, columns, count in chunks(self.s.y.width, self.columns):

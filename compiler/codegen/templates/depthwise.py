@@ -99,7 +99,7 @@ class _Depthwise:
 
     def emit(self) -> None:
         """Units of one row tile each."""
-        self.out.clear_halo(self.made.begin)
+        self.out.clear_halo(self.made, self.s.units)
         columns, rows = self.s.tile
         with self.s.units.each(self.made, panels_outer=True) as (tile, block):
             n, step = tirx.truncdiv(tile, self.s.steps), tirx.truncmod(tile, self.s.steps)

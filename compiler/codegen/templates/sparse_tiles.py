@@ -125,7 +125,7 @@ class Store:
 
     def __init__(self, made: KernelBuilder, plane: Plane, batch: int, epilogue: Epilogue) -> None:
         self._out = Output(made, plane, batch, epilogue)
-        self._out.clear_halo(made.begin)
+        self._out.clear_halo(made)
 
     def vectors(self, tile: Tile, lanes: Lanes, acc: Registers, numbers: Sequence[int]) -> None:
         """Store accumulator numbers[i] (bias included) at cell i of the tile; of the last group what exists."""

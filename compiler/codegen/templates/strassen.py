@@ -184,7 +184,7 @@ class _Strassen:
     def emit(self) -> None:
         """Groups of pairs of this call's units: sums of inputs, then panel by panel."""
         s = self.s
-        self.out.clear_halo(self.made.begin)
+        self.out.clear_halo(self.made, s.units)
         first, behind = s.units.tile_range(self.made)
         with T.serial(tirx.truncdiv(behind - first + (s.group - 1), s.group)) as g:
             base = first + g * s.group

@@ -17,6 +17,7 @@ import numpy as np
 from compiler.codegen.templates.blocked import Epilogue, Output, Plane
 from compiler.codegen.templates.common import KernelBuilder, kernel
 from compiler.codegen.templates.conv import ConvLoops, ConvShape, segment_names
+from compiler.codegen.templates.units import Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def transposed_kernel(shape: TransposedShape) -> Any:
     """The PrimFunc for `shape`; parameters as `shape.parameters`, then the range of units."""
     with kernel(shape.parameters, divided=True) as made:
         batch = shape.phases[0][1].batch
-        Output(made, shape.y, batch, shape.epilogue).clear_halo(made.begin)
+        Output(made, shape.y, batch, shape.epilogue).clear_halo(made)
         first = 0
         for i, (start, conv) in enumerate(shape.phases):
             part = made.portion(first, conv.parts, w=made.pointers[f"w{i}"])
@@ -100,7 +101,7 @@ class _Spread(Output):
     def prefetch(self, at: Sequence[Any]) -> None:
         super().prefetch(self._spread(at))
 
-    def clear_halo(self, begin: Any = None) -> None:
+    def clear_halo(self, made: KernelBuilder, units: Units | None = None) -> None:
         """The halo belongs to the whole result."""
 
     def _spread(self, at: Sequence[Any]) -> tuple[Any, ...]:

@@ -17,6 +17,9 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.templates.common import KernelBuilder
 
+MOST_PRODUCT = 2**31 - 1
+"""Largest number in the 32 bits in which kernels count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Units:
@@ -30,6 +33,19 @@ class Units:
     @property
     def count(self) -> int:
         return self.tiles * self.panels
+
+    @property
+    def divides_image(self) -> bool:
+        """Whether threads divide the image rather than the channels of the result."""
+        return self.panels == 1 or (self.by_tiles and self.tiles > 1)
+
+    def share(self, made: KernelBuilder, extent: int) -> tuple[Any, Any]:
+        """First, and the one behind the last, of `extent` things that belong to no unit: calls share them as they
+        do the units; the call with the first unit has all where the numbers are too large to multiply."""
+        if self.count * extent > MOST_PRODUCT:
+            return 0, tirx.Select(tirx.EQ(made.begin, 0), extent, 0)
+        first, behind = (tirx.truncdiv(at * extent, self.count) for at in (made.begin, made.end))
+        return first, behind
 
     def tile_range(self, made: KernelBuilder) -> tuple[Any, Any]:
         """First tile, and the one behind the last, of which the call has a panel."""

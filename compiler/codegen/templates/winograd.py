@@ -138,7 +138,7 @@ class _Winograd:
         s = self.s
         for part in self.parts:
             with self.made.wanted([part.number]):
-                part.out.clear_halo(self.made.begin)
+                part.out.clear_halo(self.made, s.units)
         first, behind = s.units.tile_range(self.made)
         limit = T.min(behind * s.rows, s.count)
         steps = s.group // s.rows
