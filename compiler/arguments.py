@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable
 
 from compiler import __version__
-from compiler.settings import MOST_SEED
+from compiler.toml_table import MOST_SEED
 
 _Adder = Callable[[argparse.ArgumentParser], None]
 

@@ -18,7 +18,6 @@ from compiler.errors import ConfigError
 from compiler.ir.types import DType, TensorType
 from compiler.settings import (
     DEFAULT_PASSES,
-    MOST_SEED,
     SCHEMA,
     CalibrationConfig,
     Config,
@@ -27,7 +26,7 @@ from compiler.settings import (
     PlanningConfig,
     TaskConfig,
 )
-from compiler.toml_table import Table, amount, flag, kind, number, shape, text, texts, whole
+from compiler.toml_table import Table, amount, flag, kind, number, seed, shape, text, texts, whole
 
 METRICS = ("accuracy", "f1", "mae", "rmse")
 
@@ -100,7 +99,7 @@ def _config(root: Table, folder: Path) -> Config:
         tasks=tasks,
         inputs=inputs,
         output=root.take("output", text, "dist"),
-        seed=root.take("seed", _seed, 0),
+        seed=root.take("seed", seed, 0),
         calibration=_calibration(root.table("calibration")),
         evaluation=evaluation,
         workload=workload,
@@ -333,13 +332,6 @@ def _name(value: object) -> str:
             f"'{name}' becomes part of C names: lower-case letters, digits and single underscores only"
         )
     return name
-
-
-def _seed(value: object) -> int:
-    seed = whole(value)
-    if seed > MOST_SEED:
-        raise ValueError(f"expected at most {MOST_SEED}, found {seed}")
-    return seed
 
 
 def _metric(value: object) -> str:

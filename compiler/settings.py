@@ -12,8 +12,6 @@ from compiler.ir.types import TensorType
 from compiler.toml_table import dumps
 
 SCHEMA = 1
-MOST_SEED = 2**32 - 1
-"""Generators of numpy and torch take it, also multiplied by what tells epochs apart."""
 DEFAULT_PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

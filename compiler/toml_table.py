@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
+MOST_SEED = 2**32 - 1
+"""Generators of numpy and torch take it, also multiplied by what tells epochs apart."""
+
 T = TypeVar("T")
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -92,6 +95,14 @@ def whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"expected a non-negative whole number, found {value!r}")
     return value
+
+
+def seed(value: object) -> int:
+    """A whole number that generators take."""
+    found = whole(value)
+    if found > MOST_SEED:
+        raise ValueError(f"expected at most {MOST_SEED}, found {found}")
+    return found
 
 
 def number(value: object) -> float:

@@ -27,7 +27,6 @@ from benchmarks.merging.families import (
     Part,
 )
 from benchmarks.merging.nets import lenet, resnet, small_vgg, tagger, wide_vgg
-from benchmarks.merging.training import joined
 from benchmarks.networks import Net
 from compiler import cost_report, load, parse_pass
 from compiler.passes.base import Resources
@@ -217,6 +216,9 @@ def test_classes_of_the_archive_are_numbered_in_the_order_of_their_names():
 
 
 def test_taggers_share_their_tables_and_their_layer():
+    pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+    from benchmarks.merging.training import joined
+
     tables = ((7, 3), (5, 2))
     networks = {t: load(tagger(t, 4, seed, 6, tables, 3), task=t) for seed, t in enumerate(TAGS)}
     family = joined(networks)
