@@ -36,7 +36,9 @@ NORMS = (
 """Operators whose scale and shift (operands 1 and 2) are learnt."""
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
+"""Operators whose operands a `mixed` network rounds."""
 FOLLOWING = ("Add", "AveragePool", "Concat", "MaxPool", "Relu")
+"""Operators that read rounded numbers as they are; every other one gets float32."""
 
 Gates = Mapping[ValueRef, tuple[int, Tensor]]
 """Value -> the axis whose entries are multiplied, and by what: [batch, entries]."""

@@ -16,7 +16,7 @@ import pytest
 
 from tests.broken_inputs.cases import CASES, RELEASE, Case, release
 
-PEAK_BYTES = 600 << 20
+PEAK_BYTES = 550 << 20
 """Resident memory beside the files of shared libraries; of it the imports take about 400 MB."""
 TABLE = Path(__file__).with_name("README.md")
 
