@@ -68,6 +68,7 @@ def _leave(ended: Sequence[int]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    _check_release(args)
     module, _, function = args.function.partition(":")
     command: Callable[[argparse.Namespace, Callable[[str], None]], Result]
     command = getattr(importlib.import_module(module), function)
@@ -91,6 +92,13 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of stdout has left; what the command found stands
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return result.code
+
+
+def _check_release(args: argparse.Namespace) -> None:
+    """Refuse a broken release file before its command loads the tensor compiler, which takes seconds."""
+    path = getattr(args, "path", None)
+    if "set" in args and isinstance(path, str) and path.endswith(".toml"):
+        importlib.import_module("compiler.config").load_config(path, args.set)
 
 
 def _status(error: Exception) -> int:

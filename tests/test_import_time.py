@@ -39,6 +39,13 @@ def test_graph_work_needs_neither_tensor_compiler_nor_runtime(code):
     assert not loaded(code) & {"tvm", "torch", "onnxruntime", "rich"}
 
 
+def test_a_broken_release_is_refused_before_the_tensor_compiler_is_loaded(tmp_path):
+    (tmp_path / "release.toml").write_text("schema = 2\n")
+    code = "from compiler.cli import main\n"
+    code += f"assert main(['compile', {str(tmp_path / 'release.toml')!r}]) == 2"
+    assert not loaded(code) & {"tvm", "torch", "onnxruntime", "onnx"}
+
+
 def test_help_answers_in_half_a_second():
     times = []
     for _ in range(5):  # the machine may be busy: the fastest of five counts
