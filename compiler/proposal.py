@@ -284,7 +284,10 @@ def _task_text(proposal: Proposal, network: Network, folder: Path) -> str:
 def _as_read(proposal: Proposal) -> str:
     """Whose values the shared input has."""
     plain = [n.task for n in proposal.networks if not any(s for _, s in proposal.bindings[n.task].values())]
-    return f", with the values and the order of colours that {', '.join(plain)} was trained on." if plain else "."
+    if not plain:
+        return "."
+    trained = f"{', '.join(plain)} {'were' if len(plain) > 1 else 'was'} trained on"
+    return f", with the values and the order of colours that {trained}."
 
 
 _ADAPTED = """\

@@ -81,7 +81,7 @@ def test_the_file_compiles_as_it_stands(files, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "check the adapters of light" in out
     assert "named 'faces' after the file" in out
-    assert "with the values and the order of colours that age, sex was trained on" in path.read_text()
+    assert "with the values and the order of colours that age, sex were trained on" in path.read_text()
     config = load_config(path)
     assert list(config.tasks) == ["age", "light", "sex"]
     assert config.tasks["light"].adapter == ({"gray": True}, {"resize": [6, 4]})

@@ -1,8 +1,9 @@
 """Merge, then prune, then compile, as one release step: every method on the release files of this repository.
 
-Each method's pipeline runs with ever smaller budgets, trained on the release's own calibration inputs, without
-labels, for the same number of epochs. The smallest one that keeps every task within the release's
-`max_accuracy_drop` counts; ours is then compiled, and its gates are checked on the library.
+Each method's pipelines run with ever smaller budgets, trained on the release's own calibration inputs, without
+labels, for the same number of epochs. What is cheapest in expectation and keeps every task within the release's
+`max_accuracy_drop` counts; ours is then compiled, and its gates are checked on the library. The lattice knows what
+the other methods cost per combination: these are its caps.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.merging.methods import SHARED, expected_macs, macs
+from benchmarks.merging.methods import METHODS, WHOLE, expected_macs, macs
 from benchmarks.merging.record import OURS, passes_of
+from benchmarks.merging.rule import Subset
 from benchmarks.peers.client import ROOT
 from benchmarks.results import keep
 from compiler import Graph, compile_release, load_config, parse_pass
+from compiler.errors import BudgetError
 from compiler.passes.base import Resources
 from compiler.release import Release, load_release, resources
 
@@ -35,14 +38,17 @@ BUDGETS = (0.7, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12, 0.09)
 
 DISTIL = "distil{epochs=40,rate=0.002,loss=kl}"
 
-STARTS = {
-    "separate": "",
-    "separate, pruned": "",
-    "mtz": f"merge{{policy=mtz}};{DISTIL}",
-    "pam": f"merge{{policy=pam}};{DISTIL}",
-    OURS: f"{SHARED};{DISTIL}",
+PRUNED = "separate, pruned"
+
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    PRUNED: METHODS["separate"],
+    "mtz": METHODS["mtz"],
+    "pam": METHODS["pam"],
+    OURS: METHODS[OURS],
 }
-"""Method -> what it does before it is narrowed; the first one is not narrowed at all."""
+"""Method -> the pipelines that it may take, in the order in which methods run. Separate networks are the lattice's
+labels before anything is shared, so it may take what they found too.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,43 +65,64 @@ def run(name: str, say: Callable[[str], None]) -> dict[str, Any]:
     started = time.monotonic()
     config = load_config(ROOT / "models" / name / "merged.toml")
     release = load_release(config)
-    limits = config.gates.max_accuracy_drop
-    found = {}
-    for method, start in STARTS.items():
-        found[method] = smallest(release, method, start, limits)
+    separate = passed(release.graph, EXACT, resources(release.config, release.graph))
+    found: dict[str, Result | None] = {
+        "separate": Result(EXACT, _named(macs(separate)), dict.fromkeys(separate.tasks, 0.0))
+    }
+    for method in PIPELINES:
+        found[method] = best(release, method, found)
         say(f"{name}: {method}: {found[method]}")
     ours = found[OURS]
     return {
         "name": name,
-        "limits": dict(limits),
+        "limits": dict(config.gates.max_accuracy_drop),
         "methods": {m: None if r is None else dataclasses.asdict(r) for m, r in found.items()},
         "gates": [] if ours is None else compiled(release, ours.pipeline),
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
 
 
-def smallest(release: Release, method: str, start: str, limits: Mapping[str, float]) -> Result | None:
-    """The method at ever smaller budgets until a task loses more than its limit; None where it always does."""
+def best(release: Release, method: str, others: Mapping[str, Result | None]) -> Result | None:
+    """The cheapest of a method's pipelines in expectation; None where none keeps the limits at any budget."""
+    caps = ""
+    found = []
+    if method == OURS:
+        known = [r.macs for r in others.values() if r is not None]
+        caps = ",caps=" + "+".join(f"{q.replace('+', '/')}:{min(m[q] for m in known)}" for q in known[0])
+        found.append(others[PRUNED])
+    found += [smallest(release, p, caps) for p in PIPELINES[method]]
+    kept = [r for r in found if r is not None]
+    return min(kept, key=lambda r: sum(r.macs.values()), default=None)
+
+
+def smallest(release: Release, pipeline: str, caps: str) -> Result | None:
+    """A pipeline at ever smaller budgets until a task loses more than its limit; None where it always does."""
     use = resources(release.config, release.graph)
     assert use.judge is not None
+    limits = release.config.gates.max_accuracy_drop
     before = passed(release.graph, EXACT, use)
-    first = passes_of(start, len(before.tasks))
+    *merging, pruner = passes_of(pipeline, len(before.tasks))
+    first = [*merging, DISTIL] if merging else []
     begun = passed(before, first, use)
     best = None
     for share in (1.0, *(b * expected_macs(before) / expected_macs(begun) for b in BUDGETS)):
         if share >= 1 and best is not None:
             continue
-        narrowed = f"narrow{{flops={share:.4f},between=1.0,loss=kl,whole={str(method != OURS).lower()}}}"
-        steps = [narrowed, DISTIL] if share < 1 else []
-        graph = passed(begun, steps, use)
+        whole = ",whole=true" if pruner == WHOLE else caps
+        steps = [f"narrow{{flops={share:.4f},between=1.0,loss=kl{whole}}}", DISTIL] if share < 1 else []
+        try:
+            graph = passed(begun, steps, use)
+        except BudgetError:
+            break
         drops = dict(use.judge(graph))
         if any(drops[t] > limit for t, limit in limits.items()):
             break
-        costs = {"+".join(q): n for q, n in macs(graph).items()}
-        best = Result((*EXACT, *first, *steps), costs, drops)
-        if method == "separate":
-            break
+        best = Result((*EXACT, *first, *steps), _named(macs(graph)), drops)
     return best
+
+
+def _named(costs: Mapping[Subset, int]) -> dict[str, int]:
+    return {"+".join(q): n for q, n in costs.items()}
 
 
 def passed(graph: Graph, passes: Sequence[str], use: Resources) -> Graph:
