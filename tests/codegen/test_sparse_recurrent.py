@@ -232,8 +232,9 @@ def test_samples_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.cross
-def test_on_an_emulated_arm_core(tmp_path: Path) -> None:
-    target = linkable("aarch64-cortex-a76")
+@pytest.mark.parametrize("name", ["aarch64-cortex-a76", "armv7-neon"])
+def test_on_an_emulated_arm_core(name: str, tmp_path: Path) -> None:
+    target = linkable(name)
     graph = network([CASES[0], CASES[2], CASES[8]])
     library = generate(graph, target, sources=Sources(sparse_choices(graph, target.name, 0)))
     assert {k.template for k in library.kernels} == {"recurrent-sparse"}

@@ -34,8 +34,13 @@ from compiler.ir.encoding import RegularBlock as Runs
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
-PERMUTE_COST = {"x86_64": {1: 0.36, 2: 1.0, 4: 3.0}, "aarch64": {1: 1.5, 2: 2.5, 4: 4.5}}
-"""Time of a permutation from so many sources, in multiply-adds: measured on Zen 4; llvm-mca on neoverse-n1."""
+PERMUTE_COST = {
+    "x86_64": {1: 0.36, 2: 1.0, 4: 3.0},
+    "aarch64": {1: 1.5, 2: 2.5, 4: 4.5},
+    "armv7": {1: 1.0, 2: 2.0, 4: 4.5},
+}
+"""Time of a permutation from so many sources, in multiply-adds: measured on Zen 4; llvm-mca on neoverse-n1, and on
+cortex-a57 for 32-bit ARM."""
 
 STEP_CYCLES, VECTOR_CYCLES = 4.0, 2.0
 """Start of a step, and weight and code of every vector and run."""
@@ -103,7 +108,7 @@ def product_candidates(known: SparseFacts, sizes: np.ndarray, situation: Situati
 
 def register_width(known: SparseFacts, target: Target) -> int | None:
     """Lanes of the widest register that makes up every block of input and result; None where nothing permutes."""
-    if target.arch == "armv7" or (target.arch == "x86_64" and target.lanes < 8):
+    if target.arch == "x86_64" and target.lanes < 8:
         return None
     width = math.gcd(known.output_block, target.lanes, *(block for _, block in known.segments))
     return width if width >= 4 else None
@@ -121,7 +126,7 @@ def _applies(known: SparseFacts, row_sizes: np.ndarray, width: int, target: Targ
 
 
 def _permutation(target: Target, width: int, size: int) -> Permutation:
-    return Permutation("arm64" if target.arch == "aarch64" else "x86", width, max(1, size // width))
+    return Permutation(target.arch, width, max(1, size // width))
 
 
 def product_shape(
@@ -182,7 +187,9 @@ def _in_flight(target: Target, width: int, sources: int, uses: int) -> int:
     often a step permutes an input."""
     if target.arch == "aarch64":  # inputs are loaded ahead of the look-up; on x86 they are its operand in memory
         return 4 * sources + 6
-    if sources > 1 and not Permutation("x86", width, sources).single:
+    if target.arch == "armv7":
+        return 2 * sources + 5
+    if sources > 1 and not Permutation(target.arch, width, sources).single:
         return 2 * sources + 4
     return sources + 2 + (0 if uses == 1 else 2 if target.vector_registers <= 16 else 1 + min(uses, 4))
 

@@ -15,6 +15,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from compiler.codegen.target import Arch
 from compiler.codegen.templates.common import splat
 
 Form = Literal["nibble", "byte", "table"]
@@ -29,38 +30,51 @@ _X86 = {
 
 _ARM64 = {1: "llvm.aarch64.neon.tbl1.v16i8", 2: "llvm.aarch64.neon.tbl2.v16i8", 4: "llvm.aarch64.neon.tbl4.v16i8"}
 
+_ARM32 = {1: "llvm.arm.neon.vtbl2", 2: "llvm.arm.neon.vtbl4", 4: "llvm.arm.neon.vtbl4"}
+"""Eight bytes at a time, from at most 32."""
+
+_ARM32_BEYOND = "llvm.arm.neon.vtbx4"
+"""The same for what lies behind the first 32 bytes: bytes whose position is not in the table stay as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Permutation:
     """How vectors of `lanes` are permuted, from one source or several (whole runs longer than a vector)."""
 
-    arch: Literal["x86", "arm64"]
+    arch: Arch
     lanes: int
     sources: int
 
     @property
     def supported(self) -> bool:
         """Whether there is an instruction for it."""
-        if self.arch == "arm64":
+        if self.by_table:
             return self.lanes == 4 and self.sources in _ARM64
         return (self.lanes, 1) in _X86 and self.sources in (1, 2, 4)
 
     @property
+    def by_table(self) -> bool:
+        """Whether bytes are looked up in a table (ARM)."""
+        return self.arch != "x86_64"
+
+    @property
     def single(self) -> bool:
-        """Whether one instruction does it; otherwise halves are permuted and selected from."""
-        return self.arch == "arm64" or (self.lanes, self.sources) in _X86
+        """Whether no halves are permuted and selected from."""
+        return self.by_table or (self.lanes, self.sources) in _X86
 
     def form(self, panels: int) -> Form:
         """How the codes of `panels` vectors that share their sources lie in memory."""
-        if self.arch == "arm64":
+        if self.by_table:
             return "table"
         return "nibble" if panels % 2 == 0 and self.lanes * self.sources <= 16 else "byte"
 
     def __call__(self, sources: Sequence[Any], code: Any) -> Any:
         """The permuted vector; `code` as `codes` gives it."""
         assert len(sources) == self.sources
-        if self.arch == "arm64":
+        if self.arch == "aarch64":
             return self._table(sources, code)
+        if self.arch == "armv7":
+            return self._half_tables(sources, code)
         if not self.single:
             return self._selected(sources, code)
         name = _X86[self.lanes, self.sources]
@@ -80,6 +94,21 @@ class Permutation:
         tables = [T.reinterpret("int8x16", s) for s in sources]
         found = T.call_llvm_pure_intrin("int8x16", _ARM64[self.sources], *tables, code)
         return T.reinterpret("float32x4", found)
+
+    def _half_tables(self, sources: Sequence[Any], code: Any) -> Any:
+        """Tables are of registers of eight bytes there, and so is what is found."""
+        wholes = [T.reinterpret("uint8x16", s) for s in sources]
+        parts = [half("uint8x8", w) for w in wholes for half in (T.vectorlow, T.vectorhigh)]
+        found = [self._found(parts, half("uint8x8", code)) for half in (T.vectorlow, T.vectorhigh)]
+        return T.reinterpret("float32x4", T.vectorcombine("uint8x16", *found))
+
+    def _found(self, parts: Sequence[Any], code: Any) -> Any:
+        first, beyond = parts[:4], parts[4:]
+        found = T.call_llvm_pure_intrin("uint8x8", _ARM32[self.sources], *first, code)
+        if not beyond:
+            return found
+        moved = code - tirx.Broadcast(tirx.IntImm("uint8", 8 * len(first)), 8)
+        return T.call_llvm_pure_intrin("uint8x8", _ARM32_BEYOND, found, *beyond, moved)
 
     def codes(self, form: Form, stored: Any, panel: int) -> Any:
         """What the instruction takes, for one of the panels that a stored vector serves."""

@@ -24,6 +24,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from compiler.codegen.target import Arch
 from compiler.codegen.templates.blocked import Epilogue, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, prefetch, splat, vector, view
 from compiler.codegen.templates.conv import segment_names
@@ -60,7 +61,7 @@ class RegularShape:
     """Cells of the kernel."""
     stride: tuple[int, int]
     classes: tuple[RowClass, ...]
-    arch: str
+    arch: Arch
     width: int
     """Lanes of a register: divides the blocks of `x` and `y`, unless `y` has one block only."""
     epilogue: Epilogue = field(default_factory=Epilogue)
@@ -98,7 +99,7 @@ class RegularShape:
 
     def permutation(self, size: int) -> Permutation:
         """How inputs of one step are permuted."""
-        return Permutation("arm64" if self.arch == "aarch64" else "x86", self.width, max(1, size // self.width))
+        return Permutation(self.arch, self.width, max(1, size // self.width))
 
     def runs(self, size: int) -> int:
         """Runs in one step."""
