@@ -33,7 +33,7 @@ def split_shared(graph: Graph, *, matrices: bool = False) -> dict[ValueRef, Valu
     origin: dict[ValueRef, ValueRef] = {}
     for value in graph.parameters():
         matrix = sum(n > 1 for n in value.shape) > 1
-        if value.data is None or (matrix and not matrices) or graph.is_output(value.ref):
+        if (matrix and not matrices) or graph.is_output(value.ref):
             continue
         for node, index in graph.uses(value.ref)[1:]:
             copy = graph.add_value(graph.fresh(value.ref.name), value.type, value.data)
@@ -46,7 +46,7 @@ def join_shared(graph: Graph, origin: Mapping[ValueRef, ValueRef]) -> None:
     """Undo `split_shared` where copies still hold the same data."""
     for copy, first in origin.items():
         a, b = graph.value(copy), graph.value(first)
-        if a.type == b.type and (a.data is b.data or np.array_equal(a.constant, b.constant, equal_nan=True)):
+        if a.type == b.type and np.array_equal(a.constant, b.constant, equal_nan=True):
             graph.replace_uses(copy, first)
             graph.remove(copy)
 
