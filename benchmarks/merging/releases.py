@@ -104,9 +104,9 @@ def smallest(release: Release, pipeline: str, caps: str) -> Result | None:
     *merging, pruner = passes_of(pipeline, len(before.tasks))
     first = [*merging, DISTIL] if merging else []
     begun = passed(before, first, use)
-    best = None
+    within = None
     for share in (1.0, *(b * expected_macs(before) / expected_macs(begun) for b in BUDGETS)):
-        if share >= 1 and best is not None:
+        if share >= 1 and within is not None:
             continue
         whole = ",whole=true" if pruner == WHOLE else caps
         steps = [f"narrow{{flops={share:.4f},between=1.0,loss=kl{whole}}}", DISTIL] if share < 1 else []
@@ -117,8 +117,8 @@ def smallest(release: Release, pipeline: str, caps: str) -> Result | None:
         drops = dict(use.judge(graph))
         if any(drops[t] > limit for t, limit in limits.items()):
             break
-        best = Result((*EXACT, *first, *steps), _named(macs(graph)), drops)
-    return best
+        within = Result((*EXACT, *first, *steps), _named(macs(graph)), drops)
+    return within
 
 
 def _named(costs: Mapping[Subset, int]) -> dict[str, int]:
