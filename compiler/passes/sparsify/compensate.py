@@ -19,6 +19,7 @@ WORK = 2e11
 """Multiply-adds that one stage may take; stages that would take more are skipped, except for the last."""
 
 _BYTES = 64 << 20
+"""Of inverses that are made at a time; one at least."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +80,8 @@ def solve(problem: Quadratic, alive: np.ndarray, height: int) -> Solved:
     counts = np.count_nonzero(supports, axis=1)
     for count in np.unique(counts[counts > 0]):
         alike = np.flatnonzero(counts == count)
-        for part in np.array_split(alike, max(1, -(-len(alike) * int(count) ** 2 * 8 // _BYTES))):
+        parts = -(-len(alike) * int(count) ** 2 * 8 // _BYTES)
+        for part in np.array_split(alike, min(parts, len(alike))):
             columns = np.nonzero(supports[part])[1].reshape(len(part), -1)
             inverses = np.linalg.inv(problem.hessian[columns[:, :, None], columns[:, None, :]])
             for number, at, inverse in zip(part, columns, inverses, strict=True):

@@ -20,7 +20,7 @@ from compiler.passes.sparsify.patterns import (
 )
 
 STEP = 0.7
-"""Share of the units that survives one stage at least: what stays is fitted anew before more goes."""
+"""Share of the units that survives one stage at least, but for one: what stays is fitted anew before more goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,7 @@ class Goal:
             return [*(replace(self, form=replace(self.form, sizes=s)) for s in limited), self]
         goal, total = self.kept or 1, round((self.kept or 1) / self.density(shape))
         counts = []
-        while total * STEP > goal:
-            total = math.ceil(total * STEP)
+        while (total := min(math.ceil(total * STEP), total - 1)) > goal:
             counts.append(total)
         return [*(replace(self, kept=c) for c in counts), self]
 
