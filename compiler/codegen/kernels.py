@@ -85,13 +85,13 @@ class Builder:
         """Any constant in the pool."""
         return Slot("pool", at=self.pool.add(name, array, form))
 
-    def levelled(self, value: Value, arrays: Sequence[np.ndarray], form: str) -> Slot:
-        """A packed parameter of which every level has its own, of one size; once where all are equal."""
+    def levelled(self, name: str, arrays: Sequence[np.ndarray], form: str) -> Slot:
+        """A constant of which every level has its own, of one size; once where all are equal."""
         if all(a.tobytes() == arrays[0].tobytes() for a in arrays):
-            return self.constant(value, arrays[0], form)
+            return self.table(name, arrays[0], form)
         stride = aligned(arrays[0].nbytes)
         rows = [np.frombuffer(a.tobytes() + bytes(stride - a.nbytes), np.uint8) for a in arrays]
-        return Slot("pool", at=self.pool.add(value.ref.name, np.stack(rows), f"{form} by level"), stride=stride)
+        return Slot("pool", at=self.pool.add(name, np.stack(rows), f"{form} by level"), stride=stride)
 
     def copy(self, value: Value, source: Layout, target: Layout, slots: tuple[Slot, Slot]) -> Built:
         """A kernel that stores a value again, in another layout or place."""

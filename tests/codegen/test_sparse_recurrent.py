@@ -11,19 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compiler import build, open_bundle, parse_pass
 from compiler.calibration.engine import Engine
+from compiler.codegen.bundle import read_plan
 from compiler.codegen.explain import explain
 from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, candidates, situation
+from compiler.codegen.plans import parse_plan
 from compiler.codegen.strategies import recurrent
 from compiler.codegen.strategies.base import Choice
 from compiler.codegen.target import find_target
 from compiler.codegen.templates import block_sparse, regular_block
 from compiler.codegen.templates.recurrent_products import gate_rows
 from compiler.codegen.templates.recurrent_shape import RecurrentShape
+from compiler.errors import ConfigError
 from compiler.ir.encoding import BlockSparse, Encoding, RegularBlock, Unstructured
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level
+from compiler.ir.reference import difference
 from compiler.ir.types import ValueRef
 from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.native import NativeLibrary
@@ -239,6 +245,57 @@ def test_on_an_emulated_arm_core(name: str, tmp_path: Path) -> None:
     library = generate(graph, target, sources=Sources(sparse_choices(graph, target.name, 0)))
     assert {k.template for k in library.kernels} == {"recurrent-sparse"}
     check_emulated(library, graph, target, tmp_path)
+
+
+@pytest.mark.cross
+def test_every_level_on_an_emulated_arm_core(tmp_path: Path) -> None:
+    target, graph = linkable("aarch64-cortex-a72"), nested(NESTED[:2])
+    check_emulated(generate(graph, target), graph, target, tmp_path)
+
+
+# ---------------------------------------------------------------------- sparsity levels
+NESTED = [
+    Case("LSTM", 32, 48, None, None, attrs=BOTH),
+    Case("GRU", 48, 32, None, None, samples=2, attrs=BOTH | {"linear_before_reset": 1}),
+    Case("GRU", 24, 16, None, None, lengths=(4,)),
+    Case("RNN", 16, 32, None, None, bare=True, attrs={"direction": "reverse"}),
+]
+
+
+def nested(cases: list[Case]) -> Graph:
+    """Three levels, in blocks of 8 rows."""
+    return parse_pass("nest{levels=0.1+0.5+0.8,pattern=block8x1,dense=(),min_inputs=16}")(network(cases))
+
+
+def test_every_level_is_right_and_stored_once(tmp_path: Path) -> None:
+    graph = nested(NESTED)
+    net = open_bundle(build(graph, "host", tmp_path, name="nested").path)
+    feeds, seen = feeds_of(graph), set()
+    for level in range(3):
+        wanted = Engine.of(at_level(graph, level, alone=True)).run(feeds)
+        found = net.run(feeds, level=level)
+        for name, task in graph.tasks.items():
+            for got, ref in zip(found[name].values(), task.outputs, strict=True):
+                assert difference(got, wanted[ref.name]) < 1e-5, (level, name, ref)
+        seen.add(b"".join(a.tobytes() for a in found["t0"].values()))
+    assert len(seen) == 3
+    dense = generate(at_level(graph, 0, alone=True), find_target("host"))
+    assert net.bundle.manifest["pool"]["bytes"] <= 1.05 * len(dense.pool)
+
+
+def test_an_extracted_level_has_the_bits_of_the_level(tmp_path: Path) -> None:
+    graph = nested(NESTED[:2])
+    net = open_bundle(build(graph, "host", tmp_path, name="nested").path)
+    part = generate(at_level(graph, 1), find_target("host"), sources=parse_plan(read_plan(net.bundle)).sources)
+    feeds = feeds_of(graph)
+    whole = net.run(feeds, level=1)
+    for name, arrays in NativeLibrary(part, tmp_path).run(part.full, feeds).items():
+        assert [a.tobytes() for a in arrays] == [a.tobytes() for a in whole[name].values()]
+
+
+def test_blocks_of_two_gates_have_no_levels() -> None:
+    with pytest.raises(ConfigError, match="24 hidden units are no whole blocks of 16 rows; take a smaller pattern"):
+        parse_pass("nest{levels=0+0.5,dense=(),min_inputs=16}")(network([NESTED[2]]))
 
 
 def plan_of(case: Case) -> dict[str, Any]:

@@ -181,3 +181,21 @@ def test_blocks_leave_by_norm_and_in_order(nested):
     norms = np.sqrt((ladder.within(counts[0], data).reshape(-1, 4, size // value.shape[0]) ** 2).sum(1))
     stay, leave = (form.alive(ladder.within(c, data)) for c in (middle, counts[0]))
     assert norms[stay].min() >= norms[leave & ~stay].max()
+
+
+def test_levels_of_recurrent_layers_learn_and_stay_nested() -> None:
+    b = Builder(seed=4)
+    x, bias = b.input("x", 3, 1, 16), b.weight(1, 128)
+    y = b.apply("LSTM", x, b.weight(1, 64, 16), b.weight(1, 64, 16), bias, results=3, hidden_size=16)
+    b.task("t", b.apply("Gemm", b.apply("Flatten", y[0]), b.weight(5, 16), b.weight(5), transB=1))
+    original = b.graph.freeze()
+    data = np.random.default_rng(5).normal(size=(SAMPLES, 3, 1, 16)).astype(np.float32)
+    use = Resources(calibration={"x": data}, teacher=original)
+    nested = parse("nest{levels=0.2+0.6,dense=last,min_inputs=16}")(original)
+    trained = parse("distil{epochs=4,loss=mse,batch=16,rate=0.01}")(nested, use)
+    feeds = [{"x": x} for x in data[:16]]
+    for level, most in enumerate((1.0, 0.8)):
+        before, after = (error(at_level(g, level), original, feeds) for g in (nested, trained))
+        assert after < most * before
+    for weight in (v for v in trained.parameters() if v.sparser):
+        weight.type.encoding.check_level(weight.constant, weight.sparser[0])

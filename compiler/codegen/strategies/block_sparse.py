@@ -70,7 +70,7 @@ class BlockSparse(Strategy):
         layer = levels[0]
         packed, shape = product_kernel(levels, choice.tile, builder.target)
         slots = [*layer.inputs, *tables(builder, layer, f"block{height}x1", lists(packed))]
-        slots.append(builder.levelled(layer.named[0], packed.last, f"block{height}x1-last"))
+        slots.append(builder.levelled(layer.named[0].ref.name, packed.last, f"block{height}x1-last"))
         slots += [bias_slot(builder, levels, height), *layer.rest]
         return Built(
             (self.name, shape),

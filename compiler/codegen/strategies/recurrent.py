@@ -65,7 +65,7 @@ class Recurrent(Strategy):
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         site = group.anchor
         lowered = recurrent.lower_site(site, builder.target)
-        slots = _slots(builder, site, lowered.inputs)
+        slots = _slots(builder, site, [lowered.inputs])
         return Built(("recurrent", lowered.shape), lowered.func, slots, self.name, lowered.shape.directions)
 
 
@@ -79,6 +79,7 @@ class SparseRecurrent(Strategy):
     name = "recurrent-sparse"
     version = 1
     families = ("recurrent",)
+    levels = True
     skips_zeros = True
 
     def multiplies_zeros(self, choice: Choice, operand: int) -> bool:
@@ -86,7 +87,7 @@ class SparseRecurrent(Strategy):
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
         site = group.anchor
-        if not any(sparse_form(site, operand) for operand in ("w", "r")):
+        if not any(sparse_form(site, operand) for operand in ("w", "r")) or _levels_elsewhere(site):
             return []
         shape = recurrent_shape(site, situation.target)
         if not shape.packed:
@@ -102,31 +103,34 @@ class SparseRecurrent(Strategy):
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        site = group.anchor
-        shape = recurrent_shape(site, builder.target)
+        sites = [group.at(i).anchor for i in range(group.levels)]
+        shape = recurrent_shape(sites[0], builder.target)
         products: list[GateProduct] = []
-        constants: dict[str, list[np.ndarray]] = {}
+        constants: list[dict[str, list[np.ndarray]]] = [{} for _ in sites]
         tiles: tuple[tuple[Operand, Tile], ...] = (("w", choice.tile[:4]), ("r", choice.tile[4:]))
         for operand, tile in tiles:
             if tile == DENSE:
                 continue
-            made = [_product(site, shape, operand, g, tile, builder.target) for g in _passes(shape, operand)]
-            products += [product for product, _ in made]
-            constants[operand] = [a for _, directions in made for arrays in directions for a in arrays]
+            for gates in _passes(shape, operand):
+                product, levels = _product(sites, shape, operand, gates, tile, builder.target)
+                products.append(product)
+                for found, arrays in zip(constants, levels, strict=True):
+                    found.setdefault(operand, []).extend(arrays)
         func = recurrent.recurrent_kernel(shape, products)
-        slots = _slots(builder, site, recurrent.kernel_inputs(site, shape, constants))
+        inputs = [recurrent.kernel_inputs(s, shape, c) for s, c in zip(sites, constants, strict=True)]
+        slots = _slots(builder, sites[0], inputs)
         return Built((self.name, shape, tuple(products)), func, slots, self.name, shape.directions)
 
 
-def _slots(builder: Builder, site: Site, inputs: Sequence[ValueRef | np.ndarray]) -> tuple[Slot, ...]:
-    """Arguments: values row-major, packed constants, results."""
+def _slots(builder: Builder, site: Site, levels: Sequence[Sequence[ValueRef | np.ndarray]]) -> tuple[Slot, ...]:
+    """Arguments: values row-major, packed constants (`levels`: of every sparsity level), results."""
     slots: list[Slot] = []
-    for item in inputs:
-        if isinstance(item, ValueRef):
-            value = builder.graph.value(item)
+    for items in zip(*levels, strict=True):
+        if isinstance(items[0], ValueRef):
+            value = builder.graph.value(items[0])
             slots.append(plain_slot(value) if value.data is None else builder.constant(value, value.data, "plain"))
         else:
-            slots.append(builder.table(str(site.node.ref), item, "recurrent"))
+            slots.append(builder.levelled(str(site.node.ref), items, "recurrent"))
     return (*slots, *(plain_slot(v) for v in site.results))
 
 
@@ -144,14 +148,23 @@ class _Matrix:
     """[O]; zeros for R, whose biases belong to the sums of the inputs or to the cell."""
 
 
+def _weight(site: Site, operand: Operand) -> Value:
+    return site.operands[W if operand == "w" else R]
+
+
 def sparse_form(site: Site, operand: Operand) -> Sparse | None:
     """How W (`w`) or R (`r`) is stored, where a sparse product can read it: rows are gates by units."""
-    found: Encoding = site.operands[W if operand == "w" else R].type.encoding
+    found: Encoding = _weight(site, operand).type.encoding
     along = isinstance(found, Sparse) and found.rows == ROWS
     if not along or (isinstance(found, RegularBlock) and found.inputs != INPUTS):
         return None
     assert isinstance(found, Sparse)
     return found
+
+
+def _levels_elsewhere(site: Site) -> bool:
+    """Whether something besides the two weights differs by level: it is read as it is."""
+    return any(v.sparser and i not in (W, R) for i, v in site.operands.present())
 
 
 def _passes(shape: RecurrentShape, operand: Operand) -> tuple[tuple[int, ...], ...]:
@@ -160,7 +173,7 @@ def _passes(shape: RecurrentShape, operand: Operand) -> tuple[tuple[int, ...], .
 
 def _matrices(site: Site, shape: RecurrentShape, operand: Operand, gates: Sequence[int]) -> list[_Matrix]:
     """Every direction of W or R. Rows that do not exist have runs like the others: they are stored as zeros."""
-    weight = site.operands[W if operand == "w" else R].constant
+    weight = _weight(site, operand).constant
     encoding, rows = sparse_form(site, operand), gate_rows(shape, gates)
     assert encoding is not None
     sizes = np.ones(weight.shape[ROWS], np.int64)
@@ -178,14 +191,20 @@ def _matrices(site: Site, shape: RecurrentShape, operand: Operand, gates: Sequen
 
 
 def _tiles(site: Site, shape: RecurrentShape, operand: Operand, situation: Situation) -> list[tuple[Tile, float]]:
-    """The best tiles of all products with one weight, and dense, each with its predicted seconds per call."""
-    found: list[tuple[Tile, float]] = [(DENSE, dense_seconds(shape, operand, situation))]
-    if sparse_form(site, operand) is None:
+    """The best tiles of all products with one weight, and dense where it has one level, each with its predicted
+    seconds per call.
+    """
+    found: list[tuple[Tile, float]] = []
+    levelled = bool(_weight(site, operand).sparser)
+    if not levelled:
+        found.append((DENSE, dense_seconds(shape, operand, situation)))
+    form = sparse_form(site, operand)
+    if form is None or (levelled and not _within_gates(form, shape)):
         return found
     total: dict[Tile, float] | None = None
     for gates in _passes(shape, operand):
         for matrix in _matrices(site, shape, operand, gates):
-            own = _matrix_tiles(matrix, _facts(shape, operand, gates), situation, shape.block)
+            own = _matrix_tiles(matrix, _facts(shape, operand, gates), situation, shape.block, levelled)
             kept = own if total is None else {t: s + own[t] for t, s in total.items() if t in own}
             total = kept
     turns = shape.steps if operand == "r" else 1
@@ -193,9 +212,21 @@ def _tiles(site: Site, shape: RecurrentShape, operand: Operand, situation: Situa
     return [*found, *((tile, turns * seconds) for tile, seconds in best)]
 
 
-def _matrix_tiles(matrix: _Matrix, known: SparseFacts, situation: Situation, block: int) -> dict[Tile, float]:
-    """Predicted seconds of one product by tile."""
-    heights = {block, min(matrix.encoding.height, block)} if isinstance(matrix.encoding, BlockSparse) else {block}
+def _within_gates(form: Sparse, shape: RecurrentShape) -> bool:
+    """Whether every block has rows of one gate."""
+    return isinstance(form, BlockSparse) and shape.hidden % form.height == 0
+
+
+def _matrix_tiles(
+    matrix: _Matrix, known: SparseFacts, situation: Situation, block: int, levelled: bool
+) -> dict[Tile, float]:
+    """Predicted seconds of one product by tile. Lists of `levelled` weights hold rows of one block each: rows of
+    several may be there at different levels.
+    """
+    heights = {block}
+    if isinstance(matrix.encoding, BlockSparse):
+        own = min(matrix.encoding.height, block)
+        heights = {own} if levelled else {block, own}
     listed = block_sparse.product_candidates(known, matrix.weight, sorted(heights), situation)
     found = {c.choice.tile: c.seconds for c in listed}
     if isinstance(matrix.encoding, RegularBlock):
@@ -218,36 +249,53 @@ def _layer(shape: RecurrentShape, operand: Operand, gates: Sequence[int]) -> Con
 
 
 def _product(
-    site: Site, shape: RecurrentShape, operand: Operand, gates: tuple[int, ...], tile: Tile, target: Target
+    sites: Sequence[Site],
+    shape: RecurrentShape,
+    operand: Operand,
+    gates: tuple[int, ...],
+    tile: Tile,
+    target: Target,
 ) -> tuple[GateProduct, list[list[np.ndarray]]]:
-    """One product, and the constants of every direction in the order of its parameters."""
-    x, y, batch = planes(shape, operand, gates)
-    weight = site.operands[W if operand == "w" else R]
+    """One product, and by level the constants of all directions in the order of its parameters; `sites`: the node
+    at every sparsity level.
+    """
     kernels: list[ProductShape] = []
-    constants = []
-    for matrix in _matrices(site, shape, operand, gates):
-        layer = SparseLayer(
-            (x,),
-            y,
-            batch,
-            _layer(shape, operand, gates),
-            Epilogue(),
-            matrix.weight,
-            matrix.bias,
-            inputs=(),
-            rest=(),
-            named=(weight, weight),
-        )
+    constants: list[list[np.ndarray]] = [[] for _ in sites]
+    for levels in zip(*(_matrices(s, shape, operand, gates) for s in sites), strict=True):
+        layers = [_sparse_layer(sites[0], shape, operand, gates, matrix) for matrix in levels]
         if tile[3] == 1:
-            runs = regular_block.product_shape(layer, matrix.sizes, tile[:3], target)
-            arrays, bias = regular_block.packed_arrays(layer, matrix.sizes, runs)
+            sizes = levels[0].sizes
+            runs = regular_block.product_shape(layers[0], sizes, tile[:3], target)
+            packed_runs = [regular_block.packed_arrays(x, sizes, runs) for x in layers]
             kernels.append(runs)
-            constants.append([*(a for _, a in arrays), bias])
+            made = [[*(a for _, a in arrays), bias] for arrays, bias in packed_runs]
         else:
-            packed, lists = block_sparse.product_kernel([layer], tile, target)
+            packed, lists = block_sparse.product_kernel(layers, tile, target)
             kernels.append(lists)
-            constants.append([*(a for _, a in block_sparse.lists(packed)), packed.last[0], matrix.bias])
+            shared = [a for _, a in block_sparse.lists(packed)]
+            made = [[*shared, last, m.bias] for last, m in zip(packed.last, levels, strict=True)]
+        for found, arrays in zip(constants, made, strict=True):
+            found += arrays
     return GateProduct(operand, gates, tuple(kernels)), constants
+
+
+def _sparse_layer(
+    site: Site, shape: RecurrentShape, operand: Operand, gates: tuple[int, ...], matrix: _Matrix
+) -> SparseLayer:
+    x, y, batch = planes(shape, operand, gates)
+    weight = _weight(site, operand)
+    return SparseLayer(
+        (x,),
+        y,
+        batch,
+        _layer(shape, operand, gates),
+        Epilogue(),
+        matrix.weight,
+        matrix.bias,
+        inputs=(),
+        rest=(),
+        named=(weight, weight),
+    )
 
 
 # ---------------------------------------------------------------------- predicted times

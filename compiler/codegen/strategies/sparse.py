@@ -188,4 +188,4 @@ def tables(builder: Builder, layer: SparseLayer, form: str, arrays: Sequence[tup
 def bias_slot(builder: Builder, levels: Sequence[SparseLayer], lanes: int) -> Slot:
     """The bias at every sparsity level of a layer, filled up to a multiple of `lanes`."""
     packed = [pack_bias(layer.bias, layer.layer.outputs, lanes) for layer in levels]
-    return builder.levelled(levels[0].named[1], packed, "bias")
+    return builder.levelled(levels[0].named[1].ref.name, packed, "bias")

@@ -19,7 +19,7 @@ from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
 from compiler.passes.base import Batch, Pass, Refusal, Resources
-from compiler.passes.sparsify.layers import RECURRENT, WITHOUT, Candidate, Limits, candidates
+from compiler.passes.sparsify.layers import RECURRENT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
 from compiler.passes.sparsify.patterns import FLOOR, ranked
@@ -93,9 +93,26 @@ class Nest(Pass):
 
     def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
         excluded = partial(use.excluded, also=self.exclude)
-        recurrent = dict.fromkeys(RECURRENT, "the weights of recurrent layers have one level")
-        limits = Limits(self.dense, self.min_inputs, self._height, excluded, True, {**WITHOUT, **recurrent})
-        return candidates(graph, limits)
+        found, refusals = candidates(graph, Limits(self.dense, self.min_inputs, self._height, excluded, True))
+        chosen = []
+        for layer in found:
+            across = self._across_gates(graph, layer)
+            refusals += across
+            chosen += [] if across else [layer]
+        return chosen, refusals
+
+    def _across_gates(self, graph: Graph, layer: Candidate) -> list[Refusal]:
+        """A refusal per recurrent layer some of whose blocks would have rows of two gates: code has gates apart."""
+        height = self._form(layer).height
+        sites = [s for r in layer.readers if (s := graph.site(graph.node(r))).node.op.name in RECURRENT]
+        return [
+            Refusal(
+                f"{s.node.op.name} '{s.node.ref}'",
+                f"{s.int('hidden_size')} hidden units are no whole blocks of {height} rows; take a smaller pattern",
+            )
+            for s in sites
+            if s.int("hidden_size") % height
+        ]
 
     @property
     def _height(self) -> int:
