@@ -7,7 +7,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.mutation.recording import Recording, spread
+from benchmarks.mutation.recording import Recording, file_of, spread
+
+LOOKING = "tests/test_public_api.py"
+"""Looks at what importing made, such as defaults of options, and so is asked where only importing runs a line."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,24 @@ class Chooser:
     _spans: dict[str, Spans] = field(default_factory=dict)
 
     def tests(self, module: str, line: int) -> list[str]:
-        """Of the statement; where only importing runs it, of what stands around it, then of the whole file."""
+        """Of the statement; where only importing runs it, of what looks at modules from outside, then of what stands
+        around it, then of the whole file."""
         if module not in self._spans:
             self._spans[module] = Spans.of(self.sources[module])
         lines = self.recording.lines.get(module, {})
         statement, *bodies = [*self._spans[module].around(line), range(1, max(lines, default=0) + 1)]
         if found := self._running(lines, statement):
             return list(self._within(found))
+        looking = self._asked(t for t in self.recording.seconds if file_of(t) == LOOKING)
         every = (test for body in bodies for test in self._running(lines, body))
-        return list(self._within(dict.fromkeys(every)))
+        return list(self._within(dict.fromkeys([*looking, *every])))
 
     def _running(self, lines: Mapping[int, Sequence[str]], span: range) -> list[str]:
+        return self._asked({t for n in span for t in lines.get(n, ())})
+
+    def _asked(self, tests: Iterable[str]) -> list[str]:
         seconds = self.recording.seconds
-        return spread({t for n in span for t in lines.get(n, ()) if seconds[t] <= self.longest}, seconds)
+        return spread((t for t in tests if seconds[t] <= self.longest), seconds)
 
     def _within(self, tests: Iterable[str]) -> Iterator[str]:
         left = self.most

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.host import versions
-from benchmarks.mutation.choice import Chooser
+from benchmarks.mutation.choice import LOOKING, Chooser
 from benchmarks.mutation.mutants import PACKAGES, Mutant, draw, modules
 from benchmarks.mutation.recording import Recording, file_of
 from benchmarks.mutation.trial import Bench, Outcome, copy_tree
@@ -30,7 +30,7 @@ from benchmarks.settings import say
 
 TESTS = (
     *("tests/ir", "tests/passes", "tests/mutation", "tests/calibration", "tests/cost", "tests/training"),
-    *("tests/broken_inputs", "tests/test_pipeline.py", "tests/test_outline.py", "tests/test_diff.py"),
+    *("tests/broken_inputs", "tests/test_pipeline.py", "tests/test_outline.py", "tests/test_diff.py", LOOKING),
 )
 """The tests that are asked: those of the two packages and of what stands close to them, none that compiles much."""
 Z = 1.96

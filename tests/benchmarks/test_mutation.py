@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutation.choice import Chooser, Spans
+from benchmarks.mutation.choice import LOOKING, Chooser, Spans
 from benchmarks.mutation.mutants import Mutant, Place, draw, meaning, mutant_of
 from benchmarks.mutation.recording import Recording, spread
 from benchmarks.mutation.study import Kept, interval, record, text
@@ -129,6 +129,14 @@ RECORDING = Recording(
 def test_tests_run_the_statement_within_the_time(line: int, most: float, wanted: list[str]) -> None:
     chooser = Chooser(RECORDING, {"compiler/ir/door.py": SOURCE}, most)
     assert [t.partition("::")[2] for t in chooser.tests("compiler/ir/door.py", line)] == wanted
+
+
+def test_what_looks_at_modules_from_outside_is_asked_first_where_only_importing_runs_a_line() -> None:
+    looking = f"{LOOKING}::golden"
+    recording = Recording({**RECORDING.seconds, looking: 0.5}, RECORDING.lines)
+    chooser = Chooser(recording, {"compiler/ir/door.py": SOURCE}, 4.5)
+    assert chooser.tests("compiler/ir/door.py", 3) == [looking, "tests/a.py::one[1]", "tests/a.py::two"]
+    assert looking not in chooser.tests("compiler/ir/door.py", 8)
 
 
 def test_long_tests_are_not_asked() -> None:
