@@ -61,8 +61,8 @@ class Chooser:
     _spans: dict[str, Spans] = field(default_factory=dict)
 
     def tests(self, module: str, line: int) -> list[str]:
-        """Of the statement; where only importing runs it, of what looks at modules from outside, then of what stands
-        around it, then of the whole file."""
+        """Of the statement; where only importing runs it, what looks at modules from outside, then tests of what
+        stands around it, then of the whole file."""
         if module not in self._spans:
             self._spans[module] = Spans.of(self.sources[module])
         lines = self.recording.lines.get(module, {})
