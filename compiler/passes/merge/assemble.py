@@ -23,8 +23,9 @@ from compiler.passes.merge.labels import Channel, Labelling, Slab, base_name, se
 from compiler.passes.merge.layer import LayerFit, PriorOf, as_is
 from compiler.passes.merge.originals import Originals, is_depthwise
 from compiler.passes.merge.recurrent import Cell, Cells, placed_inputs
+from compiler.passes.merge.refit import addend, store, takes_constant
 from compiler.passes.merge.rows import restored
-from compiler.passes.merge.solve import Fit, Freedom
+from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.statistics import depthwise_taps, moved_statistics
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
 from compiler.progress import counted
@@ -155,47 +156,17 @@ class Assembly:
         entries = [e for e in self._entries[site.operands[0].ref] if e.mask & source.mask == source.mask]
         unchanged = len(entries) == 1 and entries[0].original and entries[0].value not in self._changed
         if fit is not None and not unchanged:
-            solved = fit.solve_source(source, entries, self._takes_constant(source), self.freedom)
+            solved = fit.solve_source(source, entries, takes_constant(self.streams.graph, site), self.freedom)
             axis = 1 if site.node.op.name == "Conv" else site.operands[0].rank - 1
             read = concat(self.graph, site.node.ref.name, [e.value for e in entries], axis)
             self._run_new([read], source.mask)
             if read != site.operands[0].ref:
                 self.graph.set_operand(site.node.ref, 0, read)
-            self._store(source, solved)
+            store(self.graph, self.streams.graph, site, solved)
             self._changed.add(result.ref)
             self.findings.residuals[place.index, source.mask] = solved.residual
         self.tape.run([self.graph.node(site.node.ref)])
         self._entries[result.ref] = [original_entry(self.streams, source, result)]
-
-    def _takes_constant(self, source: Source) -> bool:
-        return source.site.node.op.name != "MatMul" or self._addend(source) is not None
-
-    def _addend(self, source: Source) -> tuple[Node, int] | None:
-        """The Add of a constant vector that alone reads a MatMul: it can take up a constant."""
-        result = source.site.results[0]
-        uses = self.streams.graph.uses(result.ref)
-        if len(uses) != 1 or uses[0][0].op.name != "Add" or self.streams.graph.is_output(result.ref):
-            return None
-        node, index = uses[0]
-        other = self.streams.graph.operands(node)[1 - index]
-        return (node, 1 - index) if other.data is not None and other.size == result.shape[-1] else None
-
-    def _store(self, source: Source, solved: Fit) -> None:
-        """Write weights and constant into a node that stays."""
-        site = source.site
-        node = site.node.ref
-        set_parameter(self.graph, node, 1, restored(site, solved.weights[0]))
-        if not solved.refitted or not self._takes_constant(source):
-            return
-        offset = solved.offset[0]
-        addend = self._addend(source) if site.node.op.name == "MatMul" else None
-        if addend is not None:
-            value = self.graph.operands(self.graph.node(addend[0].ref))[addend[1]]
-            moved = value.constant + offset.reshape(value.shape)
-            set_parameter(self.graph, addend[0].ref, addend[1], moved)
-        else:
-            old = site.operands.optional(2)
-            set_parameter(self.graph, node, 2, offset if old is None else offset.reshape(old.shape))
 
     def _label_layer(self, place: Place, slab: Slab, fit: LayerFit) -> None:
         """One node for the channels of a slab."""
@@ -294,7 +265,7 @@ class Assembly:
 
     def _with_constant(self, name: str, sources: Sequence[Source], product: Value, offset: np.ndarray) -> Value:
         """A product without a place for a constant leaves it to the Add behind it, or gets one."""
-        addends = [self._addend(s) for s in sources]
+        addends = [addend(self.streams.graph, s.site) for s in sources]
         roles = self.streams.channels.roles
         if all(a is not None and roles[a[0].ref] is Role.EACH for a in addends):
             self._offsets[product.ref] = offset

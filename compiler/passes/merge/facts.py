@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from compiler.ir.graph import NodeRef
 from compiler.ir.ops.recurrent import Recurrent
 from compiler.passes.base import Note, Refusal
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import MAKERS, made_axis, recurrent_problem
 from compiler.passes.merge.labels import label_order
 from compiler.passes.merge.streams import Place, Streams
+from compiler.passes.merge.trunks import Trunks
 
 
-def facts(streams: Streams, assembly: Assembly | None, losses: Mapping[str, float]) -> list[Refusal]:
-    """Notes for layers that are shared and for every task's loss, refusals for layers that are not."""
+def facts(
+    streams: Streams, assembly: Assembly | None, trunks: Trunks | None, losses: Mapping[str, float] | None = None
+) -> list[Refusal]:
+    """Notes for layers that are shared and for every task's loss, refusals for layers that are not.
+
+    `trunks`: blocks that are shared whole have been told about already, and what they lose counts.
+    """
     told: list[Refusal] = []
+    whole = set[NodeRef]() if trunks is None else trunks.shared()
     for place in streams.places:
+        if place.sources[0].ref in whole:
+            continue
         if place.role in MAKERS and any(s.groups for s in place.sources):
             told += _layer(streams, assembly, place)
         elif made_axis(place.sources[0].site) is not None:
             told += _whole(streams, place)
-    if assembly is not None and assembly.labelling:
-        for task, loss in losses.items():
+    labelled = assembly is not None and assembly.labelling
+    if labelled or (trunks is not None and trunks.attached):
+        for task, loss in (losses or (trunks.losses() if trunks is not None else {})).items():
             told.append(Note(f"task '{task}'", f"loses {loss:.2%} of its outputs' variance on held-out inputs"))
     return told
 

@@ -208,8 +208,14 @@ def task_losses(streams: Streams, originals: Originals, assembly: Assembly) -> d
 
 def _loss(originals: Originals, assembly: Assembly, before: ValueRef, after: ValueRef) -> float:
     samples = originals.samples
-    wanted = originals.outputs[before].reshape(samples, -1).astype(np.float64)
-    found = assembly.outputs(after).reshape(samples, -1).astype(np.float64)
+    wanted, found = originals.outputs[before], assembly.outputs(after)
+    return lost_share(wanted.reshape(samples, -1), found.reshape(samples, -1))
+
+
+def lost_share(before: np.ndarray, after: np.ndarray) -> float:
+    """Error of values [samples, ...] on held-out samples, as a share of the variance they had before."""
+    samples = len(before)
+    wanted, found = (x.reshape(samples, -1).astype(np.float64) for x in (before, after))
     out = np.arange(samples) % HELD_OUT == HELD_OUT - 1
     out = out if out.any() else ~out
     error = float(np.sum((found[out] - wanted[out]) ** 2))

@@ -18,11 +18,13 @@ from compiler.cost.combine import cost_report
 from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference
+from compiler.ir.types import ValueRef
 from compiler.passes.base import ROUNDING, Note, Pass, Refusal, Resources
 from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate
 from compiler.passes.merge.assemble import Assembly, Decide
 from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.cuts import Cuts, has_blocks
 from compiler.passes.merge.facts import facts
 from compiler.passes.merge.labels import Labelling, check, check_closure, separate
 from compiler.passes.merge.lattice import Lattice, Limits, Round, exceeds, task_losses
@@ -30,10 +32,11 @@ from compiler.passes.merge.layer import PriorOf, as_is
 from compiler.passes.merge.match import align
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Wide, Zipit
-from compiler.passes.merge.relevance import Likeness, Prices, worth
+from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.stages import stages
 from compiler.passes.merge.streams import Place, Stream, Streams
+from compiler.passes.merge.trunks import Bill, Trunks
 from compiler.passes.prune.surgery import join_shared, split_shared
 from compiler.passes.spec import changed, named_number
 
@@ -68,7 +71,9 @@ class Merge(Pass):
     `policy`: lattice (the cheapest labels in expectation, within the limits), exact (identical computations
     only), prefix (one trunk), or the grouping of a published method: mtz, pam, zipit. `max_drift`: what a layer's
     results may lose, `max_loss`: what a task's outputs may lose on held-out inputs, both as shares of their
-    variance; lattice and prefix keep them, the published methods do not know limits. `start`: where the lattice
+    variance; lattice and prefix keep them, the published methods do not know limits. Transformer blocks, whose
+    channels cannot be told apart, are shared whole by lattice and prefix; `max_drift` then bounds what a value
+    between two layers of them loses, and prefix counts these values before other stages. `start`: where the lattice
     begins: separate (labels grow by joins, within the limits) or shared (all networks' channels side by side under
     one label, as deep as stages reach: loses nothing, costs more than the separate networks, and leaves it to
     pruning and training which channels go). `limits`: max_loss per task,
@@ -140,7 +145,11 @@ class Merge(Pass):
         if self.policy == "exact" or len(graph.tasks) < 2:
             return told
         origin = split_shared(graph, matrices=True)
-        told = self._merge(graph, use)
+        trunks, told = self._blocks(graph, use) if has_blocks(graph) else (None, [])
+        if trunks is not None:
+            graph.assign(trunks.graph)
+            origin = _first_copies(graph, origin)
+        told += self._merge(graph, use, trunks)
         sweep(graph)
         join_shared(graph, {c: o for c, o in origin.items() if c in graph and o in graph})
         self._check_caps(graph)
@@ -155,30 +164,62 @@ class Merge(Pass):
                 raise VerifyError(f"after {self.name}: outputs of task '{task}' have another type")
 
     # ------------------------------------------------------------------ one merge
-    def _merge(self, graph: Graph, use: Resources) -> list[Refusal]:
+    def _merge(self, graph: Graph, use: Resources, trunks: Trunks | None) -> list[Refusal]:
         original = graph.copy().freeze()
         excluded = partial(use.excluded, also=self.exclude)
         channels = ChannelMap(original, excluded, recurrent=self.start == "shared")
         streams = Streams(original, align(original), channels)
         if not any(len(s.groups) > 1 for s in streams.streams):
-            return facts(streams, None, {})
-        feeds = [dict(b) for b in islice(use.batches(original), self.samples)]
-        if not feeds:
-            raise PassError(f"{self.name}: the calibration data holds no complete batch")
+            return facts(streams, None, trunks)
+        feeds = self._feeds(original, use)
         check_wiring(streams, Originals(original, streams, feeds[:WIRING]))
         originals = Originals(original, streams, feeds, use.cache)
-        outcome = self._round(streams, originals, use)
+        if trunks is not None:
+            originals.outputs |= trunks.outputs  # what sharing blocks has lost counts
+        outcome = self._round(streams, originals, use, 0 if trunks is None else trunks.depth)
         check(streams, outcome.assembly.labelling)
         check_closure(streams, outcome.assembly.graph, outcome.assembly.made)
         if outcome.assembly.labelling:
             graph.assign(outcome.assembly.graph)
-        told = facts(streams, outcome.assembly, outcome.losses)
+        told = facts(streams, outcome.assembly, trunks, outcome.losses)
         if len(feeds) < FEW:
             reason = f"{len(feeds)} calibration inputs are few; statistics want {FEW} or more"
             told.append(Note(self.name, reason))
         return told
 
-    def _round(self, streams: Streams, originals: Originals, use: Resources) -> Round:
+    def _feeds(self, graph: Graph, use: Resources) -> list[dict[str, np.ndarray]]:
+        feeds = [dict(b) for b in islice(use.batches(graph), self.samples)]
+        if not feeds:
+            raise PassError(f"{self.name}: the calibration data holds no complete batch")
+        return feeds
+
+    def _blocks(self, graph: Graph, use: Resources) -> tuple[Trunks | None, list[Refusal]]:
+        """Blocks shared whole; None where no networks have any that correspond, or the policy leaves them apart."""
+        original = graph.copy().freeze()
+        excluded = partial(use.excluded, also=self.exclude)
+        alignment = align(original)
+        cuts = Cuts(original, alignment, ChannelMap(original, excluded), excluded)
+        if not cuts.found:
+            return None, []
+        if self.policy not in LIMITED or self.start == "shared":
+            kind = f"policy {self.policy}{' with start=shared' * (self.start == 'shared')}"
+            reason = f"stay apart: {kind} labels channels one by one, and blocks read theirs whole"
+            return None, [Refusal("blocks", f"{reason}; prefix and lattice share them")]
+        limits = Limits(self.max_drift, self._losses(graph))
+        bill = Bill(Runs(alignment.tasks, self._workload(graph, use)), caps_of(self.caps, graph))
+        freedom = Freedom.WEIGHTS if self.fit else Freedom.CONSTANTS
+        feeds = self._feeds(original, use)
+        trunks = Trunks(original, alignment, cuts, feeds, limits, bill, freedom, excluded)
+        if self.policy == "lattice":
+            trunks.grow()
+        else:
+            least = min(self.depth, trunks.depth)
+            trunks.trunk(least, least or trunks.depth)
+        return trunks, trunks.facts()
+
+    def _round(self, streams: Streams, originals: Originals, use: Resources, blocks: int) -> Round:
+        """`blocks`: stages in front of the streams."""
+
         def build(decide: Decide, prior_of: PriorOf = as_is) -> Assembly:
             graph = streams.graph.copy()
             freedom = Freedom.WEIGHTS if self.fit else Freedom.CONSTANTS
@@ -193,10 +234,10 @@ class Merge(Pass):
         limits = Limits(self.max_drift, self._losses(streams.graph))
         likeness, value = Likeness(streams, originals), worth(streams, originals)
         if self.policy == "lattice" and self.start == "separate":
-            prices = Prices(streams, self._workload(streams.graph, use))
-            return Lattice(streams, originals, prices, limits, self.multiple, likeness, build).run()
+            runs = Runs(streams.alignment.tasks, self._workload(streams.graph, use))
+            return Lattice(streams, originals, Prices(streams, runs), limits, self.multiple, likeness, build).run()
         found = stages(streams)
-        depth = min(self.depth or len(found), len(found))
+        depth = min(max(self.depth - blocks, 0), len(found)) if self.depth else len(found)
         common = (streams, originals, likeness, value, found)
         if self.policy == "prefix":
             least = depth if self.depth else 0
@@ -266,6 +307,12 @@ def check_wiring(streams: Streams, originals: Originals) -> None:
                     f"merge: with every channel on its own, task '{task}' differs by {worst:.1e} of scale "
                     f"(limit {ROUNDING:.0e}): channels were mixed up"
                 )
+
+
+def _first_copies(graph: Graph, origin: Mapping[ValueRef, ValueRef]) -> dict[ValueRef, ValueRef]:
+    """Copy of a parameter -> the original, or the first of the copies where that is gone."""
+    first: dict[ValueRef, ValueRef] = {o: o for o in origin.values() if o in graph}
+    return {c: first[o] for c, o in origin.items() if c in graph and first.setdefault(o, c) != c}
 
 
 def caps_of(texts: Sequence[str], graph: Graph) -> dict[frozenset[str], float]:

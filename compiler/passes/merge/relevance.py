@@ -91,16 +91,39 @@ class Likeness:
         return correlation(np.atleast_2d(np.cov(rows, rowvar=False, bias=True)))
 
 
-class Prices:
-    """Expected multiply-adds of a channel: what it takes to make it, times the probability that it runs.
+class Runs:
+    """The probability that a call needs something.
 
     `workload`: probability of each combination of tasks; empty means that all combinations are equally likely.
+    `tasks`: sorted names, bit i of a mask is task i.
     """
 
-    def __init__(self, streams: Streams, workload: Mapping[TaskSet, float]) -> None:
-        self._tasks = streams.alignment.tasks
-        self._workload = workload
+    def __init__(self, tasks: Sequence[str], workload: Mapping[TaskSet, float]) -> None:
+        self._tasks, self._workload = tuple(tasks), workload
         self._known: dict[int, float] = {}
+
+    def __call__(self, mask: int) -> float:
+        """Probability that a call needs something of these tasks."""
+        if mask not in self._known:
+            self._known[mask] = self._probability(mask)
+        return self._known[mask]
+
+    def _probability(self, mask: int) -> float:
+        count = len(self._tasks)
+        if not self._workload:
+            rest = count - mask.bit_count()
+            return 1 - float(2**rest - 1) / float(2**count - 1)
+        tasks = {t for i, t in enumerate(self._tasks) if mask >> i & 1}
+        total = math.fsum(self._workload.values())
+        return math.fsum(p for q, p in self._workload.items() if tasks & q) / total
+
+
+class Prices:
+    """Expected multiply-adds of a channel: what it takes to make it, times the probability that it runs."""
+
+    def __init__(self, streams: Streams, runs: Runs) -> None:
+        self.runs = runs
+        """Probability that a call needs something of some tasks."""
         self._making = {g.index: 0.0 for g in streams.channels.groups if g.split}
         for place in streams.places:
             for source in place.sources:
@@ -112,21 +135,6 @@ class Prices:
                     entries = streams.group(group).entries(result.axis(dim))
                     self._making[group] += macs / result.shape[dim] * entries.shape[1]
 
-    def runs(self, mask: int) -> float:
-        """Probability that a call needs something of these tasks."""
-        if mask not in self._known:
-            self._known[mask] = self._probability(mask)
-        return self._known[mask]
-
     def making(self, group: int) -> float:
         """Multiply-adds for one channel of an original group."""
         return self._making[group]
-
-    def _probability(self, mask: int) -> float:
-        count = len(self._tasks)
-        if not self._workload:
-            rest = count - mask.bit_count()
-            return 1 - float(2**rest - 1) / float(2**count - 1)
-        tasks = {t for i, t in enumerate(self._tasks) if mask >> i & 1}
-        total = math.fsum(self._workload.values())
-        return math.fsum(p for q, p in self._workload.items() if tasks & q) / total

@@ -1,0 +1,43 @@
+"""Layers that stay and read something else now: where their fitted weights and constants are written."""
+
+from __future__ import annotations
+
+from compiler.ir.graph import Graph, Node, Site
+from compiler.passes.merge.emit import set_parameter
+from compiler.passes.merge.rows import restored
+from compiler.passes.merge.solve import Fit
+
+
+def addend(original: Graph, site: Site) -> tuple[Node, int] | None:
+    """The Add of a constant vector that alone reads a MatMul of `original`, and the constant's position: it can
+    take up a constant.
+    """
+    result = site.results[0]
+    uses = original.uses(result.ref)
+    if len(uses) != 1 or uses[0][0].op.name != "Add" or original.is_output(result.ref):
+        return None
+    node, index = uses[0]
+    other = original.operands(node)[1 - index]
+    return (node, 1 - index) if other.data is not None and other.size == result.shape[-1] else None
+
+
+def takes_constant(original: Graph, site: Site) -> bool:
+    """Whether a layer of `original` has a place for a constant."""
+    return site.node.op.name != "MatMul" or addend(original, site) is not None
+
+
+def store(graph: Graph, original: Graph, site: Site, solved: Fit) -> None:
+    """Write weights and constant into a node of `original` that stays in `graph`."""
+    node = site.node.ref
+    set_parameter(graph, node, 1, restored(site, solved.weights[0]))
+    if not solved.refitted or not takes_constant(original, site):
+        return
+    offset = solved.offset[0]
+    add = addend(original, site) if site.node.op.name == "MatMul" else None
+    if add is not None:
+        value = graph.operands(graph.node(add[0].ref))[add[1]]
+        moved = value.constant + offset.reshape(value.shape)
+        set_parameter(graph, add[0].ref, add[1], moved)
+    else:
+        old = site.operands.optional(2)
+        set_parameter(graph, node, 2, offset if old is None else offset.reshape(old.shape))
