@@ -82,7 +82,7 @@ def _own_bias(graph: Graph, node: Node) -> ValueRef:
     channels = result.shape[1]
     if known is not None and known.data is not None and known.shape == (channels,) and _is_own(graph, known.ref):
         return known.ref
-    data = np.zeros(channels) if known is None else np.broadcast_to(known.constant.reshape(-1), (channels,))
+    data = np.zeros(channels) if known is None else np.broadcast_to(known.constant.ravel(), (channels,))
     made = graph.add_parameter(graph.fresh(f"{node.ref}/bias"), np.ascontiguousarray(data, result.dtype.numpy))
     graph.set_operand(node.ref, 2, made.ref)
     return made.ref

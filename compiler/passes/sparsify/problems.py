@@ -56,7 +56,7 @@ class GateReader(Reader):
     def shifted(self, bias: np.ndarray, change: np.ndarray) -> np.ndarray:
         """B with `change` [1, G*H] added to the half that belongs to this weight, in this direction."""
         made, rows = bias.astype(np.float64), self.weight.shape[1]
-        made[self.direction, self.state * rows : (self.state + 1) * rows] += change[0]
+        made[self.direction, self.state * rows : (self.state + 1) * rows] += change.ravel()
         return made
 
     @property
