@@ -339,6 +339,20 @@ def test_an_absolute_budget_is_used(quantity: Quantity, share: float) -> None:
     assert 0.93 * allowed < Limit(quantity, 0.0).cost(after, Resources()) <= allowed  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+def test_a_budget_is_used_where_much_of_the_cost_is_no_product(share: float) -> None:
+    """What goes with a channel besides its products is found out by trying."""
+    b = Builder(seed=1)
+    h = b.apply("MatMul", b.input("x", 1, 4), b.weight(4, 60))
+    for _ in range(6):
+        h = b.apply("Sigmoid", h)
+    b.task("t", b.apply("MatMul", h, b.weight(60, 4)))
+    graph = b.done()
+    allowed = share * Limit("flops", 0.0).cost(graph, Resources())
+    after = PruneChannels(flops=allowed)(graph)
+    assert 0.93 * allowed < Limit("flops", 0.0).cost(after, Resources()) <= allowed
+
+
 # ---------------------------------------------------------------------- shared constants and surgery
 def with_shared() -> tuple[Graph, ValueRef, ValueRef]:
     """A scale and a matrix that three and two nodes read."""
