@@ -117,6 +117,7 @@ class Trunks:
         self._rows, self._now = dict(samples.rows), dict(samples.outputs)
         self._stitcher = Stitcher(graph, dict(samples.rows), len(feeds), freedom, excluded)
         self._why: dict[tuple[str, str, int], str] = {}
+        self._fits: dict[Cut, list[Stitch]] = {}
 
     @property
     def depth(self) -> int:
@@ -243,7 +244,9 @@ class Trunks:
 
     # ------------------------------------------------------------------ trials
     def _ways(self, cut: Cut) -> list[Stitch]:
-        return self._stitcher.ways(cut, self._rows.get(cut.theirs))
+        if cut not in self._fits:
+            self._fits[cut] = self._stitcher.ways(cut, self._rows.get(cut.theirs))
+        return self._fits[cut]
 
     def _trial(self, added: Sequence[Attachment]) -> Trial:
         graph = self.graph.copy()
@@ -278,6 +281,7 @@ class Trunks:
     def _accept(self, trial: Trial) -> None:
         changed = self._changed(trial, self._wanted)
         self._rows |= changed.rows
+        self._fits = {cut: ways for cut, ways in self._fits.items() if cut.theirs not in changed.rows}
         self._now |= changed.outputs
         self.graph = trial.graph
         self.attached += trial.added

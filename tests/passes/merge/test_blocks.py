@@ -15,11 +15,16 @@ from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.reference import difference
 from compiler.ir.text import digest
+from compiler.ir.types import ValueRef
 from compiler.passes.distil import Distil
 from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.cuts import Cut
 from compiler.passes.merge.lattice import lost_share
 from compiler.passes.merge.merging import Merge
+from compiler.passes.merge.solve import Freedom
+from compiler.passes.merge.stitch import Stitcher, attach
 from compiler.passes.prune.channels import PruneChannels
+from tests.graphs import Builder
 from tests.passes.merge.encoders import Form, encoder, tuned
 from tests.passes.merge.families import joined, renamed
 from tests.passes.merge.test_merge import data, feed, macs, outputs, subsets
@@ -158,6 +163,58 @@ def test_another_block_behind_a_shared_one_reads_it_in_its_own_order():
     assert macs(merged)[frozenset("ab")] == one + own < 1.6 * one
     expected = outputs(graph, feed(graph))
     assert all(difference(found, expected[t]) < 1e-5 for t, found in outputs(merged, feed(graph)).items())
+
+
+def test_a_map_stands_where_the_value_as_it_is_would_lose_too_much():
+    """It costs a product per position, which the task that leaves through it pays, and is worth it in sum."""
+    first = encoder("a", 0, blocks=3)
+    nets = {"a": first, "b": tuned(encoder("b", 0, blocks=3, again=3), "b", 5, 0.1)}
+    graph = joined(*nets.values())
+    use = data(graph, SAMPLES)
+    before, after = macs(graph), {}
+    for loss, kinds in ((0.1, []), (0.03, ["MatMul", "Add"])):
+        outcome = Merge(max_drift=0.5, max_loss=loss).run(graph, use)
+        after[loss] = macs(outcome.graph)
+        made = [n.op.name for n in outcome.graph.nodes() if "[" in n.ref.name]
+        assert made == kinds
+        held = [one for i, one in enumerate(use.batches(graph)) if i % 4 == 3]
+        assert max(lost(nets, outcome.graph, held).values()) <= loss
+    product = 8 * 16 * 16
+    assert any("through a map of 16 to 16 channels" in n.reason for n in outcome.notes)
+    assert after[0.03][frozenset("ab")] == after[0.1][frozenset("ab")] + product < before[frozenset("ab")]
+    assert sorted(after[0.03][frozenset(t)] - before[frozenset(t)] for t in "ab") == [0, product]
+    caps = tuple(f"{t}:{before[frozenset(t)]}" for t in "ab")
+    capped = Merge(max_drift=0.5, max_loss=0.03, caps=caps)(graph, use)
+    assert all(macs(capped)[frozenset(t)] <= before[frozenset(t)] for t in "ab")
+
+
+@pytest.mark.parametrize("shape,axis", [((1, 5, 4), 2), ((1, 4, 3, 2), 1)])
+def test_ways_to_go_on_from_another_networks_value(shape, axis):
+    """Against numpy: channels in another order, and a map between different widths."""
+    rng, width = np.random.default_rng(0), shape[axis]
+    for own, order in ((width, rng.permutation(width)), (width - 1, None)):
+        b = Builder()
+        x = b.input("x", *shape)
+        theirs = b.apply("Relu", x)
+        mine = b.apply("Sigmoid", b.input("y", *(own if d == axis else n for d, n in enumerate(shape))))
+        b.task("t", b.apply("Exp", mine))
+        graph = b.done()
+        positions = int(np.prod(shape)) // width
+        rows = rng.standard_normal((400 // positions * positions, width)).astype(np.float32)
+        weights, constant = rng.standard_normal((width, own)), rng.standard_normal(own)
+        targets = rows @ weights + constant if order is None else rows[:, order]
+        cut = Cut(0, mine, theirs, axis)
+        stitcher = Stitcher(graph, {mine: targets}, 400 // positions, Freedom.WEIGHTS, lambda name: False)
+        way = stitcher.ways(cut, rows)[-1]
+        assert way.residual < 1e-5 and (way.order is None) == (order is None)
+        after = graph.copy()
+        attach(after, graph, way, "cut[b]")
+        value = rng.standard_normal(shape).astype(np.float32)
+        feeds = {"x": value, "y": np.zeros(graph.value(ValueRef("y")).shape, np.float32)}
+        found = np.moveaxis(np.log(outputs(after.freeze(), feeds)["t"]), axis, -1)
+        shared = np.moveaxis(np.maximum(value, 0), axis, -1)
+        expected = shared @ weights + constant if order is None else shared[..., order]
+        assert difference(found, expected) < 2e-3
 
 
 # ---------------------------------------------------------------------- what holds for every result
