@@ -58,7 +58,9 @@ CASES += [
     moved("Transpose", "nhwc", real(1, 3, 4, 5), perm=[0, 2, 3, 1], free="i0.1 i0.2 i0.3 o0.1 o0.2 o0.3"),
     moved("DepthToSpace", "dcr", real(2, 12, 3, 4), blocksize=2, mode="DCR", free="i0.0 i0.1 o0.0 o0.1"),
     moved("DepthToSpace", "crd", real(2, 12, 3, 4), blocksize=2, mode="CRD", free="i0.0 i0.1 o0.0 o0.1"),
+    moved("DepthToSpace", "one channel", real(2, 4, 3, 4), blocksize=2, mode="DCR", free="i0.0 o0.0"),
     moved("SpaceToDepth", "2", real(2, 3, 4, 6), blocksize=2, free="i0.0 i0.1 o0.0 o0.1"),
+    moved("SpaceToDepth", "one channel", real(2, 1, 4, 6), blocksize=2, free="i0.0 o0.0"),
 ]
 
 # ---------------------------------------------------------------------- join and cut

@@ -213,7 +213,8 @@ class DepthToSpace(Movement):
         channel = np.arange(x.shape[1])
         index = channel // area if site.str("mode") == "CRD" else channel % y.shape[1]
         yield identity(x, 0, y, 0)
-        yield entrywise(y.axis(1), x.axis(1), index)
+        if y.shape[1] > 1 or x.shape[1] == 1:  # the parts of a single channel come and go with nothing else
+            yield entrywise(y.axis(1), x.axis(1), index)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, block = required(tensors), site.results[0], site.int("blocksize")
@@ -240,7 +241,8 @@ class SpaceToDepth(Movement):
     def ties(self, site: Site) -> Iterator[Tie]:
         x, y = site.operands[0], site.results[0]
         yield identity(x, 0, y, 0)
-        yield entrywise(x.axis(1), y.axis(1), np.arange(y.shape[1]) % x.shape[1])
+        if x.shape[1] > 1 or y.shape[1] == 1:  # as above
+            yield entrywise(x.axis(1), y.axis(1), np.arange(y.shape[1]) % x.shape[1])
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, block = required(tensors), site.results[0], site.int("blocksize")
