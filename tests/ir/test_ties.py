@@ -142,3 +142,13 @@ def test_atoms_of_real_shapes_are_disjoint_or_joint(name: str) -> None:
                     holders[axis, entry] = holders.get((axis, entry), 0) + 1
     shared = sum(n > 1 for n in holders.values())
     assert bool(shared) == (name in ("shufflenet", "transformer"))
+
+
+@pytest.mark.parametrize("op", ["DepthToSpace", "SpaceToDepth"])
+def test_parts_of_a_single_channel_stay_together(op: str) -> None:
+    b = Builder()
+    x = b.conv(b.input("x", 1, 3, 6, 6), 4 if op == "DepthToSpace" else 1, 3)
+    y = b.apply(op, x, blocksize=2, **({"mode": "DCR"} if op == "DepthToSpace" else {}))
+    b.task("t", b.conv(y, 2, 1))
+    parts = {Axis(x, 1), Axis(y, 1)}
+    assert all(a.frozen or parts.isdisjoint(a.entries) for a in Closure(b.done()).atoms)
