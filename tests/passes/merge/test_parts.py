@@ -32,7 +32,7 @@ from compiler.passes.merge.match import align
 from compiler.passes.merge.merging import Merge, _deepest, _uniform, caps_of
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment
-from compiler.passes.merge.relevance import Likeness, Prices, worth
+from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
 from compiler.passes.merge.rows import chosen, held_out, restored, value_rows
 from compiler.passes.merge.solve import BETTER, Freedom, measure, solve
 from compiler.passes.merge.stages import label, owners, stages
@@ -313,17 +313,17 @@ def test_classes_of_like_channels_are_the_best_assignment() -> None:
 
 def test_a_channel_costs_its_products_as_often_as_its_tasks_are_called(pair) -> None:
     _, streams, _ = pair
+    prices = Prices(streams, Runs("ab", {}))
     for place in streams.places:
         for source in place.sources:
             if place.role is Role.LAYER and source.groups:
                 (group,) = source.groups
                 site = source.site
-                prices = Prices(streams, {})
                 assert prices.making(group) == site.node.op.macs(site) / site.results[0].shape[1]
-    prices = Prices(streams, {})
     assert [prices.runs(m) for m in (0b01, 0b10, 0b11)] == pytest.approx([2 / 3, 2 / 3, 1])
     calls = {frozenset("a"): 3.0, frozenset("ab"): 1.0}
-    assert [Prices(streams, calls).runs(m) for m in (0b01, 0b10, 0b11)] == pytest.approx([1, 1 / 4, 1])
+    assert [Runs("ab", calls)(m) for m in (0b01, 0b10, 0b11)] == pytest.approx([1, 1 / 4, 1])
+    assert Runs("abc", {})(0b101) == pytest.approx(6 / 7)
 
 
 def test_a_channel_is_worth_what_its_readers_lose_without_it(pair) -> None:
