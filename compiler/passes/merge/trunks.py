@@ -13,6 +13,7 @@ back from the deepest. `trunk` takes one cut for all networks.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,8 +157,7 @@ class Trunks:
         masks = self.graph.needed_masks()
         bit = 1 << list(self.graph.tasks).index(owner)
         if not masks.get(cut.theirs, 0) & bit or cut.mine not in masks:
-            self._why[task, owner, cut.position] = f"'{owner}' does not compute its own there any more"
-            return
+            return  # it is not computed by itself any more
         ways = self._ways(cut)
         near = [w for w in ways if w.residual <= max(self._limits.drift, ROUNDING)]
         if not near:
@@ -332,8 +332,7 @@ class Trunks:
             for task in tasks:
                 groups.setdefault(self._computes(task, position), []).append(task)
             told += [self._shared(position, o, found) for o, found in groups.items() if len(found) > 1]
-            if len(groups) > 1:
-                told += self._apart(position, list(groups.values()))
+            told += self._apart(position, groups)
         return told
 
     def _positions(self) -> dict[int, list[str]]:
@@ -358,15 +357,13 @@ class Trunks:
                 said.append(f"'{one.task}' goes on from '{one.owner}' here {one.stitch.how}{lost}")
         return Note(self._where(position, owner), "; ".join(said))
 
-    def _apart(self, position: int, groups: Sequence[Sequence[str]]) -> Iterator[Refusal]:
-        """One reason per two groups of tasks."""
-        for number, group in enumerate(groups):
-            for other in groups[:number]:
-                pairs = [(t, o) for a, b in ((group, other), (other, group)) for t in a for o in b]
-                known = [self._why[t, o, position] for t, o in pairs if (t, o, position) in self._why]
-                why = known[0] if known else "sharing up to here would lose more than allowed"
-                both = f"{' and '.join(other)} from {' and '.join(group)}"
-                yield Refusal(self._where(position, group[0]), f"apart, {both}: {why}")
+    def _apart(self, position: int, groups: Mapping[str, Sequence[str]]) -> Iterator[Refusal]:
+        """One reason per two groups of tasks, each by the network that computes for it."""
+        for (one, tasks), (other, others) in itertools.combinations(groups.items(), 2):
+            known = [self._why.get((t, o, position)) for t, o in ((one, other), (other, one))]
+            why = next(filter(None, known), "sharing up to here would lose more than allowed")
+            both = f"{' and '.join(tasks)} from {' and '.join(others)}"
+            yield Refusal(self._where(position, other), f"apart, {both}: {why}")
 
 
 def _share(loss: float) -> str:
