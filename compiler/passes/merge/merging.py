@@ -215,6 +215,7 @@ class Merge(Pass):
         else:
             least = min(self.depth, trunks.depth)
             trunks.trunk(least, least or trunks.depth)
+        trunks.refit()
         return trunks, trunks.facts()
 
     def _round(self, streams: Streams, originals: Originals, use: Resources, blocks: int) -> Round:

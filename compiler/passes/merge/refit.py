@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from compiler.ir.graph import Graph, Node, Site
 from compiler.passes.merge.emit import set_parameter
-from compiler.passes.merge.rows import restored
+from compiler.passes.merge.rows import bias, restored
 from compiler.passes.merge.solve import Fit
 
 
@@ -26,6 +28,20 @@ def takes_constant(original: Graph, site: Site) -> bool:
     return site.node.op.name != "MatMul" or addend(original, site) is not None
 
 
+def constant(graph: Graph, original: Graph, site: Site) -> np.ndarray | None:
+    """The constant [outputs] that `store` has written for a layer of `original`, or its own; None where it takes
+    none.
+    """
+    if not takes_constant(original, site):
+        return None
+    add = addend(original, site) if site.node.op.name == "MatMul" else None
+    if add is None:
+        own = bias(graph.site(graph.node(site.node.ref)))
+        return np.zeros(site.results[0].shape[-1]) if own is None else own
+    now = graph.operands(graph.node(add[0].ref))[add[1]].constant
+    return np.asarray(now.astype(np.float64) - original.operands(add[0])[add[1]].constant).reshape(-1)
+
+
 def store(graph: Graph, original: Graph, site: Site, solved: Fit) -> None:
     """Write weights and constant into a node of `original` that stays in `graph`."""
     node = site.node.ref
@@ -35,7 +51,7 @@ def store(graph: Graph, original: Graph, site: Site, solved: Fit) -> None:
     offset = solved.offset[0]
     add = addend(original, site) if site.node.op.name == "MatMul" else None
     if add is not None:
-        value = graph.operands(graph.node(add[0].ref))[add[1]]
+        value = original.operands(add[0])[add[1]]
         moved = value.constant + offset.reshape(value.shape)
         set_parameter(graph, add[0].ref, add[1], moved)
     else:

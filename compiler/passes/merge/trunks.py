@@ -8,7 +8,8 @@ its outputs reach.
 An attachment is taken only if what a call is expected to cost falls, the value of the cut keeps all but `drift` of
 its variance and every task all but its `loss` of its outputs', both on held-out inputs. Among these `grow` takes
 the one that is cheapest in expectation, then measures everything anew; per pair of networks the depth is halved
-back from the deepest. `trunk` takes one cut for all networks.
+back from the deepest. `trunk` takes one cut for all networks. Layers behind a cut are fitted to what they computed
+before (see `behind`) where a task loses a little too much, and in the end wherever that loses less.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from compiler.ir.graph import Graph, NodeRef
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Note, Refusal
 from compiler.passes.dead import sweep
+from compiler.passes.merge.behind import fitted_behind
 from compiler.passes.merge.cuts import Cut, Cuts
 from compiler.passes.merge.labels import base_name
 from compiler.passes.merge.lattice import ROUNDING, Limits, lost_share, lost_tasks
@@ -35,6 +37,9 @@ from compiler.progress import noted
 
 CHEAPER = 1 - 1e-9
 """What is expected to be paid must fall at least to this share."""
+
+NEAR = 3.0
+"""Losses of at most this many times the limit are worth the fit of all layers behind a cut."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,12 @@ class Trunks:
         self.graph, self.attached = graph, list[Attachment]()
         self._original, self._alignment, self._cuts = graph, alignment, cuts
         self._feeds, self._limits, self._bill = feeds, limits, bill
+        self._excluded, self._fits_behind = excluded, freedom is Freedom.WEIGHTS
         self._wanted = dict(self._measured_values(excluded))
         samples = Samples(graph, graph.tasks, self._wanted, feeds)
         self.outputs: Mapping[ValueRef, np.ndarray] = samples.outputs
         """Task output -> what the original networks answer, [samples, ...]."""
-        self._rows, self._now = dict(samples.rows), dict(samples.outputs)
+        self._rows, self._now = dict(samples.rows), samples.outputs
         self._stitcher = Stitcher(graph, dict(samples.rows), len(feeds), freedom, excluded)
         self._why: dict[tuple[str, str, int], str] = {}
         self._fits: dict[Cut, list[Stitch]] = {}
@@ -185,7 +191,7 @@ class Trunks:
         best, low, high = None, 0, len(offers) - 1
         while low <= high:
             middle = high if best is None and high == len(offers) - 1 else (low + high) // 2
-            found = next((t for t in offers[middle] if self._keeps(t)), None)
+            found = next(filter(None, map(self._kept, offers[middle])), None)
             if found is None:
                 high = middle - 1
             else:
@@ -223,16 +229,17 @@ class Trunks:
         tasks = [t for t in self._alignment.tasks if t != owner]
         drift = max(self._limits.drift, ROUNDING)
         near = [[w for w in each if w.residual <= drift] for each in ways[owner]]
-        for task, cut, each, kept in zip(tasks, self._common(owner)[depth - 1], ways[owner], near, strict=True):
-            if not kept:
+        for task, cut, each, some in zip(tasks, self._common(owner)[depth - 1], ways[owner], near, strict=True):
+            if not some:
                 self._why[task, owner, cut.position] = self._far(task, owner, each)
         closest = [min(each, key=lambda w: w.residual) for each in ways[owner]]
         cheapest = [each[0] for each in near] if all(near) else closest
         for chosen in (cheapest, closest) if all(near) or forced else ():
             trial = self._trial([Attachment(t, owner, s) for t, s in zip(tasks, chosen, strict=True)])
             cheaper = trial.cost < self._bill.expected(self.graph) * CHEAPER
-            if (cheaper and self._keeps(trial)) or (forced and chosen is closest):
-                return trial
+            kept = self._kept(trial) if cheaper else None
+            if kept is not None or (forced and chosen is closest):
+                return kept or trial
         return None
 
     def _common(self, owner: str) -> list[list[Cut]]:
@@ -241,6 +248,19 @@ class Trunks:
         by_task = [{c.position: c for c in self._cuts.between(t, owner)} for t in others]
         both = set.intersection(*(set(found) for found in by_task)) if by_task else set()
         return [[found[p] for found in by_task] for p in sorted(both)]
+
+    # ------------------------------------------------------------------ what is behind
+    def refit(self) -> None:
+        """Fit the layers behind every cut at which a network goes on from another, where that loses less."""
+        for one in self.attached if self._fits_behind else ():
+            before = self.losses()
+            if before[one.task] <= ROUNDING:
+                continue
+            graph = self._fitted(Trial(0.0, self.graph, (one,))).graph
+            outputs = Samples(graph, graph.tasks, {}, self._feeds).outputs
+            after = self._losses(outputs)
+            if after[one.task] < before[one.task] and all(after[t] <= before[t] for t in after):
+                self.graph, self._now = graph, outputs
 
     # ------------------------------------------------------------------ trials
     def _ways(self, cut: Cut) -> list[Stitch]:
@@ -257,17 +277,29 @@ class Trunks:
         sweep(graph)
         return Trial(self._bill.expected(graph), graph, tuple(added))
 
-    def _keeps(self, trial: Trial) -> bool:
-        """Whether every task keeps all but its limit."""
+    def _kept(self, trial: Trial) -> Trial | None:
+        """A trial, layers behind its cuts fitted where that is needed, if every task keeps all but its limit."""
         losses = self._losses(self._now | self._changed(trial, {}).outputs)
-        lost = lost_tasks(losses, self._limits)
+        lost, limits = lost_tasks(losses, self._limits), self._limits.loss
+        if self._fits_behind and 0 < len(lost) == sum(losses[t] <= NEAR * limits[t] for t in lost):
+            trial = self._fitted(trial)
+            losses = self._losses(self._now | self._changed(trial, {}).outputs)
+            lost = lost_tasks(losses, self._limits)
         for one in trial.added if lost else ():
-            worst = max(lost, key=lambda t: losses[t] - self._limits.loss[t])
+            worst = max(lost, key=lambda t: losses[t] - limits[t])
             self._why[one.task, one.owner, one.stitch.cut.position] = (
                 f"'{worst}' would lose {_share(losses[worst])} of its outputs' variance, "
-                f"{self._limits.loss[worst]:.1%} may be lost"
+                f"{limits[worst]:.1%} may be lost"
             )
-        return not lost
+        return None if lost else trial
+
+    def _fitted(self, trial: Trial) -> Trial:
+        graph = trial.graph
+        others = [a.stitch.cut.theirs for a in (*self.attached, *trial.added)]
+        others = [ref for ref in others if ref in graph]  # gone where their network went on from another later
+        for one in trial.added:
+            graph = fitted_behind(graph, self._original, one.stitch, others, self._feeds, self._excluded)
+        return replace(trial, graph=graph)
 
     def _changed(self, trial: Trial, wanted: Mapping[ValueRef, int]) -> Samples:
         """What the tasks give that read the cuts of a trial."""
@@ -282,7 +314,7 @@ class Trunks:
         changed = self._changed(trial, self._wanted)
         self._rows |= changed.rows
         self._fits = {cut: ways for cut, ways in self._fits.items() if cut.theirs not in changed.rows}
-        self._now |= changed.outputs
+        self._now = self._now | changed.outputs
         self.graph = trial.graph
         self.attached += trial.added
 

@@ -165,27 +165,41 @@ def test_another_block_behind_a_shared_one_reads_it_in_its_own_order():
     assert all(difference(found, expected[t]) < 1e-5 for t, found in outputs(merged, feed(graph)).items())
 
 
+def cousins() -> dict[str, Graph]:
+    """Three blocks each, the first one from the same network and moved by a tenth, the others of their own."""
+    first = encoder("a", 0, blocks=3)
+    return {"a": first, "b": tuned(encoder("b", 0, blocks=3, again=3), "b", 5, 0.1)}
+
+
 def test_a_map_stands_where_the_value_as_it_is_would_lose_too_much():
     """It costs a product per position, which the task that leaves through it pays, and is worth it in sum."""
-    first = encoder("a", 0, blocks=3)
-    nets = {"a": first, "b": tuned(encoder("b", 0, blocks=3, again=3), "b", 5, 0.1)}
+    nets = cousins()
     graph = joined(*nets.values())
     use = data(graph, SAMPLES)
     before, after = macs(graph), {}
-    for loss, kinds in ((0.1, []), (0.03, ["MatMul", "Add"])):
+    for loss, kinds in ((0.02, []), (0.1, ["MatMul", "Add"])):
         outcome = Merge(max_drift=0.5, max_loss=loss).run(graph, use)
         after[loss] = macs(outcome.graph)
-        made = [n.op.name for n in outcome.graph.nodes() if "[" in n.ref.name]
-        assert made == kinds
+        assert [n.op.name for n in outcome.graph.nodes() if "[" in n.ref.name] == kinds
         held = [one for i, one in enumerate(use.batches(graph)) if i % 4 == 3]
         assert max(lost(nets, outcome.graph, held).values()) <= loss
-    product = 8 * 16 * 16
     assert any("through a map of 16 to 16 channels" in n.reason for n in outcome.notes)
-    assert after[0.03][frozenset("ab")] == after[0.1][frozenset("ab")] + product < before[frozenset("ab")]
-    assert sorted(after[0.03][frozenset(t)] - before[frozenset(t)] for t in "ab") == [0, product]
+    assert after[0.1][frozenset("ab")] < after[0.02][frozenset("ab")] < before[frozenset("ab")]
+    assert sorted(after[0.1][frozenset(t)] - before[frozenset(t)] for t in "ab") == [0, 8 * 16 * 16]
     caps = tuple(f"{t}:{before[frozenset(t)]}" for t in "ab")
-    capped = Merge(max_drift=0.5, max_loss=0.03, caps=caps)(graph, use)
+    capped = Merge(max_drift=0.5, max_loss=0.1, caps=caps)(graph, use)
     assert all(macs(capped)[frozenset(t)] <= before[frozenset(t)] for t in "ab")
+
+
+def test_layers_behind_a_cut_are_fitted_so_that_more_is_shared():
+    nets = cousins()
+    graph = joined(*nets.values())
+    use = data(graph, SAMPLES)
+    held = [one for i, one in enumerate(use.batches(graph)) if i % 4 == 3]
+    both = frozenset("ab")
+    placed, fitted = (Merge(max_drift=0.5, max_loss=0.01, fit=fit)(graph, use) for fit in (False, True))
+    assert macs(fitted)[both] < macs(placed)[both]
+    assert max(lost(nets, fitted, held).values()) <= 0.01
 
 
 @pytest.mark.parametrize("shape,axis", [((1, 5, 4), 2), ((1, 4, 3, 2), 1)])
