@@ -232,6 +232,9 @@ def _power(call: Any) -> Any:
     return let(base, lambda x: math.prod([x] * (int(float(number.value)) - 1), start=x))
 
 
+# TVM has no vectors of erf, and makes their lanes one by one unless it is told that somebody has
+tvm.ir.register_op_attr("tirx.erf", "TVectorizable", True)
+
 _EXPANSIONS: dict[str, Callable[[Any], Any]] = {
     "tirx.exp": _exponential,
     "tirx.log": _logarithm,

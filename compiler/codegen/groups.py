@@ -220,6 +220,8 @@ def _place(fusion: _Fusion, site: Site, mask: int) -> None:
     if family in (*CONVOLUTIONS, "gemm", "contraction"):
         _open_template(fusion, family, site, mask)
         return
+    if family == "view" and (_channels_go_last(fusion, site) or _channels_come_first(fusion, site, mask)):
+        family = "generic"
     opened = family == "generic" and len(site.results) == 1
     heavy = family != "generic" or reduces(site)
     if opened and not heavy and _join_generic(fusion, site, mask):
@@ -333,6 +335,38 @@ def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
     for member in joint.sites:
         fusion.groups[member.node.ref] = joint
     return True
+
+
+def _channels_go_last(fusion: _Fusion, site: Site) -> bool:
+    """Whether a change of shape stands between an image in blocks of channels and a transposition, as where images
+    become tokens: together they read the blocks as they lie.
+    """
+    reader, image = _sole_reader(fusion.graph, site.results[0]), site.operands[0]
+    if reader is None or not _transposes(reader) or image.rank < 3:
+        return False
+    group = _group_of(fusion, image)
+    if group is not None and group.family == "generic":
+        return any(_is_image(fusion, v) for v in group.inputs() if v.rank == image.rank)
+    return _is_image(fusion, image)
+
+
+def _channels_come_first(fusion: _Fusion, site: Site, mask: int) -> bool:
+    """The other way round: tokens become an image that a convolution reads."""
+    node = fusion.graph.producer(site.operands[0].ref)
+    if node is None or not _transposes(fusion.graph.site(node)):
+        return False
+    readers = (_family(fusion.graph.site(n)) for n, _ in fusion.graph.uses(site.results[0].ref))
+    return fusion.sole_producer(site.operands[0], mask) is not None and any(f in CONVOLUTIONS for f in readers)
+
+
+def _is_image(fusion: _Fusion, value: Value) -> bool:
+    group = _group_of(fusion, value)
+    return group is not None and group.family in CONVOLUTIONS
+
+
+def _group_of(fusion: _Fusion, value: Value) -> Group | None:
+    node = fusion.graph.producer(value.ref)
+    return None if node is None else fusion.groups.get(node.ref)
 
 
 def _fallback_family(site: Site) -> Family:

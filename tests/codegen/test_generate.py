@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from compiler.codegen.templates import winograd_shape
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
-from compiler.ir.types import ValueRef
+from compiler.ir.types import DType, ValueRef
 from tests.codegen.native import Memory, NativeLibrary
 from tests.graphs import Builder
 from tests.small_models import model
@@ -429,3 +431,60 @@ def test_rows_that_are_no_multiple_of_the_vector(width: int, tmp_path: Path) -> 
     b.task("soft", b.apply("Softmax", x, axis=1))
     b.task("column", b.apply("ReduceMean", y, b.const(np.array([0])), keepdims=0))
     check(b.done(), tmp_path)
+
+
+# ---------------------------------------------------------------------- images and tokens
+def tokens(batch: int, channels: int, size: tuple[int, int], residual: bool) -> Graph:
+    """A convolution's image becomes tokens, with whose product another convolution's image is made."""
+    b = Builder()
+    count = size[0] * size[1]
+    image = b.apply("Relu", b.conv(b.input("x", batch, 3, *size), channels, 3, pads=(1, 1, 1, 1)))
+    if residual:
+        image = b.apply("Add", image, b.conv(image, channels, 1))
+    flat = b.apply("Reshape", image, b.const(np.array([batch, channels, count])))
+    y = b.apply("MatMul", b.apply("Transpose", flat, perm=(0, 2, 1)), b.weight(channels, 24))
+    back = b.apply("Transpose", y, perm=(0, 2, 1))
+    y = b.conv(b.apply("Reshape", back, b.const(np.array([batch, 24, *size]))), 8, 3, pads=(1, 1, 1, 1))
+    b.task("t", b.apply("Add", y, b.conv(image, 8, 1)) if residual else y)
+    return b.done()
+
+
+@pytest.mark.parametrize("channels", [16, 20, 6, 64])
+@pytest.mark.parametrize("residual", [False, True])
+def test_images_become_tokens_and_tokens_images(channels: int, residual: bool, tmp_path: Path) -> None:
+    graph = tokens(2, channels, (5, 7), residual)
+    together = [{s.node.op.name for s in g.sites} for g in make_groups(graph) if g.family == "generic"]
+    assert sum({"Reshape", "Transpose"} <= names for names in together) == 2
+    for target in ("host", "x86-64-v3"):
+        (tmp_path / target).mkdir()
+        check(graph, tmp_path / target, target=target)
+    plan = generate(graph, find_target("host")).plan
+    copied = [str(s) for s in plan["steps"] if "unpack" in str(s)]
+    assert not copied, copied
+
+
+def test_an_image_that_is_read_plain_is_not_moved_twice() -> None:
+    b = Builder()
+    x = b.input("x", 1, 8, 4, 4)
+    y = b.apply("Transpose", b.apply("Reshape", x, b.const(np.array([1, 8, 16]))), perm=(0, 2, 1))
+    b.task("t", b.apply("MatMul", y, b.weight(8, 4)))
+    assert "view" in {g.family for g in make_groups(b.done())}
+
+
+def erf(dtype: DType) -> Graph:
+    b = Builder()
+    b.task("t", b.apply("Erf", b.input("x", 300, 256, dtype=dtype)))
+    return b.done()
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT64])
+def test_erf_of_every_type(dtype: DType, tmp_path: Path) -> None:
+    check(erf(dtype), tmp_path)
+
+
+@pytest.mark.skipif(find_target("host").arch != "x86_64" or not shutil.which("objdump"), reason="reads x86 code")
+def test_erf_is_computed_in_vectors(tmp_path: Path) -> None:
+    (made,) = generate(erf(DType.FLOAT32), find_target("x86-64-v4")).objects
+    (tmp_path / "erf.o").write_bytes(made)
+    code = subprocess.run(["objdump", "-d", tmp_path / "erf.o"], capture_output=True, text=True, check=True).stdout
+    assert "vfmadd213ps" in code and "vfmadd213ss" not in code

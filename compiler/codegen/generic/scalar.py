@@ -46,15 +46,21 @@ def _or_nan(larger: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _erf(x: Any) -> Any:
+    """Vectors of it are made for float32 alone (`functions`)."""
+    return tirx.erf(x) if dtype_of(x).startswith("float32") else _from_library("erf")(x)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(tirx, name)
         for name in (
-            "exp log sqrt tanh sigmoid erf sin cos tan asin acos atan asinh acosh atanh "
+            "exp log sqrt tanh sigmoid sin cos tan asin acos atan asinh acosh atanh "
             "floor ceil trunc abs isnan isinf min max"
         ).split()
     },
     **{name: _from_library(name) for name in ("sinh", "cosh", "fmod")},
+    "erf": _erf,
     "round": tirx.nearbyint,
     "maximum": _or_nan(tirx.max),
     "minimum": _or_nan(tirx.min),
