@@ -103,11 +103,14 @@ def test_each_weight_has_its_own_reason() -> None:
     assert isinstance(w.type.encoding, RegularBlock) and r.type.encoding == Dense()
 
 
-def test_levels_are_not_for_recurrent_layers() -> None:
+def test_both_weights_have_levels_each_within_the_one_before() -> None:
     outcome = Nest(levels=(0.5, 0.75), dense=()).run(network())
-    assert ("LSTM 'lstm'", "the weights of recurrent layers have one level") in {
-        (r.where, r.reason) for r in outcome.refusals
-    }
+    assert not any(r.where.startswith("LSTM") for r in outcome.refusals)
+    for value in weights(outcome.graph):
+        (sparser,) = value.sparser
+        for data, kept in ((value.constant, 0.5), (sparser, 0.25)):
+            assert np.count_nonzero(data) / data.size == pytest.approx(kept, abs=0.02)
+        assert np.array_equal(sparser[sparser != 0], value.constant[sparser != 0])
 
 
 # ---------------------------------------------------------------------- budgets
