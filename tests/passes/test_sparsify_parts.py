@@ -469,6 +469,24 @@ def test_the_loss_of_a_fit_is_its_error_on_held_out_inputs(bias: bool) -> None:
     np.testing.assert_allclose(answer[0], x[0] @ found.weights + found.offset[0], rtol=1e-4, atol=1e-5)
 
 
+def test_losses_with_inputs_are_errors_of_one_fit_on_held_out_inputs() -> None:
+    """Nothing for the dense way; for the others less than the plain survivors lose, and the more the fewer stay."""
+    graph, feeds = product(bias=False)
+    (site,) = graph.sites()
+    layer = Candidate(site.operands[1], 1, 0, (site.node.ref,))
+    kept = (60, 36, 12)
+    (found,) = losses_of(graph, [layer], [(None, *(Goal(Unstructured(1), k) for k in kept))], feeds)
+    x = np.concatenate([f["x"] for f in feeds]).astype(np.float64)
+    old = site.operands[1].constant.astype(np.float64)
+    y, held = x @ old, np.arange(len(x)) % 4 == 3
+    power = ((y[held] - y[held].mean(axis=0)) ** 2).sum()
+    plain = [((x[held] @ largest(old, Goal(Unstructured(1), k)) - y[held]) ** 2).sum() / power for k in kept]
+    assert found[0] == 0 and 0 < found[1] < found[2] < found[3]
+    assert all(lost < 0.8 * other for lost, other in zip(found[1:], plain, strict=True))
+    energy = [1 - (largest(old, Goal(Unstructured(1), k)) ** 2).sum() / (old**2).sum() for k in kept]
+    assert not np.allclose(found[1:], energy, rtol=0.05)
+
+
 def test_where_no_fit_does_better_the_largest_magnitudes_stay() -> None:
     """Inputs that say nothing about each other and weights that are all kept or next to nothing."""
     b = Builder(seed=9)
