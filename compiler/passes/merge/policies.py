@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.passes.merge.assemble import Assembly
+from compiler.passes.merge.channels import Role
 from compiler.passes.merge.entries import Entry
 from compiler.passes.merge.labels import Channel, Labelling, Slab, Unit, average, own, separate
 from compiler.passes.merge.layer import LayerFit
@@ -42,7 +43,16 @@ class Policy(abc.ABC):
         """Labels of streams that are about to be written."""
         shared = {s.index for stage in self.stages[: self.depth] for s in stage}
         chosen = [s for s in streams if s.index in shared and self.likeness.together(label(self.streams, s))]
+        chosen = [s for s in chosen if self.covers(s)]
         return {s.index: self.channels(assembly, place, s) for s in chosen}
+
+    def covers(self, stream: Stream) -> bool:
+        """Whether no network has a layer on the stream's channels, such as a depthwise convolution, that another
+        one lacks: a channel without a member in that network would have no weights there.
+        """
+        groups = label(self.streams, stream)
+        each = (p for p in self.streams.places if p.role is Role.EACH and _has_parameters(p))
+        return all(len(p.holding(groups)) in (0, len(groups)) for p in each)
 
     @abc.abstractmethod
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
@@ -99,6 +109,10 @@ class Mtz(Policy):
     """Pairs of least distance share one channel; `share` of the narrower network's channels are paired."""
 
     share: float = 1.0
+
+    def covers(self, stream: Stream) -> bool:
+        """Every class has a member of every network."""
+        return True
 
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
         """Networks are zipped one after the other; a class counts with the sum of its members' moments."""
@@ -226,3 +240,7 @@ class Pam(Policy):
 def _is_wide(channel: Channel, channels: Sequence[Channel]) -> bool:
     """Whether there are other channels of a channel's label."""
     return sum(c.groups == channel.groups for c in channels) > 1
+
+
+def _has_parameters(place: Place) -> bool:
+    return any(v.data is not None for s in place.sources for _, v in s.site.operands.present())

@@ -341,6 +341,29 @@ def test_statistics_are_kept_by_content(tmp_path, monkeypatch):
     assert digest(one(graph, data(graph))) == digest(first)
 
 
+def separable(task: str, seed: int, width: int, between: bool) -> Graph:
+    """Two convolutions, with a depthwise one between them or without."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    x = conv(b, x, width, group=width) if between else x
+    b.task(task, head(b, conv(b, x, 12), 3))
+    return b.done()
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (8, 6), (6, 8)])
+@pytest.mark.parametrize(
+    "options", ["policy=lattice", "policy=prefix", "policy=mtz", "policy=zipit", "policy=pam", "start=shared"]
+)
+def test_a_depthwise_layer_that_one_network_lacks(options, widths):
+    graph = joined(separable("a", 1, widths[0], True), separable("b", 2, widths[1], False))
+    merged = parse(f"merge{{{options}}}")(graph, data(graph))
+    found, feeds = outputs(merged, feed(graph)), feed(graph)
+    for task in ("a", "b"):
+        alone = ExtractTasks((task,))(merged)
+        assert np.array_equal(outputs(alone, feeds)[task], found[task])
+        assert np.isfinite(found[task]).all()
+
+
 @pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
 def test_a_layer_that_reads_only_zeros(policy):
     """Real networks have them: every unit of a layer dead, and its reader left with a constant."""
