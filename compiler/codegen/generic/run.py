@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tvm
 
+from compiler.codegen.functions import expand
 from compiler.codegen.generic.kernel import lower_group
 from compiler.ir.graph import Site
 from compiler.ir.types import ValueRef
@@ -23,7 +24,8 @@ def run_site(site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarra
     if not stored:
         return tuple(np.zeros(v.shape, v.dtype.numpy) for v in site.results)
     kernel = lower_group([site], stored, {}, LANES)
-    built = tvm.tirx.build(tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}), target="llvm")
+    func = kernel.func.with_attr("global_symbol", "main").with_body(expand(kernel.func.body))
+    built = tvm.tirx.build(tvm.IRModule({"main": func}), target="llvm")
     by_ref = {v.ref: arrays[i] for i, v in site.operands.present()}
     feeds = [np.ascontiguousarray(by_ref[r]).reshape(_flat(site, r)) for r in kernel.inputs]
     outs = [np.zeros(max(v.size, 1), v.dtype.numpy) for v in stored]
