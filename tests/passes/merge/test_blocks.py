@@ -171,6 +171,7 @@ def cousins() -> dict[str, Graph]:
     return {"a": first, "b": tuned(encoder("b", 0, blocks=3, again=3), "b", 5, 0.1)}
 
 
+@pytest.mark.slow
 def test_a_map_stands_where_the_value_as_it_is_would_lose_too_much():
     """It costs a product per position, which the task that leaves through it pays, and is worth it in sum."""
     nets = cousins()
