@@ -185,13 +185,20 @@ class _Fusion:
     joined: dict[ValueRef, tuple[Value, ...]] = field(default_factory=dict)
     """Concatenations that are never made, with the values in them."""
 
+    def maker(self, value: Value) -> Group | None:
+        """The group that makes `value`; None where nothing does, or no group yet."""
+        node = self.graph.producer(value.ref)
+        return None if node is None else self.groups.get(node.ref)
+
+    def makes_image(self, value: Value) -> bool:
+        """Whether a convolution makes `value`, in blocks of channels."""
+        group = self.maker(value)
+        return group is not None and group.family in CONVOLUTIONS
+
     def sole_producer(self, value: Value, mask: int) -> Group | None:
         """The open group that makes `value`, if its sole reader may join it: not an output, same owners."""
-        node = self.graph.producer(value.ref)
-        if node is None or len(self.graph.uses(value.ref)) != 1 or self.graph.is_output(value.ref):
-            return None
-        group = self.groups.get(node.ref)
-        if group is None:
+        node, group = self.graph.producer(value.ref), self.maker(value)
+        if node is None or group is None or len(self.graph.uses(value.ref)) != 1 or self.graph.is_output(value.ref):
             return None
         fits = group.open and group.mask == mask and len(self.graph.results(node)) == 1
         return group if fits and group.sites[-1].node.ref == node.ref else None
@@ -344,10 +351,10 @@ def _channels_go_last(fusion: _Fusion, site: Site) -> bool:
     reader, image = _sole_reader(fusion.graph, site.results[0]), site.operands[0]
     if reader is None or not _transposes(reader) or image.rank < 3:
         return False
-    group = _group_of(fusion, image)
+    group = fusion.maker(image)
     if group is not None and group.family == "generic":
-        return any(_is_image(fusion, v) for v in group.inputs() if v.rank == image.rank)
-    return _is_image(fusion, image)
+        return any(fusion.makes_image(v) for v in group.inputs() if v.rank == image.rank)
+    return fusion.makes_image(image)
 
 
 def _channels_come_first(fusion: _Fusion, site: Site, mask: int) -> bool:
@@ -357,16 +364,6 @@ def _channels_come_first(fusion: _Fusion, site: Site, mask: int) -> bool:
         return False
     readers = (_family(fusion.graph.site(n)) for n, _ in fusion.graph.uses(site.results[0].ref))
     return fusion.sole_producer(site.operands[0], mask) is not None and any(f in CONVOLUTIONS for f in readers)
-
-
-def _is_image(fusion: _Fusion, value: Value) -> bool:
-    group = _group_of(fusion, value)
-    return group is not None and group.family in CONVOLUTIONS
-
-
-def _group_of(fusion: _Fusion, value: Value) -> Group | None:
-    node = fusion.graph.producer(value.ref)
-    return None if node is None else fusion.groups.get(node.ref)
 
 
 def _fallback_family(site: Site) -> Family:
