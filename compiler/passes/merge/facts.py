@@ -10,6 +10,7 @@ from compiler.passes.base import Note, Refusal
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import MAKERS, made_axis, recurrent_problem
 from compiler.passes.merge.labels import label_order
+from compiler.passes.merge.stages import lacking
 from compiler.passes.merge.streams import Place, Streams
 from compiler.passes.merge.trunks import Trunks
 
@@ -94,7 +95,10 @@ def _why(streams: Streams, place: Place) -> str:
         private = all(streams.alignment.masks[v.ref] & mask != mask for v in read)
         if private and not any(streams.channels.parts(v) for v in read):
             return f"not shared by {_list(tasks)}: what each of them reads there is its own, and read whole"
-        return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed"
+        found = (lacking(streams, streams.of_group[g]) for g in place.sources[0].groups if g in streams.of_group)
+        layer = next(filter(None, found), None)
+        weights = f", or leave it without weights in '{layer.sources[0].ref}'" if layer is not None else ""
+        return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed{weights}"
     mine = place.sources[0]
     apart = [a for a in streams.alignment.apart if a.node == mine.ref]
     if len(streams.alignment.names(mine.mask)) == len(streams.alignment.tasks):

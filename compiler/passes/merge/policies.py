@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.passes.merge.assemble import Assembly
-from compiler.passes.merge.channels import Role
 from compiler.passes.merge.entries import Entry
 from compiler.passes.merge.labels import Channel, Labelling, Slab, Unit, average, own, separate
 from compiler.passes.merge.layer import LayerFit
@@ -24,7 +23,7 @@ from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment, greedy_pairs, zip_groups
 from compiler.passes.merge.pam import SAMPLES, irrelevant, label_entropy, own_labels, regroup
 from compiler.passes.merge.relevance import Likeness
-from compiler.passes.merge.stages import Stage, label, owners
+from compiler.passes.merge.stages import Stage, label, lacking, owners
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
 
 
@@ -47,12 +46,8 @@ class Policy(abc.ABC):
         return {s.index: self.channels(assembly, place, s) for s in chosen}
 
     def covers(self, stream: Stream) -> bool:
-        """Whether no network has a layer on the stream's channels, such as a depthwise convolution, that another
-        one lacks: a channel without a member in that network would have no weights there.
-        """
-        groups = label(self.streams, stream)
-        each = (p for p in self.streams.places if p.role is Role.EACH and _has_parameters(p))
-        return all(len(p.holding(groups)) in (0, len(groups)) for p in each)
+        """Whether channels have weights in every layer of every network that may read them."""
+        return lacking(self.streams, stream) is None
 
     @abc.abstractmethod
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
@@ -240,7 +235,3 @@ class Pam(Policy):
 def _is_wide(channel: Channel, channels: Sequence[Channel]) -> bool:
     """Whether there are other channels of a channel's label."""
     return sum(c.groups == channel.groups for c in channels) > 1
-
-
-def _has_parameters(place: Place) -> bool:
-    return any(v.data is not None for s in place.sources for _, v in s.site.operands.present())

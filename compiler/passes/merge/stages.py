@@ -50,6 +50,21 @@ def owners(streams: Streams, stream: Stream) -> tuple[int, ...]:
     return tuple(g for g in groups if stream.may_own(g, groups))
 
 
+def lacking(streams: Streams, stream: Stream) -> Place | None:
+    """A layer on the stream's channels, such as a depthwise convolution, that some of its networks have and others
+    lack: a channel of the latter alone has no weights there. None where there is no such layer.
+    """
+    groups = label(streams, stream)
+    some = (p for p in streams.places if p.role is Role.EACH and 0 < len(p.holding(groups)) < len(groups))
+    return next((p for p in some if _has_weights(streams, p)), None)
+
+
+def _has_weights(streams: Streams, place: Place) -> bool:
+    """Whether the layer has a parameter with entries of every channel."""
+    constants = (v for _, v in place.sources[0].site.operands.present() if v.data is not None)
+    return any(streams.channels.counts(v.axis(d)) for v in constants for d in range(v.rank))
+
+
 def _shareable(streams: Streams, stream: Stream, shared: dict[int, Stream]) -> bool:
     groups = label(streams, stream)
     if len(groups) < 2 or not owners(streams, stream):
