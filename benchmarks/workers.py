@@ -111,7 +111,7 @@ def _dask(count: int, told: list[str], after: int) -> Iterator[Killing]:
     options = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with (
         distributed.LocalCluster(**options) as local,
-        distributed.Client(local) as client,
+        distributed.Client(local, set_as_default=False) as client,
         Cluster(local.scheduler_address, told.append) as made,
     ):
         yield Killing(made, lambda: kill_a_busy_worker(client), after)

@@ -81,7 +81,8 @@ class Cluster:
         lonely = 0.0
         while True:
             try:
-                return list(wait(futures, timeout=_STEP, return_when="FIRST_COMPLETED").done)
+                with self._client.as_current():  # else `wait` looks for a default client, on another loop or none
+                    return list(wait(futures, timeout=_STEP, return_when="FIRST_COMPLETED").done)
             except TimeoutError:
                 lonely = 0.0 if self._client.nthreads() else lonely + _STEP
             if lonely >= LONELY:

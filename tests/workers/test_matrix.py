@@ -45,7 +45,8 @@ def dask_cluster():
     """Two worker processes with a scheduler."""
     distributed = pytest.importorskip("distributed", reason="needs Dask: pip install 'taskgraft[cluster]'")
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
-    with distributed.LocalCluster(**options) as made, distributed.Client(made) as client:
+    # no default client: a compiler's process has none either
+    with distributed.LocalCluster(**options) as made, distributed.Client(made, set_as_default=False) as client:
         client.run(__import__, "compiler.codegen.lower")  # so that a worker is killed at work, not while it loads
         yield client
 
