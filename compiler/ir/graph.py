@@ -49,6 +49,8 @@ class Graph:
         self._tasks: dict[str, Task] = {}
         self._frozen = False
         self._order: tuple[NodeRef, ...] | None = None
+        self._sites: dict[NodeRef, Site] = {}
+        self._masks: dict[Ref, int] | None = None
 
     # ------------------------------------------------------------------ reading
     @property
@@ -106,7 +108,10 @@ class Graph:
 
     def site(self, node: Node) -> Site:
         """The node with its operands and results."""
-        return Site(node, self.operands(node), self.results(node))
+        site = self._sites.get(node.ref)
+        if site is None or site.node is not node:
+            site = self._sites[node.ref] = Site(node, self.operands(node), self.results(node))
+        return site
 
     def sites(self) -> Iterator[Site]:
         """Every node in topological order with its operands and results."""
@@ -135,19 +140,9 @@ class Graph:
 
     def needed_masks(self) -> dict[Ref, int]:
         """Bit mask of the tasks that need each vertex (bit i = i-th task); vertices nobody needs are left out."""
-        masks: dict[Ref, int] = {}
-        for bit, task in enumerate(self._tasks.values()):
-            for ref in task.outputs:
-                masks[ref] = masks.get(ref, 0) | 1 << bit
-        for node in reversed(self.nodes()):
-            mask = 0
-            for result, _ in self._out_of(node.ref):
-                mask |= masks.get(result, 0)
-            if mask:
-                masks[node.ref] = mask
-                for operand, _ in self._into(node.ref):
-                    masks[operand] = masks.get(operand, 0) | mask
-        return masks
+        if self._masks is None:
+            self._masks = self._needed()
+        return dict(self._masks)
 
     def needed_by(self) -> dict[Ref, TaskSet]:
         """The tasks that need each vertex, as sets of names."""
@@ -178,8 +173,14 @@ class Graph:
     def copy(self) -> Graph:
         """A mutable copy that shares the payloads."""
         twin = Graph(self.name)
-        twin._g = self._g.copy()
         twin._inputs, twin._tasks, twin._order = self._inputs, dict(self._tasks), self._order
+        twin._sites, twin._masks = self._sites, self._masks
+        vertices, into, out_of = twin._g._node, twin._g._pred, twin._g._succ
+        for ref, attributes in self._g._node.items():
+            vertices[ref], into[ref], out_of[ref] = attributes.copy(), {}, {}
+        for ref, edges in self._g._succ.items():
+            for other, keys in edges.items():
+                out_of[ref][other] = into[other][ref] = {key: {} for key in keys}
         return twin
 
     def assign(self, other: Graph) -> None:
@@ -187,6 +188,7 @@ class Graph:
         self._writable()
         twin = other.copy()
         self._g, self._inputs, self._tasks, self._order = twin._g, twin._inputs, twin._tasks, twin._order
+        self._sites, self._masks = twin._sites, twin._masks
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Add a graph input."""
@@ -347,7 +349,7 @@ class Graph:
 
     # ------------------------------------------------------------------ private
     # Graphs are read much more often than written. networkx's views make several objects for every edge they give,
-    # so that most of the time of a pass went there; its dictionaries are read instead.
+    # so that most of the time of a pass went there; its dictionaries are read, and copied, instead.
     def _into(self, ref: Ref) -> list[tuple[Any, int]]:
         """(vertex, index) of every edge that leads to `ref`, which has to be there."""
         return [(u, k) for u, keys in self._g._pred[ref].items() for k in keys]
@@ -363,8 +365,29 @@ class Graph:
             raise VerifyError(f"'{ref}' is not in graph '{self.name}'") from None
 
     def _writable(self) -> None:
+        """Refuse where frozen; else forget what was derived, for this graph alone: copies share it until then.
+
+        Verbs read `operands` and `results`, never `site` or `needed_masks`, which would keep what is about to
+        change.
+        """
         if self._frozen:
             raise VerifyError(f"graph '{self.name}' is frozen; work on a copy()")
+        self._sites, self._masks = {}, None
+
+    def _needed(self) -> dict[Ref, int]:
+        masks: dict[Ref, int] = {}
+        for bit, task in enumerate(self._tasks.values()):
+            for ref in task.outputs:
+                masks[ref] = masks.get(ref, 0) | 1 << bit
+        for node in reversed(self.nodes()):
+            mask = 0
+            for result, _ in self._out_of(node.ref):
+                mask |= masks.get(result, 0)
+            if mask:
+                masks[node.ref] = mask
+                for operand, _ in self._into(node.ref):
+                    masks[operand] = masks.get(operand, 0) | mask
+        return masks
 
     def _topological(self) -> tuple[NodeRef, ...]:
         waiting: dict[NodeRef, int] = {}

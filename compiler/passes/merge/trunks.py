@@ -60,6 +60,8 @@ class Bill:
 
     def over(self, graph: Graph) -> set[frozenset[str]]:
         """The combinations that cost more than their caps."""
+        if not self.caps:
+            return set()
         names, items = tuple(sorted(graph.tasks)), self._items(graph)
         found = set()
         for tasks, cap in self.caps.items():
