@@ -13,6 +13,8 @@ from compiler.machine import Machine
 
 WIDTHS = (4, 8, 16)
 """Lanes of a block."""
+MOST_PLANAR = 4
+"""Channels up to which an image may lie one channel after another: a vector has several times as many lanes."""
 NARROW_GAIN = 0.95
 """Share of the time of wider blocks below which narrower ones are worth their number."""
 
@@ -33,11 +35,12 @@ def block_width(channels: int, machine: Machine) -> int:
 
 
 def channel_widths(groups: Sequence[Group], machine: Machine) -> dict[int, int]:
-    """Lanes per block by number of channels, where grouped convolutions want blocks that do not straddle groups.
+    """Lanes per block by number of channels, where they are not those of `block_width`: grouped convolutions want
+    blocks that do not straddle groups, and results of few channels lie one channel after another (planar).
 
     By number of channels alone, so that values which are added have the same blocks.
     """
-    found: dict[int, int] = {}
+    found = dict.fromkeys(planar_channels(groups, machine), 1)
     for site in (g.anchor for g in groups if g.family == "grouped"):
         channels = site.results[0].shape[1]
         part = channels // site.int("group")
@@ -45,6 +48,35 @@ def channel_widths(groups: Sequence[Group], machine: Machine) -> dict[int, int]:
         if width in WIDTHS and 2 * width >= machine.lanes and part % width == 0:
             found[channels] = min(width, found.get(channels, width))
     return found
+
+
+def planar_channels(groups: Sequence[Group], machine: Machine) -> set[int]:
+    """Numbers of channels whose images are planar: every convolution with so few results can store them so, with
+    vectors along the columns of planar inputs, or along the channels of blocked ones."""
+    few = range(1, min(MOST_PLANAR + 1, machine.lanes))
+    made = [g for g in groups if g.family in CONVOLUTIONS and any(v.shape[1] in few for v in g.outputs)]
+    found = set(few)
+    while True:
+        able = [g for g in made if _along_columns(g, found) or _along_channels(g, machine)]
+        kept = found - {v.shape[1] for g in made if g not in able for v in g.outputs}
+        if kept == found:
+            break
+        found = kept
+    columns = [v for g in able if _along_columns(g, found) for v in g.segments]
+    return found & {v.shape[1] for v in (*columns, *(v for g in able for v in g.outputs))}
+
+
+def _along_columns(group: Group, planar: set[int]) -> bool:
+    """Whether a convolution can have vectors along the columns of its input, which is planar then."""
+    if group.family != "conv" or group.levels > 1 or group.anchor.ints("strides")[-1] != 1:
+        return False
+    return all(v.shape[1] in planar for v in group.segments)
+
+
+def _along_channels(group: Group, machine: Machine) -> bool:
+    """Whether a convolution can have vectors along its input channels: they come in blocks of one width."""
+    widths = {block_width(v.shape[1], machine) for v in group.segments}
+    return group.family == "conv" and group.levels == 1 and len(widths) == 1 and widths <= set(WIDTHS)
 
 
 def fewest_vectors(channels: int, lanes: int) -> int:

@@ -11,6 +11,7 @@ from compiler.codegen.strategies.direct import DirectConv
 from compiler.codegen.strategies.generic import Generic
 from compiler.codegen.strategies.grouped import GroupedConv
 from compiler.codegen.strategies.matrix import Gemm
+from compiler.codegen.strategies.narrow import LaneSums, PlanarConv
 from compiler.codegen.strategies.recurrent import Recurrent, SparseRecurrent
 from compiler.codegen.strategies.regular_block import RegularBlock
 from compiler.codegen.strategies.strassen import Strassen
@@ -23,6 +24,8 @@ STRATEGIES: dict[str, Strategy] = {
     s.name: s
     for s in (
         DirectConv(),
+        PlanarConv(),
+        LaneSums(),
         Strassen(),
         *(Winograd(tile) for tile in (*_SQUARE, (2, 1), (4, 1), (1, 2), (1, 4))),
         *(Winograd(tile, "siblings") for tile in _SQUARE),

@@ -123,6 +123,7 @@ class Registers:
     """Accumulator vectors."""
 
     def __init__(self, count: int, width: int) -> None:
+        self.width = width
         self._buffers = [T.alloc_buffer((width,), "float32") for _ in range(count)]
         self._at = vector(0, width)
 
