@@ -85,6 +85,8 @@ CASES: dict[str, LoopCase] = {
     "conv-3x3": LoopCase(partial(convolution, *_IMAGE), "conv"),
     "conv-3x3/2": LoopCase(partial(convolution, 64, 128, 56, 3, 2), "conv"),
     "conv-3x3-first": LoopCase(partial(convolution, 3, 32, 224, 3, 2), "conv"),
+    "conv-3x3-planar": LoopCase(partial(convolution, 3, 3, 128), "planar"),
+    "conv-3x3-last": LoopCase(partial(convolution, 32, 3, 128), "lane-sums"),
     "conv-1x1": LoopCase(partial(convolution, 256, 128, 28, 1), "conv"),
     "strassen-1x1": LoopCase(partial(convolution, 256, 256, 28, 1), "strassen"),
     "winograd-2x2": LoopCase(partial(convolution, *_IMAGE), "winograd2x2", transforms=True),

@@ -44,7 +44,7 @@ class DirectConv(Strategy):
     """Register tiles of columns x rows x vectors of output channels."""
 
     name = "conv"
-    version = 4
+    version = 5
     families = ("conv",)
 
     def candidates(self, group: Group, situation: Situation) -> Iterable[Candidate]:
