@@ -154,7 +154,15 @@ def _judged(case: Case, graph: Graph) -> tuple[Arrays, Arrays, Arrays]:
         )
         if all(np.isfinite(a).all() for a in plain.values() if a.dtype.kind == "f"):
             break
+    _believe(graph, plain)
     return feeds, plain, optimised
+
+
+def _believe(graph: Graph, judged: Arrays) -> None:
+    """Unrunnable where onnxruntime has divided by the deviation of constants: ONNX's own function adds 1e-9 to it."""
+    normalises = any(n.op.name == "MeanVarianceNormalization" for n in graph.nodes())
+    if normalises and any(np.isnan(a).any() for a in judged.values() if a.dtype.kind == "f"):
+        raise Unrunnable("NaN for MeanVarianceNormalization of constants, where ONNX's function gives zeros")
 
 
 def _engines(member: Member) -> tuple[Engine, Engine]:
@@ -242,7 +250,9 @@ def _exported(graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge) -> N
     """The exported file gives the same in onnxruntime, and the same graph when it is read again."""
     model = to_onnx(graph)
     given = _own(graph, feeds)
-    _hold(judge.wrong(Engine(model, optimise=False).run(given), reference))
+    judged = Engine(model, optimise=False).run(given)
+    _believe(graph, judged)
+    _hold(judge.wrong(judged, reference))
     again = load(model)
     if digest(load(to_onnx(again))) != digest(again):
         raise Wrong("the exported file changes when it is read and exported again")

@@ -30,6 +30,7 @@ from compiler.codegen.target import find_target
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
 from compiler.ir.op import operator
 from compiler.ir.reference import evaluate
 from compiler.ir.types import DType, TensorType
@@ -122,6 +123,15 @@ def test_a_subset_with_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         stages, "evaluate", lambda *a, **k: {n: x + next(count) for n, x in evaluate(*a, **k).items()}
     )
     assert run_here(case).verdict == "wrong"
+
+
+def test_a_judge_that_divides_by_zero_is_none() -> None:
+    """onnxruntime normalises equal values to NaN, where ONNX's function gives zeros."""
+    b = Builder()
+    ones = b.apply("Exp", b.apply("Sub", *2 * [b.input("x", 1, 2, 4, 4)]))
+    b.task("t", b.apply("MeanVarianceNormalization", ones))
+    result = run_here(Case("equal values", 0, {"t": Member(to_onnx(b.done()))}))
+    assert (result.verdict, "MeanVarianceNormalization" in result.detail) == ("unrunnable", True)
 
 
 def test_a_case_comes_back_from_its_folder(tmp_path: Path) -> None:
