@@ -159,7 +159,7 @@ def _judged(case: Case, graph: Graph) -> tuple[Arrays, Arrays, Arrays]:
 
 
 def _believe(graph: Graph, judged: Arrays) -> None:
-    """Unrunnable where onnxruntime has divided by the deviation of constants: ONNX's own function adds 1e-9 to it."""
+    """Unrunnable where onnxruntime divided by the deviation of constants; ONNX's own function adds 1e-9 to it."""
     normalises = any(n.op.name == "MeanVarianceNormalization" for n in graph.nodes())
     if normalises and any(np.isnan(a).any() for a in judged.values() if a.dtype.kind == "f"):
         raise Unrunnable("NaN for MeanVarianceNormalization of constants, where ONNX's function gives zeros")
