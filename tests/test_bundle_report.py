@@ -271,8 +271,8 @@ def test_a_layer_is_explained_from_the_records(compiled, capsys):
     assert main(["explain", "layer", path, "conv", "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {n["node"]: n["kernel"]["choice"].partition(" ")[0] for n in found["nodes"]} == {
-        "a/conv": "conv",
-        "b/conv": "conv",
+        "a/conv": "planar",
+        "b/conv": "planar",
     }
     assert main(["explain", "layer", path, "a/head", "-q"]) == 0
     assert "a/head" in capsys.readouterr().out
