@@ -13,7 +13,7 @@ from compiler.codegen.layout import Blocked, Border
 from compiler.codegen.strategies.base import Situation
 from compiler.codegen.target import Target
 from compiler.codegen.templates.activation import RESIDUAL, SUM, Activation, Number, Source, Step, Taken
-from compiler.codegen.templates.blocked import Epilogue, Plane
+from compiler.codegen.templates.blocked import Epilogue, Plane, pack_bias
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
@@ -140,6 +140,19 @@ def epilogue_slots(group: Group) -> list[Slot]:
     """Arguments behind weights and bias."""
     residual = [] if group.residual is None else [value_slot(group.residual)]
     return [*residual, value_slot(group.outputs[0])]
+
+
+def conv_slots(builder: Builder, group: Group, form: str, packed: np.ndarray, lanes: int) -> tuple[Slot, ...]:
+    """Arguments of a dense kernel: segments of the input, weights packed in that form, the bias (or zeros)
+    filled up to a multiple of `lanes`, and those of the epilogue."""
+    weight, bias = group.anchor.operands[1], group.anchor.operands.optional(2)
+    fixed = pack_bias(None if bias is None else bias.constant, group.outputs[0].shape[1], lanes)
+    return (
+        *(value_slot(v) for v in group.segments),
+        builder.constant(weight, packed, form),
+        builder.constant(bias or weight, fixed, "bias"),
+        *epilogue_slots(group),
+    )
 
 
 def output_block(site: Site, situation: Situation) -> int:

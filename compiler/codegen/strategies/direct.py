@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
     blocked_plane,
+    conv_slots,
     divides_image,
     epilogue,
-    epilogue_slots,
     facts,
     input_loads,
     output_block,
@@ -24,7 +24,7 @@ from compiler.codegen.strategies.convolution import (
 )
 from compiler.codegen.target import Target
 from compiler.codegen.templates import conv
-from compiler.codegen.templates.blocked import Epilogue, Plane, pack_bias
+from compiler.codegen.templates.blocked import Epilogue, Plane
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -62,18 +62,13 @@ class DirectConv(Strategy):
         return padding_borders(group)
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        site = group.anchor
         shape = conv_shape(builder, group, choice.tile)
         lanes = shape.y.block * shape.tile[2]
-        packed = conv.pack(weight4(site), shape.x, shape.y.block, shape.tile[2])
-        weight, bias = site.operands[1], site.operands.optional(2)
-        fixed = pack_bias(None if bias is None else bias.constant, shape.y.channels, lanes)
-        slots = [value_slot(v) for v in group.segments]
-        slots += [builder.constant(weight, packed, f"conv{lanes}"), builder.constant(bias or weight, fixed, "bias")]
+        packed = conv.pack(weight4(group.anchor), shape.x, shape.y.block, shape.tile[2])
         return Built(
             ("conv", shape),
             conv.conv_kernel(shape),
-            (*slots, *epilogue_slots(group)),
+            conv_slots(builder, group, f"conv{lanes}", packed, lanes),
             self.name,
             shape.parts,
         )

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
-    epilogue_slots,
+    conv_slots,
     facts,
     output_block,
     padding_borders,
@@ -23,7 +23,6 @@ from compiler.codegen.strategies.direct import (
     seconds,
 )
 from compiler.codegen.templates import conv
-from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.grouped import Grouping
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
@@ -56,17 +55,9 @@ class GroupedConv(Strategy):
         block, vectors = plain.y.block, plain.tile[2]
         grouping = grouping_of(site, plain.x[0].block, block * vectors)
         shape = replace(plain, grouping=grouping)
-        weight, bias = site.operands[1], site.operands.optional(2)
         packed = conv.pack_grouped(weight4(site), plain.x[0], grouping, block, vectors)
-        fixed = pack_bias(None if bias is None else bias.constant, plain.y.channels, grouping.lanes)
-        slots = (
-            value_slot(site.operands[0]),
-            builder.constant(weight, packed, f"grouped{grouping.block}-{grouping.lanes}"),
-            builder.constant(bias or weight, fixed, "bias"),
-        )
-        return Built(
-            ("grouped", shape), conv.conv_kernel(shape), (*slots, *epilogue_slots(group)), self.name, shape.parts
-        )
+        slots = conv_slots(builder, group, f"grouped{grouping.block}-{grouping.lanes}", packed, grouping.lanes)
+        return Built(("grouped", shape), conv.conv_kernel(shape), slots, self.name, shape.parts)
 
 
 def grouping_of(site: Site, block: int, lanes: int) -> Grouping:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
 
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import WIDTHS
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
-    epilogue_slots,
+    conv_slots,
     facts,
     output_block,
     padding_borders,
@@ -24,7 +21,6 @@ from compiler.codegen.strategies.convolution import (
 from compiler.codegen.strategies.direct import TILE_CYCLES, image_planes, rows_and_columns
 from compiler.codegen.target import Target
 from compiler.codegen.templates import lane_sums, planar
-from compiler.codegen.templates.blocked import pack_bias
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -71,8 +67,8 @@ class PlanarConv(Strategy):
             by_element=target.input_lanes > 1,
         )
         packed = planar.pack(weight4(group.anchor), shape)
-        func = planar.planar_kernel(shape)
-        return _built(builder, group, shape, (f"{self.name}{shape.weights}", packed), func, self.name)
+        slots = conv_slots(builder, group, f"{self.name}{shape.weights}", packed, 1)
+        return Built((self.name, shape), planar.planar_kernel(shape), slots, self.name, shape.units.count)
 
 
 class LaneSums(Strategy):
@@ -109,27 +105,8 @@ class LaneSums(Strategy):
             epilogue=after,
         )
         packed = lane_sums.pack(weight4(group.anchor), shape.x)
-        func = lane_sums.lane_sums_kernel(shape)
-        return _built(builder, group, shape, (f"{self.name}{shape.block}", packed), func, self.name)
-
-
-def _built(
-    builder: Builder,
-    group: Group,
-    shape: planar.PlanarShape | lane_sums.LaneSumsShape,
-    weights: tuple[str, np.ndarray],
-    func: Any,
-    name: str,
-) -> Built:
-    weight, bias = group.anchor.operands[1], group.anchor.operands.optional(2)
-    fixed = pack_bias(None if bias is None else bias.constant, shape.y.channels, shape.y.channels)
-    slots = (
-        *(value_slot(v) for v in group.segments),
-        builder.constant(weight, weights[1], weights[0]),
-        builder.constant(bias or weight, fixed, "bias"),
-        *epilogue_slots(group),
-    )
-    return Built((name, shape), func, slots, name, shape.units.count)
+        slots = conv_slots(builder, group, f"{self.name}{shape.block}", packed, 1)
+        return Built((self.name, shape), lane_sums.lane_sums_kernel(shape), slots, self.name, shape.units.count)
 
 
 def _ranked(name: str, times: Mapping[tuple[int, int], float]) -> list[Candidate]:

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.codegen.templates.blocked import Epilogue, Plane
 from compiler.codegen.templates.common import KernelBuilder, Registers, kernel, splat, vector, view
 from compiler.codegen.templates.conv import input_blocks, segment_names
-from compiler.codegen.templates.planar import MOST_UNROLLED, PlanarOutput, starts
+from compiler.codegen.templates.planar import PlanarOutput, starts, taps_across
 from compiler.codegen.templates.units import Units
 
 
@@ -107,12 +107,8 @@ class _Loops:
         before = 0
         for segment, x in enumerate(self.s.x):
             with T.serial(x.blocks) as block, T.serial(self.s.kernel[0]) as kh:
-                if self.s.kernel[1] <= MOST_UNROLLED:
-                    for kw in range(self.s.kernel[1]):
-                        self._tap((n, segment, block, row), before, (kh, kw), columns)
-                else:
-                    with T.serial(self.s.kernel[1]) as kw:
-                        self._tap((n, segment, block, row), before, (kh, kw), columns)
+                for kw in taps_across(self.s.kernel[1]):
+                    self._tap((n, segment, block, row), before, (kh, kw), columns)
             before += x.blocks
         for v, first in enumerate(firsts):
             for o in range(self.outputs):
@@ -141,7 +137,7 @@ class Tree:
     """Registers to add up the lanes of `count` vectors of `width` lanes, both powers of two, count <= width."""
 
     def __init__(self, count: int, width: int) -> None:
-        self._count, self._halves, self._pairs = count, [], []
+        self._halves, self._pairs = [], []
         while width > count:
             width //= 2
             self._halves.append(Registers(count, 2 * width))
@@ -151,7 +147,7 @@ class Tree:
 
     def sums(self, vectors: Sequence[Any]) -> Any:
         """The vector of the sums over lanes of each of the vectors."""
-        values, width = list(vectors), 0
+        values = list(vectors)
         for registers in self._halves:
             width = registers.width // 2
             for k, value in enumerate(values):

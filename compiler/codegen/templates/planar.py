@@ -6,7 +6,7 @@ Weights [I][K][L][O]. Every vector of inputs meets the weights of all output cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,15 @@ def starts(width: int, lanes: int, vectors: int) -> tuple[tuple[int, tuple[int, 
         offsets = tuple(min(at, width - lanes - left) for at in range(0, count, lanes))
         found.append((left, offsets, repeats))
     return tuple(found)
+
+
+def taps_across(count: int) -> Iterator[Any]:
+    """The taps of a row of the kernel: one after another, or one in a loop."""
+    if count <= MOST_UNROLLED:
+        yield from range(count)
+    else:
+        with T.serial(count) as tap:
+            yield tap
 
 
 def planar_kernel(shape: PlanarShape) -> Any:
@@ -156,12 +165,8 @@ class _Loops:
         first = 0
         for segment, x in enumerate(self.s.x):
             with T.serial(x.channels) as channel, T.serial(self.s.kernel[0]) as kh:
-                if self.s.kernel[1] <= MOST_UNROLLED:
-                    for kw in range(self.s.kernel[1]):
-                        self._tap((n, segment, channel, row), first, (kh, kw), columns, cells)
-                else:
-                    with T.serial(self.s.kernel[1]) as kw:
-                        self._tap((n, segment, channel, row), first, (kh, kw), columns, cells)
+                for kw in taps_across(self.s.kernel[1]):
+                    self._tap((n, segment, channel, row), first, (kh, kw), columns, cells)
             first += x.channels
         for h, u, k in cells:
             for o in outputs:
