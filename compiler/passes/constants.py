@@ -124,7 +124,7 @@ def _unknown(fact: Fact, dtype: np.dtype[np.generic]) -> np.ndarray:
 def _elementwise(site: Site, operands: Sequence[Fact | None]) -> Fact:
     """A result is known where every operand is. Unknown operands are 1: inside every domain."""
     present = [o for o in operands if o is not None]
-    known = np.broadcast_to(np.logical_and.reduce(np.broadcast_arrays(*(o.known for o in present))), _shape(site))
+    known = np.logical_and.reduce([_spread(o.known, site) for o in present])
     filled = [None if o is None else np.where(o.known, o.data, np.ones((), o.data.dtype)) for o in operands]
     return Fact(known, _evaluate(site, filled))
 
@@ -132,13 +132,14 @@ def _elementwise(site: Site, operands: Sequence[Fact | None]) -> Fact:
 def _product(site: Site, operands: Sequence[Fact | None]) -> Fact:
     """A known zero factor makes the product zero, whatever the other one is."""
     fact = _elementwise(site, operands)
-    zero = [o.known & (o.data == 0) for o in operands if o is not None]
-    vanishes = np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*zero)), _shape(site))
+    zero = [_spread(o.known & (o.data == 0), site) for o in operands if o is not None]
+    vanishes = np.logical_or.reduce(zero)
     return Fact(fact.known | vanishes, np.where(vanishes, 0, fact.data))
 
 
-def _shape(site: Site) -> tuple[int, ...]:
-    return site.results[0].shape
+def _spread(marks: np.ndarray, site: Site) -> np.ndarray:
+    """Marks of an operand over the result; one of a single entry, such as a bound of Clip, may have more axes."""
+    return np.broadcast_to(marks.reshape(()) if marks.size == 1 else marks, site.results[0].shape)
 
 
 def _movement(site: Site, operands: Sequence[Fact | None]) -> Fact | None:

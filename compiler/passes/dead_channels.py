@@ -72,7 +72,8 @@ def replace_known(graph: Graph, facts: Facts) -> None:
 
 def _compact(site: Site, index: int, data: np.ndarray) -> np.ndarray:
     """Shrink axes along which the data repeats, where the operator broadcasts them back."""
-    if not isinstance(site.node.op, Broadcast):
+    one_way = site.node.op.name == "PRelu" and index == 0  # the slope broadcasts to it, it never to the slope
+    if not isinstance(site.node.op, Broadcast) or one_way:
         return np.ascontiguousarray(data)
     others = [v.shape for i, v in site.operands.present() if i != index]
     for dim in range(data.ndim):
@@ -163,7 +164,7 @@ class _Planner:
         if not borders:
             self._take(group.atoms, missing)
             return
-        table = sum(_map_size(self.graph, node, missing[node]) for node in borders)
+        table = sum(_map_of(missing[node]).size for node in borders)
         stand_in = self._stand_in(group, borders)
         if stand_in is not None and self._meter.saving([stand_in]) <= table:
             rest = [a for a in group.atoms if a is not stand_in]
@@ -175,7 +176,7 @@ class _Planner:
         elif self._meter.saving(group.atoms) > table:
             self._take(group.atoms, missing)
         else:
-            reason = f"its constant differs at padded borders; storing that takes more ({table}) than it frees"
+            reason = f"its constant differs from place to place; storing that takes more ({table}) than it frees"
             self._plan.refusals.append(Refusal(f"{len(group.atoms)} dead channels of '{group.name}'", reason))
 
     def _take(self, atoms: Sequence[Atom], missing: dict[NodeRef, np.ndarray]) -> None:
@@ -302,9 +303,10 @@ def _uniform(graph: Graph, node: NodeRef, part: np.ndarray) -> bool:
     return bool(np.ptp(columns, axis=1).max() <= SAME * np.abs(columns).max())
 
 
-def _map_size(graph: Graph, node: NodeRef, part: np.ndarray) -> int:
-    """Numbers in a constant map, which repeats over the batch."""
-    return part[:1].size
+def _map_of(part: np.ndarray) -> np.ndarray:
+    """A contribution as a constant map; one sample of it, or one row, where all of them get the same."""
+    repeats = np.ptp(part, axis=0).max() <= SAME * np.abs(part).max()
+    return part[:1] if repeats else part
 
 
 # ---------------------------------------------------------------------- doing it
@@ -329,7 +331,7 @@ def _add(graph: Graph, site: Site, part: np.ndarray) -> None:
     """Add a contribution to the results of a linear node: to its bias, or with an Add behind it."""
     dim, dtype = _channel(site), site.results[0].dtype.numpy
     if not _uniform(graph, site.node.ref, part):
-        _add_behind(graph, site, part[:1].astype(dtype))
+        _add_behind(graph, site, _map_of(part).astype(dtype))
         return
     vector = _per_channel(part, dim)[:, 0]
     if not _add_to_bias(graph, site, vector):

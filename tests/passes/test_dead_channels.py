@@ -11,7 +11,7 @@ from compiler.errors import VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Closure
-from compiler.ir.types import Axis, ValueRef
+from compiler.ir.types import Axis, DType, ValueRef
 from compiler.ir.verify import verify
 from compiler.passes import dead_channels
 from compiler.passes.constants import known_elements
@@ -257,3 +257,67 @@ def test_products_of_vectors_and_stacks(lead: tuple[int, ...], columns: tuple[in
     scalar = not lead and not columns
     assert outcome.graph.value(h).shape == (*lead, 6 if scalar else 5)
     assert any("cannot take up its constant" in r.reason for r in outcome.refusals) == scalar
+
+
+@pytest.mark.parametrize("lead", [(40,), (2, 5)])
+def test_a_constant_that_differs_from_row_to_row_is_stored_for_every_row(lead: tuple[int, ...]) -> None:
+    """What is added along an axis in front of the channels, such as an embedding of positions."""
+    b = Builder(seed=6)
+    data = b.rng.normal(size=(4, 60)).astype(np.float32)
+    data[:, 2:] = 0
+    h = b.apply(
+        "Add",
+        b.apply("MatMul", b.input("x", *lead, 4), b.const(data)),
+        b.weight(lead[0], *(1,) * len(lead[1:]), 60),
+    )
+    b.task("t", b.apply("MatMul", h, b.weight(60, 1)))
+    before = b.done()
+    after = DeadChannels()(before)
+    assert after.value(h).shape[-1] == 2
+    assert drift(before, after) < 1e-5
+
+
+def test_a_constant_that_differs_from_sample_to_sample_is_stored_for_every_sample() -> None:
+    b = Builder(seed=6)
+    h = b.apply("Add", dead_conv(b, b.input("x", 2, 3, 2, 2), 8, tuple(range(1, 7))), b.weight(2, 8, 1, 1))
+    b.task("t", b.conv(h, 1, 1))
+    before = b.done()
+    after = DeadChannels()(before)
+    assert after.value(h).shape[1] == 2
+    assert drift(before, after) < 1e-5
+
+
+def test_a_bound_with_more_axes_than_its_operand() -> None:
+    b = Builder(seed=6)
+    h = b.apply(
+        "Clip", dead_conv(b, b.input("x", 1, 3, 2, 2), 4, (1,)), b.const(np.full((1,) * 5, 0.1, np.float32))
+    )
+    b.task("t", b.conv(h, 2, 1))
+    before = b.done()
+    after = DeadChannels()(before)
+    assert after.value(h).shape[1] == 3
+    assert drift(before, after) < 1e-5
+
+
+def test_a_constant_in_front_of_a_computed_slope_keeps_its_axes() -> None:
+    b = Builder(seed=6)
+    x = b.input("x", 1, 4)
+    zero = b.const(np.zeros((4, 4), np.float32))
+    constant = b.apply("Gemm", x, zero, b.const(np.full(4, -1, np.float32)))
+    b.task("t", b.apply("MatMul", b.apply("PRelu", constant, x), b.weight(4, 2)))
+    before = b.done()
+    assert drift(before, DeadChannels()(before)) < 1e-5
+
+
+def test_the_place_an_unknown_index_sets_is_unknown() -> None:
+    """An index that is known says nothing about the row of another one."""
+    b = Builder(seed=6)
+    index = b.apply("Mul", b.input("i", 2, dtype=DType.INT64), b.const(np.array([0, 1])))
+    rows = b.apply("OneHot", index, b.const(np.array(3)), b.const(np.array([0, 1], np.float32)), axis=-1)
+    last = b.apply("Slice", rows, *(b.const(np.array([n])) for n in (2, 3, 1)))
+    b.task("t", b.apply("Add", last, b.input("x", 2, 1)))
+    before = b.done()
+    assert not known_elements(before)[rows].known[1].any()
+    feeds = {"i": np.array([2, 2]), "x": np.zeros((2, 1), np.float32)}
+    found = evaluate(DeadChannels()(before), feeds)
+    np.testing.assert_array_equal(next(iter(found.values())), [[0], [1]])

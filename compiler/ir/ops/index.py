@@ -170,10 +170,11 @@ class GatherND(Movement):
         return (emit.compute(y.shape, y.dtype, element),)
 
 
-class OneHot(Static, Movement):
+class OneHot(Static):
     """A new `axis` of constant size depth (operand 1): the on value at the index, the off value elsewhere.
 
-    Operand 2 holds (off, on). An index outside -depth..depth-1 gives a row of off values.
+    Operand 2 holds (off, on). An index outside -depth..depth-1 gives a row of off values. No `Movement`: what is
+    known of an index is nothing that its row holds.
     """
 
     name = "OneHot"
@@ -195,6 +196,9 @@ class OneHot(Static, Movement):
         front = np.expand_dims(wrapped(indices, depth), axis)
         line = np.arange(depth).reshape((-1,) + (1,) * (indices.ndim - axis))
         return (np.where(front == line, values[1], values[0]),)
+
+    def flops(self, site: Site) -> int:
+        return 0
 
     def ties(self, site: Site) -> Iterator[Tie]:
         indices, y, axis = site.operands[0], site.results[0], site.int("axis")
