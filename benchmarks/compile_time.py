@@ -43,7 +43,7 @@ def rows_of(name: str, ready: Prepared, settings: Settings, seconds: float) -> I
     try:
         ours, sizes = _loading(own, ready, settings)
     except PeerError as error:
-        yield Row(name, ", ".join(COMPILERS), error=f"{OUR_FAULT}{error}")
+        yield from (Row(name, peer, error=f"{OUR_FAULT}{error}") for peer in COMPILERS)
         return
     row = Row(name, "", ours_ms=ours * 1e3, clock="wall", **json.loads(sizes))
     for peer in COMPILERS:
@@ -79,7 +79,7 @@ def _gain(name: str, ready: Prepared, settings: Settings, seconds: float) -> lis
 
 def main(arguments: list[str]) -> int:
     """0 unless our side failed somewhere; a compiler that cannot run is a row that says why."""
-    options = parser("compile-time", __doc__)
+    options = parser("compile-time", __doc__, without=("prepare",))
     options.add_argument("--seconds", type=float, default=SECONDS, help="what measuring candidates may take")
     given = options.parse_args(arguments)
     settings = Settings.of(given)

@@ -22,6 +22,7 @@ import torch
 from benchmarks.host import facts
 from benchmarks.masked_training import CASES, NAMES, Case, dense, pruned
 from benchmarks.results import keep
+from benchmarks.settings import no_data
 from compiler.workers.store import Store
 
 NETWORKS = ("mlp-mnist", "lstm-tagger")
@@ -110,12 +111,12 @@ def line(row: Row) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Train, prune and print; `--save` writes a file per network, after every row."""
+    """Train, prune and print; `--save` writes a file per network, after every row. 2 where data are not here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks darb", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with ud_ewt/ and mnist/")
-    parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(CASES), help="networks")
-    parser.add_argument("--pattern", nargs="*", default=list(NAMES), choices=list(NAMES), help="patterns")
-    parser.add_argument("--density", nargs="*", type=float, default=list(DENSITIES), help="shares that stay")
+    parser.add_argument("--only", nargs="+", default=list(NETWORKS), choices=list(CASES), help="networks")
+    parser.add_argument("--pattern", nargs="+", default=list(NAMES), choices=list(NAMES), help="patterns")
+    parser.add_argument("--density", nargs="+", type=float, default=list(DENSITIES), help="shares that stay")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few steps at one density: does it run?")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
@@ -127,7 +128,10 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     densities = given.density[-1:] if given.quick else given.density
     for name in given.only:
-        case = CASES[name](given.data, given.quick)
+        try:
+            case = CASES[name](given.data, given.quick)
+        except FileNotFoundError as error:
+            return no_data(error)
         command = (
             f"python -m benchmarks darb --data DATA --only {name} --pattern {' '.join(given.pattern)} "
             f"--density {' '.join(f'{d:g}' for d in densities)} --seed {given.seed}" + " --quick" * given.quick

@@ -47,11 +47,12 @@ from benchmarks.merging.families import SHARED
 from benchmarks.ours import compiled, through
 from benchmarks.peers import PEERS
 from benchmarks.portfolio import SAME_SHAPES
-from benchmarks.results import keep, record_of
-from benchmarks.rows import OUR_FAULT, Row
+from benchmarks.results import failed, keep, record_of
+from benchmarks.rows import Row
 from benchmarks.settings import Settings, parser, say
 from benchmarks.sparse_cases import portable
 from compiler import Graph, load, open_bundle, to_onnx
+from compiler.errors import PassError
 from compiler.ir.encoding import BlockSparse
 from compiler.ir.text import digest
 from compiler.passes.sparsify.layers import Limits, candidates
@@ -90,7 +91,7 @@ def smallest(
 ) -> Chosen:
     """The last of ever smaller networks before one that loses more than `allowed` on the development part.
 
-    ValueError where the first does already.
+    PassError where the first does already.
     """
     tried: dict[float, float] = {}
     best = None
@@ -102,7 +103,7 @@ def smallest(
             break
         best = share, found
     if best is None:
-        raise ValueError(f"a share of {shares[0]} loses more than {allowed}; begin with a larger one")
+        raise PassError(f"a share of {shares[0]} loses more than {allowed}; begin with a larger one")
     return Chosen(*best, tried)
 
 
@@ -250,14 +251,14 @@ def timed(case: Case, graph: Graph, folder: Path, others: Mapping[str, Trained],
 
 def main(arguments: list[str]) -> int:
     """0 unless our side failed; 2 where data or onnxsim are not here."""
-    options = parser("equal-accuracy", __doc__)
+    options = parser("equal-accuracy", __doc__, without=("only", "prepare"))
     options.add_argument("--data", type=Path, default=SHARED, help="folder with mnist/")
     options.add_argument("--network", default=NETWORKS[0], choices=NETWORKS)
     options.add_argument("--pattern", default=NARROW_BLOCKS, choices=PATTERNS_OF_OURS, help="of our network")
     options.add_argument(
-        "--density", nargs="*", type=float, default=list(DENSITIES), help="shares of weights to try"
+        "--density", nargs="+", type=float, default=list(DENSITIES), help="shares of weights to try"
     )
-    options.add_argument("--width", nargs="*", type=float, default=list(WIDTHS), help="shares of units to try")
+    options.add_argument("--width", nargs="+", type=float, default=list(WIDTHS), help="shares of units to try")
     given = options.parse_args(arguments)
     settings = Settings.of(given)
     torch.set_num_threads(1)
@@ -275,7 +276,7 @@ def main(arguments: list[str]) -> int:
     if given.save:
         keep(given.save, f"pruning-equal-accuracy-{case.name}", record)
     print(json.dumps(record, indent=1) if given.json else text(record))
-    return int(any((row.get("error") or "").startswith(OUR_FAULT) for row in record["rows"]))
+    return failed(record)
 
 
 def text(record: Mapping[str, Any]) -> str:

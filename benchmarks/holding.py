@@ -27,7 +27,7 @@ from benchmarks.cases import SEED
 from benchmarks.controllers import WAYS
 from benchmarks.deadlines import SLACK, held, table
 from benchmarks.results import keep, record_of
-from benchmarks.settings import Settings, chosen, parser, say
+from benchmarks.settings import Settings, chosen, parser, positive, say
 from benchmarks.switching import FEW, LEVELS, QUICKER, SUBJECTS, accuracies
 from compiler import open_bundle
 
@@ -59,12 +59,12 @@ def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[s
 
 def main(arguments: list[str]) -> int:
     """0: a study without a verdict of its own."""
-    options = parser("holding", __doc__)
-    options.add_argument("--calls", type=int, metavar="N", help="calls per phase and way to choose the level")
+    options = parser("holding", __doc__, without=("hot", "venvs"))
+    options.add_argument("--calls", type=positive, metavar="N", help="calls per phase and way to choose the level")
     options.add_argument("--slack", type=float, default=SLACK, metavar="X", help=f"target over usual ({SLACK})")
     given = options.parse_args(arguments)
-    if given.slack <= 0 or (given.calls is not None and given.calls < 1):
-        options.error("--slack is above 0, --calls at least 1")
+    if given.slack <= 0:
+        options.error("--slack is above 0")
     settings, results = Settings.of(given), {}
     names = chosen(given.only or ["fashion"], SUBJECTS)
     if given.prepare:

@@ -54,7 +54,7 @@ def line(row: LoopRow) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a line per case, a column per target: share of multiply-adds, products per cycle and pipe."""
+    """Markdown: a line per case, a column per target: share of multiply-adds, products per cycle, spills."""
     targets = list(dict.fromkeys(r["peer"] for r in rows))
     lines = [f"| case | {' | '.join(targets)} |", f"| --- |{' --: |' * len(targets)}"]
     for case in dict.fromkeys(r["case"] for r in rows):

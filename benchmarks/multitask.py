@@ -6,7 +6,6 @@ run the subset as one ONNX file. The row of all tasks has the size of the librar
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,22 +21,18 @@ from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
 from benchmarks.settings import Settings, chosen, parser, say
 from compiler import ExtractTasks, Graph, to_onnx
+from compiler.ir.text import digest
 
 ALONE = "ours-alone"
 DEFAULT_PEERS = (ALONE, "onnxruntime")
 
 
-def identity_of(graph: Graph) -> str:
-    """Digest of everything in the graph."""
-    return hashlib.sha256(to_onnx(graph).SerializeToString(deterministic=True)).hexdigest()
-
-
 def rows_of(family: str, graph: Graph, peers: Sequence[str], settings: Settings, time: bool) -> Iterator[Row]:
     """The rows of every subset of a family."""
-    full = compiled(graph, identity_of(graph), settings.kept, passes=(), target=settings.target)
+    full = compiled(graph, digest(graph), settings.kept, passes=(), target=settings.target)
     for tasks in subsets(graph):
         part = ExtractTasks(tasks=tasks)(graph)
-        case = Case(f"{family}:{'+'.join(tasks)}", partial(to_onnx, part), identity_of(part))
+        case = Case(f"{family}:{'+'.join(tasks)}", partial(to_onnx, part), digest(part))
         found = measure(case, peers, settings, _subset(tasks, part, full, peers), time=time)
         if len(tasks) == len(graph.tasks):
             found = [replace(r, library_bytes=full.library_bytes, pool_bytes=full.pool_bytes) for r in found]

@@ -23,8 +23,9 @@ from benchmarks.cifar import load_cifar
 from benchmarks.merging import families
 from benchmarks.merging.families import Data
 from benchmarks.nested_training import SEED, STUDIES, Kept, Study, kept_levels
-from benchmarks.settings import Settings, chosen, parser, say
+from benchmarks.settings import Settings, chosen, no_data, parser
 
+UNUSED = ("target", "core", "hot", "lock", "prepare", "venvs")
 QUICK = 1280
 """Images of every part in a quick run."""
 
@@ -68,7 +69,7 @@ def study_of(name: str, options: argparse.Namespace) -> Study:
 
 def options_of(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    options = parser("nesting", __doc__)
+    options = parser("nesting", __doc__, without=UNUSED)
     options.add_argument("--data", type=Path, default=families.SHARED, help="folder with cifar10_jpg/")
     options.add_argument("--train-only", action="store_true", help="train and keep levels; compile nothing")
     options.add_argument("--epochs-scale", type=float, default=1.0, metavar="F", help="so many times the epochs")
@@ -90,8 +91,7 @@ def main(arguments: list[str]) -> int:
     try:
         data = load_cifar(given.data, settings.kept)
     except FileNotFoundError as error:
-        say(f"{error.filename} is not here: data sets are no part of the repository; name their folder with --data")
-        return 2
+        return no_data(error)
     data = reduced(data) if given.quick else data
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True

@@ -20,16 +20,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from benchmarks.cases import MODELS, models_folder
 from benchmarks.host import facts
-from benchmarks.peers.client import ROOT
 from benchmarks.results import keep
 from benchmarks.settings import say
 
-MODELS = {
+FILES = {
     "age": "ssrnet_age_imdb.onnx",
     "emotion": "minixc_emotion_fer.onnx",
     "pose": "fsanet_1x1.onnx",
@@ -83,6 +84,22 @@ class Walk:
         self.steps.append(Step(command, *(round(seconds, 1) for seconds in took)))
         return done.stdout
 
+    @property
+    def seconds(self) -> float:
+        """What all steps took on the clock."""
+        return sum(step.seconds for step in self.steps)
+
+    def text(self) -> str:
+        """A line per step."""
+        return "\n".join(
+            f"{s.seconds:6.1f} s ({s.processor_seconds:5.1f} s of a processor)  {s.command}" for s in self.steps
+        )
+
+    def record(self, study: str) -> dict[str, Any]:
+        """How a study went, JSON-ready."""
+        head = {"command": f"python -m benchmarks {study}", "machine": facts(), "seconds": round(self.seconds, 1)}
+        return head | {"steps": [asdict(step) for step in self.steps]}
+
 
 def _children() -> float:
     """Processor seconds of all child processes that have ended."""
@@ -117,7 +134,7 @@ def expected(folder: Path, image: np.ndarray) -> dict[str, float]:
 
 def walk(path: Walk, networks: Path) -> dict[str, tuple[float, float]]:
     """All commands; task -> (what the C program prints, what onnxruntime gives)."""
-    for task, file in MODELS.items():
+    for task, file in FILES.items():
         shutil.copy(networks / file, path.folder / f"{task}.onnx")
     path.run("taskgraft init age.onnx emotion.onnx pose.onnx --name faces")
     release = path.folder / "release.toml"
@@ -148,26 +165,22 @@ def right(found: Mapping[str, tuple[float, float]]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the steps; `--save` writes newcomer.json. 1 where it took too long or the numbers are others."""
+    """Print the steps. 1 where it took too long or is not right, 2 where the networks are not here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks newcomer", description=__doc__)
-    parser.add_argument("--networks", type=Path, default=ROOT.parent / "shared/models", help="folder of the files")
+    parser.add_argument("--networks", type=Path, default=models_folder(), help=f"folder of the files ({MODELS})")
     parser.add_argument("--save", type=Path, help="folder for newcomer.json")
     options = parser.parse_args(arguments)
-    missing = [file for file in MODELS.values() if not (options.networks / file).exists()]
+    missing = [file for file in FILES.values() if not (options.networks / file).exists()]
     if missing:
-        say(f"skipped: {', '.join(missing)} are not in {options.networks}; name their folder with --networks")
-        return 0
+        say(f"{', '.join(missing)}: not in {options.networks}; name their folder with --networks")
+        return 2
     with tempfile.TemporaryDirectory(prefix="taskgraft-newcomer-") as folder:
         path = Walk(Path(folder))
         found = walk(path, options.networks)
-    for step in path.steps:
-        print(f"{step.seconds:6.1f} s ({step.processor_seconds:5.1f} s of a processor)  {step.command}")
+    print(path.text())
     for task, (ours, theirs) in found.items():
         print(f"{task}[0]: {ours:.6g} printed, {theirs:.6g} in onnxruntime")
-    total = sum(step.seconds for step in path.steps)
-    print(f"{total:.0f} s of {LIMIT:.0f}, {'right' if right(found) else 'WRONG'}")
+    print(f"{path.seconds:.0f} s of {LIMIT:.0f}, {'right' if right(found) else 'WRONG'}")
     if options.save:
-        record = {"command": "python -m benchmarks newcomer", "machine": facts(), "seconds": round(total, 1)}
-        record |= {"steps": [asdict(s) for s in path.steps], "values": found}
-        keep(options.save, "newcomer", record)
-    return int(total > LIMIT or not right(found))
+        keep(options.save, "newcomer", path.record("newcomer") | {"values": found})
+    return int(path.seconds > LIMIT or not right(found))

@@ -50,7 +50,7 @@ def calls(name: str, peers: Sequence[str]) -> Building:
 
 def main(arguments: list[str]) -> int:
     """0 unless our side failed somewhere; a peer that cannot run is a row that says why."""
-    given = parser("overhead", __doc__, ("onnxruntime", "openvino")).parse_args(arguments)
+    given = parser("overhead", __doc__, ("onnxruntime", "openvino"), without=("hot",)).parse_args(arguments)
     settings = replace(Settings.of(given), cold=False)
     peers = chosen(given.peers, PEERS, "peer")
     rows = (

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.peers.client import ROOT
-from benchmarks.results import render
+from benchmarks.results import TITLES, render
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
     given = parser.parse_args(arguments)
+    if not any((given.results / f"{study}.json").exists() for study in TITLES):
+        parser.error(f"no results of a study in {given.results}")
     old = given.page.read_text(encoding="utf-8")
     new = filled(old, render(given.results))
     if not given.check:

@@ -35,9 +35,9 @@ from benchmarks.nested_measuring import compiled, through_engine
 from benchmarks.ours import PASSES, through
 from benchmarks.peers import PEERS
 from benchmarks.resident import Resident, resident
-from benchmarks.results import keep, record_of
+from benchmarks.results import failed, keep, record_of
 from benchmarks.rows import Row
-from benchmarks.settings import Settings, parser, say
+from benchmarks.settings import Settings, no_data, parser, say
 from benchmarks.switching import RESOLUTION_US, ROUNDS, Subject, built, switch_seconds, variants
 from compiler import Graph, load, open_bundle, parse_pass, save
 from compiler.ir.levels import at_level
@@ -195,16 +195,15 @@ def against_apart(switch_us: float, one: Resident, many: Resident) -> dict[str, 
 
 # ---------------------------------------------------------------------- the study
 def main(arguments: list[str]) -> int:
-    """0: a study without a verdict of its own; 2 where the data are not here."""
-    options = parser("portfolio", __doc__)
+    """0 unless our side failed; 2 where the data are not here."""
+    options = parser("portfolio", __doc__, without=("only", "prepare"))
     options.add_argument("--data", type=Path, default=SHARED, help="folder with cifar10_jpg/")
     given = options.parse_args(arguments)
     settings = Settings.of(given)
     try:
         data = load_cifar(given.data, settings.kept)
     except FileNotFoundError as error:
-        say(f"{error.filename} is not here: data sets are no part of the repository; name their folder with --data")
-        return 2
+        return no_data(error)
     effort, steps, images = (*SHORT, QUICK) if given.quick else (DENSE, STEPS, TRAINED)
     if given.quick:
         data = Data(*(part.first(QUICK) for part in (data.train, data.selection, data.report)))
@@ -215,14 +214,16 @@ def main(arguments: list[str]) -> int:
     if given.save:
         keep(given.save, f"pruning-portfolio-{NETWORK}", record)
     print(json.dumps(record, indent=1) if given.json else text(record))
-    return 0
+    return failed(record)
 
 
 def text(record: Mapping[str, Any]) -> str:
     """The numbers for a terminal, beside the published ones."""
     names = ("dnnshifter_size", "dnnshifter_latency", "training_ratio", "load_over_switch", "memory_ratio")
     rows = [f"{record['network']}"]
-    rows += [f"  {name:20}{record[name]:10.2f}   published {record['published'][name]}" for name in names]
+    for name in names:
+        here = "–" if record[name] is None else f"{record[name]:.2f}"
+        rows.append(f"  {name:20}{here:>10}   published {record['published'][name]}")
     rows.append(f"  sparse model: {_accuracies(record['accuracy']['sparse model'])}")
     for k, level in enumerate(record["accuracy"]["levels"]):
         size = record["pool_bytes"]["apart"][k]

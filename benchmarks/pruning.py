@@ -138,7 +138,7 @@ class Study(Generic[R]):
         many, few = self.counts
         parser = argparse.ArgumentParser(prog=command, description=self.about)
         parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--only", nargs="*", default=list(self.cases), choices=self.cases, help="cases")
+        parser.add_argument("--only", nargs="+", default=list(self.cases), choices=self.cases, help="cases")
         parser.add_argument("--quick", action="store_true", help=f"{few} budgets per case in place of {many}")
         parser.add_argument("--json", action="store_true", help="print the record as JSON")
         parser.add_argument("--save", type=Path, help=f"folder for {self.file}.json")
@@ -149,8 +149,9 @@ class Study(Generic[R]):
                 found.append(row)
                 if not given.json:
                     print(self.line(row), flush=True)
+        only = "" if given.only == list(self.cases) else f" --only {' '.join(given.only)}"
         record = {
-            "command": f"{command} --seed {given.seed}" + " --quick" * given.quick,
+            "command": f"{command} --seed {given.seed}{only}" + " --quick" * given.quick,
             "seeds": [given.seed],
             "versions": facts()["versions"],
             **{verdict: sum(r.verdict == verdict for r in found) for verdict in ("held", "refused")},

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from benchmarks.families import MODELS
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
@@ -21,7 +21,6 @@ from compiler.passes.base import Resources
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.prune.channels import PruneChannels
 
-MODELS = Path(__file__).parent.parent / "models"
 CASES = (("fashion", "garment", "image", 0.6), ("spoken", "digit", "logmel", 0.5))
 """Family, task, name of its inputs in the data files, share of multiply-adds that may stay."""
 

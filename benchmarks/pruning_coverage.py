@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> int:
     """0 if every row is within one step below the budget and equal to the masked original."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks pruning-coverage", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--only", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), metavar="NETWORK")
     options = parser.parse_args(arguments)
     rows = [row(name) for name in options.only]
     if options.json:

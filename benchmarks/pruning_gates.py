@@ -12,10 +12,10 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.families import MODELS
 from benchmarks.ours import PASSES, through
 from benchmarks.pruning import TARGET, Row, Study, judged
 from compiler import load_config
@@ -28,7 +28,6 @@ from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.magnitude import Sparsify
 from compiler.release import judge_of, load_release, resources
 
-MODELS = Path(__file__).parent.parent / "models"
 CHOSEN = ("fashion", "spoken", "shared-backbone")
 BUDGETS = 8
 LEAST, MOST = 0.4, 0.95

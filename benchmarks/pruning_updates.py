@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.families import MODELS
 from benchmarks.host import facts
-from benchmarks.pruning_accuracy import MODELS, accuracy
+from benchmarks.pruning_accuracy import accuracy
 from benchmarks.results import keep
 from compiler.ir.onnx_in import load
 from compiler.passes.base import Resources
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
                 scores = f"{row.original:.3f}  {row.magnitude:.3f}  {row.obs:.3f}"
                 print(f"{row.network:16}{row.pattern:34}{scores}", flush=True)
     record = {
-        "command": "python -m benchmarks pruning-updates",
+        "command": "python -m benchmarks pruning-updates" + " --quick" * options.quick,
         "seeds": [0],
         "versions": facts()["versions"],
         "rows": [asdict(r) for r in found],

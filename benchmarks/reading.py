@@ -22,7 +22,7 @@ from benchmarks.peers import READING
 from benchmarks.peers.client import PeerError
 from benchmarks.results import report
 from benchmarks.rounds import duel, race
-from benchmarks.rows import Row, times
+from benchmarks.rows import OUR_FAULT, Row, times
 from benchmarks.running import Timing, measure
 from benchmarks.settings import Settings, chosen, parser
 
@@ -54,20 +54,22 @@ def beside_reading(ready: Prepared, own: Contender, size: int, expected: Expecte
     """A contender of ours and the loop over `size` bytes, in turns; by wall clock where threads share them."""
     name = ready.case.name
     loop = Contender(READING.name, READING, Path(), {**loop_options(settings), "bytes": size})
+    whose = OUR_FAULT
     try:
-        with started(own, ready.feeds, settings) as ours, started(loop, {}, settings) as reading:
+        with started(own, ready.feeds, settings) as ours:
             difference = expected.check(ours.outputs())
-            with machine_lock(settings.lock):
+            whose = ""
+            with started(loop, {}, settings) as reading, machine_lock(settings.lock):
                 hot = duel(*race([ours, reading], settings.effort), wall=len(settings.cores) > 1)
     except PeerError as error:
-        return Row(name, READING.name, error=str(error))
+        return Row(name, READING.name, error=f"{whose}{error}")
     note = f"{size >> 10} KiB at {size / hot.ours * 1e-9:.0f} of {size / hot.peer * 1e-9:.0f} GB/s"
     return Row(name, READING.name, **times(hot, None), difference=difference, note=note)
 
 
 def main(arguments: list[str]) -> int:
     """0 unless our side failed somewhere."""
-    options = parser("reading", __doc__)
+    options = parser("reading", __doc__, without=("hot",))
     given = options.parse_args(arguments)
     settings = Settings.of(given)
     known = cases()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from benchmarks import loop_rows
 from benchmarks.host import facts
 from benchmarks.ours import sources_digest
-from benchmarks.rows import COLUMNS, Row, line, means, to_json
+from benchmarks.rows import COLUMNS, OUR_FAULT, REFUSED, Row, line, means, to_json
 from benchmarks.settings import say
 
 Record = Mapping[str, Any]
@@ -36,6 +37,17 @@ TITLES = {
     "inner-loops": "Innermost loops",
 }
 """Study -> heading, in the order of the page."""
+NOTES = {
+    "overhead": "The engines are called from Python in both rows, with bound buffers where they have them. So the "
+    "second row compares like with like; in the first our side is a loop in C.",
+    "threads": "`reading` is two threads that only read the weights: the ratio is the share of their rate.",
+    "reading": "The ratio is the share of the rate at which a loop reads as many bytes.",
+    "compile-time": "Wall clock of a fresh process, from the ONNX file to a network that can be called. "
+    "`resnet18-untuned`: calls of the library built by rule against those of the tuned one.",
+    "inner-loops": "Share of multiply-adds (of vector arithmetic, where nothing is multiplied), products per cycle "
+    "and pipe, accesses to the stack.",
+}
+"""Study -> what a reader of its table should know."""
 
 
 class Recorded(Protocol):
@@ -85,7 +97,7 @@ def save(folder: Path, study: str, rows: Sequence[Recorded]) -> Path:
 
 def record_of(study: str, arguments: Sequence[str], case: str, seeds: Record, measured: Record) -> Record:
     """What a file for one network holds: how and where it was measured, then what was measured."""
-    head = {"command": " ".join([f"python -m benchmarks {study}", *arguments]), "seeds": seeds, **facts()}
+    head = {"command": f"python -m benchmarks {study} {shlex.join(arguments)}".rstrip(), "seeds": seeds, **facts()}
     return head | {BUILD: sources_digest()[:_DIGITS], "network": case, **measured}
 
 
@@ -93,6 +105,11 @@ def keep(folder: Path, name: str, record: Record) -> None:
     """Write `name`.json in the folder; what was there is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def failed(record: Record) -> int:
+    """Exit status of a study with rows in its record: 1 if our side failed in one of them."""
+    return int(any((row.get("error") or "").startswith(OUR_FAULT) for row in record["rows"]))
 
 
 def render(folder: Path) -> str:
@@ -103,7 +120,8 @@ def render(folder: Path) -> str:
         if path.exists():
             held = json.loads(path.read_text())
             table = loop_rows.table if study == "inner-loops" else _table
-            parts += [f"### {title}", _machine(study, held), table(held["rows"])]
+            parts += [f"### {title}", *([NOTES[study]] if study in NOTES else []), _machine(study, held)]
+            parts.append(table(held["rows"]))
     return "\n\n".join(parts)
 
 
@@ -167,7 +185,9 @@ def _remarks(rows: Sequence[Record]) -> list[str]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.get("error"):
-            found.setdefault(f"{row['peer']}: {row['error'][:160]}", []).append(row["case"])
+            of_peer = "" if row["error"].startswith(REFUSED) else f"{row['peer']}: "
+            found.setdefault(of_peer + row["error"][:160], []).append(row["case"])
     if not found:
         return []
-    return ["", "Not measured:", "", *(f"- {', '.join(cases)}: {reason}" for reason, cases in found.items())]
+    told = (f"- {', '.join(dict.fromkeys(cases))}: {reason}" for reason, cases in found.items())
+    return ["", "Not measured:", "", *told]

@@ -15,6 +15,8 @@ PLAIN = ("case", "peer", "ours_ms", "peer_ms", "ratio")
 
 OUR_FAULT = "ours: "
 """Start of an error that is not the peer's."""
+REFUSED = "not compiled by us: "
+"""Start of the reason where our compiler says that it does not take a network: no fault, but no result either."""
 
 
 @dataclass(frozen=True)
@@ -117,5 +119,6 @@ def means(rows: Sequence[Row]) -> str:
             mean = geometric_mean(some)
             if mean is not None and len(some) > 1:
                 ratio, case = min((r.ratio, r.case) for r in some if r.ratio)
-                lines.append(f"{peer}{what}: geometric mean {mean:.2f}, least {ratio:.2f} ({case})")
+                measured = sum(r.ratio is not None for r in some)
+                lines.append(f"{peer}{what}: geometric mean {mean:.2f} of {measured}, least {ratio:.2f} ({case})")
     return "\n".join(lines)

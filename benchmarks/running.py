@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from benchmarks.compare import Contender, Problem, bundle, compare, kernels, ref
 from benchmarks.ours import compiled
 from benchmarks.outputs import Expected
 from benchmarks.peers import PEERS
-from benchmarks.rows import OUR_FAULT, Row
+from benchmarks.rows import OUR_FAULT, REFUSED, Row
 from benchmarks.settings import Settings, say
 from compiler.cost.count import totals
 from compiler.errors import UnsupportedModelError
@@ -25,9 +26,8 @@ Building = Callable[[Prepared, Settings], Timing]
 def measure(
     case: Case, labels: Sequence[str], settings: Settings, build: Building, *, time: bool = True
 ) -> list[Row]:
-    """The rows of one case; none where our compiler does not take the network, which is printed.
-
-    A failure on our side is a row for each of `labels`. `time=False` stops when everything is built.
+    """The rows of one case. A network that our compiler refuses, or a failure on our side, is a row for each of
+    `labels` that says so. `time=False` stops when everything is built.
     """
     say(f"{case.name}: prepare")
     try:
@@ -38,11 +38,11 @@ def measure(
         say(f"{case.name}: measure")
         return timing(reference(ready.file, ready.feeds, settings))
     except UnsupportedModelError as error:
-        say(f"{case.name}: not compiled, so not compared: {error}")
-        return []
+        reason = REFUSED + re.sub(r"^\S*\.onnx: ", "", " ".join(str(error).split()))
     except Exception as error:  # one network that breaks the compiler must not cost the rows of the others
         traceback.print_exc()
-        return [Row(case.name, label, error=f"{OUR_FAULT}{type(error).__name__}: {error}") for label in labels]
+        reason = f"{OUR_FAULT}{type(error).__name__}: {error}"
+    return [Row(case.name, label, error=reason) for label in labels]
 
 
 def whole(peers: Sequence[str]) -> Building:

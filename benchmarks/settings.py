@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from benchmarks.host import timed_cores
 from benchmarks.peers import PEERS, VENVS, default_venvs
 from benchmarks.peers.client import ROOT
 from benchmarks.rounds import FULL, QUICK, Effort
+from compiler.codegen.target import find_target
 
 KEPT = "TASKGRAFT_BENCH"
 """Environment variable with the folder of models and bundles; default `.bench` in the repository."""
@@ -33,7 +35,9 @@ class Settings:
 
     @classmethod
     def of(cls, options: argparse.Namespace, cores: int = 1) -> Settings:
-        """From the command line; creates the folder `kept`. SystemExit where there are too few cores."""
+        """From the command line; creates the folder `kept`. SystemExit where there are too few cores, TargetError
+        for a target that does not exist."""
+        find_target(options.target)
         options.kept.mkdir(parents=True, exist_ok=True)
         return cls(
             effort=QUICK if options.quick else FULL,
@@ -52,27 +56,69 @@ def say(text: str) -> None:
 
 
 def parser(
-    study: str, about: str | None, peers: Sequence[str] = (), own: Sequence[str] = ()
+    study: str,
+    about: str | None,
+    peers: Sequence[str] = (),
+    own: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """The common options; `peers` are the default ones of a study, `own` those of its own."""
+    """The common options; `peers` are the default ones of a study, `own` those of its own, `without` names the
+    common options that would do nothing in it, and that it refuses.
+    """
     made = argparse.ArgumentParser(prog=f"python -m benchmarks {study}", description=about)
-    made.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
-    made.add_argument("--quick", action="store_true", help="2 rounds of 0.05 s instead of 5 of 0.2 s")
-    made.add_argument("--only", type=words, default=(), metavar="CASE,...", help="cases; * and ? match")
+    for name, how in _common().items():
+        if name in without:
+            made.set_defaults(**{name: how.get("default", False if how.get("action") else None)})
+        else:
+            made.add_argument(f"--{name}", **how)
     if peers:
         known = ", ".join([*PEERS, *own])
         made.add_argument("--peers", type=words, default=tuple(peers), metavar="PEER,...", help=f"of {known}")
-    made.add_argument("--target", default="host", help="target that our bundles are built for")
-    made.add_argument("--core", type=int, help="processor to time on (default: the last usable one)")
-    made.add_argument("--hot", action="store_true", help="leave out the runs with flushed caches")
-    made.add_argument("--lock", type=Path, metavar="FILE", help="hold this lock while timing: runs take turns")
-    made.add_argument("--save", type=Path, metavar="FOLDER", help="add the rows to the study's file in this folder")
-    made.add_argument("--prepare", action="store_true", help="only write models and bundles")
-    made.add_argument("--kept", type=Path, default=Path(os.environ.get(KEPT, ROOT / ".bench")), metavar="FOLDER",
-                      help=f"models and bundles (default: {KEPT}, or .bench)")  # fmt: skip
-    made.add_argument("--venvs", type=Path, default=default_venvs(), metavar="FOLDER",
-                      help=f"environments of the peers (default: {VENVS}, or .peers)")  # fmt: skip
     return made
+
+
+def _common() -> dict[str, dict[str, Any]]:
+    """Name of each common option, without dashes -> how argparse takes it."""
+    return {
+        "json": {"action": "store_true", "help": "print the results as JSON and nothing else"},
+        "quick": {
+            "action": "store_true",
+            "help": "less of everything; 2 rounds of 0.05 s, not 5 of 0.2 s",
+        },
+        "only": {"type": words, "default": (), "metavar": "CASE,...", "help": "cases; * and ? match"},
+        "target": {"default": "host", "help": "target that our bundles are built for"},
+        "core": {"type": int, "help": "processor to time on (default: the last usable one)"},
+        "hot": {"action": "store_true", "help": "leave out the runs with flushed caches"},
+        "lock": {"type": Path, "metavar": "FILE", "help": "hold this lock while timing: runs take turns"},
+        "save": {"type": Path, "metavar": "FOLDER", "help": "add the results to the study's file in this folder"},
+        "prepare": {"action": "store_true", "help": "only write models and bundles"},
+        "kept": {
+            "type": Path,
+            "default": Path(os.environ.get(KEPT, ROOT / ".bench")),
+            "metavar": "FOLDER",
+            "help": f"models and bundles (default: {KEPT}, or .bench)",
+        },
+        "venvs": {
+            "type": Path,
+            "default": default_venvs(),
+            "metavar": "FOLDER",
+            "help": f"environments of the peers (default: {VENVS}, or .peers)",
+        },
+    }
+
+
+def no_data(error: FileNotFoundError) -> int:
+    """Say which file of a data set is missing; the exit status of a study that cannot run."""
+    say(f"{error.filename} is not here: data sets are no part of the repository; name their folder with --data")
+    return 2
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1. ValueError and ArgumentTypeError for any other text."""
+    found = int(text)
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return found
 
 
 def words(text: str) -> tuple[str, ...]:

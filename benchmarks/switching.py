@@ -25,12 +25,13 @@ import numpy as np
 
 from benchmarks.cases import SEED, generated, prepare
 from benchmarks.deadlines import SLACK, held, table
+from benchmarks.families import MODELS
 from benchmarks.host import machine_lock, pinned
 from benchmarks.ours import PASSES, sources_digest, through
 from benchmarks.random_switching import switch
 from benchmarks.resident import resident
 from benchmarks.results import keep, record_of
-from benchmarks.settings import Settings, chosen, parser, say
+from benchmarks.settings import Settings, chosen, parser, positive, say
 from compiler import Graph, build, load_config, open_bundle, parse_pass
 from compiler.codegen.runtime import Network
 from compiler.ir.levels import at_level, level_count
@@ -44,7 +45,6 @@ QUICKER = 50
 """A quick study makes this many times fewer calls."""
 RESOLUTION_US = 0.05
 """A switch is taken to cost this much at least when ratios are formed: less is not told from nothing."""
-MODELS = Path(__file__).parent.parent / "models"
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ def measured(name: str, settings: Settings, given: argparse.Namespace) -> dict[s
 
 def main(arguments: list[str]) -> int:
     """0 unless bits differed or a library is larger than it may be."""
-    options = parser("switching", __doc__)
-    options.add_argument("--switches", type=int, metavar="N", help="calls at random subsets and levels")
-    options.add_argument("--calls", type=int, metavar="N", help="calls with a budget, per load")
+    options = parser("switching", __doc__, without=("hot", "prepare", "venvs"))
+    options.add_argument("--switches", type=positive, metavar="N", help="calls at random subsets and levels")
+    options.add_argument("--calls", type=positive, metavar="N", help="calls with a budget, per load")
     given = options.parse_args(arguments)
     settings, wrong = Settings.of(given), False
     results = {}

@@ -18,7 +18,7 @@ from benchmarks.reading import beside_reading
 from benchmarks.results import report
 from benchmarks.rows import Row
 from benchmarks.running import Building, Timing, engines, measure
-from benchmarks.settings import Settings, chosen, parser
+from benchmarks.settings import Settings, chosen, parser, positive
 
 ALONE = "ours-1-thread"
 DEFAULT_PEERS = (ALONE, "onnxruntime", "openvino", READING.name)
@@ -57,7 +57,7 @@ def shared(name: str, peers: Sequence[str]) -> Building:
 def main(arguments: list[str]) -> int:
     """0 unless our side failed somewhere; a peer that cannot run is a row that says why."""
     options = parser("threads", __doc__, DEFAULT_PEERS, (ALONE, READING.name))
-    options.add_argument("--threads", type=int, default=COUNT, help="threads, and cores, to use")
+    options.add_argument("--threads", type=positive, default=COUNT, help="threads, and cores, to use")
     given = options.parse_args(arguments)
     settings = Settings.of(given, cores=given.threads)
     known = cases(given.threads)

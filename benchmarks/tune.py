@@ -41,13 +41,14 @@ def timed(library: Library, target: Target, settings: Settings) -> Sequence[Step
 
 def main(arguments: list[str]) -> int:
     """0; measurements are written after every network."""
-    options = parser("tune", __doc__)
+    options = parser("tune", __doc__, without=("json", "quick", "hot", "save", "prepare", "venvs"))
     options.add_argument("--seconds", type=float, default=SECONDS, help="what a network may take")
     options.add_argument("--into", type=Path, metavar="FILE", help="database (default: the one in the package)")
     options.add_argument("--fresh", action="store_true", help="measure again what the database knows")
     given = options.parse_args(arguments)
     settings, target = Settings.of(given), find_target(given.target)
     file = given.into or shipped_file(target)
+    file.parent.mkdir(parents=True, exist_ok=True)
     database = TuningDatabase() if given.fresh or not file.exists() else TuningDatabase.load(file)
     networks = cases(False)
     for name in chosen(given.only or DEFAULT, networks):

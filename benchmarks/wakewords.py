@@ -10,15 +10,13 @@ import argparse
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.host import facts
+from benchmarks.cases import models_folder
 from benchmarks.newcomer import Walk
-from benchmarks.peers.client import ROOT
 from benchmarks.results import keep
 from benchmarks.settings import say
 
@@ -58,23 +56,21 @@ def whole(found: dict[str, Any]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the steps; `--save` writes wakewords.json. 1 where it took too long or a combination is missing."""
+    """Print the steps. 1 where it took too long or is not right, 2 where the networks are not here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks wakewords", description=__doc__)
-    parser.add_argument("--networks", type=Path, default=ROOT.parent / "shared/models/wakewords")
+    networks = models_folder() / "wakewords"
+    parser.add_argument("--networks", type=Path, default=networks, help="folder of the files")
     parser.add_argument("--save", type=Path, help="folder for wakewords.json")
     options = parser.parse_args(arguments)
     files = sorted(options.networks.glob("*.onnx"))
     if not files:
-        say(f"skipped: no networks in {options.networks}; name their folder with --networks")
-        return 0
+        say(f"no networks in {options.networks}; name their folder with --networks")
+        return 2
     with tempfile.TemporaryDirectory(prefix="taskgraft-wakewords-") as folder:
         path = Walk(Path(folder))
         found = walk(path, files)
-    for step in path.steps:
-        print(f"{step.seconds:6.1f} s ({step.processor_seconds:5.1f} s of a processor)  {step.command}")
-    total = sum(step.seconds for step in path.steps)
-    print(f"{total:.0f} s of {LIMIT:.0f}; {found}")
+    print(path.text())
+    print(f"{path.seconds:.0f} s of {LIMIT:.0f}; {found}")
     if options.save:
-        record = {"command": "python -m benchmarks wakewords", "machine": facts(), "seconds": round(total, 1)}
-        keep(options.save, "wakewords", record | {"steps": [asdict(s) for s in path.steps]} | found)
-    return int(total > LIMIT or not whole(found))
+        keep(options.save, "wakewords", path.record("wakewords") | found)
+    return int(path.seconds > LIMIT or not whole(found))

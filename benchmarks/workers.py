@@ -150,8 +150,9 @@ def main(arguments: list[str]) -> int:
             print(f"{row.way:13}{row.workers:3}{row.jobs:6} jobs {row.seconds:7.1f} s  {verdict}", flush=True)
             for line in row.lost:
                 say(line)
+    counts = "" if options.counts == COUNTS else f" --counts {' '.join(map(str, options.counts))}"
     record = {
-        "command": "python -m benchmarks workers",
+        "command": "python -m benchmarks workers" + counts,
         "targets": TARGETS,
         "subsets": 2 ** len(graph.tasks) - 1,
         "levels": LEVELS,

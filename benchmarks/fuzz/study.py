@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.case import Case
+from benchmarks.fuzz.case import RECORD, Case
 from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import family
 from benchmarks.fuzz.minimise import minimise
@@ -130,8 +130,12 @@ def _keep(case: Case, result: Result, worker: Worker, findings: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run, print the counts, save them where asked."""
+    """Run, print the counts, save them where asked. 1 where anything was found, 2 where a file is not here."""
     options = _parser().parse_args(arguments)
+    for given in (options.replay and options.replay / RECORD, options.totals, options.corpus):
+        if given and not given.exists():
+            say(f"{given} is not here")
+            return 2
     if options.replay:
         result = run_here(Case.read(options.replay))
         print(f"{result.verdict} in {result.stage}\n{result.detail}")

@@ -26,7 +26,7 @@ from benchmarks.mutation.recording import Recording, file_of
 from benchmarks.mutation.trial import Bench, Outcome, copy_tree
 from benchmarks.ours import sources_digest
 from benchmarks.peers.client import ROOT
-from benchmarks.settings import say
+from benchmarks.settings import positive, say
 
 TESTS = (
     *("tests/ir", "tests/passes", "tests/mutation", "tests/calibration", "tests/cost", "tests/training"),
@@ -200,6 +200,10 @@ def main(arguments: list[str]) -> int:
     recording = recorded(tree, options.kept, options.tests)
     drawn, found = draw(tree, options.sample, options.seed, cosmic, options.packages)
     say(f"{len(drawn)} changes drawn from {sum(found.values())} places")
+    if not drawn:
+        raise SystemExit(
+            f"nothing to change in {', '.join(options.packages)}: --packages names folders with source"
+        )
     chooser = Chooser(
         recording, {m: (tree / m).read_text() for m in modules(tree)}, options.seconds, options.longest
     )
@@ -232,7 +236,7 @@ def _head(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, An
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks mutation", description=__doc__)
-    made.add_argument("--sample", type=int, default=300, help="changes to draw")
+    made.add_argument("--sample", type=positive, default=300, help="changes to draw")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--packages", nargs="+", default=PACKAGES, metavar="FOLDER", help="what is changed")
     made.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="test files and folders to ask")

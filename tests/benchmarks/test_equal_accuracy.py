@@ -14,6 +14,7 @@ from benchmarks import __main__, equal_accuracy  # noqa: E402
 from benchmarks.equal_accuracy import INPUT, OUTPUT, blocked, exported, network, smallest, without_channels  # noqa: E402
 from benchmarks.masked_training import Case, Convolutional, Trained, Wide, pattern_of  # noqa: E402
 from compiler import load, parse_pass, to_onnx  # noqa: E402
+from compiler.errors import PassError  # noqa: E402
 from compiler.ir.encoding import BlockSparse, Dense  # noqa: E402
 from compiler.ir.reference import difference, evaluate  # noqa: E402
 from models.training.masked import Masks, Stored, matrix_of, weight_of  # noqa: E402
@@ -53,7 +54,7 @@ def test_the_last_network_within_the_limit_is_taken_and_no_smaller_one_is_traine
     found = smallest(list(scores), make, start)
     assert (found.share, found.trained.dev) == (0.25, 0.896)
     assert made == [0.5, 0.25, 0.125] == list(found.tried)
-    with pytest.raises(ValueError, match=r"0\.125 loses more than 0\.005; begin with a larger one"):
+    with pytest.raises(PassError, match=r"0\.125 loses more than 0\.005; begin with a larger one"):
         smallest([0.125], make, start)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import page, results
 from benchmarks.rounds import Duel
-from benchmarks.rows import OUR_FAULT, Row, times
+from benchmarks.rows import OUR_FAULT, REFUSED, Row, times
 from tests.shared import ROOT
 
 MEASURED = Row("lenet", "onnxruntime", **times(Duel(0.0125e-3, 0.025e-3, "cpu"), Duel(0.1e-3, 0.3e-3, "cpu")))
@@ -59,11 +59,17 @@ def test_rows_of_another_machine_do_not_stay(tmp_path, monkeypatch):
 
 def test_tables_show_ratios_reasons_and_where_they_are_from(tmp_path):
     wall = Row("a|b", "onnxruntime", 1.0, 1.5, 1.5, clock="wall", gflops=50.0, version="1.2.3")
-    results.save(tmp_path, "dense", [MEASURED, MISSING, wall])
+    refused = [Row("real:x", peer, error=f"{REFUSED}no such operator") for peer in ("onnxruntime", "iree")]
+    results.save(tmp_path, "dense", [MEASURED, MISSING, wall, *refused])
+    results.save(tmp_path, "overhead", [MEASURED])
     results.save(tmp_path, "dense-layers", [Row("conv", "peak", 1.0, 0.97, 0.97)])
     text = results.render(tmp_path)
     assert "| lenet | 0.0125 | – | 2.00 (3.00) | – |" in text
-    assert "1.50 w" in text and "- lenet: iree: not installed" in text
+    assert "1.50 w" in text and "- lenet: iree: not installed\n" in text
+    assert "- real:x: not compiled by us: no such operator\n" in text, "once, whatever the peer"
+    assert f"### Overhead of a call\n\n{results.NOTES['overhead']}\n" in text and set(results.NOTES) <= set(
+        results.TITLES
+    )
     assert "`python -m benchmarks dense`" in text and "`python -m benchmarks dense --layers`" in text
     assert "onnxruntime 1.2.3" in text
     assert text.index("### Dense networks") < text.index("### Direct convolutions")
@@ -80,6 +86,14 @@ def test_the_page_is_filled_between_its_markers(tmp_path):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "lenet" in text
     with pytest.raises(ValueError, match="the page needs"):
         page.filled("nothing", "")
+
+
+def test_a_page_is_not_emptied_where_there_are_no_results(tmp_path, capsys):
+    target = tmp_path / "page.md"
+    target.write_text(f"{page.START}\nold\n{page.END}\n")
+    with pytest.raises(SystemExit):
+        page.main(["--page", str(target), "--results", str(tmp_path / "typo")])
+    assert "no results of a study in" in capsys.readouterr().err and "old" in target.read_text()
 
 
 def test_the_page_says_what_the_results_say():

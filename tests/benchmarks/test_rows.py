@@ -40,6 +40,6 @@ def test_a_line_shows_the_ratios_and_what_a_reader_should_know():
 def test_means_are_geometric_and_keep_real_networks_apart():
     rows = [Row(case, "p", ratio=r) for case, r in (("a", 1.0), ("b", 4.0), ("real:c", 2.0), ("real:d", 8.0))]
     assert means([*rows, MISSING]).splitlines() == [
-        "p: geometric mean 2.00, least 1.00 (a)",
-        "p, real networks: geometric mean 4.00, least 2.00 (real:c)",
+        "p: geometric mean 2.00 of 2, least 1.00 (a)",
+        "p, real networks: geometric mean 4.00 of 2, least 2.00 (real:c)",
     ]

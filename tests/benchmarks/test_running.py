@@ -38,12 +38,13 @@ def test_rows_are_those_of_the_timing(tmp_path):
     assert measure(case(), ["p"], settings(tmp_path), build, time=False) == []
 
 
-def test_a_network_we_refuse_is_said_and_gives_no_row(tmp_path, capsys):
+def test_a_network_we_refuse_gives_rows_with_the_reason_and_no_path(tmp_path):
     def refuse(ready, settings):
-        raise UnsupportedModelError("no such operator")
+        raise UnsupportedModelError(f"{ready.file}: no such operator:\n  If at 'a'")
 
-    assert measure(case(), ["p"], settings(tmp_path), refuse) == []
-    assert "tiny: not compiled, so not compared: no such operator" in capsys.readouterr().err
+    rows = measure(case(), ["p", "q"], settings(tmp_path), refuse)
+    reason = "not compiled by us: no such operator: If at 'a'"
+    assert [(r.case, r.peer, r.error, r.our_fault) for r in rows] == [("tiny", p, reason, False) for p in "pq"]
 
 
 def test_a_crash_of_ours_costs_the_rows_of_its_case_only(tmp_path, capsys):

@@ -6,12 +6,25 @@ import json
 
 import pytest
 
-from benchmarks import __main__, compile_time, multitask, overhead, reading, threads, wakewords
+from benchmarks import (
+    __main__,
+    compile_time,
+    frontier,
+    multitask,
+    newcomer,
+    overhead,
+    reading,
+    threads,
+    wakewords,
+)
 from benchmarks.families import families, subsets, synthetic
+from benchmarks.fuzz import study as fuzz
 from benchmarks.peers import PEERS, reading_engine
 from benchmarks.peers.client import PeerError
-from benchmarks.rows import Row
+from benchmarks.results import record_of
+from benchmarks.rows import OUR_FAULT, Row
 from compiler import load, union
+from compiler.errors import TargetError
 from tests.benchmarks.fakes import settings
 from tests.small_models import network
 
@@ -106,6 +119,19 @@ def test_compile_time_rows(tmp_path, monkeypatch):
     assert set(compile_time.COMPILERS) <= set(PEERS)
 
 
+def test_a_failure_of_our_compilation_is_a_row_for_each_compiler(tmp_path, monkeypatch):
+    def loading(contender, ready, settings):
+        raise PeerError("no memory")
+
+    monkeypatch.setattr(compile_time, "_loading", loading)
+
+    class Ready:
+        file = tmp_path
+
+    rows = list(compile_time.rows_of("resnet18-compile", Ready, settings(tmp_path), 1.0))
+    assert [(r.peer, r.error) for r in rows] == [(p, f"{OUR_FAULT}no memory") for p in compile_time.COMPILERS]
+
+
 def test_a_missing_combination_of_wake_words_is_seen():
     found = {"networks": 8, "combinations_priced": 255, "functions": 255}
     assert wakewords.whole(found)
@@ -114,5 +140,65 @@ def test_a_missing_combination_of_wake_words_is_seen():
 
 
 def test_without_wake_word_networks_the_study_says_so(tmp_path, capsys):
-    assert wakewords.main(["--networks", str(tmp_path)]) == 0
-    assert "name their folder with --networks" in capsys.readouterr().err
+    for study in (wakewords, newcomer):
+        assert study.main(["--networks", str(tmp_path)]) == 2
+        assert "name their folder with --networks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", ["darb", "portfolio", "nesting"])
+def test_data_that_are_not_here_are_named(study, tmp_path, capsys):
+    pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+    assert __main__.main([study, "--kept", str(tmp_path), "--data", str(tmp_path / "no")]) == 2
+    assert f"{tmp_path}/no/" in capsys.readouterr().err
+
+
+def test_graphs_and_cases_that_are_not_here_are_named(tmp_path, capsys):
+    assert fuzz.main(["--corpus", str(tmp_path / "no")]) == fuzz.main(["--replay", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("is not here") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("reading", "--hot"),
+        ("portfolio", "--only", "x"),
+        ("nesting", "--target", "host"),
+        ("tune", "--json"),
+        ("threads", "--threads", "0"),
+        ("switching", "--calls", "0"),
+        ("darb", "--data", ".", "--density"),
+        ("frontier", "--shares", "0.5,"),
+    ],
+    ids=" ".join,
+)
+def test_options_that_would_do_nothing_are_refused(arguments, capsys):
+    if arguments[0] in ("portfolio", "nesting", "darb"):
+        pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+    with pytest.raises(SystemExit):
+        __main__.main(list(arguments))
+    assert "usage: " in capsys.readouterr().err
+
+
+def test_a_target_or_case_that_does_not_exist_is_a_sentence(tmp_path, capsys):
+    assert __main__.main(["overhead", "--target", "pdp11", "--kept", str(tmp_path)]) == TargetError.exit_code
+    assert "pdp11" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no case pdp; there are call-from-c, call-from-python"):
+        __main__.main(["overhead", "--only", "pdp", "--kept", str(tmp_path)])
+
+
+def test_commands_of_records_say_what_was_left_out():
+    assert record_of("x", ["--only", "a*", "--quick"], "n", {}, {})["command"] == (
+        "python -m benchmarks x --only 'a*' --quick"
+    )
+
+
+def test_a_frontier_of_which_no_point_was_timed_is_not_within():
+    record = {"quantity": "latency_us", "pass": "compress", "points": [{"error": None}]}
+    assert frontier.row_of("fashion", record) | {"points": 0} == {
+        "release": "fashion",
+        "quantity": "latency_us",
+        "pass": "compress",
+        "largest_error": None,
+        "within": False,
+        "points": 0,
+    }
