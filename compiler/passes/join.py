@@ -286,6 +286,7 @@ class _Rows:
         if op.reinterprets:
             ones = all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
             fits = ones or _same_in_front(read, results, axis)
+            fits = fits and (op.name != "Squeeze" or all(v.shape[row.axis] > 1 for v in read))
         elif isinstance(op, Broadcast):
             fits = _spans(read, results, axis)
         elif op.name == "Conv":
@@ -326,8 +327,8 @@ class _Rows:
         if column in self._made:
             fits = self._made[column].axis == axis and _spans(values, results, axis)
             return (column, axis) if fits else None
-        if op.reinterprets:  # the shape, which the joint result decides
-            return column[:1], 0
+        if op.reinterprets:  # a shape, which the joint result decides, or axes
+            return (column[:1], 0) if op.name == "Reshape" or _equal(values) else None
         spread = isinstance(op, Broadcast)
         own = values[0].rank - results[0].rank + axis if spread else 0
         along = [v.shape[own] if 0 <= own < v.rank else 1 for v in values]
@@ -416,7 +417,7 @@ def _one(graph: Graph, joint: Joint, made: Mapping[Members, ValueRef]) -> ValueR
     for index, (column, axis) in enumerate(zip(joint.operands, joint.axes, strict=False)):
         if column is None:
             operands.append(None)
-        elif joint.nodes[0].op.reinterprets and index:
+        elif joint.nodes[0].op.name == "Reshape" and index:
             name = graph.fresh(f"{column[0]}/joined")
             operands.append(graph.add_parameter(name, np.array(shape, np.int64)).ref)
         elif len(column) == 1:

@@ -133,6 +133,36 @@ def test_constants_per_channel_and_for_all_channels_go_along():
     assert [n.op.name for n in made.nodes()] == ["Conv", "Relu", "PRelu", "Mul", "Add", "Conv"]
 
 
+def axes_of(b, *axes):
+    return b.const(np.array(axes, np.int64))
+
+
+def pooled(b, widths, change):
+    """Layers on one input, pooled, then altered; their Concat along the axis of channels is a task."""
+    x = b.input("x", 1, 3, 6, 6)
+    parts = [change(b.apply("GlobalAveragePool", b.conv(x, n, 3))) for n in widths]
+    b.task("t", b.apply("Relu", b.apply("Concat", *parts, axis=1)))
+    return b.done()
+
+
+def test_axes_that_are_dropped_and_added_are_so_once():
+    b = Builder()
+    made = joined(
+        pooled(b, (3, 5), lambda p: b.apply("Unsqueeze", b.apply("Squeeze", p, axes_of(b, 2, 3)), axes_of(b, 2)))
+    )
+    assert [n.op.name for n in made.nodes()] == ["Conv", "GlobalAveragePool", "Squeeze", "Unsqueeze", "Relu"]
+
+
+@pytest.mark.parametrize("axes", [(), (0, 1)])
+def test_an_axis_of_channels_that_is_dropped_stays_apart(axes):
+    """Of one channel each it can go; of the channels of all it cannot."""
+    b = Builder()
+    drop = [axes_of(b, *axes)] if axes else []
+    new = axes_of(b, 0, 1)
+    graph = pooled(b, (1, 1), lambda p: b.apply("Unsqueeze", b.apply("Squeeze", p, *drop), new))
+    assert layers(joined(graph)) == 2
+
+
 def test_constants_that_differ_for_all_channels_stay_apart():
     def change(b, x, parts):
         return [b.apply("Mul", p, b.const(np.float32(n))) for n, p in enumerate(parts, 2)]
