@@ -45,6 +45,13 @@ def per_output(bias: Value, count: int) -> bool:
     return bias.rank > 0 and bias.size == count == bias.shape[-1]
 
 
+def lies_along(constant: Value, result: Value, axis: int) -> bool:
+    """Whether a constant added to a result has a number for every entry of one axis, alike along the others."""
+    shape = (1,) * (result.rank - constant.rank) + constant.shape
+    wanted = tuple(n if d == axis else 1 for d, n in enumerate(result.shape))
+    return shape == wanted
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer(abc.ABC):
     """A node y = W x + b whose W, and b if there is one, are constant."""

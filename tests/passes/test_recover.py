@@ -15,6 +15,7 @@ from compiler.ir.reference import evaluate
 from compiler.ir.types import DType, ValueRef
 from compiler.passes.base import Resources
 from compiler.passes.merge.channels import layer_axes
+from compiler.passes.merge.refit import takes_constant
 from compiler.passes.prune import recover
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.prune.fit import gram, reader_of, sample
@@ -168,6 +169,46 @@ def test_an_addend_of_a_product_that_is_no_number_per_output_is_no_bias(shape: t
     (site,) = b.done().sites()
     assert reader_of(b.done(), site) is None
     assert layer_axes(site) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "fits"),
+    [
+        ("Conv", (4, 1, 1), True),
+        ("Conv", (1, 4, 1, 1), True),
+        ("Conv", (4,), False),
+        ("Conv", (1, 4, 1), False),
+        ("Conv", (), False),
+        ("MatMul", (4,), True),
+        ("MatMul", (1, 1, 4), True),
+        ("MatMul", (4, 1), False),
+        ("MatMul", (1, 1, 1, 4), False),
+    ],
+)
+def test_what_takes_up_a_constant_has_a_number_per_output(kind: str, shape: tuple[int, ...], fits: bool) -> None:
+    """With as many rows or columns as outputs, numbers for these have the size of a bias."""
+    b = Builder(seed=2)
+    if kind == "Conv":
+        y = b.conv(b.input("x", 1, 3, 4, 4), 4, 1, bias=False)
+    else:
+        y = b.apply("MatMul", b.input("x", 2, 4, 6), b.weight(6, 4))
+    b.task("t", b.apply("Relu", b.apply("Add", y, b.weight(*shape))))
+    graph = b.done()
+    site = next(graph.sites())
+    reader = reader_of(graph, site)
+    assert reader is not None
+    assert (recover.sink_of(graph, reader) is not None) == fits
+    if kind == "MatMul":
+        assert takes_constant(graph, site) == fits
+
+
+def test_a_normalisation_of_positions_takes_up_no_constant_of_outputs() -> None:
+    b = Builder(seed=2)
+    y = b.apply("MatMul", b.input("x", 2, 4, 6), b.weight(6, 4))
+    b.task("t", b.apply("BatchNormalization", y, *(b.const(np.full(4, n, np.float32)) for n in (1, 0, 0, 1))))
+    graph = b.done()
+    reader = reader_of(graph, next(graph.sites()))
+    assert reader is not None and recover.sink_of(graph, reader) is None
 
 
 def test_obs_is_delete_and_refit() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir.graph import Graph, Node, Site
+from compiler.passes.linear import lies_along
 from compiler.passes.merge.emit import set_parameter
 from compiler.passes.merge.rows import bias, restored
 from compiler.passes.merge.solve import Fit
@@ -20,7 +21,8 @@ def addend(original: Graph, site: Site) -> tuple[Node, int] | None:
         return None
     node, index = uses[0]
     other = original.operands(node)[1 - index]
-    return (node, 1 - index) if other.data is not None and other.size == result.shape[-1] else None
+    fits = other.data is not None and lies_along(other, result, result.rank - 1)
+    return (node, 1 - index) if fits else None
 
 
 def takes_constant(original: Graph, site: Site) -> bool:

@@ -24,6 +24,7 @@ from compiler.ir.op import Kept
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
+from compiler.passes.linear import lies_along
 from compiler.passes.prune.fit import Batches, Reader, Stream, reader_of, sample
 from compiler.progress import counted
 
@@ -193,15 +194,14 @@ def sink_of(graph: Graph, reader: Reader) -> Sink | None:
     if len(uses) != 1 or graph.is_output(reader.y.ref):
         return None
     node, index = uses[0]
-    operands = graph.operands(node)
-    outputs = reader.y.shape[1 if reader.node.op.name == "Conv" else -1]
-    if node.op.name == "BatchNormalization" and index == 0:
-        return _own(graph, operands[3], outputs, -1)
-    if node.op.name == "Add":
-        return _own(graph, operands[1 - index], outputs, 1)
+    operands, axis = graph.operands(node), reader.output.dim
+    assert isinstance(axis, int)
+    if node.op.name == "BatchNormalization" and index == 0 and axis == 1:
+        return _own(graph, operands[3], -1)
+    if node.op.name == "Add" and lies_along(operands[1 - index], reader.y, axis):
+        return _own(graph, operands[1 - index], 1)
     return None
 
 
-def _own(graph: Graph, value: Value, size: int, sign: int) -> Sink | None:
-    fits = value.data is not None and value.size == size and len(graph.uses(value.ref)) == 1
-    return Sink(value, sign) if fits else None
+def _own(graph: Graph, value: Value, sign: int) -> Sink | None:
+    return Sink(value, sign) if value.data is not None and len(graph.uses(value.ref)) == 1 else None
