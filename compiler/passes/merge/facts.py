@@ -11,7 +11,7 @@ from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import MAKERS, made_axis, recurrent_problem
 from compiler.passes.merge.labels import label_order
 from compiler.passes.merge.stages import lacking
-from compiler.passes.merge.streams import Place, Streams
+from compiler.passes.merge.streams import Place, Source, Streams
 from compiler.passes.merge.trunks import Trunks
 
 
@@ -42,12 +42,10 @@ def _layer(streams: Streams, assembly: Assembly | None, place: Place) -> list[Re
     where = f"{place.sources[0].site.node.op.name} '{place.sources[0].ref}'"
     labelled = {} if assembly is None else assembly.labelling
     written = {streams.of_group[g].index for s in place.sources for g in s.groups if g in streams.of_group}
-    told: list[Refusal] = []
-    for index in sorted(written & set(labelled)):
-        told.append(Note(where, _shares(streams, assembly, place, index)))
-    if not written & set(labelled):
-        told.append(Refusal(where, _why(streams, place)))
-    return told
+    shared = [i for i in sorted(written & set(labelled)) if any(len(c.groups) > 1 for c in labelled[i])]
+    if shared:
+        return [Note(where, _shares(streams, assembly, place, index)) for index in shared]
+    return [Refusal(where, _why(streams, place))]
 
 
 def _whole(streams: Streams, place: Place) -> list[Refusal]:
@@ -91,10 +89,10 @@ def _why(streams: Streams, place: Place) -> str:
     if len(place.sources) > 1:
         mask = sum(s.mask for s in place.sources)
         tasks = streams.alignment.names(mask)
-        read = [s.site.operands[0] for s in place.sources]
-        private = all(streams.alignment.masks[v.ref] & mask != mask for v in read)
-        if private and not any(streams.channels.parts(v) for v in read):
-            return f"not shared by {_list(tasks)}: what each of them reads there is its own, and read whole"
+        private = [s for s in place.sources if _reads_its_own(streams, s, mask)]
+        if len(private) >= len(place.sources) - 1:
+            whose = "each of them" if len(private) > 1 else _list(streams.alignment.names(private[0].mask))
+            return f"not shared by {_list(tasks)}: what {whose} reads there is its own, and read whole"
         found = (lacking(streams, streams.of_group[g]) for g in place.sources[0].groups if g in streams.of_group)
         layer = next(filter(None, found), None)
         weights = f", or leave it without weights in '{layer.sources[0].ref}'" if layer is not None else ""
@@ -106,6 +104,12 @@ def _why(streams: Streams, place: Place) -> str:
     if not apart:
         return "has corresponding layers that cannot stand for it: their maps or operands differ"
     return f"only in {_list(streams.alignment.names(mine.mask))}: " + "; ".join(a.reason for a in apart)
+
+
+def _reads_its_own(streams: Streams, source: Source, mask: int) -> bool:
+    """Whether a layer reads a value that is not for all tasks of `mask`, and that has no channels to share."""
+    value = source.site.operands[0]
+    return streams.alignment.masks[value.ref] & mask != mask and not streams.channels.parts(value)
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -26,6 +26,9 @@ from compiler.passes.merge.relevance import Likeness
 from compiler.passes.merge.stages import Stage, label, lacking, owners
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
 
+Problem = tuple[np.ndarray, np.ndarray]
+"""Second moments of what a layer reads, [d, d], and weights of its channels there, [d, channels]."""
+
 
 @dataclass(frozen=True, eq=False)
 class Policy(abc.ABC):
@@ -110,31 +113,52 @@ class Mtz(Policy):
         return True
 
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+        """Channels of the networks that read something in common, set by set; those of others stay their own."""
+        left, shared = list(label(self.streams, stream)), list[Channel]()
+        while left:
+            groups, problems = self._together(assembly, place, left)
+            left = [g for g in left if g not in groups]
+            shared += [average(members, groups) for members in self._zipped(groups, problems)]
+        return self.rest(stream, shared)
+
+    def _zipped(self, groups: Sequence[int], problems: Sequence[Problem]) -> list[list[Unit]]:
         """Networks are zipped one after the other; a class counts with the sum of its members' moments."""
-        groups = label(self.streams, stream)
-        known = {g: self._problem(assembly, place, g) for g in groups}
-        moment, weights = known[groups[0]]
+        moment, weights = problems[0]
         classes = [[Unit(groups[0], i)] for i in range(weights.shape[1])]
-        for group in groups[1:]:
-            other, columns = known[group]
+        for group, (other, columns) in zip(groups[1:], problems[1:], strict=True):
             count = round(self.share * min(len(classes), columns.shape[1]))
             pairs = sorted(greedy_pairs(distances(moment, other, weights, columns), count))
             classes = [[*classes[i], Unit(group, j)] for i, j in pairs]
             at, to = [i for i, _ in pairs], [j for _, j in pairs]
             weights = shared_weights([moment, other], [weights[:, at], columns[:, to]])
             moment = moment + other
-        return self.rest(stream, [average(members, groups) for members in classes])
+        return classes
 
-    def _problem(self, assembly: Assembly, place: Place, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """(H [d, d], incoming weights [d, channels]) of one network over what is shared already, constant
-        included.
+    def _together(self, assembly: Assembly, place: Place, groups: Sequence[int]) -> tuple[list[int], list[Problem]]:
+        """The first network and all that read something in common with those before them, with their problems."""
+        found = [groups[0]]
+        problems = self._problems(assembly, place, found)
+        for group in groups[1:]:
+            if wider := self._problems(assembly, place, [*found, group]):
+                found, problems = [*found, group], wider
+        return found, problems
+
+    def _problems(self, assembly: Assembly, place: Place, groups: Sequence[int]) -> list[Problem]:
+        """(H [d, d], incoming weights [d, channels]) per network over the d - 1 inputs that all of them share
+        already, and a constant; of several networks none where no input is shared.
         """
-        (source,) = place.holding([group])
         fit = assembly.fit(place)
-        entries = assembly.readable(place, label(self.streams, self.streams.of_group[group]))
-        own_columns = fit.own_columns(source, entries)
-        moment, weights = fit.incoming(source, own_columns[own_columns >= 0])
-        return regular(moment), weights[:, fit.outputs(source, group)]
+        entries = assembly.readable(place, groups)
+        sources = [place.holding([g])[0] for g in groups]
+        own_columns = [fit.own_columns(s, entries) for s in sources]
+        common = np.flatnonzero(np.all([c >= 0 for c in own_columns], axis=0))
+        if len(groups) > 1 and not common.size:
+            return []
+        known = [fit.incoming(s, c[common]) for s, c in zip(sources, own_columns, strict=True)]
+        return [
+            (regular(moment), weights[:, fit.outputs(source, group)])
+            for (moment, weights), source, group in zip(known, sources, groups, strict=True)
+        ]
 
     def prior(
         self, fit: LayerFit, sources: Sequence[Source], slab: Slab, entries: Sequence[Entry], prior: np.ndarray

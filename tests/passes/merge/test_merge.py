@@ -381,3 +381,36 @@ def test_a_layer_that_reads_only_zeros(policy):
     assert all(n <= macs(graph)[q] for q, n in macs(merged).items() if len(q) == 2)
     if policy == "lattice":
         assert macs(merged)[frozenset("b")] <= macs(graph)[frozenset("b")]
+
+
+def shifted(task: str, seed: int) -> Graph:
+    """`plain`, behind a normalisation of its own that cannot be folded into a zero-padded convolution."""
+    b = Builder(task, seed)
+    x = b.apply("Sub", b.input("x", 1, 3, 8, 8), b.weight(1, 3, 1, 1))
+    for width in (8, 12):
+        x = conv(b, x, width)
+    b.task(task, head(b, x, 3))
+    return b.done()
+
+
+@pytest.mark.parametrize("order", ["abc", "bac", "acb"])
+@pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
+def test_a_network_that_normalises_its_input_itself_reads_nothing_in_common(policy, order):
+    networks = {"a": plain("a", 0), "b": shifted("b", 1), "c": plain("c", 2)}
+    graph = joined(*(networks[t] for t in order))
+    outcome = limited(policy, max_loss=9.0, max_drift=5.0).run(graph, data(graph))
+    merged, feeds = outcome.graph, feed(graph)
+    found, costs = outputs(merged, feeds), macs(merged)
+    for task in order:
+        assert np.array_equal(outputs(ExtractTasks((task,))(merged), feeds)[task], found[task])
+    if policy == "mtz":
+        assert difference(found["b"], outputs(graph, feeds)["b"]) < 1e-5
+        assert costs[frozenset("ac")] < costs[frozenset("a")] + costs[frozenset("c")]
+    assert not any(r.reason.startswith("channels") and " and " not in r.reason for r in outcome.refusals)
+
+
+def test_the_reason_names_the_network_whose_input_is_its_own():
+    graph = joined(plain("a", 0), shifted("b", 1))
+    outcome = Merge(policy="mtz").run(graph, data(graph))
+    first = next(r for r in outcome.refusals if r.where == "Conv 'a/conv'")
+    assert first.reason == "not shared by a and b: what b reads there is its own, and read whole"
