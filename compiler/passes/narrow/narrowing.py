@@ -30,6 +30,9 @@ PUSH = 6
 caps. As long as all costs are far above them, channels for few tasks are no help to anybody.
 """
 
+SPARE = 0.03
+"""Loss of a task that hardly counts: of the variance of its answers, or divergence from them; 1 to 3 is chance."""
+
 CLOSER = 0.99
 """Factor of the priced aim while the workload's own is not met."""
 
@@ -147,9 +150,7 @@ class Narrowing:
             wanted *= CLOSER
 
     def _weights(self) -> np.ndarray:
-        """[tasks]: those that have lost more than the mean are dearer by so much. PassError where training has gone
-        astray.
-        """
+        """[tasks]: how dear a task's channels are. PassError where training has gone astray."""
         lost = self._supernet.losses()
         found = np.array([lost[t] for t in self._copies.tasks])
         if not np.isfinite(found).all():
@@ -157,13 +158,20 @@ class Narrowing:
                 f"narrow: training between the steps diverged at {self.cost() / self.first:.1%} of the first cost: "
                 f"answers are no numbers any more; lower rate, which is {self._options.rate:g}"
             )
-        mean = float(found.mean())
-        return np.ones_like(found) if mean == 0 else np.asarray(found / mean)
+        return dearness(found)
 
     def graph(self) -> Graph:
         """The narrowed graph: one node per label, with the weights trained so far, which did not diverge."""
         self._weights()  # refuses what the last training left, if that diverged
         return relabelled(Copies(self._trained().freeze(), self._use.excluded), self.labels, self._feeds[:CHECKED])
+
+
+def dearness(lost: np.ndarray) -> np.ndarray:
+    """[tasks]: what a task has lost over the mean, with `SPARE` added to each: a task that has lost nothing yet, to
+    rounding, still has everything to lose.
+    """
+    found = np.maximum(lost, 0) + SPARE
+    return np.asarray(found / found.mean())
 
 
 def pushed(bill: Bill, now: Mapping[TaskSet, float], caps: Mapping[TaskSet, float]) -> np.ndarray:

@@ -12,7 +12,7 @@ from compiler.passes.base import Resources
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST, Feeding
-from compiler.passes.narrow.narrowing import Narrow, pushed
+from compiler.passes.narrow.narrowing import Narrow, dearness, pushed
 from compiler.passes.narrow.relabel import relabelled
 from compiler.passes.narrow.steps import SETS, Gradients, Sensitivity, Taking, losses
 from tests.passes.merge import families
@@ -198,6 +198,27 @@ def test_losses_of_layers_are_comparable():
     assert np.allclose(first, second)
     size = np.sqrt((found.by_task[streams[0]] ** 2).sum(axis=0))
     assert np.allclose(first[streams[0], 3], found.by_label[streams[0], 3] * (1 / size[0] + 3 / size[1]))
+
+
+def test_a_task_that_has_lost_nothing_yet_is_not_free():
+    """At the start the losses of networks that were not merged are rounding, of either sign."""
+    assert np.allclose(dearness(np.array([3e-9, -4e-9, 0.0])), 1)
+    found = dearness(np.array([0.0, 0.06, 0.0]))
+    assert np.allclose(found, [0.6, 1.8, 0.6])
+
+
+def test_networks_that_lost_nothing_do_not_pay_for_one_that_lost_a_trace():
+    pytest.importorskip("torch")
+    teacher = families.joined(*(families.plain(task, seed) for seed, task in enumerate("abc")))
+    graph = teacher.copy()
+    value = next(v for v in graph.parameters() if v.ref.name.startswith("c/") and v.rank > 1)
+    graph.update(value.ref, data=value.constant * np.float32(1.001))
+    rng = np.random.default_rng(1)
+    feeds = [{v.ref.name: rng.standard_normal(v.shape).astype(np.float32) for v in graph.inputs} for _ in range(64)]
+    use = Resources(calibration=lambda: feeds, teacher=teacher)
+    made = parse_pass("narrow{flops=0.8,step=0.2,between=0,drawn=64}")(graph.freeze(), use)
+    before, after = ({tuple(r.tasks): r.cost.macs for r in cost_report(g).combinations} for g in (graph, made))
+    assert all(after[task,] < before[task,] for task in "abc")
 
 
 def test_combinations_over_their_caps_count_more():
