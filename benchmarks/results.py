@@ -153,7 +153,7 @@ def _table(rows: Sequence[Record]) -> str:
         cells += [_digits(any_row.get("gflops"))] * rated
         cells += [_sizes(own.values())] * sized
         lines.append(_line([*cells, *(_ratio(own.get(p)) for p in peers)]))
-    return "\n".join([*lines, *_remarks(rows)])
+    return "\n".join([*lines, *_means(rows), *_remarks(rows)])
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -178,6 +178,12 @@ def _ratio(row: Record | None) -> str:
     cold = f" ({row['cold_ratio']:.2f})" if row.get("cold_ratio") else ""
     wall = " w" if row.get("clock") == "wall" else ""
     return f"{row['ratio']:.2f}{cold}{wall}"
+
+
+def _means(rows: Sequence[Record]) -> list[str]:
+    """Means over networks by other people, where there are any: other cases are no sample of anything."""
+    real = means([Row(r["case"], r["peer"], ratio=r["ratio"]) for r in rows if r["case"].startswith("real:")])
+    return ["", *(f"- {line}" for line in real.splitlines())] if real else []
 
 
 def _remarks(rows: Sequence[Record]) -> list[str]:

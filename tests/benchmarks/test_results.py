@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,46 @@ def test_a_page_is_not_emptied_where_there_are_no_results(tmp_path, capsys):
 
 def test_the_page_says_what_the_results_say():
     assert page.main(["--check"]) == 0
+
+
+ROWS = {
+    "ResNet-18, 224 x 224": ("dense", "resnet18"),
+    "ResNet-50": ("dense", "resnet50"),
+    "VGG-16": ("dense", "vgg16-224"),
+    "MobileNetV2": ("dense", "mobilenetv2"),
+    "LSTM tagger": ("dense", "lstm-tagger"),
+    "ResNet-18, 90 % zeros in 16x1 blocks": ("sparse", "resnet18-block16x1-0.90"),
+    "VGG-16, 32 x 32, one weight of 16": ("sparse", "vgg16-32-regular16"),
+    "LSTM tagger, one weight of 16": ("sparse", "lstm-tagger-regular16"),
+    "ResNet-18, two threads each": ("threads", "resnet18-2-threads"),
+}
+"""Row of README's table of speed -> study and case."""
+
+
+def test_the_ratios_in_the_readme_are_those_of_the_results():
+    _, _, table = (ROOT / "README.md").read_text().partition("| ratio: their time / ours |")
+    head, _, *lines = table.partition("\n\n")[0].splitlines()
+    peers = [name.strip().lower() for name in head.strip("| ").split("|")]
+    told = {}
+    for line in lines:
+        what, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        told[what] = {p: c for p, c in zip(peers, cells, strict=True) if c}
+    rows = {study: json.loads((page.RESULTS / f"{study}.json").read_text())["rows"] for study, _ in ROWS.values()}
+    for what, (study, case) in ROWS.items():
+        held = {r["peer"]: f"{r['ratio']:.2f}" for r in rows[study] if r["case"] == case and r["ratio"]}
+        assert told.pop(what) == {p: held[p] for p in peers if p in held}, what
+    ((what, cells),) = told.items()
+    real = [r for r in rows["dense"] if r["case"].startswith("real:")]
+    assert what.startswith(f"{len({r['case'] for r in real})} networks by other people")
+    for peer, cell in cells.items():
+        ratios = [r["ratio"] for r in real if r["peer"] == peer and r["ratio"]]
+        assert cell == f"{statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f}; {len(ratios)})"
+
+
+def test_a_table_has_the_means_over_real_networks(tmp_path):
+    results.save(tmp_path, "dense", [Row(f"real:{n}", "iree", 1.0, r, r) for n, r in (("a", 2.0), ("b", 8.0))])
+    mean = "- iree, real networks: geometric mean 4.00 of 2, least 2.00 (real:a)"
+    assert mean in results.render(tmp_path).splitlines()
 
 
 def test_results_name_no_place_on_a_machine():
