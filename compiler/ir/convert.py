@@ -344,8 +344,20 @@ def _upsample(app: Application, scope: Scope) -> Iterator[Application]:
 
 @rule(11, "Resize")
 def _resize(app: Application, scope: Scope) -> Iterator[Application]:
+    """Before 11 onnxruntime takes the nearest entry below where an axis grows, and above where it shrinks."""
     attrs = _without(app, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
-    yield replace(app, inputs=(app.inputs[0], "", app.inputs[1]), attrs=attrs)
+    x, scales = app.inputs
+    known = scope.constant(scales)
+    shrinks = app.attrs["mode"] == "nearest" and known is not None and bool((known < 1).any())
+    if shrinks and known is not None and (known > 1).any():
+        grown = scope.temporary("grown")
+        yield replace(
+            app, inputs=(x, "", scope.literal(np.maximum(known, 1), "growing")), outputs=(grown,), attrs=attrs
+        )
+        x, scales = grown, scope.literal(np.minimum(known, 1), "shrinking")
+    if shrinks:
+        attrs = {**attrs, "nearest_mode": "ceil"}
+    yield replace(app, inputs=(x, "", scales), attrs=attrs)
 
 
 # ---------------------------------------------------------------------- one form per meaning

@@ -42,6 +42,21 @@ CONVERSIONS = {
         "net (float[1,2,4,4] x) => (float[1,2,6,6] z) <float[4] s = {1.0, 1.0, 1.5, 1.5}> {"
         ' z = Resize <mode = "nearest"> (x, s) }',
     ),
+    "resize-10-smaller": (
+        10,
+        "net (float[1,2,7,10] x) => (float[1,2,7,6] z) <float[4] s = {1.0, 1.0, 1.0, 0.6}> {"
+        ' z = Resize <mode = "nearest"> (x, s) }',
+    ),
+    "resize-10-both": (
+        10,
+        "net (float[1,2,7,10] x) => (float[1,2,11,6] z) <float[4] s = {1.0, 1.0, 1.6, 0.6}> {"
+        ' z = Resize <mode = "nearest"> (x, s) }',
+    ),
+    "resize-10-linear": (
+        10,
+        "net (float[1,2,7,10] x) => (float[1,2,11,6] z) <float[4] s = {1.0, 1.0, 1.6, 0.6}> {"
+        ' z = Resize <mode = "linear"> (x, s) }',
+    ),
     "resize-11": (
         11,
         "net (float[1,2,4,4] x) => (float[1,2,6,6] z)"
