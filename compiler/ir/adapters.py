@@ -64,7 +64,7 @@ class Adapter:
         layouts = [s["layout"] for s in steps if s.get("layout") in tuple(_LAYOUTS)]
         signal = _Signal(source, _LAYOUTS[layouts[0]][0] if layouts else _natural(source.shape))
         for position, step in enumerate(steps):
-            key = signal, json.dumps(step, sort_keys=True)
+            key = signal, json.dumps(step, sort_keys=True, default=_listed)
             if key not in self._built:
                 self._built[key] = self._step(signal, step, f"step {position + 1} {dict(step)}")
             signal = self._built[key]
@@ -129,6 +129,8 @@ class Adapter:
         )
 
     def _gray(self, signal: _Signal, step: Step) -> _Signal:
+        if not signal.value.dtype.is_float:
+            raise ValueError("gray needs floating-point numbers; put a cast before")
         luma = _LUMA[::-1] if signal.bgr else _LUMA
         weights = luma if step["gray"] is True else tuple(float(v) for v in step["gray"])
         column = np.asarray(weights, signal.value.dtype.numpy)
@@ -167,6 +169,8 @@ class Adapter:
         values = np.asarray(given, signal.value.dtype.numpy)
         if values.ndim == 0:
             return values
+        if signal.value.rank <= signal.channel_axis:
+            raise ValueError("it has no axis of channels that each could have a number")
         shape = [1] * signal.value.rank
         shape[signal.channel_axis] = signal.value.shape[signal.channel_axis]
         return values.reshape(shape)
@@ -182,6 +186,13 @@ def _natural(shape: Sequence[int]) -> str:
     """The layout of an image by its shape."""
     colours = (1, 3, 4)
     return "NHWC" if len(shape) == 4 and shape[3] in colours and shape[1] not in colours else "NCHW"
+
+
+def _listed(value: object) -> object:
+    """Numbers of numpy as those of Python; ConfigError for what no step takes."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise ConfigError(f"{value!r} in an adapter: steps take numbers, strings, booleans and lists of them")
 
 
 def _hint(signal: _Signal, step: str) -> str:

@@ -205,6 +205,22 @@ def test_steps_that_do_not_fit_are_refused(step, words):
     assert words in str(caught.value)
 
 
-def test_scaling_integers_needs_a_cast():
+@pytest.mark.parametrize("step", [{"scale": 2.0}, {"offset": 1.0}, {"gray": True}])
+@pytest.mark.parametrize("dtype", [DType.UINT8, DType.INT32])
+def test_arithmetic_on_integers_needs_a_cast(step, dtype):
     with pytest.raises(ConfigError, match="put a cast before"):
-        adapted([{"scale": 2.0}], (1, 3, 4, 6), TensorType(DType.UINT8, (1, 3, 4, 6)))
+        adapted([step], (1, 5, 6, 3), TensorType(dtype, (1, 5, 6, 3)))
+
+
+def test_numbers_per_channel_need_an_axis_of_channels():
+    with pytest.raises(ConfigError, match=r"step 2 .* no axis of channels"):
+        adapted([{"reshape": [72]}, {"scale": [1.0, 2.0, 3.0]}], (72,), TensorType(DType.FLOAT32, (1, 3, 4, 6)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    scale, offset = np.float32(2), np.array([1, 2, 3])
+    source = TensorType(DType.FLOAT32, (1, 3, 4, 6))
+    found, x = adapted([{"scale": scale, "offset": offset}], source.shape, source)
+    np.testing.assert_allclose(found, 2 * x + offset.reshape(1, 3, 1, 1), rtol=1e-6)
+    with pytest.raises(ConfigError, match="steps take numbers"):
+        adapted([{"scale": object()}], (1, 3, 4, 6), source)
