@@ -21,10 +21,6 @@ class Metric:
     function: Function
     lower: bool = False
 
-    def worse_by(self, original: float, found: float) -> float:
-        """How much worse `found` is than `original`; negative where it is better."""
-        return found - original if self.lower else original - found
-
 
 ROUNDING = 1e-3
 """How far beyond 0 and 1 a probability may lie: a compiled sigmoid that ends at 1.0000001 is one still."""
@@ -44,13 +40,18 @@ def classes(outputs: np.ndarray) -> np.ndarray:
     return (scores[..., 0] > threshold).astype(np.int64)
 
 
+def class_count(outputs: np.ndarray) -> int:
+    """How many classes outputs tell of: one per score along the last axis, two by a single score."""
+    return max(outputs.shape[-1] if outputs.ndim > 1 else 1, 2)
+
+
 def truth_of(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Labels in the shape of the class decisions; ValueError where some are numbers of no class.
 
     No decision could be right there, before a pass or after it, and a gate on accuracy would see no loss.
     """
     truth = labels.reshape(classes(outputs).shape)
-    last = max(outputs.shape[-1] if outputs.ndim > 1 else 1, 2) - 1
+    last = class_count(outputs) - 1
     known = (truth >= 0) & (truth <= last) & (truth == np.round(truth))
     if not known.all():
         raise ValueError(f"label {truth[~known][0]} is no class; the outputs tell of classes 0 to {last}")
@@ -63,13 +64,12 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of the positive class for two classes, else the mean over all classes that occur (macro).
+    """F1 of the positive class where outputs tell of two, else the mean over all classes that occur (macro).
 
     ValueError for labels that are no classes.
     """
     found, truth = classes(outputs), truth_of(outputs, labels)
-    present = np.union1d(found, truth)
-    wanted = [1] if len(np.setdiff1d(present, [0, 1])) == 0 else present
+    wanted = [1] if class_count(outputs) == 2 else np.union1d(found, truth)
     return float(np.mean([_f1_of(found == c, truth == c) for c in wanted]))
 
 

@@ -37,6 +37,13 @@ def test_f1_of_two_classes_and_macro():
     assert f1(three, np.array([0, 1, 1, 2])) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
 
+def test_f1_means_the_same_whichever_classes_occur():
+    """Of three classes, two that occur are not a positive and a negative one."""
+    labels = np.array([0, 0, 0, 1])
+    assert f1(np.eye(3)[[0, 0, 1, 1]], labels) == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert f1(np.eye(2)[[0, 0, 1, 1]], labels) == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("labels", [[1, 2, 3, 1], [0, -1, 0, 0], [0, 0.5, 1, 1], [0, np.nan, 1, 1]])
 @pytest.mark.parametrize("function", [accuracy, f1])
 def test_labels_that_are_no_class_are_refused(function, labels):
@@ -54,8 +61,7 @@ def test_the_right_answer_scores_best(name):
     best = one.function(truth, labels)
     worst = one.function(truth[::-1] * 0.3 + 5 * (1 - truth), labels)
     assert best == (0.0 if one.lower else 1.0)
-    assert one.worse_by(best, worst) > 0
-    assert one.worse_by(worst, best) < 0
+    assert worst != best and (worst > best) == one.lower
 
 
 def test_metrics_of_your_own():
