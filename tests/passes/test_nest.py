@@ -181,3 +181,13 @@ def test_biases_need_inputs() -> None:
         parse_pass("nest{levels=0+0.5,biases=corrected}")(network(), inputs(3))
     with pytest.raises(ConfigError, match="samples is 1"):
         parse_pass("nest{levels=0+0.5,samples=1}")(network())
+
+
+def test_a_product_of_a_vector_keeps_what_follows_it() -> None:
+    b = Builder(seed=3)
+    h = b.apply("MatMul", b.input("x", 16), b.weight(16, 32))
+    b.task("t", b.apply("MatMul", b.apply("Relu", h), b.weight(32, 16)))
+    use = Resources(calibration={"x": np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)})
+    outcome = parse_pass("nest{levels=0+0.5,dense=(),biases=corrected}").run(b.done(), use)
+    assert level_count(outcome.graph) == 2
+    assert [r.reason for r in outcome.refusals if "MatMul" in r.where] == ["it has no bias vector of its own"] * 2

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.calibration.tape import Feed, Tape
-from compiler.ir.graph import Graph, Node
+from compiler.ir.graph import Graph, Node, Site
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
@@ -65,14 +65,19 @@ def _layers(graph: Graph) -> tuple[list[Node], list[Refusal]]:
     for site in graph.sites():
         if not any(v.sparser for _, v in site.operands.present()):
             continue
-        bias = site.operands.optional(2)
-        outputs = site.results[0].shape[1]
-        vector = bias is None or (bias.data is not None and (bias.size == 1 or per_output(bias, outputs)))
-        if site.node.op.name in ("Conv", "Gemm") and vector and site.attrs.get("beta", 1.0):
+        if site.node.op.name in ("Conv", "Gemm") and site.attrs.get("beta", 1.0) and _can_be_vector(site):
             found.append(site.node)
         else:
             refusals.append(Refusal(f"{site.node.op.name} '{site.node.ref}'", "it has no bias vector of its own"))
     return found, refusals
+
+
+def _can_be_vector(site: Site) -> bool:
+    """Whether the bias of a layer is, or can be made, a number for each of its outputs."""
+    bias = site.operands.optional(2)
+    if bias is None:
+        return True
+    return bias.data is not None and (bias.size == 1 or per_output(bias, site.results[0].shape[1]))
 
 
 def _own_bias(graph: Graph, node: Node) -> ValueRef:
