@@ -12,7 +12,7 @@ from typing import Literal
 
 from compiler.cost.combine import Row, cost_report
 from compiler.ir.graph import Graph, Site, Value
-from compiler.ir.text import attributes_text, parameter_digest
+from compiler.ir.text import attributes_text, parameter_digest, type_text
 from compiler.ir.types import TaskSet
 
 Part = Literal["input", "tensor", "node", "output"]
@@ -145,4 +145,4 @@ def _outputs(graph: Graph) -> Properties:
 
 def _type(value: Value) -> str:
     levels = f" in {len(value.sparser) + 1} levels" if value.sparser else ""
-    return f"{value.type}{levels}"
+    return f"{type_text(value.type)}{levels}"

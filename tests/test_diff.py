@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from compiler import build, cost_report, parse_pass, union
 from compiler.cli import main
 from compiler.difference import changes, cost_changes
+from compiler.ir.encoding import Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_out import save
 from tests.passes.merge.families import plain
@@ -83,6 +85,15 @@ def test_models_on_the_command_line(pair, tmp_path: Path, capsys):
     assert status == 1 and record["changes"] and record["costs"][0]["flops"][0] > record["costs"][0]["flops"][1]
     assert "cost of every combination" in page.read_text() and "<html" in page.read_text()
     assert main(["diff", "-q", str(tmp_path / "a.onnx"), str(tmp_path / "none.onnx")]) not in (0, 1)
+
+
+def test_how_a_weight_is_stored_is_a_difference(pair):
+    graph, _ = pair
+    other = graph.copy()
+    value = next(v for v in other.parameters() if v.rank == 4)
+    other.update(value.ref, type=replace(value.type, encoding=Unstructured()))
+    found = {c.what: (c.before, c.after) for c in changes(graph, other.freeze()) if c.part == "tensor"}
+    assert found["type"] == (str(value.type), f"{value.type} unstructured/0")
 
 
 def test_bundles(pair, tmp_path: Path, capsys):

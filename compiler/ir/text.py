@@ -38,7 +38,7 @@ def parameter_digest(value: Value) -> str:
     splat is never written out.
     """
     data = value.constant
-    state = hashlib.sha256(f"{_type(value.type)};".encode())
+    state = hashlib.sha256(f"{type_text(value.type)};".encode())
     element = _only_element(data)
     state.update(b"all" if element is not None else b"each")
     state.update(np.ascontiguousarray(data if element is None else element).data)
@@ -65,14 +65,14 @@ def signature(site: Site) -> Hashable:
 
 def operand_signature(value: Value) -> Hashable:
     """The type of a value, with the digest of its data where it is a parameter."""
-    return (_type(value.type), None if value.data is None else parameter_digest(value))
+    return (type_text(value.type), None if value.data is None else parameter_digest(value))
 
 
 def node_text(graph: Graph, node: Node) -> str:
     """One node as a line: results = operator(operands) {attributes} "name"."""
     operands = graph.operands(node)
     reads = [operands.optional(i) for i in range(len(operands))]
-    results = ", ".join(f"{_name(v.ref.name)}: {_type(v.type)}" for v in graph.results(node))
+    results = ", ".join(f"{_name(v.ref.name)}: {type_text(v.type)}" for v in graph.results(node))
     arguments = ", ".join("_" if v is None else _name(v.ref.name) for v in reads)
     parts = (f"{results} = {node.op.name}({arguments})", attributes_text(node.attrs), json.dumps(node.ref.name))
     return " ".join(p for p in parts if p)
@@ -81,10 +81,11 @@ def node_text(graph: Graph, node: Node) -> str:
 # ---------------------------------------------------------------------- pieces
 def _lines(graph: Graph, digits: int) -> Iterator[str]:
     for value in graph.inputs:
-        yield f"input {_name(value.ref.name)}: {_type(value.type)}"
+        yield f"input {_name(value.ref.name)}: {type_text(value.type)}"
     for value in graph.parameters():
         levels = f" in {len(value.sparser) + 1} levels" if value.sparser else ""
-        yield f"parameter {_name(value.ref.name)}: {_type(value.type)} = {parameter_digest(value)[:digits]}{levels}"
+        data = f"{parameter_digest(value)[:digits]}{levels}"
+        yield f"parameter {_name(value.ref.name)}: {type_text(value.type)} = {data}"
     for node in graph.nodes():
         yield node_text(graph, node)
     for task in graph.tasks.values():
@@ -100,7 +101,8 @@ def _name(name: str) -> str:
     return "%" + json.dumps(name)
 
 
-def _type(type_: TensorType) -> str:
+def type_text(type_: TensorType) -> str:
+    """The type with its encoding, unless it is dense."""
     return str(type_) if type_.encoding == Dense() else f"{type_} {type_.encoding}"
 
 
