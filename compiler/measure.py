@@ -138,15 +138,18 @@ def evaluate_release(
     chosen = {t: metric(name) for t, name in metrics.items() if t in graph.tasks}
     rows: list[TaskEvaluation] = []
     for level in range(level_count(graph)):
-        after = collect(graph_runner(at_level(graph, level)), counted(f"graph, level {level}", _only(feeds, graph)))
+        after = collect(
+            graph_runner(at_level(graph, level)), counted(f"graph, level {level}", inputs_of(feeds, graph))
+        )
         compiled = None
         if network:
-            samples = counted(f"bundle, level {level}", _only(feeds, graph))
+            samples = counted(f"bundle, level {level}", inputs_of(feeds, graph))
             compiled = collect(bundle_runner(network, graph, level), samples)
         rows += compare(before, after, compiled, labels, chosen, level)
     return tuple(rows)
 
 
-def _only(feeds: Feeds, graph: Graph) -> list[dict[str, np.ndarray]]:
+def inputs_of(feeds: Feeds, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
+    """What a graph reads, feed by feed: not all of them need fit into memory."""
     names = [v.ref.name for v in graph.inputs]
-    return [{n: feed[n] for n in names} for feed in feeds()]
+    return ({n: feed[n] for n in names} for feed in feeds())
