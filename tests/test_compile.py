@@ -15,7 +15,7 @@ from compiler.codegen.bundle import read_index
 from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, build, compile_release, golden_of
 from compiler.config import load_config
-from compiler.errors import ConfigError, LoweringError, TargetError
+from compiler.errors import CompilerError, ConfigError, LoweringError, TargetError
 from compiler.gates import check_costs, check_tasks
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
@@ -251,7 +251,7 @@ def test_every_model_is_tried_before_the_error(tmp_path):
     config = load_config(write_release(tmp_path))
     (tmp_path / "a.onnx").write_bytes(b"no")
     (tmp_path / "b.onnx").unlink()
-    with pytest.raises(Exception, match=r"(?s)a\.onnx: not a readable.*b\.onnx: cannot be opened"):
+    with pytest.raises(CompilerError, match=r"(?s)a\.onnx: not a readable.*b\.onnx: cannot be opened"):
         load_release(config)
 
 

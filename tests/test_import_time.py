@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -46,10 +46,14 @@ def test_a_broken_release_is_refused_before_the_tensor_compiler_is_loaded(tmp_pa
     assert not loaded(code) & {"tvm", "torch", "onnxruntime", "onnx"}
 
 
-def test_help_answers_in_half_a_second():
+def test_help_answers_in_half_a_second_of_processor_time():
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     times = []
-    for _ in range(5):  # the machine may be busy: the fastest of five counts
-        start = time.perf_counter()
+    for _ in range(3):  # the caches may be cold: the fastest of three counts
+        start = spent()
         subprocess.run([sys.executable, "-m", "compiler", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+        times.append(spent() - start)
+    assert 0 < min(times) < 0.5

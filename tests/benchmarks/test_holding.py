@@ -192,7 +192,7 @@ def test_the_study_runs_every_phase_and_keeps_what_it_found(made_up, tmp_path, c
     assert list(record["phases"]) == [phase.name for phase in turns.phases(0)]
     first = {name: ", first" * name.endswith(", real-time priority") for name in record["phases"]}
     assert made_up == ["none" if n.startswith("idle") else f"load{first[n]}" for n in first]
-    assert sum(map(bool, first.values())) == 2 if os.cpu_count() > 1 else 1
+    assert sum(map(bool, first.values())) == (2 if os.cpu_count() > 1 else 1)
     assert record["target_us"] == pytest.approx(3 * record["usual_us"][0])
     for row in record["phases"].values():
         assert 0 <= row["core_share"] < 1.5

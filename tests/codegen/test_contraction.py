@@ -23,7 +23,6 @@ from tests.codegen.emulated import check_emulated, linkable
 from tests.codegen.test_generate import check
 from tests.graphs import Builder
 
-RNG = np.random.default_rng(11)
 Shape = tuple[int, ...]
 
 

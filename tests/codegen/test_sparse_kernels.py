@@ -207,10 +207,12 @@ def test_random_shapes(data: st.DataObject, tmp_path_factory: pytest.TempPathFac
     x = b.input("x", pick(1, 2), channels, *size)
     y = sparse_conv(b, x, encoding, out, kernel, strides=stride, dilations=dilation, pads=pads)
     b.task("t", b.apply("Relu", y) if pick(0, 1) else y)
-    algorithm = template_of(encoding)
+    graph, algorithm = b.done(), template_of(encoding)
     target = data.draw(st.sampled_from(TARGETS))
     runs_here(target)
-    check(b.done(), tmp_path_factory.mktemp("random"), target=target, algorithm=algorithm, rank=pick(0, 3))
+    hypothesis.assume(preferring(graph, target, algorithm).recorded)  # few channels may not fill a register
+    folder = tmp_path_factory.mktemp("random")
+    assert algorithm in check(graph, folder, target=target, algorithm=algorithm, rank=pick(0, 3))
 
 
 # ---------------------------------------------------------------------- packing

@@ -74,18 +74,18 @@ def test_separate_networks_share_nothing():
 def test_sixteen_tasks_in_under_a_second():
     rng = np.random.default_rng(0)
     parts = [(int(m), Cost(*map(int, rng.integers(0, 1 << 30, 5)))) for m in rng.integers(1, 1 << 16, 5000)]
-    start = time.perf_counter()
+    start = time.process_time()
     table = combination_costs(16, parts)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     for mask in (1, 0b1010, 0xFFFF):
         assert table[mask][0] == sum(c.macs for m, c in parts if m & mask)
 
 
 def test_a_report_of_sixteen_tasks_has_every_combination():
     graph = network(16)
-    start = time.perf_counter()
+    start = time.process_time()
     rows = cost_report(graph).combinations
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert len(rows) == 65535
     assert rows[-1].cost == totals(graph)
 

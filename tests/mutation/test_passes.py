@@ -217,13 +217,11 @@ def two_nets(same: bool) -> Graph:
 
 def test_deduplicate_that_ignores_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     run(Deduplicate(), two_nets(same=False))
-    original = dedupe._node_key
 
     def blind(graph: Graph, node: Any) -> Any:
         operands = [o for _, o in graph.operands(node).present()]
         return node.op.name, tuple(o.ref if o.data is None else o.shape for o in operands)
 
-    assert original is not blind
     monkeypatch.setattr(dedupe, "_node_key", blind)
     with pytest.raises(VerifyError):
         run(Deduplicate(), two_nets(same=False))
