@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 PACKAGES = ("compiler/ir", "compiler/passes")
-"""What is changed, as paths below the repository."""
+"""What is changed, as paths of folders and files below the repository."""
 Spot = tuple[int, int]
 """Line, from 1, and column, from 0."""
 
@@ -64,9 +64,13 @@ class Mutant:
 
 
 def modules(root: Path, packages: Sequence[str] = PACKAGES) -> list[str]:
-    """Source files of packages below `root`, in order."""
-    found = (path for package in packages for path in (root / package).rglob("*.py"))
+    """Source files of packages below `root`, in order; a package may be a single file."""
+    found = (path for package in packages for path in _files(root / package))
     return sorted(p.relative_to(root).as_posix() for p in found)
+
+
+def _files(package: Path) -> Iterable[Path]:
+    return [package] if package.suffix == ".py" else package.rglob("*.py")
 
 
 def draw(

@@ -238,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks mutation", description=__doc__)
     made.add_argument("--sample", type=positive, default=300, help="changes to draw")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--packages", nargs="+", default=PACKAGES, metavar="FOLDER", help="what is changed")
+    made.add_argument(
+        "--packages", nargs="+", default=PACKAGES, metavar="PATH", help="folders and files that are changed"
+    )
     made.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="test files and folders to ask")
     made.add_argument(
         "--seconds", type=float, default=20, help="processor seconds of tests per change, as recorded"

@@ -67,6 +67,12 @@ def test_a_sample_is_of_distinct_places_and_comes_again(root: Path) -> None:
     assert len(every) == 4 > len({m.key for m in drawn})
 
 
+def test_a_single_file_can_be_drawn_from(root: Path) -> None:
+    drawn, found = draw(root, 99, 0, Signs(), ["compiler/passes/gate.py", "compiler/ir"])
+    assert list(found) == ["compiler/ir/__init__.py", "compiler/ir/door.py", "compiler/passes/gate.py"]
+    assert len(draw(root, 99, 0, Signs(), ["compiler/passes/gate.py"])[0]) == 2 and len(drawn) == 4
+
+
 def test_annotations_are_no_changes(root: Path) -> None:
     drawn, _ = draw(root, 99, 0, Signs())
     assert sorted((m.before, m.after) for m in drawn) == [

@@ -76,8 +76,12 @@ def test_options_are_text_both_ways():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs and batch start at 1"),
-        ({"rate": 0.0}, "rate and temperature must be above 0"),
+        *((wrong, "epochs and batch start at 1") for wrong in ({"epochs": 0}, {"batch": 0}, {"samples": -1})),
+        ({"patience": -1}, "samples and patience at 0"),
+        *((wrong, "settle starts at 1, rounds at 0") for wrong in ({"rounds": -1}, {"settle": 0})),
+        ({"rounds": 1}, "rounds are for networks with sparsity levels; run nest before"),
+        *((wrong, "rate and temperature must be above 0") for wrong in ({"rate": 0.0}, {"temperature": 0.0})),
+        ({"labels": -0.5}, "labels cannot be negative"),
         ({"loss": "l1"}, "loss is 'l1'; it can be mse or kl"),
         ({"classes": ("c",)}, "classes names c; the tasks are a, b"),
         ({"weights": ("a",)}, "weights: 'a' is not TASK:WEIGHT with one of a, b"),

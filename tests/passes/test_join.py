@@ -12,7 +12,7 @@ from compiler.ir.encoding import Unstructured
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.passes.dead import RemoveDeadCode
 from compiler.passes.extract import ExtractTasks
-from compiler.passes.join import JoinSiblings
+from compiler.passes.join import JoinSiblings, _Rows
 from tests.graphs import Builder
 from tests.passes.joining import count, joined, layers
 from tests.passes.merge import families
@@ -110,6 +110,35 @@ def test_layers_of_other_tasks_stay_apart():
     b.task("more", b.conv(b.apply("Concat", *more, axis=1), 4, 1))
     made = joined(b.done())
     assert sorted(v.shape[1] for s in made.sites() if s.node.op.name == "Relu" for v in s.results) == [2, 8]
+
+
+def pooled_with_places(b, x, parts):
+    """Poolings with the places of their maxima, which another Concat has."""
+    values, places = zip(*(b.apply("MaxPool", p, results=2, kernel_shape=(2, 2)) for p in parts), strict=True)
+    b.task("places", b.apply("Concat", *places, axis=1))
+    return list(values)
+
+
+def test_nodes_of_two_results_end_a_row():
+    assert not _Rows(siblings(pooled_with_places).done()).standing()
+    assert [len(j.nodes) for j in _Rows(siblings().done()).standing()] == [2, 2]
+
+
+@pytest.mark.parametrize("shapes", [((6,), (6,)), ((1, 1, 1), (5, 1, 1)), ((1, 1), (5, 1, 1))])
+def test_constants_that_are_not_one_per_channel_stay_apart(shapes):
+    """Slopes of columns, and a slope for all channels beside one for each."""
+
+    def change(b, x, parts):
+        return [b.apply("PRelu", p, b.weight(*shape)) for p, shape in zip(parts, shapes, strict=True)]
+
+    graph = siblings(change).done()
+    assert len(joined(graph).nodes()) == len(graph.nodes())
+
+
+def test_what_was_joined_is_told_by_layer():
+    found = JoinSiblings().run(siblings().done())
+    first, second, _ = (n.ref.name for n in siblings().graph.nodes() if n.op.name == "Conv")
+    assert [str(n) for n in found.notes] == [f"{first}: one layer with {second}"]
 
 
 def test_sparse_weights_stay_as_they_are_stored():

@@ -211,6 +211,18 @@ def test_one_fixed_concat_decides_for_those_that_can_follow():
     assert [v.shape[1] for v in concat.operands[:]] == [6, 3]
 
 
+@pytest.mark.parametrize(
+    ("acts", "widths"), [(("Tanh", "Relu", "Relu"), [1, 5]), (("Relu", "Relu", "Tanh", "Relu"), [3, 3, 4])]
+)
+def test_in_a_fixed_order_neighbours_are_joined(acts, widths):
+    b = Builder()
+    x = b.input("x", 1, 3, 6, 6)
+    b.task("t", b.apply("Concat", *(b.apply(act, b.conv(x, 1 + i, 3)) for i, act in enumerate(acts)), axis=1))
+    made = joined(b.done())
+    (concat,) = (s for s in made.sites() if s.node.op.name == "Concat")
+    assert layers(made) == len(widths) and [v.shape[1] for v in concat.operands[:]] == widths
+
+
 def test_concats_that_become_the_same_are_one_and_their_readers_are_joined():
     b = Builder()
     x = b.input("x", 1, 3, 6, 6)

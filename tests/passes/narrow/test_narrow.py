@@ -12,7 +12,7 @@ from compiler.passes.base import Resources
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.copies import Copies
 from compiler.passes.narrow.feeding import LEAST, Feeding
-from compiler.passes.narrow.narrowing import Narrow, dearness, pushed
+from compiler.passes.narrow.narrowing import Narrow, Narrowing, dearness, pushed
 from compiler.passes.narrow.relabel import relabelled
 from compiler.passes.narrow.steps import SETS, Gradients, Sensitivity, Taking, losses
 from tests.passes.merge import families
@@ -229,13 +229,41 @@ def test_combinations_over_their_caps_count_more():
     assert runs[a] > 100 * runs[b] > 0
 
 
+class Stepping(Narrowing):
+    """Steps that cost what they aim at; notes the costs at which channels that nobody has are taken out."""
+
+    def __init__(self, step):
+        self._options = Narrow(step=step, between=0)
+        self.first = self._compacted = self.now = 100.0
+        self.steps, self.compacted = [], []
+
+    def cost(self):
+        return self.now
+
+    def _step(self, aim, caps):
+        self.now = aim
+        self.steps.append(aim)
+
+    def _compact(self):
+        self._compacted = self.now
+        self.compacted.append(self.now)
+
+
+def test_a_step_saves_its_share_of_what_is_left_and_each_third_that_is_gone_is_taken_out():
+    narrowing = Stepping(0.2)
+    narrowing.down_to(0.4, {})
+    assert narrowing.steps == pytest.approx([80, 64, 51.2, 40.96, 40])
+    assert narrowing.compacted == pytest.approx([64, 40.96])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flops": 0.0}, "flops lies"),
-        ({"step": 1.0}, "step in"),
+        *(({"flops": wrong}, "flops lies") for wrong in (0.0, 1.5)),
+        *(({"step": wrong}, "step in") for wrong in (0.0, 1.0)),
         ({"loss": "hinge"}, "loss is 'hinge'"),
-        ({"between": -1.0}, "between"),
+        *(({name: -1}, "between and samples at 0") for name in ("between", "samples")),
+        *(({name: 0}, "must be above 0, drawn starts at 1") for name in ("rate", "temperature", "drawn")),
         ({"caps": ("a:x",)}, "caps"),
         ({"caps": ("z:5",)}, "caps"),
     ],
