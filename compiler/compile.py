@@ -6,7 +6,7 @@ interrupt leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.tuning import TuningDatabase
 from compiler.cost.combine import MOST_TASKS, CostReport, cost_report, refuse_too_many
-from compiler.errors import GateError, LoweringError, TargetError
+from compiler.errors import GateError, TargetError, UnsupportedModelError
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
@@ -149,8 +149,9 @@ def build(
     algorithms and tiles are repeated exactly. `tuning`: measurements to choose by, "none" for the rule alone
     (default: those that come with taskgraft). `workers` compile the kernels; None: this process does.
 
-    Raises ConfigError (name, existing folder, a plan that does not fit), LoweringError, TargetError (no linker; the
-    bundle is there all the same), GateError where the self-test fails.
+    Raises ConfigError (name, existing folder, a plan that does not fit), UnsupportedModelError where no golden
+    inputs give finite outputs, LoweringError, TargetError (no linker; the bundle is there all the same), GateError
+    where the self-test fails.
     """
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
@@ -268,7 +269,7 @@ def _job(release: Release, graph: Graph, records: tuple[PassRecord, ...]) -> _Jo
 
 
 def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, seed: int) -> Golden:
-    """Inputs with the reference's outputs; LoweringError where no input gives finite outputs."""
+    """Inputs with the reference's outputs; UnsupportedModelError where no random input gives finite outputs."""
     chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else feeds
     samples = []
     for feed in chosen:
@@ -287,10 +288,19 @@ def _finite(graph: Graph, seed: int, number: int) -> dict[str, np.ndarray]:
     """Seeded inputs on which every output is finite: others prove little."""
     for attempt in range(10):
         feeds = random_feeds(graph, np.random.default_rng([seed, number, attempt]))
-        outputs = evaluate(graph, feeds).values()
-        if all(np.isfinite(a).all() for a in outputs if a.dtype.kind == "f"):
+        outputs = evaluate(graph, feeds)
+        if _all_finite(outputs.values()):
             return feeds
-    raise LoweringError(f"graph '{graph.name}' gives infinite or undefined outputs on ten random inputs")
+    tasks = [t for t, task in graph.tasks.items() if not _all_finite(outputs[r.name] for r in task.outputs)]
+    raise UnsupportedModelError(
+        f"'{graph.name}': what {', '.join(tasks)} gives is infinite or no number on each of ten standard normal "
+        "inputs, so nothing can be compared; give inputs of the kind that it is made for, as [calibration] data of "
+        "a release or as `feeds` of `build`"
+    )
+
+
+def _all_finite(arrays: Iterable[np.ndarray]) -> bool:
+    return all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
 
 
 def _build(

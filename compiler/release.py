@@ -8,12 +8,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, with_samples
 from compiler.calibration.samples import Feeds, open_calibration
 from compiler.cost.combine import CostReport, cost_report
-from compiler.errors import CompilerError, ConfigError
-from compiler.ir.graph import Graph
+from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed
+from compiler.ir.graph import Graph, Value
 from compiler.ir.onnx_in import load
+from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
 from compiler.ir.union import Binding, Member, union
@@ -68,6 +71,7 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
     if failures:
         raise joined(failures)
     _refuse_named(config, members)
+    _refuse_undefined(config, members)
     say(f"join {len(members)} networks")
     shared = config.inputs or {}
     parts = {k: member_of(config.tasks[k], g, shared) for k, g in members.items()}
@@ -90,6 +94,32 @@ def _refuse_named(config: Config, members: Mapping[str, Graph]) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _refuse_undefined(config: Config, members: Mapping[str, Graph]) -> None:
+    """UnsafeInputError where NaN among a network's weights reach its outputs: every comparison with them would pass
+    or fail by chance, and networks merged with it would take it over."""
+    problems = []
+    for key, graph in members.items():
+        weights = [w for v in graph.values() if (w := _undefined(v))]
+        if not weights:
+            continue
+        outputs = evaluate(graph, random_feeds(graph, np.random.default_rng(config.seed))).values()
+        if any(a.dtype.kind == "f" and np.isnan(a).any() for a in outputs):
+            problems.append(
+                f"task '{key}': {config.tasks[key].model} gives NaN, because its weights do: the training "
+                f"diverged, or the file is damaged. Export a sound network{listed(weights)}"
+            )
+    if problems:
+        raise UnsafeInputError("\n".join(problems))
+
+
+def _undefined(value: Value) -> str:
+    """How many numbers of a parameter are NaN; empty where none is."""
+    if value.data is None or value.constant.dtype.kind != "f":
+        return ""
+    count = int(np.isnan(value.constant).sum())
+    return f"'{value.ref}' holds {count:,} NaN of {value.constant.size:,} numbers" if count else ""
 
 
 def joined(failures: Sequence[CompilerError]) -> CompilerError:
