@@ -1,4 +1,4 @@
-"""The public surface against a checked-in list of names and signatures; `--update-golden` rewrites it."""
+"""The public surface against checked-in lists of names, signatures and options; `--update-golden` rewrites them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import sys
 import pytest
 
 import compiler
+from compiler.passes import REGISTRY, find
 from tests.shared import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "public_api.txt"
+OPTIONS = GOLDEN.with_name("pass_options.txt")
+UPDATE = "run: python -m tests.test_public_api --update-golden; read the diff"
 
 
 def described(name: str) -> str:
@@ -41,8 +44,16 @@ def surface() -> str:
     return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", text)
 
 
+def options() -> str:
+    return "".join(f"{name}{inspect.signature(find(name))}\n" for name in sorted(REGISTRY))
+
+
 def test_names_and_signatures_are_the_checked_in_ones():
-    assert surface() == GOLDEN.read_text(), "run: python -m tests.test_public_api --update-golden; read the diff"
+    assert surface() == GOLDEN.read_text(), UPDATE
+
+
+def test_options_of_passes_and_their_defaults_are_the_checked_in_ones():
+    assert options() == OPTIONS.read_text(), UPDATE
 
 
 @pytest.mark.parametrize("name", sorted(compiler.__all__))
@@ -66,3 +77,4 @@ def test_python_m_compiler_is_the_command():
 if __name__ == "__main__" and "--update-golden" in sys.argv:
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(surface())
+    OPTIONS.write_text(options())
