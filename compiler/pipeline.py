@@ -18,7 +18,7 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.json_form import finite
 from compiler.passes import find
-from compiler.passes.base import ROUNDING, Note, Pass, Refusal, Resources
+from compiler.passes.base import Note, Pass, Refusal, Resources, rounding
 from compiler.passes.spec import changed, convert, split
 from compiler.progress import tracked
 
@@ -83,7 +83,7 @@ Observer = Callable[[Graph, Pass, Graph, PassRecord], None]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order. `numerics` compares every step on seeded inputs and holds exact passes to ROUNDING."""
+    """Passes in order. `numerics` compares every step on seeded inputs and holds exact passes to rounding."""
 
     passes: tuple[Pass, ...]
     numerics: bool = False
@@ -129,11 +129,10 @@ class Pipeline:
             error.add_note(f"while running {pass_}")
             raise
         drift = measured_drift(before, outcome.graph, use.seed) if self.numerics else None
-        if drift and pass_.exact and max(drift.values()) > ROUNDING:
+        limit = rounding(before)
+        if drift and pass_.exact and max(drift.values()) > limit:
             worst = max(drift, key=lambda t: drift[t])
-            raise VerifyError(
-                f"{pass_}: task '{worst}' differs by {drift[worst]:.1e} of scale (limit {ROUNDING:.0e})"
-            )
+            raise VerifyError(f"{pass_}: task '{worst}' differs by {drift[worst]:.1e} of scale (limit {limit:.0e})")
         after = Facts.of(outcome.graph)
         return outcome.graph, PassRecord(
             pass_.name, str(pass_), pass_.exact, known, after, outcome.refusals, drift, outcome.notes

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.errors import ConfigError, VerifyError
 from compiler.ir.graph import Graph
+from compiler.ir.types import DType, ValueRef
 from compiler.passes import REGISTRY, find
 from compiler.passes.base import Pass, Refusal, Resources
 from compiler.pipeline import DEFAULT, Pipeline, parse
@@ -159,3 +160,19 @@ def test_an_error_names_the_pass():
     with pytest.raises(ConfigError) as caught:
         Pipeline.parse(["extract-tasks{tasks=z}"]).run(network())
     assert "while running extract-tasks{tasks=z}" in caught.value.__notes__
+
+
+def test_half_floats_are_held_to_their_own_rounding() -> None:
+    """A unit in the last place is 8,192 times as large as in float32."""
+    b = Builder(seed=1)
+
+    def half(*shape: int) -> ValueRef:
+        return b.const(b.rng.normal(size=shape).astype(np.float16))  # type: ignore[no-any-return]
+
+    h = b.apply("Conv", b.input("x", 1, 3, 6, 6, dtype=DType.FLOAT16), half(8, 3, 3, 3), half(8))
+    h = b.apply("BatchNormalization", h, half(8), half(8), half(8), b.const(np.ones(8, np.float16)))
+    b.task("t", b.apply("Conv", b.apply("Relu", h), half(4, 8, 1, 1)))
+    graph, records = Pipeline.parse([*DEFAULT, "join-siblings"], numerics=True).run(b.done())
+    assert [n.op.name for n in graph.nodes()] == ["Conv", "Relu", "Conv"]
+    assert 1e-5 < max(r.drift["t"] for r in records if r.drift) < 1e-2
+    assert len(parse("prune-channels{flops=0.6}")(graph).nodes()) == 3

@@ -19,7 +19,7 @@ from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference
 from compiler.ir.types import ValueRef
-from compiler.passes.base import ROUNDING, Note, Pass, Refusal, Resources
+from compiler.passes.base import Note, Pass, Refusal, Resources, rounding
 from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate
 from compiler.passes.merge.assemble import Assembly, Decide
@@ -299,14 +299,15 @@ def check_wiring(streams: Streams, originals: Originals) -> None:
 
     assembly = Assembly(streams.graph.copy(), streams, originals, decide, freedom=Freedom.NOTHING)
     assembly.run()
+    limit = rounding(streams.graph)
     for task in streams.graph.tasks:
         pairs = zip(streams.graph.tasks[task].outputs, assembly.graph.tasks[task].outputs, strict=True)
         for before, after in pairs:
             worst = difference(assembly.outputs(after), originals.outputs[before])
-            if worst > ROUNDING:
+            if worst > limit:
                 raise VerifyError(
                     f"merge: with every channel on its own, task '{task}' differs by {worst:.1e} of scale "
-                    f"(limit {ROUNDING:.0e}): channels were mixed up"
+                    f"(limit {limit:.0e}): channels were mixed up"
                 )
 
 

@@ -19,7 +19,7 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
-from compiler.passes.base import CPU_ONLY, ROUNDING, Pass, Refusal, Resources, memory_for, torch_module
+from compiler.passes.base import CPU_ONLY, Pass, Refusal, Resources, memory_for, rounding, torch_module
 from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import Limit, check_drop, limit_of, problems_of
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, narrowed, select
@@ -291,9 +291,9 @@ def frozen(closure: Closure) -> list[Refusal]:
     return refusals
 
 
-def check_masked(before: Graph, after: Graph, removal: Removal, limit: float = ROUNDING) -> None:
+def check_masked(before: Graph, after: Graph, removal: Removal) -> None:
     """VerifyError unless `after` equals `before` with the removed entries zeroed, to rounding."""
-    worst = masked_difference(before, after, removal)
+    worst, limit = masked_difference(before, after, removal), rounding(before)
     if worst > limit:
         raise VerifyError(
             f"graph '{after.name}': after removal outputs differ by {worst:.1e} of scale from the masked original "
