@@ -11,7 +11,16 @@ from compiler.ir.graph import Graph
 from compiler.ir.op import MacOp
 from compiler.ir.types import ValueRef
 from compiler.passes.dedupe import Deduplicate
-from compiler.passes.merge.match import Alignment, align
+from compiler.passes.merge.match import (
+    LAYER,
+    OTHER,
+    SAME_FUTURE,
+    SAME_NODE,
+    SAME_PAST,
+    Alignment,
+    _Aligner,
+    align,
+)
 from tests.graphs import Builder
 from tests.passes.merge.families import FAMILIES, concat, conv, head, joined, plain, renamed, residual
 from tests.shared import shared_path
@@ -81,6 +90,33 @@ def test_positions_come_after_what_they_read():
 
 def test_widths_may_differ():
     assert partners(joined(plain("a", 0, (4, 8)), plain("b", 1, (6, 20), outputs=1))) == [["a", "b"]] * 3
+
+
+def test_what_a_place_is_worth_to_a_node():
+    """Its kind counts, and what is in front of it and behind it, each by itself."""
+    graph = joined(plain("a", 0), plain("b", 1))
+    aligner = _Aligner(graph)
+    mine, theirs = (
+        {op: next(n.ref for n in graph.nodes() if n.ref.name.startswith(t) and n.op.name == op) for op in OPS}
+        for t in ("a/", "b/")
+    )
+    for op, base in OPS.items():
+        slot = aligner._slot(mine[op])
+        assert aligner._worth(slot, theirs[op]) == base + SAME_PAST + SAME_FUTURE
+        slot.pasts.clear()
+        assert aligner._worth(slot, theirs[op]) == base + SAME_FUTURE
+        slot.futures.clear()
+        assert aligner._worth(slot, theirs[op]) == base
+        slot.pasts |= aligner._slot(mine[op]).pasts
+        assert aligner._worth(slot, theirs[op]) == base + SAME_PAST
+        assert aligner._worth(slot, mine[op]) == SAME_NODE
+    assert aligner._worth(aligner._slot(mine["Conv"]), theirs["Relu"]) == 0
+    another = [n.ref for n in graph.nodes() if n.ref.name.startswith("a/") and n.op.name == "Relu"][1]
+    assert aligner._worth(aligner._slot(mine["Relu"]), another) == 0  # of the same network
+
+
+OPS = {"Conv": LAYER, "Relu": OTHER}
+"""Operator -> what a partner for it is worth whatever is around it."""
 
 
 def test_an_extra_layer_has_no_partner_and_costs_no_other_partner():

@@ -201,8 +201,10 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
     "options,message",
     [
         ({"policy": "best"}, "policy is 'best'; it can be lattice, exact"),
-        ({"max_drift": -1.0}, "max_drift cannot be negative"),
-        ({"share": 0.0}, "share lies in"),
+        *(({n: -1.0}, f"{n} cannot be") for n in ("max_drift", "max_loss", "beta", "alpha", "threshold")),
+        *(({"share": wrong}, "share lies in") for wrong in (0.0, 1.5)),
+        *(({n: least}, "multiple and samples start at 1") for n, least in (("multiple", 0), ("samples", 0))),
+        ({"depth": -1}, "depth at 0"),
         ({"start": "wide"}, "start is 'wide'; it can be separate or shared"),
         ({"start": "shared", "policy": "mtz"}, "start is 'shared'; .* the latter for lattice only"),
         ({"limits": ("z:0.1",)}, "limits: 'z:0.1' is not TASK:SHARE"),
@@ -230,6 +232,12 @@ def test_calibration_is_needed():
     with pytest.raises(ConfigError, match="policy lattice needs calibration inputs"):
         Merge()(graph)
     assert Merge(policy="exact")(graph).tasks.keys() == {"a", "b"}
+
+
+def test_a_single_network_stays_as_it_is_and_nothing_is_told():
+    graph = plain("a", 0)
+    outcome = Merge().run(graph, data(graph))
+    assert digest(outcome.graph) == digest(graph) and not outcome.notes and not outcome.refusals
 
 
 def test_options_as_text():
