@@ -32,7 +32,7 @@ from compiler.ir.levels import at_level, level_count
 from compiler.passes.distil import Distil
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.nest import Nest
-from compiler.pipeline import DEFAULT
+from compiler.settings import DEFAULT_PASSES
 from compiler.training.distilling import chosen_device
 from compiler.training.loop import predict
 from compiler.training.module import TorchNet
@@ -385,7 +385,7 @@ def _trained(
 ) -> tuple[Graph, Mapping[str, Any]]:
     say(f"{name}: dense network")
     dense = load(trained(name, data.train, study.effort, kept), task=TASK)
-    for spec in DEFAULT:
+    for spec in DEFAULT_PASSES:
         dense = parse_pass(spec)(dense)
     parts = {"selection": data.selection, "report": data.report}
 

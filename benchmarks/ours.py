@@ -24,9 +24,9 @@ from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.tuning import TuningDatabase
 from compiler.ir.graph import Graph
-from compiler.pipeline import DEFAULT
+from compiler.settings import DEFAULT_PASSES
 
-PASSES = DEFAULT
+PASSES = DEFAULT_PASSES
 """What a release runs where its file says nothing else; all exact."""
 WEIGHTS = "weights.bin"
 """The weight pool in a bundle."""

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler.calibration.metrics import METRICS
 from compiler.errors import ConfigError
 from compiler.ir.types import DType, TensorType
 from compiler.settings import (
@@ -27,8 +28,6 @@ from compiler.settings import (
     TaskConfig,
 )
 from compiler.toml_table import Table, amount, flag, kind, number, seed, shape, text, texts, whole
-
-METRICS = ("accuracy", "f1", "mae", "rmse")
 
 MOST_EVERY = 10
 """Tasks up to which `include = "every"` lists all combinations: 1,023 functions."""

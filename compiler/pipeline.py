@@ -22,9 +22,6 @@ from compiler.passes.base import Note, Pass, Refusal, Resources, rounding
 from compiler.passes.spec import changed, convert, split
 from compiler.progress import tracked
 
-DEFAULT = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
-"""Constants first, so that batch norms have constant parameters; sharing before channels are counted."""
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:

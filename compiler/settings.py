@@ -13,6 +13,7 @@ from compiler.toml_table import dumps
 
 SCHEMA = 1
 DEFAULT_PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
+"""Constants first, so that batch norms have constant parameters; sharing before channels are counted."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -15,7 +15,8 @@ from compiler.ir.graph import Graph
 from compiler.ir.types import DType, ValueRef
 from compiler.passes import REGISTRY, find
 from compiler.passes.base import Pass, Refusal, Resources
-from compiler.pipeline import DEFAULT, Pipeline, parse
+from compiler.pipeline import Pipeline, parse
+from compiler.settings import DEFAULT_PASSES
 from tests.graphs import Builder
 
 
@@ -127,10 +128,10 @@ def network():
 
 def test_records_observers_and_order():
     graph, seen = network(), []
-    pipeline = Pipeline.parse(DEFAULT[:4], numerics=True)
+    pipeline = Pipeline.parse(DEFAULT_PASSES[:4], numerics=True)
     after, records = pipeline.run(graph, observers=[lambda b, p, a, r: seen.append((b, str(p), a, r))])
-    assert [r.spec for r in records] == list(DEFAULT[:4])
-    assert [s[1] for s in seen] == list(DEFAULT[:4])
+    assert [r.spec for r in records] == list(DEFAULT_PASSES[:4])
+    assert [s[1] for s in seen] == list(DEFAULT_PASSES[:4])
     assert seen[0][0] is graph
     assert seen[-1][2] is after
     assert all(a[2] is b[0] for a, b in itertools.pairwise(seen))
@@ -142,10 +143,10 @@ def test_records_observers_and_order():
 
 
 def test_stop_after():
-    _, records = Pipeline.parse(DEFAULT[:4]).run(network(), stop_after="fold-batch-norm")
+    _, records = Pipeline.parse(DEFAULT_PASSES[:4]).run(network(), stop_after="fold-batch-norm")
     assert [r.name for r in records] == ["fold-constants", "fold-batch-norm"]
     with pytest.raises(ConfigError, match="no pass 'nest'"):
-        Pipeline.parse(DEFAULT[:4]).run(network(), stop_after="nest")
+        Pipeline.parse(DEFAULT_PASSES[:4]).run(network(), stop_after="nest")
 
 
 def test_an_exact_pass_that_changes_outputs_is_caught():
@@ -172,7 +173,7 @@ def test_half_floats_are_held_to_their_own_rounding() -> None:
     h = b.apply("Conv", b.input("x", 1, 3, 6, 6, dtype=DType.FLOAT16), half(8, 3, 3, 3), half(8))
     h = b.apply("BatchNormalization", h, half(8), half(8), half(8), b.const(np.ones(8, np.float16)))
     b.task("t", b.apply("Conv", b.apply("Relu", h), half(4, 8, 1, 1)))
-    graph, records = Pipeline.parse([*DEFAULT, "join-siblings"], numerics=True).run(b.done())
+    graph, records = Pipeline.parse([*DEFAULT_PASSES, "join-siblings"], numerics=True).run(b.done())
     assert [n.op.name for n in graph.nodes()] == ["Conv", "Relu", "Conv"]
     assert 1e-5 < max(r.drift["t"] for r in records if r.drift) < 1e-2
     assert len(parse("prune-channels{flops=0.6}")(graph).nodes()) == 3

@@ -17,9 +17,10 @@ from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, one_target
 from compiler.commands.common import config_of, graph_of, is_release, of_bundle
 from compiler.errors import ConfigError, TargetError
-from compiler.pipeline import DEFAULT, Pipeline
+from compiler.pipeline import Pipeline
 from compiler.planning import Planning, paths, planning_of
 from compiler.release import Say
+from compiler.settings import DEFAULT_PASSES
 
 
 def explain_plan(args: Namespace, say: Say) -> Result:
@@ -54,7 +55,7 @@ def _of_graph(args: Namespace, say: Say) -> Result:
         planning, name, targets = planning_of(config, plans, tuning), config.name, list(config.targets)
     else:
         planning = Planning(plans, tuning)
-        graph = Pipeline.parse(DEFAULT).run(graph)[0]
+        graph = Pipeline.parse(DEFAULT_PASSES).run(graph)[0]
     target = find_target(one_target(args.target) or targets[0])
     sources = planning.sources([target])[target.name]
     say(f"{target.name}: generate")

@@ -31,9 +31,6 @@ WORTH_STORING = 0.5
 """Largest share of elements that a sparse form grows to when data change; beyond it the tensor is dense."""
 
 
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-
-
 class Encoding(abc.ABC):
     """How the elements of a tensor are stored."""
 
@@ -179,7 +176,7 @@ class BlockSparse(Sparse):
     def check_level(self, denser: np.ndarray, sparser: np.ndarray) -> None:
         """Whole blocks leave, as positive zeros, and those that stay keep their bits."""
         kept = np.repeat(self.alive(sparser), self.height, axis=0)[: denser.shape[self.rows]]
-        before, after = (np.ascontiguousarray(self._matrix(a)).view(_BITS[a.itemsize]) for a in (denser, sparser))
+        before, after = (np.ascontiguousarray(self._matrix(a)).view(f"u{a.itemsize}") for a in (denser, sparser))
         wrong = np.argwhere(after != np.where(kept, before, 0))
         if len(wrong):
             row, column = wrong[0]

@@ -125,8 +125,5 @@ def _only_element(data: np.ndarray) -> np.ndarray | None:
     first = np.ascontiguousarray(data[(0,) * data.ndim])
     if splat_value(data) is not None:
         return first
-    patterns = np.ascontiguousarray(data).reshape(-1).view(_BITS[data.itemsize])
+    patterns = np.ascontiguousarray(data).reshape(-1).view(f"u{data.itemsize}")
     return first if (patterns == patterns[0]).all() else None
-
-
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

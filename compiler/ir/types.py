@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -114,11 +113,6 @@ class Task:
 
 
 TaskSet = frozenset[str]
-
-
-def task_set(names: Iterable[str]) -> TaskSet:
-    """A set of task names."""
-    return frozenset(names)
 
 
 def splat_value(data: np.ndarray) -> np.generic | None:

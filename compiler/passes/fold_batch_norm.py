@@ -17,10 +17,10 @@ import numpy as np
 
 from compiler.errors import VerifyError
 from compiler.ir.graph import Graph, Node, Site, Value
-from compiler.ir.types import ValueRef, splat_value
+from compiler.ir.types import splat_value
 from compiler.passes.base import Pass, Refusal, Resources
 from compiler.passes.dead import sweep
-from compiler.passes.linear import Affine, Layer, layer_of
+from compiler.passes.linear import Affine, Layer, layer_of, only_reader
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,6 @@ def _chain(graph: Graph, layer: Layer) -> tuple[list[Node], Affine]:
         total = total.then(found[1])
         value = graph.results(reader)[0]
     return chain, total
-
-
-def only_reader(graph: Graph, ref: ValueRef) -> Node | None:
-    """The node that alone reads a value, once, if no task returns the value."""
-    uses = graph.uses(ref)
-    return uses[0][0] if len(uses) == 1 and not graph.is_output(ref) else None
 
 
 # ---------------------------------------------------------------------- what precedes layers

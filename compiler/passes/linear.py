@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -52,14 +51,17 @@ def lies_along(constant: Value, result: Value, axis: int) -> bool:
     return shape == wanted
 
 
+def only_reader(graph: Graph, ref: ValueRef) -> Node | None:
+    """The node that alone reads a value, once, if no task returns the value."""
+    uses = graph.uses(ref)
+    return uses[0][0] if len(uses) == 1 and not graph.is_output(ref) else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer(abc.ABC):
     """A node y = W x + b whose W, and b if there is one, are constant."""
 
     site: Site
-
-    bias_index: ClassVar[int | None] = 2
-    groups_name: ClassVar[str] = ""
 
     @property
     def result(self) -> Value:
@@ -142,7 +144,7 @@ class Layer(abc.ABC):
     def _set(self, graph: Graph, index: int, data: np.ndarray) -> None:
         old = self.site.operands.optional(index)
         array = data.astype(self.result.dtype.numpy)
-        if old is not None and old.shape == array.shape and _only_use(graph, old):
+        if old is not None and old.shape == array.shape and only_reader(graph, old.ref) is not None:
             graph.update(old.ref, data=array)
             return
         hint = old.ref.name if old is not None else f"{self.site.node.ref}_bias"
@@ -153,10 +155,6 @@ class Layer(abc.ABC):
         else:
             new = graph.add_parameter(name, array)
         graph.set_operand(self.site.node.ref, index, new.ref)
-
-
-def _only_use(graph: Graph, value: Value) -> bool:
-    return len(graph.uses(value.ref)) == 1 and not graph.is_output(value.ref)
 
 
 def _times(a: np.ndarray, b: np.ndarray | float) -> np.ndarray:

@@ -20,8 +20,8 @@ from compiler.passes.dead_channels import DeadChannels
 from compiler.passes.dedupe import Deduplicate, attribute_key
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.fold import FoldConstants
-from compiler.passes.fold_batch_norm import FoldBatchNorm, affine_of, along, only_reader
-from compiler.passes.linear import Affine, layer_of, per_output
+from compiler.passes.fold_batch_norm import FoldBatchNorm, affine_of, along
+from compiler.passes.linear import Affine, layer_of, only_reader, per_output
 from tests.graphs import Builder
 
 

@@ -82,8 +82,7 @@ def width_losses(
 def _reader(graph: Graph, site: Site) -> Reader | None:
     """The node as a least-squares problem; None for depthwise ones, whose outputs vanish with their inputs."""
     found = reader_of(graph, site)
-    depthwise = found is not None and found.node.attrs.get("group", 1) > 1 and found.weight.shape[1] == 1
-    return None if depthwise else found
+    return None if found is None or found.depthwise else found
 
 
 def _energies(reader: Reader, entries: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ from compiler.ir.graph import Attrs, Graph, Node, NodeRef, Operands, Value
 from compiler.ir.op import Kept, Op, operator
 from compiler.ir.ties import Atom
 from compiler.ir.types import DType, TensorType, ValueRef
+from compiler.passes.linear import only_reader
 from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.labels import Channel, Slab, Unit
 from compiler.passes.merge.streams import Source
@@ -44,7 +45,7 @@ def set_parameter(graph: Graph, node: NodeRef, index: int, data: np.ndarray) -> 
     """New data, of any shape, for a constant operand of one node; other readers of the old one keep it."""
     old = graph.operands(graph.node(node)).optional(index)
     array = np.ascontiguousarray(data, graph.results(graph.node(node))[0].dtype.numpy)
-    if old is not None and len(graph.uses(old.ref)) == 1 and not graph.is_output(old.ref):
+    if old is not None and only_reader(graph, old.ref) is not None:
         if old.shape == array.shape:
             graph.update(old.ref, data=array)
         else:

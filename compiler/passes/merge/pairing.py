@@ -90,11 +90,3 @@ def zip_groups(
         member[i] |= member[j]
         alive[j] = False
     return [groups[i] for i in sorted(groups)]
-
-
-def merge_matrices(groups: Sequence[Sequence[int]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(merge [groups, count], unmerge [count, groups]) of ZipIt: averaging into a group, and copying out of it."""
-    unmerge = np.zeros((count, len(groups)))
-    for number, members in enumerate(groups):
-        unmerge[list(members), number] = 1
-    return (unmerge / unmerge.sum(axis=0)).T, unmerge

@@ -14,7 +14,7 @@ import numpy as np
 from compiler.calibration.tape import Tape
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
-from compiler.passes.prune.fit import POSITIONS, ConvReader, MatrixReader, Reader
+from compiler.passes.prune.fit import POSITIONS, ConvReader, MatrixReader, Reader, spread
 
 CHUNK = 32
 """Samples that are unfolded at a time."""
@@ -59,13 +59,6 @@ def positions(result: Value, channel: int) -> int:
     return result.size // result.shape[channel]
 
 
-def chosen(count: int, sample: int) -> np.ndarray:
-    """The positions of one sample that are looked at: evenly spread, shifted from sample to sample."""
-    if count <= POSITIONS:
-        return np.arange(count)
-    return np.sort((np.arange(POSITIONS) * count // POSITIONS + sample * 7919) % count)
-
-
 def held_out(samples: int, count: int) -> np.ndarray:
     """For every row of all samples whether it is held out, where each has `count` positions."""
     rows = np.repeat(np.arange(samples), min(count, POSITIONS))
@@ -76,7 +69,7 @@ def flat_rows(array: np.ndarray, channel: int, count: int, first: int) -> np.nda
     """[rows, channels] of stacked samples at their chosen positions; `first` is the number of the first sample."""
     flat = np.moveaxis(array, channel, -1).reshape(-1, array.shape[channel])
     samples = len(flat) // count
-    at = np.concatenate([chosen(count, first + i) + i * count for i in range(samples)])
+    at = np.concatenate([spread(count, first + i) + i * count for i in range(samples)])
     return np.asarray(flat[at])
 
 
@@ -103,7 +96,7 @@ def patch_rows(tape: Tape, site: Site, read: Sequence[ValueRef]) -> Iterator[np.
     for first in chunks(tape):
         x = np.concatenate([tape.read(r, first, first + CHUNK) for r in read], axis=channel)
         samples = min(CHUNK, tape.samples - first)
-        at = np.concatenate([chosen(count, first + i) + i * count for i in range(samples)])
+        at = np.concatenate([spread(count, first + i) + i * count for i in range(samples)])
         one = reader(site)
         stacked = Value(y.ref, replace(y.type, shape=(samples * y.shape[0], *y.shape[1:])))
         yield replace(one, y=stacked).patches(x, at)

@@ -33,6 +33,11 @@ class Reader(abc.ABC):
     bias: Value | None
 
     @property
+    def depthwise(self) -> bool:
+        """Whether outputs vanish with their input, so that no output is left to be wrong."""
+        return bool(self.node.attrs.get("group", 1) > 1 and self.weight.shape[1] == 1)
+
+    @property
     @abc.abstractmethod
     def channel(self) -> Axis:
         """The axis of `x` that the weight contracts."""
@@ -175,11 +180,15 @@ def reader_of(graph: Graph, site: Site) -> Reader | None:
 
 
 def sample(reader: Reader, batch: int) -> np.ndarray:
-    """Output positions of batch number `batch` that enter the statistics: evenly spread, shifted per batch."""
-    count = reader.positions
+    """Output positions of batch number `batch` that enter the statistics."""
+    return spread(reader.positions, batch)
+
+
+def spread(count: int, turn: int) -> np.ndarray:
+    """POSITIONS of `count` positions, evenly spread and shifted from turn to turn; all where there are fewer."""
     if count <= POSITIONS:
         return np.arange(count)
-    return np.sort((np.arange(POSITIONS) * count // POSITIONS + batch * 7919) % count)
+    return np.sort((np.arange(POSITIONS) * count // POSITIONS + turn * 7919) % count)
 
 
 class Stream:

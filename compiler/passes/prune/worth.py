@@ -21,7 +21,7 @@ class Readers:
         stream = Stream(graph, batches)
         for site in graph.sites():
             reader = reader_of(graph, site)
-            if reader is not None and not _depthwise(reader):
+            if reader is not None and not reader.depthwise:
                 self._measured.append((reader, Worth(reader, gram(reader, stream.read(reader.x.ref)))))
             stream.step(site.node)
             stream.release(site.node)
@@ -41,11 +41,6 @@ class Readers:
                 self._known[key] = worth.after_refit(*away) if refit else worth.alone()
             found[reader.channel] = found.get(reader.channel, 0) + self._known[key]
         return found
-
-
-def _depthwise(reader: Reader) -> bool:
-    """Whether outputs vanish with their input, so that no output is left to be wrong."""
-    return reader.node.attrs.get("group", 1) > 1 and reader.weight.shape[1] == 1
 
 
 class Worth:

@@ -17,7 +17,7 @@ from compiler.ir.graph import Graph, Node, Site
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Refusal
-from compiler.passes.linear import per_output
+from compiler.passes.linear import only_reader, per_output
 from compiler.progress import counted
 
 HELD_OUT = 4
@@ -85,16 +85,13 @@ def _own_bias(graph: Graph, node: Node) -> ValueRef:
     site = graph.site(node)
     known, result = site.operands.optional(2), site.results[0]
     channels = result.shape[1]
-    if known is not None and known.data is not None and known.shape == (channels,) and _is_own(graph, known.ref):
+    vector = known is not None and known.data is not None and known.shape == (channels,)
+    if known is not None and vector and only_reader(graph, known.ref) is not None:
         return known.ref
     data = np.zeros(channels) if known is None else np.broadcast_to(known.constant.ravel(), (channels,))
     made = graph.add_parameter(graph.fresh(f"{node.ref}/bias"), np.ascontiguousarray(data, result.dtype.numpy))
     graph.set_operand(node.ref, 2, made.ref)
     return made.ref
-
-
-def _is_own(graph: Graph, ref: ValueRef) -> bool:
-    return len(graph.uses(ref)) == 1 and not graph.is_output(ref)
 
 
 class _Walk:

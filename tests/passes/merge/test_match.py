@@ -221,11 +221,12 @@ def test_activations_with_other_parameters_are_no_partners():
 )
 def test_real_families(first, second, alone):
     from compiler.ir.onnx_in import load
-    from compiler.pipeline import DEFAULT, Pipeline
+    from compiler.pipeline import Pipeline
+    from compiler.settings import DEFAULT_PASSES
 
     files = {"a": shared_path("models", f"{first}.onnx"), "b": shared_path("models", f"{second}.onnx")}
     graph = joined(*(load(path, task=t) for t, path in files.items()))
-    graph, _ = Pipeline.parse(DEFAULT).run(graph)
+    graph, _ = Pipeline.parse(DEFAULT_PASSES).run(graph)
     found = align(graph)
     lonely = {p.members[0].node.op.name for p in found.positions if p.mask != 3}
     assert lonely == alone

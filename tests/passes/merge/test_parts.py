@@ -33,11 +33,11 @@ from compiler.passes.merge.merging import Merge, _deepest, _uniform, caps_of
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment
 from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
-from compiler.passes.merge.rows import chosen, held_out, restored, value_rows
+from compiler.passes.merge.rows import held_out, restored, value_rows
 from compiler.passes.merge.solve import BETTER, Freedom, measure, solve
 from compiler.passes.merge.stages import label, owners, stages
 from compiler.passes.merge.streams import Streams, _classes
-from compiler.passes.prune.fit import POSITIONS
+from compiler.passes.prune.fit import POSITIONS, spread
 from tests.graphs import Builder
 from tests.passes.merge.families import joined, plain, residual
 from tests.passes.merge.test_merge import data
@@ -160,9 +160,9 @@ def test_stages_reach_from_the_inputs_as_far_as_all_networks_go() -> None:
 
 # ---------------------------------------------------------------------- rows
 def test_rows_are_chosen_evenly_and_one_sample_in_four_is_held_out() -> None:
-    assert chosen(5, 3).tolist() == [0, 1, 2, 3, 4] and chosen(POSITIONS, 1).tolist() == list(range(POSITIONS))
-    assert chosen(2 * POSITIONS, 0).tolist() == list(range(0, 2 * POSITIONS, 2))
-    assert chosen(2 * POSITIONS, 1).tolist() == list(range(1, 2 * POSITIONS, 2))
+    assert spread(5, 3).tolist() == [0, 1, 2, 3, 4] and spread(POSITIONS, 1).tolist() == list(range(POSITIONS))
+    assert spread(2 * POSITIONS, 0).tolist() == list(range(0, 2 * POSITIONS, 2))
+    assert spread(2 * POSITIONS, 1).tolist() == list(range(1, 2 * POSITIONS, 2))
     assert held_out(5, 2).tolist() == [False] * 6 + [True] * 2 + [False] * 2
     assert len(held_out(4, 100)) == 4 * POSITIONS and held_out(4, 100).sum() == POSITIONS
 
@@ -181,7 +181,7 @@ def test_rows_of_a_value_are_its_channels_at_the_chosen_positions(samples: int) 
     expected = []
     for i, feed in enumerate(feeds):
         (value,) = evaluate(graph, feed).values()
-        expected.append(value[0].reshape(3, -1).T[chosen(42, i)])
+        expected.append(value[0].reshape(3, -1).T[spread(42, i)])
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
 
 

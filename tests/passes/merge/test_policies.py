@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compiler.passes.merge.mtz import distances, regular, shared_weights
-from compiler.passes.merge.pairing import greedy_pairs, merge_matrices, zip_groups
+from compiler.passes.merge.pairing import greedy_pairs, zip_groups
 from compiler.passes.merge.pam import (
     VARIANCE,
     entropy,
@@ -98,14 +98,6 @@ def test_zipit_scales_what_was_merged():
     likeness[2, 3] = likeness[3, 2] = 0.25
     assert zip_groups(likeness, "aabb", 2, alpha=1.0, beta=0.5) == [[0, 1, 2], [3]]
     assert zip_groups(likeness, "aabb", 2, alpha=0.3, beta=0.5) == [[0, 1], [2, 3]]
-
-
-def test_zipit_merge_and_unmerge():
-    """merge averages (column-normalised), unmerge copies; merging what was unmerged gives it back."""
-    merge, unmerge = merge_matrices([[0, 2], [1], [3]], 4)
-    assert merge.tolist() == [[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
-    assert unmerge.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
-    assert np.allclose(merge @ unmerge, np.eye(3))
 
 
 # ---------------------------------------------------------------------- PAM
