@@ -37,6 +37,7 @@ from compiler.passes.merge.rows import held_out, restored, value_rows
 from compiler.passes.merge.solve import BETTER, Freedom, measure, solve
 from compiler.passes.merge.stages import label, owners, stages
 from compiler.passes.merge.streams import Streams, _classes
+from compiler.passes.merge.trunks import Trunks
 from compiler.passes.prune.fit import POSITIONS, spread
 from tests.graphs import Builder
 from tests.passes.merge.families import joined, plain, residual
@@ -390,6 +391,28 @@ def test_the_deepest_merge_within_the_limits_is_found(deepest: int) -> None:
 
         found = _deepest(build, least, 5, Limits(0.1, {}))
         assert found.depth == max(least, deepest) and len(tried) <= 4
+
+
+class Depths(Trunks):
+    """One trunk of which cuts up to the `deepest` keep the limits; notes what is taken and which were looked at."""
+
+    def __init__(self, deepest: int) -> None:
+        self.deepest, self.tried, self.taken = deepest, list[int](), 0
+
+    def _at(self, depth: int, forced: bool):  # type: ignore[no-untyped-def]
+        self.tried.append(depth)
+        return SimpleNamespace(depth=depth) if forced or depth <= self.deepest else None
+
+    def _accept(self, trial) -> None:  # type: ignore[no-untyped-def]
+        self.taken = trial.depth
+
+
+@pytest.mark.parametrize("deepest", range(6))
+@pytest.mark.parametrize("least", range(3))
+def test_the_deepest_trunk_within_the_limits_is_found(deepest: int, least: int) -> None:
+    trunks = Depths(deepest)
+    trunks.trunk(least, 5)
+    assert trunks.taken == max(least, deepest) and len(trunks.tried) <= 5
 
 
 # ---------------------------------------------------------------------- options
