@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,6 @@ def switch(net: Network, samples: Sequence[Mapping[str, np.ndarray]], count: int
 
 
 def _run(workers: Sequence[_Worker], count: int) -> None:
-    threads = [threading.Thread(target=w.run, args=(count,)) for w in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(workers)) as pool:
+        for finished in [pool.submit(w.run, count) for w in workers]:
+            finished.result()  # raises what the thread raised

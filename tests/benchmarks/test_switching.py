@@ -66,6 +66,13 @@ def test_random_switching_visits_everything_and_counts_other_bytes():
     assert 0.5 * share < asked_wrongly / 800 < 2 * share, "the warm-up counts as well"
 
 
+def test_a_call_that_fails_in_a_thread_fails_the_study():
+    net = FakeNetwork()
+    net.bind = lambda tasks, **x: lambda level: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        switch(net, SAMPLES, 400, seed=3)
+
+
 def test_the_cost_of_a_switch_is_what_mixed_levels_take_longer():
     net = FakeNetwork()
     added, levels = switching.switch_seconds(net, SAMPLES[0], rounds=2)

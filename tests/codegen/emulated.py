@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compiler.codegen.bundle import write_bundle
-from compiler.codegen.emulate import run_selftest
+from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.link import find_toolchain
 from compiler.codegen.program import Library
 from compiler.codegen.target import Target, find_target
@@ -27,7 +27,11 @@ def check_emulated(library: Library, graph: Graph, target: Target, folder: Path)
     """The self-test against the reference passes; skipped where nothing emulates the processor."""
     golden = golden_of(graph, None, 0)
     bundle = write_bundle(library, target, folder, sources={}, golden=golden, graph_onnx=b"", config_text="")
-    result = run_selftest(bundle, target)
+    expect_passed(run_selftest(bundle, target))
+
+
+def expect_passed(result: SelftestResult) -> None:
+    """Skipped where nothing emulates the processor."""
     if "cannot run or emulate" in result.reason:
         pytest.skip(result.reason)
-    assert (result.status, result.reason) == ("passed", "")
+    assert (result.status, result.reason) == ("passed", ""), result.output

@@ -11,11 +11,11 @@ from onnx import TensorProto
 from compiler.codegen import interface
 from compiler.codegen.emulate import fastest_calls, run_bench, run_selftest
 from compiler.codegen.golden import Golden, Sample
-from compiler.codegen.link import find_toolchain
 from compiler.codegen.target import Feature, find_target
 from compiler.compile import build
 from compiler.errors import TargetError
 from compiler.ir.types import DType
+from tests.codegen.emulated import linkable
 from tests.codegen.handmade import KERNELS, X, compile_kernels, expected, golden, tiny_bundle, tiny_library
 from tests.graphs import Builder
 
@@ -113,9 +113,7 @@ def test_bench_refuses_a_foreign_target(tmp_path: Path) -> None:
 
 
 def emulated(name: str, folder: Path, cpu: str = "") -> tuple[str, str]:
-    target = find_target(name)
-    if find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {name}")
+    target = linkable(name)
     library = tiny_library(compile_kernels(target, folder), (1, 3))
     result = run_selftest(tiny_bundle(library, target, folder / "dist"), target, cpu=cpu)
     if "cannot run or emulate" in result.reason:

@@ -8,23 +8,16 @@ import pytest
 from compiler.codegen import link
 from compiler.codegen.elf import Elf, archive
 from compiler.codegen.interface import interface
-from compiler.codegen.target import Target, find_target
 from compiler.errors import LoweringError
+from tests.codegen.emulated import linkable
 from tests.codegen.handmade import KERNELS, compile_kernels, tiny_bundle, tiny_library
 
 CROSS = ["aarch64-cortex-a72", "armv7-neon"]
 
 
-def needs_toolchain(name: str) -> Target:
-    target = find_target(name)
-    if link.find_toolchain(target) is None:
-        pytest.skip(f"no C compiler for {name}")
-    return target
-
-
 @pytest.mark.parametrize("name", ["host", *CROSS])
 def test_library_exports_the_header_and_imports_nothing_else(tmp_path: Path, name: str) -> None:
-    target = needs_toolchain(name)
+    target = linkable(name)
     library = tiny_library(compile_kernels(target, tmp_path))
     bundle = tiny_bundle(library, target, tmp_path / "dist")
     symbols = Elf(bundle.library.read_bytes()).symbols(dynamic=True)
@@ -39,7 +32,7 @@ def test_library_exports_the_header_and_imports_nothing_else(tmp_path: Path, nam
 
 @pytest.mark.parametrize("name", ["host", *CROSS])
 def test_archive_is_one_object_that_defines_the_header_only(tmp_path: Path, name: str) -> None:
-    target = needs_toolchain(name)
+    target = linkable(name)
     library = tiny_library(compile_kernels(target, tmp_path))
     bundle = tiny_bundle(library, target, tmp_path / "dist")
     data = bundle.archive.read_bytes()
@@ -50,7 +43,7 @@ def test_archive_is_one_object_that_defines_the_header_only(tmp_path: Path, name
 
 @pytest.mark.parametrize("name", ["host", *CROSS])
 def test_symbols_agree_with_nm(tmp_path: Path, name: str) -> None:
-    target = needs_toolchain(name)
+    target = linkable(name)
     bundle = tiny_bundle(tiny_library(compile_kernels(target, tmp_path)), target, tmp_path / "dist")
     listed = subprocess.run(["nm", "-D", bundle.library], check=True, capture_output=True, text=True).stdout
     rows = [line.split()[-2:] for line in listed.splitlines()]
@@ -60,7 +53,7 @@ def test_symbols_agree_with_nm(tmp_path: Path, name: str) -> None:
 
 
 def test_unexpected_import_is_refused(tmp_path: Path) -> None:
-    target = needs_toolchain("host")
+    target = linkable("host")
     source = "int puts(const char *);\n" + KERNELS.replace("return EXIT", 'return puts("x")')
     library = tiny_library(compile_kernels(target, tmp_path, source))
     with pytest.raises(LoweringError, match="imports puts"):
@@ -69,21 +62,21 @@ def test_unexpected_import_is_refused(tmp_path: Path) -> None:
 
 
 def test_libm_is_allowed(tmp_path: Path) -> None:
-    target = needs_toolchain("host")
+    target = linkable("host")
     source = "float expf(float);\n" + KERNELS.replace("return EXIT", "y[1] += (int)(0 * expf(s[0])); return EXIT")
     bundle = tiny_bundle(tiny_library(compile_kernels(target, tmp_path, source)), target, tmp_path / "dist")
     assert "expf" in bundle.manifest["library"]["imports"]
 
 
 def test_missing_kernel_is_reported_with_the_linkers_words(tmp_path: Path) -> None:
-    target = needs_toolchain("host")
+    target = linkable("host")
     library = tiny_library(compile_kernels(target, tmp_path, KERNELS.replace("k_tiny_2", "k_tiny_9")))
     with pytest.raises(LoweringError, match="k_tiny_2"):
         tiny_bundle(library, target, tmp_path / "dist")
 
 
 def test_two_archives_with_equal_kernel_names_fit_in_one_program(tmp_path: Path) -> None:
-    target = needs_toolchain("host")
+    target = linkable("host")
     toolchain = link.find_toolchain(target)
     assert toolchain is not None
     objects = compile_kernels(target, tmp_path)
@@ -100,7 +93,7 @@ def test_two_archives_with_equal_kernel_names_fit_in_one_program(tmp_path: Path)
 
 
 def test_hiding_changes_visibility_and_nothing_else(tmp_path: Path) -> None:
-    before = compile_kernels(needs_toolchain("host"), tmp_path)
+    before = compile_kernels(linkable("host"), tmp_path)
     after = Elf(before).hide()
     changed = [i for i, (x, y) in enumerate(zip(before, after, strict=True)) if x != y]
     assert len(changed) == 3, "one byte per kernel"
@@ -109,7 +102,7 @@ def test_hiding_changes_visibility_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_archive_round_trip(tmp_path: Path) -> None:
-    data = compile_kernels(needs_toolchain("host"), tmp_path)
+    data = compile_kernels(linkable("host"), tmp_path)
     (tmp_path / "x.a").write_bytes(archive([("one.o", data), ("two.o", data)]))
     listed = subprocess.run(["ar", "t", "x.a"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert listed.split() == ["one.o", "two.o"]
@@ -118,7 +111,7 @@ def test_archive_round_trip(tmp_path: Path) -> None:
 
 
 def test_executable_stack_and_run_path_are_noticed(tmp_path: Path) -> None:
-    toolchain = link.find_toolchain(needs_toolchain("host"))
+    toolchain = link.find_toolchain(linkable("host"))
     assert toolchain is not None
     (tmp_path / "x.c").write_text("int x(void) { return 1; }")
     flags = ["-shared", "-fPIC", "-Wl,-z,execstack", "-Wl,-rpath,/somewhere"]
@@ -133,7 +126,7 @@ def test_not_an_elf_file() -> None:
 
 @pytest.mark.parametrize("target", ["host", "armv7-neon"])
 def test_a_symbol_gets_another_name_and_the_others_stay(target: str, tmp_path: Path) -> None:
-    before = compile_kernels(needs_toolchain(target), tmp_path)
+    before = compile_kernels(linkable(target), tmp_path)
     after = Elf(before).renamed("k_tiny_1", "k_a_much_longer_name_of_a_kernel")
     names = [s.name for s in Elf(before).symbols()]
     assert [s.name for s in Elf(after).symbols()] == [
@@ -142,7 +135,7 @@ def test_a_symbol_gets_another_name_and_the_others_stay(target: str, tmp_path: P
     with pytest.raises(LoweringError, match="an object has 0 symbols 'k_tiny_9'; 1 expected"):
         Elf(before).renamed("k_tiny_9", "k")
     (tmp_path / "renamed.o").write_bytes(after)
-    toolchain = link.find_toolchain(needs_toolchain(target))
+    toolchain = link.find_toolchain(linkable(target))
     assert toolchain is not None
     subprocess.run([*toolchain.cc, "-shared", "-o", "renamed.so", "renamed.o"], cwd=tmp_path, check=True)
     exported = {s.name for s in Elf((tmp_path / "renamed.so").read_bytes()).symbols(dynamic=True)}
