@@ -49,7 +49,7 @@ from benchmarks.peers import PEERS
 from benchmarks.portfolio import SAME_SHAPES
 from benchmarks.results import failed, keep, record_of
 from benchmarks.rows import Row
-from benchmarks.settings import Settings, parser, say
+from benchmarks.settings import Settings, no_data, parser, say
 from benchmarks.sparse_cases import portable
 from compiler import Graph, load, open_bundle, to_onnx
 from compiler.errors import PassError
@@ -265,9 +265,11 @@ def main(arguments: list[str]) -> int:
     try:
         importlib.import_module("onnxsim")
         case = CASES[given.network](given.data, given.quick)
-    except (FileNotFoundError, ImportError) as error:
-        say(f"{error}: install the extra `bench`, and name the folder of the data with --data")
+    except ImportError as error:
+        say(f"{error}: install the extra `bench`")
         return 2
+    except FileNotFoundError as error:
+        return no_data(error)
     few, allowed = (1, 1.0) if given.quick else (None, ALLOWED)
     numbers = study(case, settings, given.pattern, given.density[:few], given.width[:few], allowed)
     seeds = {"network, data and training": SEED}

@@ -30,8 +30,11 @@ HONEST = 0.15
 
 
 def shares_of(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them. ValueError where there are none."""
-    return tuple(map(float, text.split(",")))
+    """Numbers with commas between them. ArgumentTypeError for anything else."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of shares such as 0.8,0.6") from None
 
 
 def measured_on(core: int, lock: Path | None) -> Measure:

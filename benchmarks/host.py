@@ -65,7 +65,8 @@ def timed_cores(count: int, first: int | None = None) -> tuple[int, ...]:
     usable = sorted(os.sched_getaffinity(0)) if first is None else list(range(os.cpu_count() or 1))[first:]
     chosen = usable[-count:] if first is None else usable[:count]
     if len(chosen) < count:
-        raise SystemExit(f"{count} cores wanted; usable are {', '.join(map(str, usable)) or 'none'}")
+        which = "" if first is None else f" from {first} on"
+        raise SystemExit(f"{count} cores wanted{which}; usable are {', '.join(map(str, usable)) or 'none'}")
     return tuple(chosen)
 
 

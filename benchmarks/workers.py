@@ -24,7 +24,7 @@ from benchmarks.families import trunk_and_head
 from benchmarks.host import facts
 from benchmarks.ours import PASSES, through
 from benchmarks.results import keep
-from benchmarks.settings import say
+from benchmarks.settings import positive, say
 from compiler import Graph, Nest, build, load, union
 from compiler.workers.jobs import Executor, Here, Job, Workers
 from compiler.workers.pool import Pool
@@ -138,7 +138,7 @@ def rows(graph: Graph, counts: Sequence[int]) -> Iterator[Row]:
 def main(arguments: list[str]) -> int:
     """Print a line per way; `--save` writes workers.json. 1 where bytes differ or a loss is not told once."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks workers", description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of workers")
+    parser.add_argument("--counts", type=positive, nargs="+", default=COUNTS, help="numbers of workers")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
     parser.add_argument("--save", type=Path, help="folder for workers.json")
     options = parser.parse_args(arguments)

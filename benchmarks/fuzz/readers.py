@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -355,8 +356,10 @@ def by_coverage(attack: Attack, seed: int, seconds: float, finish: Callable[[], 
 def attack(seconds: float, seed: int, coverage: bool = False, save: Path | None = None) -> int:
     """Every reader in a child of its own, `seconds` of processor time each; prints a line per reader.
 
-    1 where anything was found.
+    1 where anything was found, 2 where what guides by coverage is not installed.
     """
+    if coverage and not _guided():
+        return 2
     status = 0
     for name in READERS:
         command = [
@@ -378,6 +381,8 @@ def attack(seconds: float, seed: int, coverage: bool = False, save: Path | None 
 def main(arguments: Sequence[str]) -> int:
     """Attack one reader here."""
     options = _parser().parse_args(arguments)
+    if options.coverage and not _guided():
+        return 2
     if options.coverage and "benchmarks.fuzz.covered" not in _program():
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.fuzz.covered", *arguments])
     with attacked(options.name) as made:
@@ -396,6 +401,14 @@ def main(arguments: Sequence[str]) -> int:
             by_coverage(made, options.seed, options.seconds, finish)
         by_seed(made, options.seed, options.seconds)
         return finish()
+
+
+def _guided() -> bool:
+    """Whether atheris is installed, which is said where it is not."""
+    found = importlib.util.find_spec("atheris") is not None
+    if not found:
+        print("--coverage needs atheris, which is not installed: pip install atheris", file=sys.stderr)
+    return found
 
 
 def _program() -> str:

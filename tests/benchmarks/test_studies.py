@@ -145,9 +145,11 @@ def test_without_wake_word_networks_the_study_says_so(tmp_path, capsys):
         assert "name their folder with --networks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("study", ["darb", "portfolio", "nesting"])
+@pytest.mark.parametrize("study", ["darb", "portfolio", "nesting", "equal-accuracy"])
 def test_data_that_are_not_here_are_named(study, tmp_path, capsys):
     pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+    if study == "equal-accuracy":
+        pytest.importorskip("onnxsim", reason="needs onnxsim, which the extra [bench] installs")
     assert __main__.main([study, "--kept", str(tmp_path), "--data", str(tmp_path / "no")]) == 2
     assert f"{tmp_path}/no/" in capsys.readouterr().err
 
@@ -168,6 +170,7 @@ def test_graphs_and_cases_that_are_not_here_are_named(tmp_path, capsys):
         ("switching", "--calls", "0"),
         ("darb", "--data", ".", "--density"),
         ("frontier", "--shares", "0.5,"),
+        ("workers", "--counts", "0"),
     ],
     ids=" ".join,
 )

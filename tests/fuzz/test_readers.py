@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.fuzz import readers
 from benchmarks.fuzz.readers import READERS, Watch, attacked, by_seed
 from compiler.calibration.data import load_arrays
 from compiler.codegen.bundle import read_bundle, read_index
@@ -37,6 +38,15 @@ def test_damaged_files_end_in_errors_of_ours(name: str) -> None:
 
 def test_every_reader_is_attacked_here_or_needs_a_whole_build() -> None:
     assert set(READERS) - set(INPUTS) == {"plan"}
+
+
+def test_coverage_without_what_guides_is_said_and_no_finding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None)
+    assert readers.attack(1.0, 0, coverage=True) == readers.main(["spec", "--coverage"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("pip install atheris") == 2 and "FOUND" not in captured.out
 
 
 def test_a_file_outside_the_folder_is_seen(tmp_path: Path) -> None:
