@@ -6,16 +6,58 @@ were grouped or on how many samples there are.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from compiler.calibration.engine import Engine
-from compiler.ir.graph import Graph, Node
+from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.types import ValueRef
 
 Feed = Mapping[str, np.ndarray]
+
+KEPT_BYTES = 64 << 20
+"""Bytes of the values of parts that stay ready to run: passes walk through the same nodes again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some nodes ready to run: what they read that is not constant, what they make, bytes of all their values."""
+
+    engine: Engine
+    reads: tuple[ValueRef, ...]
+    makes: tuple[ValueRef, ...]
+    bytes: int
+
+
+class Parts:
+    """Parts by their nodes and values, as long as the latest ones take no more than `limit` bytes together.
+
+    Payloads are replaced and never mutated, so the same objects are the same part, in whatever graph they are.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._kept: OrderedDict[tuple[object, ...], Part] = OrderedDict()
+
+    def of(self, sites: Sequence[Site]) -> Part:
+        """The nodes of these sites as a part. UnsupportedModelError where onnxruntime cannot open it."""
+        key = tuple((s.node, _positions(s), s.results) for s in sites)
+        part = self._kept.get(key)
+        if part is not None:
+            self._kept.move_to_end(key)
+            return part
+        part = self._kept[key] = _part(sites)
+        self._bytes += part.bytes
+        while self._bytes > self._limit:
+            self._bytes -= self._kept.popitem(last=False)[1].bytes
+        return part
+
+
+_parts = Parts(KEPT_BYTES)
 
 
 class Tape:
@@ -32,15 +74,14 @@ class Tape:
 
     def run(self, nodes: Iterable[Node]) -> None:
         """Evaluate nodes, as the graph has them now; what they read must be there or among their results."""
-        part, results = self._part(list(nodes))
-        if not results:
+        sites = [self.graph.site(n) for n in nodes]
+        if not sites:
             return
-        engine = Engine(to_onnx(part), optimise=False)
-        read = [v.ref for v in part.inputs]
-        made: dict[ValueRef, list[np.ndarray]] = {r: [] for r in results}
+        part = _parts.of(sites)
+        made: dict[ValueRef, list[np.ndarray]] = {r: [] for r in part.makes}
         for sample in range(self.samples):
-            outputs = engine.run({r.name: self._arrays[r][sample] for r in read})
-            for ref in results:
+            outputs = part.engine.run({r.name: self._arrays[r][sample] for r in part.reads})
+            for ref in part.makes:
                 made[ref].append(outputs[ref.name])
         self._arrays |= made
 
@@ -58,26 +99,28 @@ class Tape:
         """Forget a value."""
         self._arrays.pop(ref, None)
 
-    def _part(self, nodes: Sequence[Node]) -> tuple[Graph, list[ValueRef]]:
-        """The nodes as a graph of their own, and what they make."""
-        part = Graph("part")
-        made = {v.ref for n in nodes for v in self.graph.results(n)}
-        for node in nodes:
-            for _, value in self.graph.operands(node).present():
-                if value.ref in made or value.ref in part:
-                    continue
-                if value.data is not None:
-                    part.add_value(value.ref.name, value.type, value.data)
-                else:
-                    part.add_input(value.ref.name, value.type)
-        for value in (v for n in nodes for v in self.graph.results(n)):
-            part.add_value(value.ref.name, value.type)
-        for node in nodes:
-            site = self.graph.site(node)
-            reads = [site.operands.optional(i) for i in range(len(site.operands))]
-            refs = [None if v is None else v.ref for v in reads]
-            part.add_node(node.ref.name, node.op, node.attrs, refs, [v.ref for v in site.results])
-        results = sorted(made)
-        if results:
-            part.set_task("part", results)
-        return part, results
+
+def _positions(site: Site) -> tuple[Value | None, ...]:
+    """The operands by formal position."""
+    return tuple(site.operands.optional(i) for i in range(len(site.operands)))
+
+
+def _part(sites: Sequence[Site]) -> Part:
+    """The nodes as a graph of their own, opened."""
+    graph = Graph("part")
+    made = {v.ref: v for s in sites for v in s.results}
+    read = {v.ref: v for s in sites for _, v in s.operands.present() if v.ref not in made}
+    for value in read.values():
+        if value.data is not None:
+            graph.add_value(value.ref.name, value.type, value.data)
+        else:
+            graph.add_input(value.ref.name, value.type)
+    for value in made.values():
+        graph.add_value(value.ref.name, value.type)
+    for site in sites:
+        refs = [None if v is None else v.ref for v in _positions(site)]
+        graph.add_node(site.node.ref.name, site.node.op, site.attrs, refs, [v.ref for v in site.results])
+    makes = sorted(made)
+    graph.set_task("part", makes)
+    size = sum(v.type.bytes for v in (*read.values(), *made.values()))
+    return Part(Engine(to_onnx(graph), optimise=False), tuple(v.ref for v in graph.inputs), tuple(makes), size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.calibration.tape import Tape
+from compiler.calibration.tape import Parts, Tape
 from compiler.ir.reference import difference, evaluate, random_feeds
 from tests.graphs import Builder
 
@@ -52,3 +52,27 @@ def test_dropped_values_are_gone():
     assert x.ref in tape
     tape.drop(x.ref)
     assert x.ref not in tape
+
+
+def test_the_same_nodes_are_opened_once_in_whatever_graph_they_are():
+    graph, parts = net(), Parts(1 << 20)
+    conv, relu, *_ = graph.sites()
+    part, twin = parts.of([conv]), graph.copy()
+    assert parts.of([twin.site(conv.node)]) is part is not parts.of([relu])
+    assert parts.of([conv, relu]) is not part
+    twin.update(conv.operands[2].ref, data=conv.operands[2].constant + 1)
+    assert parts.of([twin.site(conv.node)]) is not part is parts.of([conv])
+
+
+def test_the_latest_parts_within_the_limit_are_kept():
+    _, relu, flatten, gemm = net().sites()
+    size = 4 * (64 + 64)  # what Relu reads and makes; Flatten's values are as large
+    for limit, kept in ((2 * size, True), (2 * size - 1, False), (size - 1, False)):
+        parts = Parts(limit)
+        first, second = parts.of([relu]), parts.of([flatten])
+        assert first.bytes == second.bytes == size
+        assert (parts.of([relu]) is first) == kept
+    parts = Parts(size + Parts(0).of([gemm]).bytes)
+    first, second, again, third = (parts.of([s]) for s in (relu, flatten, relu, gemm))
+    assert parts.of([relu]) is again is first and parts.of([gemm]) is third
+    assert parts.of([flatten]) is not second
