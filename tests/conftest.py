@@ -1,6 +1,7 @@
 """One thread per process for linear algebra: the test processes fill the processors already. Kernels are compiled
-once for all tests."""
+once for all tests. What collecting the tests made is not searched for garbage while they run."""
 
+import gc
 import os
 import sys
 
@@ -13,6 +14,14 @@ def pytest_collection_modifyitems(items):
     """Files with tests marked slow go first: what runs last, when one process waits for the other, is short."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Modules and thousands of tests live to the end: looking through them again and again takes a twentieth
+    of a run."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(scope="session", autouse=True)

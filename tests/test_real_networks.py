@@ -62,8 +62,9 @@ def test_lifted_exported_and_compiled_results_are_right(name: str) -> None:
             load(path, inputs=row["input_shapes"])
         return
     found = verify_model(path, inputs=row["input_shapes"], ranges=ranges(row))
-    wrong = [c for c in found.comparisons if not c.right]
-    assert not wrong
+    assert not [c for c in found.comparisons if not c.right]
+    # the exported file's sums are onnxruntime's too: there no decision that is too close to call falls another way
+    assert not [c for c in found.comparisons if c.stage == "exported" and c.error > c.limit]
     assert {c.stage for c in found.comparisons} == {"lifted", "exported", "compiled"}
 
 

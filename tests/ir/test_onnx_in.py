@@ -13,7 +13,7 @@ from compiler.ir.onnx_out import to_onnx
 from compiler.ir.op import OPSET, Op
 from compiler.ir.text import digest
 from compiler.ir.types import ValueRef, splat_value
-from tests.ir.onnx_models import assert_same_outputs, noise, outputs_by_label, parse, run
+from tests.ir.onnx_models import assert_same_outputs, noise, parse
 from tests.shared import shared_path
 
 
@@ -298,38 +298,12 @@ def real_networks():
 REFUSED = {"superres.onnx", "silero_vad.onnx"}
 
 
-def test_real_networks_import_export_and_compute_the_same():
-    """Error relative to the tensor: at most 1e-4, or four times what onnxruntime differs from itself."""
-    wrong = []
+def test_real_networks_are_the_same_graph_after_export_and_import():
+    """What the exported file computes is compared in tests/test_real_networks.py."""
     for file, row in real_networks().items():
-        if file in REFUSED:
-            continue
-        path = shared_path("models", *file.split("/"))
-        graph = load(path, inputs=row["input_shapes"])
-        exported = to_onnx(graph)
-        if digest(load(exported)) != digest(graph):
-            wrong.append(f"{file}: another digest after export and import")
-        ranges = row.get("input_ranges") or {}
-        feeds = {v.ref.name: _feed(v, ranges.get(v.ref.name)) for v in graph.inputs}
-        want = run(path, feeds)
-        error = _error(list(outputs_by_label(exported, graph, feeds).values()), want)
-        if error <= 1e-4:
-            continue
-        spread = _error(run(path, feeds, optimise=False), want)
-        if error > 4 * spread:
-            wrong.append(f"{file}: differs by {error:.1e}, onnxruntime from itself by {spread:.1e}")
-    assert wrong == []
-
-
-def _feed(value, limits):
-    rng = np.random.default_rng(0)
-    drawn = rng.standard_normal(value.shape) if limits is None else rng.uniform(*limits, value.shape)
-    return drawn.astype(value.dtype.numpy)
-
-
-def _error(got, want):
-    pairs = zip(got, want, strict=True)
-    return max(float(np.abs(g.astype(np.float64) - w).max() / max(np.abs(w).max(), 1e-2)) for g, w in pairs)
+        if file not in REFUSED:
+            graph = load(shared_path("models", *file.split("/")), inputs=row["input_shapes"])
+            assert digest(load(to_onnx(graph))) == digest(graph), file
 
 
 def test_real_networks_that_are_refused_say_why():
