@@ -279,13 +279,13 @@ class _Rows:
         results = [graph.results(n)[0] for n in nodes]
         read = [graph.value(m) for m in row.members]
         axis = row.axis
-        if op.reinterprets and not _same_in_front(read, results, axis):
+        kept = _same_in_front(read, results, axis)
+        if op.reinterprets and not kept:
             axis = _leading(results[0])
         if not _alike(results, axis):
             return None
         if op.reinterprets:
-            ones = all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
-            fits = ones or _same_in_front(read, results, axis)
+            fits = kept or all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
             fits = fits and (op.name != "Squeeze" or all(v.shape[row.axis] > 1 for v in read))
         elif isinstance(op, Broadcast):
             fits = _spans(read, results, axis)

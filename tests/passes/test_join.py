@@ -124,6 +124,18 @@ def test_nodes_of_two_results_end_a_row():
     assert [len(j.nodes) for j in _Rows(siblings().done()).standing()] == [2, 2]
 
 
+@pytest.mark.parametrize(
+    ("batch", "shape", "nodes"), [(1, [-1], 2), (2, [-1], 5), (2, [2, -1], 2), (1, [1, -1], 2), (2, [1, -1], 5)]
+)
+def test_parts_that_are_flattened_over_samples_stay_apart(batch, shape, nodes):
+    """Values of both parts would come in turns, sample by sample; with one sample they come one after the other."""
+    b = Builder()
+    x = b.input("x", batch, 3, 6, 6)
+    parts = [b.apply("Reshape", b.conv(x, n, 1), b.const(shape)) for n in (3, 5)]
+    b.task("t", b.apply("Concat", *parts, axis=len(shape) - 1))
+    assert len(joined(b.done()).nodes()) == nodes
+
+
 @pytest.mark.parametrize("shapes", [((6,), (6,)), ((1, 1, 1), (5, 1, 1)), ((1, 1), (5, 1, 1))])
 def test_constants_that_are_not_one_per_channel_stay_apart(shapes):
     """Slopes of columns, and a slope for all channels beside one for each."""
