@@ -398,13 +398,32 @@ def _one_resize(app: Application, scope: Scope) -> Application:
     inputs = [app.inputs[0], *(n if n and scope.type(n).size else "" for n in app.inputs[1:])]
     while not inputs[-1]:
         inputs.pop()
-    app = replace(app, inputs=tuple(inputs))
+    app = replace(app, inputs=_counted(inputs, app.attrs.get("axes"), scope))
     if app.attrs["coordinate_transformation_mode"] != "tf_half_pixel_for_nn":
         return app
     if app.attrs["mode"] != "nearest" or app.attrs["nearest_mode"] != "floor":
         raise UnsupportedNode("tf_half_pixel_for_nn other than nearest, rounded down")
     attrs = _without(app, coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_ceil")
     return replace(app, attrs=attrs)
+
+
+def _counted(inputs: Sequence[str], axes: Sequence[int] | None, scope: Scope) -> tuple[str, ...]:
+    """The operands of Resize, such that float64 counts as many entries as float32.
+
+    onnxruntime makes 7 entries of 10 at a scale of 0.7, which is 0.69999999 in float32; ONNX's inference makes 6.
+    Sizes stand for such scales where they mean the same, else the least larger scales that give 7 either way.
+    """
+    scales, shape = scope.constant(inputs[2]) if len(inputs) == 3 else None, scope.type(inputs[0]).shape
+    dims = range(len(shape)) if axes is None else axes
+    if scales is None or scales.size != len(dims) or not all(-len(shape) <= d < len(shape) for d in dims):
+        return tuple(inputs)
+    sizes = np.array([shape[d] for d in dims], np.float32)
+    entries, larger = np.floor(sizes * scales), scales
+    while (short := np.floor(sizes * larger.astype(np.float64)) < entries).any():
+        if np.array_equal(entries / sizes, scales):
+            return (*inputs[:2], "", _ints(scope, entries.astype(int).tolist(), "sizes"))
+        larger = np.where(short, np.nextafter(larger, np.float32(np.inf)), larger)
+    return tuple(inputs) if larger is scales else (*inputs[:2], scope.literal(larger, "scales"))
 
 
 _FORMS: dict[str, Callable[[Application, Scope], Application]] = {

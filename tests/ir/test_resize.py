@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from compiler.ir.onnx_in import load
 from compiler.ir.op import IR_VERSION, OPSET
 from compiler.ir.ops.resize import AxisSpec, axis_table
-from tests.ir.onnx_models import run
+from compiler.ir.reference import evaluate
+from tests.ir.onnx_models import noise, parse, run
 
 FRAMES = ["asymmetric", "half_pixel", "half_pixel_symmetric"]
 ROUNDINGS = ["floor", "ceil", "round_prefer_ceil", "round_prefer_floor"]
@@ -47,3 +49,23 @@ def test_nearest_positions_are_those_of_onnxruntime(frame: str, rounding: str) -
         ).any()
     ]
     assert bool(different) is ((frame, rounding) in OPEN), different
+
+
+@pytest.mark.parametrize("opset", [10, 13, 21])
+@pytest.mark.parametrize("scales", [(1, 0.7), (1, 2.3), (1.5, 0.7)], ids=str)
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_results_have_as_many_entries_as_float32_counts(mode: str, scales: tuple[float, float], opset: int) -> None:
+    """10 * 0.7 is 7 in float32, as onnxruntime multiplies, though 0.7 is 0.69999999 there."""
+    region = "" if opset == 10 else "r, "
+    roi = "" if opset == 10 else "float[0] r = {}, "
+    height, width = scales
+    model = parse(
+        f"""resize (float[1,1,5,10] x) => (float[1,1,h,w] y)
+            <{roi}float[4] s = {{1, 1, {height}, {width}}}> {{ y = Resize <mode = "{mode}"> (x, {region}s) }}""",
+        opset,
+    )
+    graph, x = load(model), noise((1, 1, 5, 10))
+    (found,) = evaluate(graph, {"x": x}).values()
+    (expected,) = run(model, {"x": x})
+    assert found.shape == expected.shape == graph.outputs[0].shape
+    assert found == pytest.approx(expected, abs=1e-5)
