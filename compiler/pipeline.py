@@ -19,6 +19,7 @@ from compiler.ir.text import digest
 from compiler.json_form import finite
 from compiler.passes import find
 from compiler.passes.base import Note, Pass, Refusal, Resources, rounding
+from compiler.passes.extract import ExtractTasks
 from compiler.passes.spec import changed, convert, split
 from compiler.progress import tracked
 
@@ -100,12 +101,14 @@ class Pipeline:
     ) -> tuple[Graph, tuple[PassRecord, ...]]:
         """The rewritten graph and a record per pass; `stop_after` names the last pass to run.
 
-        Whatever a pass raises leaves with the pass named. VerifyError where an exact pass changed the outputs.
+        ConfigError, before any of them runs, with what is wrong with passes. Whatever a pass raises leaves with the
+        pass named. VerifyError where an exact pass changed the outputs.
         """
         use = use or Resources()
         records = []
         if stop_after is not None and all(p.name != stop_after for p in self.passes):
             raise ConfigError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
+        self._check(graph, use, stop_after)
         known = Facts.of(graph)
         for number, pass_ in enumerate(tracked(use.say, "passes", self.passes), 1):
             use.say(f"pass {number} of {len(self.passes)}: {pass_}")
@@ -118,6 +121,19 @@ class Pipeline:
             if pass_.name == stop_after:
                 break
         return graph, tuple(records)
+
+    def _check(self, graph: Graph, use: Resources, stop_after: str | None) -> None:
+        """ConfigError with all that keeps passes from starting, before the first of them takes its time."""
+        problems = []
+        for pass_ in self.passes:
+            if found := pass_.wrong(graph, use):
+                problems.append(f"{pass_}: {'; '.join(found)}")
+            elif isinstance(pass_, ExtractTasks):
+                graph = pass_(graph)  # so that those behind it are asked about the tasks they will see
+            if pass_.name == stop_after:
+                break
+        if problems:
+            raise ConfigError("\n".join(problems))
 
     def _step(self, pass_: Pass, before: Graph, known: Facts, use: Resources) -> tuple[Graph, PassRecord]:
         try:

@@ -18,6 +18,7 @@ from compiler.passes.base import Pass, Refusal, Resources
 from compiler.pipeline import Pipeline, parse
 from compiler.settings import DEFAULT_PASSES
 from tests.graphs import Builder
+from tests.passes.merge.families import joined, plain
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def test_an_exact_pass_that_changes_outputs_is_caught():
 
 def test_an_error_names_the_pass():
     with pytest.raises(ConfigError) as caught:
-        Pipeline.parse(["extract-tasks{tasks=z}"]).run(network())
-    assert "while running extract-tasks{tasks=z}" in caught.value.__notes__
+        Pipeline.parse(["extract-level{level=3}"]).run(network())
+    assert "while running extract-level{level=3}" in caught.value.__notes__
 
 
 def test_half_floats_are_held_to_their_own_rounding() -> None:
@@ -177,3 +178,40 @@ def test_half_floats_are_held_to_their_own_rounding() -> None:
     assert [n.op.name for n in graph.nodes()] == ["Conv", "Relu", "Conv"]
     assert 1e-5 < max(r.drift["t"] for r in records if r.drift) < 1e-2
     assert len(parse("prune-channels{flops=0.6}")(graph).nodes()) == 3
+
+
+@dataclass(frozen=True)
+class Slow(Pass):
+    """A pass that takes its time."""
+
+    name: ClassVar[str] = "slow"
+    exact: ClassVar[bool] = True
+
+    def rewrite(self, graph, use):
+        raise AssertionError("hours of work")
+
+
+def test_what_is_wrong_with_any_pass_is_told_before_the_first_one_runs():
+    graph = joined(plain("a", 0), plain("b", 1))
+    specs = (
+        "prune-channels{flops=0}",
+        "sparsify{density=2}",
+        "merge{policy=mtz,max_loss=0.1,limits=c:0.1}",
+        "nest",
+    )
+    specs += ("narrow{flops=2}", "distil{loss=xl}", "compress", "extract-tasks{tasks=c}")
+    passes = [parse(s) for s in specs]
+    with pytest.raises(ConfigError) as caught:
+        Pipeline((Slow(), *passes)).run(graph)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(p) for p in passes]
+    assert "limits: 'c:0.1' is not TASK:SHARE with one of a, b" in lines[2]
+    with pytest.raises(AssertionError, match="hours of work"):  # what would not run is not asked
+        Pipeline((Slow(), *passes)).run(graph, stop_after="slow")
+
+
+def test_passes_are_asked_about_the_tasks_that_are_left_for_them():
+    graph = joined(plain("a", 0), plain("b", 1), plain("c", 2))
+    specs = ("extract-tasks{tasks=a+b}", "merge{policy=exact,caps=a/c:5}")
+    with pytest.raises(ConfigError, match=r"^merge{.*}: .*caps: 'a/c:5' is not TASK/TASK:MACS with tasks of a, b$"):
+        Pipeline(tuple(parse(s) for s in specs)).run(graph)

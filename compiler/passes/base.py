@@ -250,6 +250,14 @@ class Pass(abc.ABC):
     keeps_levels: ClassVar[bool] = False
     """Whether a graph with sparsity levels may be given to it: what holds for its data must hold at every level."""
 
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
+        """What keeps the pass from starting whatever passes in front of it make of the network.
+
+        Asked before the first pass of a pipeline runs: of `graph` only tasks, inputs and outputs may be read.
+        TargetError where a package is missing.
+        """
+        return []
+
     def requires(self, graph: Graph, use: Resources) -> None:
         """Raise PassError or ConfigError, with the reason, where the pass cannot start."""
         return
@@ -264,13 +272,16 @@ class Pass(abc.ABC):
 
     @final
     def run(self, graph: Graph, use: Resources | None = None) -> Outcome:
-        """requires -> copy -> rewrite -> verify -> ensures -> freeze.
+        """wrong, requires -> copy -> rewrite -> verify -> ensures -> freeze.
 
-        ConfigError where a pattern of the option `exclude`, which some passes have, names nothing in `graph`.
+        ConfigError where something is wrong, and where a pattern of the option `exclude`, which some passes have,
+        names nothing in `graph`.
         """
         use = Resources() if use is None else use
         self._refuse_levels(graph)
         check_patterns(graph, getattr(self, "exclude", ()), f"{self.name}: exclude")
+        if problems := self.wrong(graph, use):
+            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
         self.requires(graph, use)
         after = graph.copy()
         with heard_by(use.say):

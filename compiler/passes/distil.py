@@ -69,14 +69,12 @@ class Distil(Pass):
     rounds: int = 0
     settle: int = 1
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
         if self.epochs < 1 or self.batch < 1 or self.samples < 0 or self.patience < 0:
             problems.append("epochs and batch start at 1, samples and patience at 0")
         if self.rounds < 0 or self.settle < 1:
             problems.append("settle starts at 1, rounds at 0")
-        if self.rounds and level_count(graph) == 1:
-            problems.append("rounds are for networks with sparsity levels; run nest before")
         if self.rate <= 0 or self.temperature <= 0 or self.labels < 0:
             problems.append("rate and temperature must be above 0, labels cannot be negative")
         if self.loss not in ("mse", "kl"):
@@ -94,9 +92,13 @@ class Distil(Pass):
         if self.labels and not use.labels:
             problems.append("labels asks for class labels; the calibration data has no array named as a task")
         problems += teacher_problems(graph, use.teacher)
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
-        torch_module("distilling", self.name)
+        if not problems:
+            torch_module("distilling", self.name)
+        return problems
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        if self.rounds and level_count(graph) == 1:
+            raise ConfigError(f"{self.name}: rounds are for networks with sparsity levels; run nest before")
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None

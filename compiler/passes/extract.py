@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compiler.errors import ConfigError, VerifyError
+from compiler.errors import VerifyError
 from compiler.ir.graph import Graph
 from compiler.passes.base import Pass, Refusal, Resources
 from compiler.passes.dead import sweep
@@ -25,11 +25,12 @@ class ExtractTasks(Pass):
 
     tasks: tuple[str, ...] = ()
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         unknown = [t for t in self.tasks if t not in graph.tasks]
         if unknown or not self.tasks:
             what = f"there is no task {', '.join(map(repr, unknown))}" if unknown else "no task was named"
-            raise ConfigError(f"extract-tasks: {what}; the tasks are {', '.join(graph.tasks)}")
+            return [f"{what}; the tasks are {', '.join(graph.tasks)}"]
+        return []
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         for task in tuple(graph.tasks):

@@ -55,7 +55,7 @@ def test_single_numbers_are_no_distributions():
     use = Resources(calibration={"x": np.zeros((20, 5), np.float32)}, teacher=graph)
     for pass_ in (Distil(loss="kl"), Distil(classes=("t",)), Narrow(loss="kl")):
         with pytest.raises(ConfigError, match=r"task 't' answers a single number.*take loss=mse"):
-            pass_.requires(graph, use)
+            pass_.run(graph, use)
 
 
 # ---------------------------------------------------------------------- with torch

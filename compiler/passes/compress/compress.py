@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from compiler.errors import ConfigError, PassError
+from compiler.errors import PassError
 from compiler.ir.graph import Graph, Ref
 from compiler.ir.ties import Atom, Closure
 from compiler.passes.base import Batch, Note, Pass, Refusal, Resources
@@ -75,18 +75,16 @@ class Compress(Pass):
     exclude: tuple[str, ...] = ()
     samples: int = 256
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = problems_of(self, use)
         if self._only_drop and self.accuracy_drop is None:
             problems.append("give a budget, for example compress{latency_us=100}, or accuracy_drop")
         if self.update == "obs" and use.calibration is None:
             problems.append("update=obs needs calibration inputs")
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
-        limit = Limit("flops", 1.0)
-        self._channels(use).requires(graph, use)
+        problems += self._channels(use).wrong(graph, use)
         if self.among:
-            self._patterns(limit, use).requires(graph, use)
+            problems += self._patterns(Limit("flops", 1.0), use).wrong(graph, use)
+        return problems
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told = within_drop(self, graph, use) if self._only_drop else self._compress(graph, use)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.cost.combine import cost_report
-from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.errors import PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference
 from compiler.ir.types import ValueRef
@@ -104,7 +104,7 @@ class Merge(Pass):
     samples: int = 512
     exclude: tuple[str, ...] = ()
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
         if self.policy not in POLICIES:
             problems.append(f"policy is '{self.policy}'; it can be {', '.join(POLICIES)}")
@@ -117,7 +117,7 @@ class Merge(Pass):
                 problems.append(f"{name} cannot be negative")
         if not 0 < self.share <= 1 or self.multiple < 1 or self.depth < 0 or self.samples < 1:
             problems.append("share lies in (0, 1], multiple and samples start at 1, depth at 0")
-        if self.policy != "exact" and use.calibration is None:
+        if self.policy in POLICIES and self.policy != "exact" and use.calibration is None:
             problems.append(
                 f"policy {self.policy} needs calibration inputs; give [calibration] data, or take policy=exact"
             )
@@ -127,8 +127,7 @@ class Merge(Pass):
                 read()
             except ValueError as error:
                 problems.append(str(error))
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+        return problems
 
     def _idle(self) -> list[str]:
         """Options that were given and that the policy does not read."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compiler.errors import BudgetError, ConfigError, PassError, VerifyError
+from compiler.errors import BudgetError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import CPU_ONLY, Note, Pass, Refusal, Resources, memory_for, torch_module
@@ -206,7 +206,7 @@ class Narrow(Pass):
     caps: tuple[str, ...] = ()
     samples: int = 0
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
         if not 0 < self.flops <= 1 or not 0 < self.step < 1:
             problems.append("flops lies in (0, 1], step in (0, 1)")
@@ -222,9 +222,9 @@ class Narrow(Pass):
             caps_of(self.caps, graph)
         except ValueError as error:
             problems.append(str(error))
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
-        torch_module("supernet", self.name)
+        if not problems:
+            torch_module("supernet", self.name)
+        return problems
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         with memory_for(self.name, "fewer samples or a smaller drawn", CPU_ONLY):

@@ -13,7 +13,7 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
-from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.errors import PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
@@ -94,7 +94,7 @@ class PruneChannels(Pass):
     target: str = "host"
     accuracy_drop: float | None = None
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
         given = [v for v in (self.flops, self.parameters, self.weight_bytes, self.latency_us) if v is not None]
         if len(given) > 1 or (not given and self.accuracy_drop is None):
@@ -113,8 +113,7 @@ class PruneChannels(Pass):
             problems.append("multiple and samples start at 1, floor lies in [0, 1)")
         if use.calibration is None and (self.score in NEEDS_DATA or self.recover != "none"):
             problems.append("score rms, obs or fisher and recover need calibration inputs")
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+        return problems
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told = within_drop(self, graph, use) if self._only_drop else self._prune(graph, use)

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import ClassVar, Literal
 
-from compiler.errors import ConfigError, PassError
+from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.passes.base import Batch, Pass, Refusal, Resources
 from compiler.passes.budget.accuracy import within_drop
@@ -67,7 +67,7 @@ class Sparsify(Pass):
     accuracy_drop: float | None = None
     among: tuple[Pattern, ...] = ()
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = problems_of(self, use)
         given = [v for v in (self.density, self.sparsity) if v is not None]
         if self._budgeted:
@@ -91,8 +91,7 @@ class Sparsify(Pass):
             problems.append(f"samples is {self.samples}; it starts at 1")
         if self.update == "obs" and use.calibration is None:
             problems.append("update=obs needs calibration inputs")
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+        return problems
 
     def _density_problems(self) -> list[str]:
         low, high = (1 / DARB_SIZES[-1], 1 / DARB_SIZES[0]) if self.pattern == "darb" else (0.0, 1.0)

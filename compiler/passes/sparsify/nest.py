@@ -52,7 +52,7 @@ class Nest(Pass):
     min_inputs: int = 16
     exclude: tuple[str, ...] = ()
 
-    def requires(self, graph: Graph, use: Resources) -> None:
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
         shares = list(self.levels)
         if not 2 <= len(shares) <= MOST_LEVELS or sorted(set(shares)) != shares:
@@ -66,8 +66,7 @@ class Nest(Pass):
             problems.append(f"samples is {self.samples}; biases are corrected from at least {HELD_OUT} inputs")
         if self.min_inputs < 1:
             problems.append(f"min_inputs is {self.min_inputs}; it starts at 1")
-        if problems:
-            raise ConfigError(f"{self.name}: {'; '.join(problems)}")
+        return problems
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         chosen, refusals = self._candidates(graph, use)
