@@ -72,7 +72,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         "--kept",
         type=Path,
         default=Path(".bench/merging"),
-        help="folder of trained single networks and of sweeps, which are run once",
+        help="folder of trained single networks, of sweeps and of releases' pipelines, which are run once",
     )
     parser.add_argument(
         "--as-kept",
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     options = options_of(arguments)
     torch.set_num_threads(1)
     if options.releases is not None:
-        releases.main(options.releases, options.save, say)
+        releases.main(options.releases, options.kept, options.save, say)
         return 0
     if options.pairs is not None and not options.networks.exists():
         say(f"{options.networks} is not here: name the folder of other people's networks with --networks")
