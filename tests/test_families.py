@@ -89,7 +89,7 @@ def test_fashion_for_a_64_bit_arm(releases: Callable[[str], Compiled]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "share"), [("spoken", 0.60), ("fashion", 0.60)])
+@pytest.mark.parametrize(("family", "share"), [("spoken", 0.37), ("fashion", 0.60)])
 def test_merged_then_pruned_keeps_the_gates_and_the_bits_of_every_subset(
     family: str, share: float, tmp_path: Path
 ) -> None:

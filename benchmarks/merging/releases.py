@@ -193,9 +193,9 @@ def smallest(bench: Bench, pipeline: str, caps: str) -> Result | None:
     *merging, pruner = passes_of(pipeline, len(tasks))
     start = (*EXACT, *merging, DISTIL) if merging else EXACT
     shares = [b * expected(bench.measured(EXACT)) / expected(bench.measured(start)) for b in BUDGETS]
-    tries = [(), *(narrowed(pruner, s, caps) for s in shares if s < 1)]
-    within, low, high = None, 0, len(tries)
-    while low < high:
+    tries = [narrowed(pruner, s, caps) for s in shares if s < 1]
+    within, low, high = bench.within(start, ()), 0, len(tries)
+    while within is not None and low < high:
         at = (low + high) // 2
         found = bench.within(start, tries[at])
         within, low, high = (within, low, at) if found is None else (found, at + 1, high)
