@@ -52,6 +52,11 @@ class Step:
         active = sum(1 << i for i, mask in enumerate(self.members) if mask & tasks)
         return tuple(bool(u & active) for u in self.built.users) or (True,) * len(self.built.slots)
 
+    def tasks_of(self, slot: int) -> int:
+        """The tasks whose calls use the slot at a position."""
+        tasks = (t for t in range(self.mask.bit_length()) if self.mask >> t & 1)
+        return sum(1 << t for t in tasks if self.needs(1 << t)[slot])
+
 
 @dataclass
 class _Plan:
@@ -194,17 +199,18 @@ def _alias_view(plan: _Plan, group: Group) -> bool:
 
 
 def _plan_outputs(plan: _Plan) -> None:
-    """Every task output reaches the caller: written there directly where nothing else reads it, else copied."""
+    """Every task output reaches the caller: written there directly where nothing else reads it and only calls for
+    that task write it, else copied."""
     position = itertools.count()
     times: dict[ValueRef, int] = {}
     for value in plan.graph.outputs:
         times[value.ref] = times.get(value.ref, 0) + 1
-    written = {s.ref for step in plan.steps for s in step.built.slots if s.kind in ("value", "plain")}
+    users = _users(plan.steps)
     for bit, task in enumerate(plan.graph.tasks.values()):
         for ref in task.outputs:
             slot, value = Slot("output", at=next(position)), plan.graph.value(ref)
             stored = Slot("value", ref)
-            sole = times[ref] == 1 and not plan.graph.uses(ref) and ref in written
+            sole = times[ref] == 1 and not plan.graph.uses(ref) and users.get(ref) == 1 << bit
             if not value.size:
                 continue
             if sole and isinstance(plan.builder.layout(ref), Plain) and stored not in plan.alias:
@@ -214,6 +220,16 @@ def _plan_outputs(plan: _Plan) -> None:
                 stored = Slot("pool", at=plan.builder.pool.add(ref.name, value.data, "plain"))
             built = plan.builder.copy(value, plan.builder.layout(ref), Plain(), (stored, slot))
             plan.add(built, 1 << bit, (f"store {ref}",))
+
+
+def _users(steps: Sequence[Step]) -> dict[ValueRef, int]:
+    """The tasks whose calls read or write each value."""
+    found: dict[ValueRef, int] = {}
+    for step in steps:
+        for position, slot in enumerate(step.built.slots):
+            if slot.ref is not None:
+                found[slot.ref] = found.get(slot.ref, 0) | step.tasks_of(position)
+    return found
 
 
 # ---------------------------------------------------------------------- kernels and programs

@@ -30,6 +30,8 @@ class Memory:
         self.outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for t in library.tasks for p in t.outputs]
         self.workspace = aligned(program.workspace_bytes + self.CANARY)
         self.scratch = aligned(library.scratch_bytes + self.CANARY)
+        owners = [bit for bit, task in enumerate(library.tasks) for _ in task.outputs]
+        self._owned = {at for at, bit in enumerate(owners) if program.mask >> bit & 1}
         self._sizes = (program.workspace_bytes, library.scratch_bytes)
 
     def addresses(self, call: Call, pool: np.ndarray, elsewhere: bool) -> list[ctypes.c_void_p]:
@@ -44,6 +46,7 @@ class Memory:
         bases = {"pool": pool, "workspace": self.workspace, "scratch": self.workspace}
         if argument.kind in bases:
             return ctypes.c_void_p(bases[argument.kind].ctypes.data + argument.at)
+        assert argument.kind == "input" or argument.at in self._owned, "the output of a task that is not asked for"
         arrays = self.inputs if argument.kind == "input" else self.outputs
         return ctypes.c_void_p(arrays[argument.at].ctypes.data)
 

@@ -96,6 +96,19 @@ def test_fused_clip_bounds_have_one_element(shape: tuple[int, ...], tmp_path: Pa
     assert "conv" in check(b.done(), tmp_path, algorithm="conv")
 
 
+@pytest.mark.parametrize("op_type", ["Split", "TopK", "LSTM"])
+def test_tasks_may_share_a_node_and_want_different_results_of_it(op_type: str, tmp_path: Path) -> None:
+    """A call for one of them has no place for what the others want."""
+    b = Builder()
+    x = b.input("x", 4, 1, 8)
+    operands = {"Split": [b.const(np.array([3, 5]))], "TopK": [b.const(np.array([3]))]}
+    operands["LSTM"] = [b.weight(1, 24, 8), b.weight(1, 24, 6)]
+    attrs = {"Split": {"axis": 2}, "TopK": {}, "LSTM": {"hidden_size": 6}}
+    for number, result in enumerate(b.apply(op_type, x, *operands[op_type], results=2, **attrs[op_type])):
+        b.task(f"t{number}", result)
+    check(b.done(), tmp_path)
+
+
 @pytest.mark.parametrize("algorithm", ["conv", "winograd2x2", "depthwise"])
 @pytest.mark.parametrize(("channels", "extent", "axis"), [(32, 24, 2), (256, 4, 1)])
 def test_calls_of_a_divided_kernel_share_its_halo(

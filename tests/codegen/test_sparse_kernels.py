@@ -151,6 +151,25 @@ def test_rows_with_runs_of_their_own(target: str, tmp_path: Path) -> None:
     assert not used & {"conv", "gemm", "winograd4x4"}
 
 
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(
+    ("target", "channels", "sizes"),
+    [("host", 16, (4, 8) * 10), ("x86-64-v3", 16, (4, 8) * 10), ("x86-64-v3", 4, (4,))],
+)
+def test_lanes_that_are_no_channels_are_written(
+    target: str, channels: int, sizes: tuple[int, ...], group: int, tmp_path: Path
+) -> None:
+    """Kernels that read whole blocks multiply them by zero, which is NaN where the memory held NaN."""
+    runs_here(target)
+    b = Builder()
+    runs = RegularBlock(sizes=sizes)
+    y = sparse_conv(b, b.input("x", 1, channels, 8, 8), runs, 20, (3, 3), pads=(1, 1, 1, 1))
+    assert 20 % block_width(20, find_target(target).machine)
+    b.task("t", b.conv(y, 2 if group == 1 else 20, 3, pads=(1, 1, 1, 1), group=group))
+    used = check(b.done(), tmp_path, target=target, algorithm="regular-block")
+    assert used == {"copy", "regular-block", "lane-sums" if group == 1 else "grouped"}
+
+
 def test_long_activations_are_not_repeated_for_every_lane(tmp_path: Path) -> None:
     b = Builder()
     y = sparse_conv(b, b.input("x", 1, 32, 5, 5), RegularBlock(sizes=(4, 8) * 16), 32, (1, 1))

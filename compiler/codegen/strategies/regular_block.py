@@ -62,7 +62,7 @@ class RegularBlock(Strategy):
     """Tile: columns and rows of positions in registers, vectors of output rows that share a load."""
 
     name = "regular-block"
-    version = 2
+    version = 3
     families = ("conv", "gemm")
     skips_zeros = True
 

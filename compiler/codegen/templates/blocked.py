@@ -112,6 +112,14 @@ class Output:
         before = self.plane.before
         T.buffer_store(self.Y, value, [n, block, row + before[0], column + before[1], lanes])
 
+    def clear_empty_lanes(self, at: Sequence[Any]) -> None:
+        """Zero the lanes of the last block that are no channels, at (batch, row, column) of the image: readers of
+        whole blocks multiply them by zero."""
+        (n, row, column), plane = at, self.plane
+        place = [n, plane.blocks - 1, row + plane.before[0], column + plane.before[1]]
+        for lane in range(plane.channels - plane.lanes + plane.block, plane.block):
+            T.buffer_store(self.Y, splat(0.0, 1), [*place, lane])
+
     def prefetch(self, at: Sequence[Any]) -> None:
         """Ask for the cells that `store` at the same place will touch, long before it does."""
         n, block, row, column = at

@@ -92,6 +92,11 @@ class RegularShape:
         return sum(c.panels for c in self.classes)
 
     @property
+    def fills_blocks(self) -> bool:
+        """Whether panels store every lane of the result, those that are no channels included."""
+        return not self.scattered and self.groups * self.vectors * self.width >= self.y.lanes
+
+    @property
     def tiling(self) -> Tiling:
         """Loops over the output."""
         columns, rows, _ = self.tile
@@ -236,6 +241,8 @@ class RegularBlockEmitter:
                 weights += one.panels * slots * self.s.vectors * self.s.width
                 codes += one.panels * slots * self._code_bytes(one.size)
                 steps += self.s.steps(one.size)
+            if not self.s.fills_blocks:
+                self.store.clear_empty_lanes(tile)
 
     def _tile(self, tile: Tile, size: int, start: tuple[Any, int, int, int]) -> None:
         """Bias, steps, epilogue; `start`: the panel within its class, where that's weights, codes, list begin."""

@@ -140,12 +140,21 @@ class Store:
                     self._first_lanes(tile, lanes, acc, numbers)
 
     def scattered(self, tile: Tile, rows: Sequence[Any], acc: Registers, numbers: Sequence[int]) -> None:
-        """Store lane l of accumulator numbers[i] at channel rows[l] of cell i; a row below 0 does not exist."""
+        """Store lane l of accumulator numbers[i] at channel rows[l] of cell i; a row below 0 does not exist. Lanes
+        that are no channels are no rows: see `clear_empty_lanes`."""
         for lane, row in enumerate(rows):
             with T.If(row >= 0), T.Then():
                 for (h, u), k in zip(tile.cells, numbers, strict=True):
                     at = (tile.n, tile.row + h, tile.column + u)
                     self._out.store_channels(at, row, acc.lane(k, lane), 1)
+
+    def clear_empty_lanes(self, tile: Tile) -> None:
+        """Zero the lanes behind the last channel in the tile's cells, once for all groups."""
+        if self._out.plane.lanes == self._out.plane.channels:
+            return
+        with T.If(tirx.EQ(tile.group, 0)), T.Then():
+            for h, u in tile.cells:
+                self._out.clear_empty_lanes((tile.n, tile.row + h, tile.column + u))
 
     def _whole(self, tile: Tile, lanes: Lanes, acc: Registers, numbers: Sequence[int]) -> None:
         for (h, u), k in zip(tile.cells, numbers, strict=True):
