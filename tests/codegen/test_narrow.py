@@ -73,6 +73,18 @@ def test_one_axis_and_joined_inputs(channels: tuple[int, int], algorithm: str, t
     assert algorithm in used and used <= {"planar", "lane-sums", "conv", "copy", "generic"}
 
 
+@pytest.mark.parametrize("channels", [(3, 2), (32, 2)], ids=["planar", "lane-sums"])
+def test_another_reader_wants_a_border_around_the_input(channels: tuple[int, int], tmp_path: Path) -> None:
+    """Then the rows of a 1x1 convolution do not follow each other, and are shorter than a vector."""
+    inputs, outputs = channels
+    b = Builder()
+    x = b.apply("Relu", b.input("x", 1, inputs, 5, 5))
+    b.task("few", b.conv(x, outputs, 1))
+    b.task("wide", b.apply("ConvTranspose", x, b.weight(inputs, 8, 3, 3), strides=(2, 2)))
+    algorithm = "planar" if inputs < 5 else "lane-sums"
+    assert {algorithm, "transposed"} <= check(b.done(), tmp_path, algorithm=algorithm)
+
+
 def test_the_last_vector_of_a_row_ends_with_it() -> None:
     for width in range(1, 70):
         for lanes in (1, 2, 4, 8, 16):

@@ -93,6 +93,8 @@ class LaneSums(Strategy):
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         known = facts(group.anchor)
         x, y, after = image_planes(builder, group, math.prod(choice.tile))
+        # rows are shorter than the tile was made for where another reader wants a border around the input
+        columns = min(choice.tile[0], _power_of_two(y.width, x[0].block))
         shape = lane_sums.LaneSumsShape(
             batch=known.batch,
             x=x,
@@ -101,7 +103,7 @@ class LaneSums(Strategy):
             stride=known.stride,
             dilation=known.dilation,
             pad=known.pad,
-            tile=(choice.tile[0], choice.tile[1]),
+            tile=(columns, choice.tile[1]),
             epilogue=after,
         )
         packed = lane_sums.pack(weight4(group.anchor), shape.x)
