@@ -163,8 +163,8 @@ def _choice(record: Mapping[str, Any]) -> Choice:
     algorithm, tile = record.get("algorithm"), record.get("tile")
     if type(algorithm) is not str or not algorithm:
         raise ValueError("algorithm: expected a name")
-    if not isinstance(tile, list) or not all(type(n) is int and n > 0 for n in tile):
-        raise ValueError("tile: expected a list of positive whole numbers")
+    if not isinstance(tile, list) or not all(type(n) is int and n >= 0 for n in tile):
+        raise ValueError("tile: expected a list of whole numbers, none below zero")
     return Choice(algorithm, tuple(tile))
 
 
