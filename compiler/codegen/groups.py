@@ -8,44 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from compiler.codegen.contractions import Contraction, contraction
 from compiler.codegen.epilogues import find_epilogue
+from compiler.codegen.families import CONVOLUTIONS, Family, fallback_family, family_of, reduces
+from compiler.codegen.transpositions import read_through, sole_reader, transposes, transpositions
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.levels import site_at
-from compiler.ir.op import Expr, Tensor
-from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
-
-Family = Literal[
-    "conv",
-    "siblings",
-    "depthwise",
-    "grouped",
-    "transposed",
-    "gemm",
-    "contraction",
-    "recurrent",
-    "generic",
-    "view",
-]
-"""What a group is; which algorithm runs it is chosen later among the strategies of its family."""
-
-CONVOLUTIONS = ("conv", "siblings", "depthwise", "grouped", "transposed")
-"""Families that read and write blocked activations with a halo."""
+from compiler.ir.types import DType, NodeRef, ValueRef
 
 MAX_SEGMENTS = 16
 """Buffers one convolution reads its channels from: each is a pointer, and code of its own."""
 
-LEAST_GROUPED = 4
-"""Input channels of a group from which on reading whole blocks of them wastes less than the generic route."""
-
 MAX_CHAIN = 8
 """Nodes in one generic group: operators may read an operand several times, so expressions grow with the chain."""
-
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 @dataclass(slots=True)
@@ -118,61 +95,6 @@ class Group:
         return tuple(found.values())
 
 
-class _Probe:
-    """An emitter that only notes whether an operator's lowering reduces; bodies are never called."""
-
-    def __init__(self) -> None:
-        self.reduces = False
-
-    def compute(self, shape: Sequence[int], dtype: DType, body: Callable[..., Expr]) -> Tensor:
-        return _Stub(tuple(shape), dtype)
-
-    def reduce(
-        self, shape: Sequence[int], dtype: DType, extents: Sequence[int], kind: str, body: Callable[..., Expr]
-    ) -> Tensor:
-        self.reduces = True
-        return _Stub(tuple(shape), dtype)
-
-    def constant(self, array: np.ndarray) -> Tensor:
-        return _Stub(tuple(array.shape), DType(array.dtype.name))
-
-    def const(self, value: bool | int | float, dtype: DType) -> Expr:
-        return value
-
-    def cast(self, value: Expr, dtype: DType) -> Expr:
-        return value
-
-    def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
-        return yes
-
-    def call(self, function: str, *arguments: Expr) -> Expr:
-        return arguments[0]
-
-    def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        self.reduces = True
-        return tuple(_Stub(v.shape, v.dtype) for v in site.results)
-
-
-@dataclass(frozen=True)
-class _Stub:
-    shape: tuple[int, ...]
-    dtype: DType
-
-    def __call__(self, *indices: Expr) -> Expr:
-        return 0
-
-
-def reduces(site: Site) -> bool:
-    """Whether the generic lowering of this node contains a reduction."""
-    probe: Any = _Probe()
-    tensors = [
-        None if (v := site.operands.optional(i)) is None else _Stub(v.shape, v.dtype)
-        for i in range(len(site.operands))
-    ]
-    site.node.op.lower(probe, site, *tensors)
-    return bool(probe.reduces)
-
-
 @dataclass
 class _Fusion:
     """State of the single sweep over the graph."""
@@ -218,11 +140,11 @@ def make_groups(graph: Graph, *, templates: bool = True) -> tuple[Group, ...]:
 
 def _place(fusion: _Fusion, site: Site, mask: int) -> None:
     """Put one node into an existing group or a new one."""
-    family = _family(site) if fusion.templates else _fallback_family(site)
+    family = family_of(site) if fusion.templates else fallback_family(site)
     if fusion.templates and _only_joins(fusion, site):
         fusion.joined[site.results[0].ref] = tuple(v for _, v in site.operands.present())
         return
-    if fusion.templates and _read_through(fusion, site):
+    if fusion.templates and read_through(fusion.graph, site):
         return
     if family in (*CONVOLUTIONS, "gemm", "contraction"):
         _open_template(fusion, family, site, mask)
@@ -256,49 +178,14 @@ def _open_template(fusion: _Fusion, family: Family, site: Site, mask: int) -> No
 
 def _take_transpositions(fusion: _Fusion, group: Group, joins: Callable[[Node], bool]) -> None:
     """Let a product read through transpositions, and store by one, instead of kernels that move elements."""
-    before = _transpositions(fusion.graph, group.anchor)
+    before = transpositions(fusion.graph, group.anchor)
     group.sites, group.before = [*before, *group.sites], len(before)
     last = group.outputs[0]
-    reader = _sole_reader(fusion.graph, last)
-    if reader is None or not _transposes(reader) or not joins(reader.node) or group.residual is not None:
+    reader = sole_reader(fusion.graph, last)
+    if reader is None or not transposes(reader) or not joins(reader.node) or group.residual is not None:
         return
     if contraction(group.anchor, group.moved, reader) is not None:
         group.sites, group.behind = [*group.sites, reader], 1
-
-
-def _read_through(fusion: _Fusion, site: Site) -> bool:
-    """Whether a transposition is part of the product that reads it."""
-    reader: Site | None = site
-    while reader is not None and _transposes(reader):
-        reader = _sole_reader(fusion.graph, reader.results[0])
-    if reader is None or _family(reader) != "contraction":
-        return False
-    return any(s.node.ref == site.node.ref for s in _transpositions(fusion.graph, reader))
-
-
-def _transpositions(graph: Graph, site: Site) -> list[Site]:
-    """The transpositions that a product reads through, first to last: those that nobody else reads."""
-    found: list[Site] = []
-    for value in dict.fromkeys(site.operands[:2]):
-        chain: list[Site] = []
-        node = graph.producer(value.ref)
-        while node is not None and _transposes(graph.site(node)) and _sole_reader(graph, value) is not None:
-            chain.insert(0, graph.site(node))
-            value = chain[0].operands[0]
-            node = graph.producer(value.ref)
-        found += chain
-    moved = {s.results[0].ref: s for s in found}
-    return found if contraction(site, moved) is not None else []
-
-
-def _transposes(site: Site) -> bool:
-    return site.node.op.name == "Transpose"
-
-
-def _sole_reader(graph: Graph, value: Value) -> Site | None:
-    """The one node that reads a value, once; None where there are others, or the value is an output."""
-    uses = graph.uses(value.ref)
-    return graph.site(uses[0][0]) if len(uses) == 1 and not graph.is_output(value.ref) else None
 
 
 def _only_joins(fusion: _Fusion, site: Site) -> bool:
@@ -315,13 +202,13 @@ def _only_joins(fusion: _Fusion, site: Site) -> bool:
     if len(values) > MAX_SEGMENTS or fusion.graph.is_output(made.ref):
         return False
     readers = [fusion.graph.site(node) for node, _ in fusion.graph.uses(made.ref)]
-    return bool(readers) and all(_reads_segments(fusion, r, made) for r in readers)
+    return bool(readers) and all(_reads_segments(r, made) for r in readers)
 
 
-def _reads_segments(fusion: _Fusion, site: Site, value: Value) -> bool:
+def _reads_segments(site: Site, value: Value) -> bool:
     """Whether a reader takes `value` as the input of a dense convolution, and nowhere else."""
     places = [i for i, v in site.operands.present() if v.ref == value.ref]
-    return places == [0] and _family(site) in ("conv", "transposed")
+    return places == [0] and family_of(site) in ("conv", "transposed")
 
 
 def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
@@ -348,8 +235,8 @@ def _channels_go_last(fusion: _Fusion, site: Site) -> bool:
     """Whether a change of shape stands between an image in blocks of channels and a transposition, as where images
     become tokens: together they read the blocks as they lie.
     """
-    reader, image = _sole_reader(fusion.graph, site.results[0]), site.operands[0]
-    if reader is None or not _transposes(reader) or image.rank < 3:
+    reader, image = sole_reader(fusion.graph, site.results[0]), site.operands[0]
+    if reader is None or not transposes(reader) or image.rank < 3:
         return False
     group = fusion.maker(image)
     if group is not None and group.family == "generic":
@@ -360,76 +247,10 @@ def _channels_go_last(fusion: _Fusion, site: Site) -> bool:
 def _channels_come_first(fusion: _Fusion, site: Site, mask: int) -> bool:
     """The other way round: tokens become an image that a convolution reads."""
     node = fusion.graph.producer(site.operands[0].ref)
-    if node is None or not _transposes(fusion.graph.site(node)):
+    if node is None or not transposes(fusion.graph.site(node)):
         return False
-    readers = (_family(fusion.graph.site(n)) for n, _ in fusion.graph.uses(site.results[0].ref))
+    readers = (family_of(fusion.graph.site(n)) for n, _ in fusion.graph.uses(site.results[0].ref))
     return fusion.sole_producer(site.operands[0], mask) is not None and any(f in CONVOLUTIONS for f in readers)
-
-
-def _fallback_family(site: Site) -> Family:
-    if site.node.op.name in _RECURRENT:
-        return "recurrent"
-    return "view" if site.node.op.reinterprets else "generic"
-
-
-def _family(site: Site) -> Family:
-    """The family of templates that fits a node, else the generic route."""
-    name = site.node.op.name
-    if name == "Conv" and _float_activation(site) and _packed_constant(site, 1, 2):
-        return _conv_family(site)
-    if name == "ConvTranspose" and _float_activation(site) and _packed_constant(site, 1, 2):
-        return _transposed_family(site)
-    if name in ("Gemm", "MatMul") and _float_activation(site) and _gemm_fits(site):
-        return "gemm"
-    return "contraction" if contraction(site) is not None else _fallback_family(site)
-
-
-def _conv_family(site: Site) -> Family:
-    x, weight, group = site.operands[0], site.operands[1], site.int("group")
-    if x.rank not in (3, 4) or min(x.shape) == 0 or any(p < 0 for p in site.ints("pads")):
-        return "generic"
-    if group == 1:
-        return "conv"
-    if group == x.shape[1] == weight.shape[0]:
-        return "depthwise"
-    return "grouped" if weight.shape[1] >= LEAST_GROUPED else "generic"
-
-
-def _transposed_family(site: Site) -> Family:
-    """Every output cell needs a tap, and taps that lie whole strides apart to be neighbours."""
-    x, kernel, strides = site.operands[0], site.ints("kernel_shape"), site.ints("strides")
-    if x.rank not in (3, 4) or min(x.shape) == 0 or site.int("group") != 1 or min(site.ints("pads")) < 0:
-        return "generic"
-    spread = zip(kernel, strides, site.ints("dilations"), strict=True)
-    return "transposed" if all(k >= s and 1 in (s, d) for k, s, d in spread) else "generic"
-
-
-def _gemm_fits(site: Site) -> bool:
-    a, b, y = site.operands[0], site.operands[1], site.results[0]
-    if b.rank != 2 or a.rank < 2 or y.size == 0 or a.size == 0 or not _packed_constant(site, 1):
-        return False
-    if site.node.op.name == "MatMul":
-        return True
-    bias = site.operands.optional(2)
-    vector = bias is None or (
-        bias.data is not None and bias.size in (1, y.shape[1]) and bias.shape[-1:] in ((), (1,), y.shape[1:])
-    )
-    if bias is not None and bias.rank == 2 and bias.shape[0] != 1:
-        vector = False
-    return vector and not site.int("transA")
-
-
-def _float_activation(site: Site) -> bool:
-    return site.operands[0].data is None and site.results[0].dtype is DType.FLOAT32
-
-
-def _packed_constant(site: Site, *positions: int) -> bool:
-    """Whether these operands are constants worth packing (absent is fine; a splat is cheaper as a literal)."""
-    for i in positions:
-        value = site.operands.optional(i)
-        if value is not None and (value.data is None or (value.size > 1 and splat_value(value.data) is not None)):
-            return False
-    return True
 
 
 def joint(members: Sequence[Group]) -> Group:

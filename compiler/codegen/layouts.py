@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from compiler.codegen.groups import CONVOLUTIONS, Group
+from compiler.codegen.families import CONVOLUTIONS
+from compiler.codegen.groups import Group
 from compiler.codegen.layout import Blocked, Border, Layout, Plain
 from compiler.ir.graph import Graph, Value
 from compiler.ir.types import DType, ValueRef

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from compiler.codegen.groups import CONVOLUTIONS, Group, describe, joint
+from compiler.codegen.families import CONVOLUTIONS
+from compiler.codegen.groups import Group, describe, joint
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import channel_widths
 from compiler.codegen.siblings import layer_order, sibling_sets

@@ -25,7 +25,7 @@ SCALAR = 0.1
 class PlannedTimer:
     """The planner's choices as a clock: measured seconds where the database has them, else predicted ones.
 
-    Kernels without a cost model (recurrent layers, the generic route) count by their operations and bytes.
+    Kernels without a cost model (the generic route) count by their operations and bytes.
     """
 
     target: Target

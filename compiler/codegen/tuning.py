@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler.codegen.groups import CONVOLUTIONS, Group, loops_of
+from compiler.codegen.families import CONVOLUTIONS
+from compiler.codegen.groups import Group, loops_of
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Choice, weight_form
 from compiler.codegen.strategies.convolution import facts

@@ -63,6 +63,15 @@ def test_the_rule_takes_the_best_predicted():
     assert found.predicted == min(c.seconds for c in found.candidates) > 0
 
 
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_a_bias_of_equal_elements_is_a_bias(op_type: str):
+    """Folded from an Expand it is one element in memory."""
+    b = Builder()
+    bias = b.const(np.broadcast_to(np.float32(0.5), (16,)))
+    b.task("t", b.apply(op_type, b.input("x", 1, 16, 9, 9), b.weight(16, 16, 3, 3), bias))
+    assert make_groups(b.done())[0].family == {"Conv": "conv", "ConvTranspose": "transposed"}[op_type]
+
+
 def test_measurements_come_before_the_rule_and_a_plan_before_both():
     graph = layer()
     first, second, third, *_ = (c.choice for c in ranked(graph))

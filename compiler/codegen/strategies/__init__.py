@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compiler.codegen.groups import Family
+from compiler.codegen.families import Family
 from compiler.codegen.strategies.base import Strategy
 from compiler.codegen.strategies.block_sparse import BlockSparse
 from compiler.codegen.strategies.contraction import ContractionProduct

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from compiler.codegen.groups import Family, Group
+from compiler.codegen.families import Family
+from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import block_width

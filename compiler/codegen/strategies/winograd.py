@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from compiler.codegen.groups import Family, Group
+from compiler.codegen.families import Family
+from compiler.codegen.groups import Group
 from compiler.codegen.kernels import Builder, Built, Slot, value_slot
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import tile_vectors

@@ -16,7 +16,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from compiler.codegen.target import Arch
-from compiler.codegen.templates.common import splat
 
 Form = Literal["nibble", "byte", "table"]
 
@@ -131,8 +130,3 @@ class Permutation:
             return np.asarray(codes[..., 0::2, :] | codes[..., 1::2, :] << 4, np.uint8)
         bytes_ = codes[..., None] * np.uint8(4) + np.arange(4, dtype=np.uint8)
         return np.ascontiguousarray(bytes_.reshape(*codes.shape[:-1], 4 * self.lanes))
-
-
-def zero_vector(lanes: int) -> Any:
-    """A source that no code names."""
-    return splat(0.0, lanes)
