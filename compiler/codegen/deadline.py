@@ -210,7 +210,8 @@ static int measure_level(uint64_t tasks, const void *const *in, void *const *out
   }
   rest[POINTS + 1] = reserve[POINTS + 1] = 0;
   for (int i = POINTS; i >= 0; i--) {
-    rest[i] = rest[i + 1] + steps[i][rounds / 2];
+    const uint32_t usual = rest[i + 1] + steps[i][rounds / 2];
+    rest[i] = usual < rest[i + 1] ? UINT32_MAX : usual;  /* medians of several rounds may add up to more */
     const uint32_t slow = rests[i][rounds * 9 / 10], most = rest[i] / @caution@;
     const uint32_t longer = slow > rest[i] ? slow - rest[i] : 0;
     reserve[i] = longer < most ? longer : most;

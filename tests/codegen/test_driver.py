@@ -14,7 +14,7 @@ from compiler.codegen.program import Level, Library, Port, Program, TaskIO
 from compiler.codegen.target import find_target
 from compiler.errors import ConfigError
 from compiler.ir.types import DType, TensorType
-from tests.codegen.handmade import tiny_library
+from tests.codegen.handmade import KERNELS, tiny_library
 
 TARGETS = ["x86-64-v4", "aarch64-cortex-a76", "armv7-neon"]
 
@@ -58,6 +58,49 @@ def test_driver_with_levels_compiles_without_warnings(tmp_path: Path, name: str,
     assert compiled(text, tmp_path, command) == ""
     assert "LEVELLED(0, 128)" in text and "SWITCH(1)" in text
     assert {"tiny_measure", "tiny_run_within"} <= set(face.symbols)
+
+
+_SLOW = """#include <stdio.h>
+#include <time.h>
+static int slow_clock(clockid_t id, struct timespec *now) {
+  static const unsigned waits[] = {0, 500, 3700, 0, 4000, 200};  /* ms: start, switch point and end of two rounds */
+  static unsigned reads;
+  static unsigned long ms;
+  ms += waits[reads++ % 6];
+  now->tv_sec = ms / 1000, now->tv_nsec = ms % 1000 * 1000000;
+  return (void)id, 0;
+}
+#define clock_gettime slow_clock
+#include "driver.c"
+const unsigned char w_tiny_pool[1024];
+int main(void) {
+  static _Alignas(64) unsigned char workspace[TINY_WORKSPACE_MAX];
+  static float x[8], y[8];
+  static int32_t z[2];
+  static tiny_times times;
+  tiny_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = sizeof workspace};
+  int code = tiny_measure(TINY_ALL, (const void *const[]){x}, (void *const[]){y, z}, &call, 2, &times);
+  printf("%d %u %u", code, times.rest_ns[0][0], times.rest_ns[0][1]);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_times_beyond_what_their_type_holds_are_its_largest(tmp_path: Path) -> None:
+    """The usual times of two parts of a call, 4.0 s and 3.7 s, are of different rounds."""
+    target, library = find_target("host"), levelled(tiny_library(b""))
+    face = interface(library)
+    texts = {"tiny.h": header_text(face, target), "driver.c": driver_text(library, face, target, "id")}
+    for name, text in {
+        **texts,
+        "slow.c": "#define _POSIX_C_SOURCE 200809L\n" + _SLOW,
+        "kernels.c": KERNELS,
+    }.items():
+        (tmp_path / name).write_text(text)
+    command = ["gcc", "-std=c11", "-DEXIT=0", "-pthread", "-I.", "slow.c", "kernels.c", "-o", "slow"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "slow"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"0 {2**32 - 1} 3700000000"
 
 
 def levelled(library: Library) -> Library:
