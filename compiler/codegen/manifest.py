@@ -21,6 +21,8 @@ SCHEMA = 1
 
 ANY = "*"
 """Key of a form that stands for every key."""
+NUMBER = (int, float)
+"""Form of any number."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DTYPES = frozenset(dtype.value for dtype in DType)
@@ -28,11 +30,14 @@ _PORT = {"name": str, "label": str, "dtype": str, "shape": [int]}
 _FORM: dict[str, object] = {
     "name": str,
     "abi": int,
+    "build_id": str,
     "linked": bool,
     "target": {"name": str, "preset": str, "arch": str, "lanes": int, "features": [str]},
     "tasks": [{"name": str, "bit": int, "outputs": [int]}],
     "io": {"inputs": [_PORT], "outputs": [{**_PORT, "task": str}]},
-    "subsets": [dict],
+    "levels": [{"density": NUMBER}],
+    "switch_points": [list],
+    "subsets": [{"tasks": [str], "level": int}],
     "files": {ANY: {"sha256": str}},
 }
 """What readers of a manifest rely on."""
@@ -159,13 +164,14 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 def misfits(value: object, form: object, at: str = "") -> Iterator[str]:
     """Where JSON data differs from a form.
 
-    A form is a type; a list of one form, for every entry; a dict of forms, for keys that have to be there; or a
-    dict whose only key is ANY, for all values.
+    A form is a type, or several; a list of one form, for every entry; a dict of forms, for keys that have to be
+    there; or a dict whose only key is ANY, for all values.
     """
-    if isinstance(form, type):
+    if isinstance(form, type | tuple):
         # bool is an int in Python and not in JSON
         if not isinstance(value, form) or (isinstance(value, bool) and form is not bool):
-            yield f"{at} is {json.dumps(value)[:40]}, not of type {form.__name__}"
+            names = " or ".join(kind.__name__ for kind in (form if isinstance(form, tuple) else (form,)))
+            yield f"{at} is {json.dumps(value)[:40]}, not of type {names}"
     elif isinstance(form, list):
         if not isinstance(value, list):
             yield f"{at} is not a list"

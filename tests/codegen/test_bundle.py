@@ -97,7 +97,15 @@ def test_links_and_escapes_are_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"schema": 99}, "schema 99"), ({"files": None}, "lacks files"), (None, "not JSON")]
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"files": None}, "lacks files"),
+        ({"build_id": None, "levels": None, "switch_points": None}, "lacks build_id, levels, switch_points"),
+        ({"levels": [{"density": True}]}, r"levels\[0\].density is true, not of type int or float"),
+        ({"subsets": [{"tasks": ["a"]}]}, r"subsets\[0\].level is missing"),
+        (None, "not JSON"),
+    ],
 )
 def test_manifest_of_another_kind_is_refused(bundle: Bundle, change: dict[str, Any] | None, message: str) -> None:
     record = {k: v for k, v in {**bundle.manifest, **(change or {})}.items() if v is not None}
