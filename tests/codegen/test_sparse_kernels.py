@@ -426,7 +426,7 @@ def test_same_weights_give_the_same_bytes(fresh_kernels: None) -> None:
 def every_encoding() -> Graph:
     b = Builder()
     h = b.input("x", 1, 32, 6, 5)
-    for encoding in (*BLOCKS, *RUNS[:3], RegularBlock(sizes=(4, 8) * 16)):
+    for encoding in (*BLOCKS, *RUNS[:3], RegularBlock(sizes=(4, 8) * 16), Unstructured()):
         h = b.apply("Relu", sparse_conv(b, h, encoding, 32, (3, 3), pads=(1, 1, 1, 1)))
     h = b.apply("Flatten", h)
     h = b.apply("Relu", b.apply("Gemm", h, sparse_weight(b.graph, BlockSparse(), (48, 960)), transB=1))
