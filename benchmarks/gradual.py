@@ -9,7 +9,7 @@ Needs the extra `train`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,9 +125,3 @@ def weights(graph: Graph) -> Sequence[tuple[Tensor, Tensor]]:
             values = [site.operands[i].constant for i in (1, 2)]
             found.append((torch.from_numpy(values[0].copy()), torch.from_numpy(values[1].reshape(-1).copy())))
     return found
-
-
-def alive(graph: Graph) -> Mapping[str, float]:
-    """Layer -> share of its weights that are not zero."""
-    sites = (s for s in graph.sites() if s.node.op.name in ("Conv", "Gemm"))
-    return {s.node.ref.name: float(np.mean(s.operands[1].constant != 0)) for s in sites}

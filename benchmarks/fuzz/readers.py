@@ -41,7 +41,6 @@ MEMORY = 3 << 30
 """Address space that inputs may take: beyond it an allocation fails, and the failure is a finding."""
 SLOW = 20.0
 """Seconds of processor time for one input that count as a hang."""
-RELEASE = ROOT / "models" / "fashion" / "release.toml"
 
 
 @dataclass(frozen=True)
