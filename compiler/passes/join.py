@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from compiler.ir.graph import Attrs, Graph, Node, Ref, Value
+from compiler.ir.graph import Attrs, Graph, Node, Operands, Ref, Value
 from compiler.ir.op import Op
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.ops.pool import GlobalPool, Pool
@@ -287,6 +287,7 @@ class _Rows:
         if op.reinterprets:
             fits = kept or all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
             fits = fits and (op.name != "Squeeze" or all(v.shape[row.axis] > 1 for v in read))
+            fits = fits and self._makes(nodes[0], row, _wide(results, axis))
         elif isinstance(op, Broadcast):
             fits = _spans(read, results, axis)
         elif op.name == "Conv":
@@ -309,6 +310,13 @@ class _Rows:
         if op.name == "Conv":
             attrs = {**attrs, "group": sum(int(n.attrs["group"]) for n in nodes)}
         return Joint(nodes, tuple(r.ref for r in results), axis, tuple(operands), tuple(axes), attrs)
+
+    def _makes(self, node: Node, row: Joint, shape: tuple[int, ...]) -> bool:
+        """Whether a node that reads all of a row as one value makes a value of this shape, or can be told to."""
+        first, *rest = self._graph.operands(node)[:]
+        values = [self._graph.value(m) for m in row.members]
+        read = replace(first, type=replace(first.type, shape=_wide(values, row.axis)))
+        return node.op.name == "Reshape" or node.op.infer(node, Operands([read, *rest]), 1)[0].shape == shape
 
     def _is_grouped(self, node: Node) -> bool:
         return _grouped(self._graph, node)
@@ -336,6 +344,12 @@ class _Rows:
             return column[:1], 0
         stacked = own >= 0 and along == [r.shape[axis] for r in results] and _alike(values, own)
         return (column, own) if stacked and all(map(is_plain, values)) else None
+
+
+def _wide(values: Sequence[Value], axis: int) -> tuple[int, ...]:
+    """The shape of values that lie one after the other along an axis."""
+    width = sum(v.shape[axis] for v in values)
+    return tuple(width if d == axis else n for d, n in enumerate(values[0].shape))
 
 
 def _alike(values: Sequence[Value], axis: int) -> bool:
@@ -411,8 +425,7 @@ def _order(graph: Graph, concat: Node, parts: Sequence[Members]) -> np.ndarray:
 def _one(graph: Graph, joint: Joint, made: Mapping[Members, ValueRef]) -> ValueRef:
     """Add the node that stands for all; its result."""
     first = graph.results(joint.nodes[0])[0]
-    width = sum(graph.value(m).shape[joint.axis] for m in joint.members)
-    shape = tuple(width if d == joint.axis else n for d, n in enumerate(first.shape))
+    shape = _wide([graph.value(m) for m in joint.members], joint.axis)
     operands: list[ValueRef | None] = []
     for index, (column, axis) in enumerate(zip(joint.operands, joint.axes, strict=False)):
         if column is None:

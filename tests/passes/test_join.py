@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -134,6 +135,23 @@ def test_parts_that_are_flattened_over_samples_stay_apart(batch, shape, nodes):
     parts = [b.apply("Reshape", b.conv(x, n, 1), b.const(shape)) for n in (3, 5)]
     b.task("t", b.apply("Concat", *parts, axis=len(shape) - 1))
     assert len(joined(b.done()).nodes()) == nodes
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("width", [1, 2])
+def test_whatever_a_new_shape_does_to_channels_the_parts_stay_right(width, batch):
+    """Every axis of Flatten and of Unsqueeze, and parts put together along every axis."""
+    for op, dim, axis in itertools.product(("Flatten", "Unsqueeze"), range(5), range(5)):
+        b = Builder()
+        x = b.input("x", batch, 3, 2, 2)
+        parts = [b.conv(x, width, 1) for _ in range(2)]
+        if op == "Flatten":
+            parts = [b.apply(op, p, axis=dim) for p in parts]
+        else:
+            parts = [b.apply(op, p, b.const([dim])) for p in parts]
+        if axis < b.graph.value(parts[0]).rank:
+            b.task("t", b.apply("Concat", *parts, axis=axis))
+            joined(b.done())
 
 
 @pytest.mark.parametrize("shapes", [((6,), (6,)), ((1, 1, 1), (5, 1, 1)), ((1, 1), (5, 1, 1))])
