@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.arguments import parser
 from compiler.errors import CompilerError, TargetError
+from compiler.files import DISK_FULL
 from compiler.progress import silent
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ def _check_release(args: argparse.Namespace) -> None:
 def _status(error: Exception) -> int:
     if isinstance(error, MemoryError):
         error.add_note("the memory of this machine is too small for this; take less data or smaller networks")
+        return TargetError.exit_code
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        error.add_note("make room where the output goes, and for temporary files (in the folder TMPDIR)")
         return TargetError.exit_code
     return error.exit_code if isinstance(error, CompilerError) else INTERNAL
 

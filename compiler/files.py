@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from threading import get_native_id
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an OSError that say that there is no room for what is written."""
 
 
 def replace_whole(path: Path, data: bytes) -> None:

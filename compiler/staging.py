@@ -12,7 +12,7 @@ from pathlib import Path
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import ConfigError
-from compiler.files import replace_whole
+from compiler.files import DISK_FULL, replace_whole
 
 
 @contextlib.contextmanager
@@ -20,7 +20,8 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     """A fresh folder beside `root`, moved into it when the block ends well; removed when it does not.
 
     Checks before any work is done: ConfigError where a target's bundle exists and `force` is not set, where bundles
-    of another library than `name` would stay beside the new ones, or where nothing can be written.
+    of another library than `name` would stay beside the new ones, or where nothing can be written. ConfigError too
+    where the disk is full in the end.
     """
     existing = [t for t in targets if (root / t).exists()]
     if existing and not force:
@@ -38,6 +39,13 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
         folder.chmod(0o755)
         yield folder
         _publish(folder, root)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or root
+        raise ConfigError(
+            f"{where}: cannot be written: {error.strerror}; make room there, or choose another with -o"
+        ) from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

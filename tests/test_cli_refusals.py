@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -36,6 +37,16 @@ def test_too_little_memory_is_no_defect(tmp_path, capsys, monkeypatch):
     status, out, err = run(capsys, "inspect", write_release(tmp_path))
     assert (status, out) == (5, "")
     assert err.startswith("error: Unable to allocate 4.00 EiB") and "memory of this machine" in err
+
+
+def test_a_full_disk_is_no_defect(tmp_path, capsys, monkeypatch):
+    def load(*given, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("compiler.commands.common.load_release", load)
+    status, out, err = run(capsys, "inspect", write_release(tmp_path))
+    assert (status, out) == (5, "")
+    assert "No space left on device" in err and "make room" in err and "defect" not in err
 
 
 def broken(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,20 @@ def test_what_was_there_stays_where_the_replacement_is_stopped_halfway(tmp_path,
         made(root, "new")
     assert (root / "host" / "manifest.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_told_with_its_place(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"out: cannot be written: No space left on device; make room"),
+        staged(tmp_path / "deep" / "out", ["host"], False, "net"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+    with (
+        pytest.raises(OSError, match="Input/output"),
+        staged(tmp_path / "out", ["host"], False, "net"),
+    ):  # anything else stays what it is
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_bundles_of_two_libraries_do_not_share_a_folder(tmp_path):
