@@ -50,16 +50,13 @@ def kept_sweep(
 
 
 def _run(setting: Setting, pipeline: str, caps: Mapping[Subset, float] | None, stem: Path) -> dict[str, Any]:
-    """Sweep and write; the networks before any change are the single ones, which are kept already. The minutes are
-    those of a sweep alone, whoever made its start.
-    """
+    """Sweep and write. The minutes are those of a sweep alone, whoever made its start."""
     began = time.monotonic()
     start, minutes = kept_start(setting, pipeline, stem.parent)
     began -= 60 * minutes
     held: dict[str, Any] = {"pipeline": pipeline, "trained_on": trained_on(), "points": []}
     for number, (point, graph) in enumerate(sweep(setting, pipeline, start, caps)):
-        if graph is not setting.originals:
-            save(graph, stem.with_name(f"{stem.name}-{number}.onnx"))
+        save(graph, stem.with_name(f"{stem.name}-{number}.onnx"))
         held["points"].append(point.record())
         _write(stem.with_suffix(".json"), held | _taken(began, finished=False))
     held |= _taken(began, finished=True)
