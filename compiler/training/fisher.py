@@ -35,6 +35,8 @@ def gate_gradients(
 
     `axes`: of computed values, at most one per value. The loss adds up over all tasks.
     """
+    if not axes:
+        return {}
     net = TorchNet(graph, chosen_device("auto"))
     generator = torch.Generator(device=net.device).manual_seed(seed)
     arrays = net.feeds({n: np.stack([f[n] for f in feeds]) for n in feeds[0]})

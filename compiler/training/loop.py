@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compiler.errors import PassError
 from compiler.ir.types import ValueRef
 from compiler.progress import counted
 from compiler.training.losses import Objective
@@ -214,6 +215,8 @@ def adam(net: TorchNet, rate: float) -> torch.optim.Adam:
     rate in proportion to its own size where that is below what inputs of unit size ask for, as relative step sizes
     do (Shazeer & Stern 2018, arXiv 1804.04235, section 8).
     """
+    if not net.weights:
+        raise PassError(f"graph '{net.graph.name}' has no weights that can be trained")
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for ref, weight in net.weights.items():
         groups.setdefault(_share_of_rate(weight, net.terms.get(ref, 0)), []).append(weight)

@@ -308,3 +308,11 @@ def test_wrong_options(text: str, message: str) -> None:
 def test_spec_strings_read_back() -> None:
     text = "compress{latency_us=20.5,target=x86-64-v3,among=block16x1}"
     assert str(parse(text)) == text
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_too_few_batches_to_judge_by_are_refused(batches: int) -> None:
+    use = Resources(calibration={"x": inputs(batches, 3, 8, 8)})
+    with pytest.raises(PassError, match=f"{batches} calibration batches; update=obs needs 4 at least"):
+        Compress(flops=0.5, dense=())(network(), use)
+    Compress(flops=0.5, among=(), update="none")(network(), use)

@@ -282,3 +282,11 @@ def test_too_little_memory_is_told_with_what_to_do(torch, original, use, monkeyp
 def test_too_few_inputs_are_refused(torch, original, use):
     with pytest.raises(PassError, match="4 calibration batches are too few; give 10 or more"):
         Distil(samples=4)(original, use)
+
+
+def test_a_network_without_weights_has_nothing_to_train(torch, use):
+    b = Builder()
+    b.task("t", b.apply("Relu", b.input("x", *SHAPE)))
+    graph = b.done()
+    with pytest.raises(PassError, match="no weights that can be trained"):
+        Distil(epochs=1)(graph, replace(use, teacher=graph))

@@ -224,3 +224,28 @@ def test_pass_is_registered() -> None:
     from compiler.passes import find
 
     assert find("prune-channels") is channels.PruneChannels
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"score": "fisher"}, {"score": "rms"}, {"score": "l1", "recover": "least-squares"}], ids=str
+)
+def test_data_of_less_than_a_batch_are_refused(options: dict[str, str]) -> None:
+    b = Builder()
+    h = b.apply("Relu", b.apply("MatMul", b.input("x", 4, 6), b.weight(6, 8)))
+    b.task("t", b.apply("MatMul", h, b.weight(8, 2)))
+    use = Resources(calibration={"x": np.ones((3, 6), np.float32)})
+    if options.get("score") == "fisher":
+        pytest.importorskip("torch")
+    with pytest.raises(PassError, match="no complete batch"):
+        PruneChannels(parameters=0.5, **options)(b.done(), use)  # type: ignore[arg-type]
+
+
+def test_fisher_scores_of_a_network_without_channels_to_remove_need_no_gradients() -> None:
+    """No channel of it can go, so that no gradient is asked for."""
+    pytest.importorskip("torch")
+    b = Builder()
+    h = b.apply("Relu", b.conv(b.input("x", 1, 3, 4, 4), 1, 3))
+    b.task("t", b.apply("GlobalAveragePool", h))
+    use = Resources(calibration={"x": np.ones((8, 3, 4, 4), np.float32)})
+    with pytest.raises(PassError, match="cannot be reached"):
+        PruneChannels(flops=0.5, score="fisher")(b.done(), use)

@@ -140,6 +140,11 @@ class Compress(Pass):
         split_shared(original)
         original.freeze()
         feeds = list(islice(use.batches(original), self.samples)) if use.calibration is not None else []
+        if self._fits(use) and len(feeds) < HELD_OUT:
+            raise PassError(
+                f"{self.name}: {len(feeds)} calibration batches; update=obs needs {HELD_OUT} at least, "
+                f"one in {HELD_OUT} to judge by"
+            )
         space, closure = self._space(original, limit, use, feeds if self._fits(use) else [])
         priced = sum(space.cost(n, space.original) for n in range(len(space.layers)))
         found = choices(space, limit.value - (cost - priced))

@@ -273,6 +273,8 @@ class PruneChannels(Pass):
             found.append(dict(batch))
             if len(found) == self.samples:
                 break
+        if not found:
+            raise PassError(f"{self.name}: the calibration data holds no complete batch")
         return found
 
 
