@@ -234,7 +234,11 @@ def _every(table: Table, tasks: Sequence[str]) -> tuple[frozenset[str], ...]:
 
 
 def _listed(value: object) -> tuple[str, ...]:
-    return (value,) if value in ("all", "every", "workload") and isinstance(value, str) else texts(value)
+    if not isinstance(value, str):
+        return texts(value)
+    if value not in ("all", "every", "workload"):
+        raise ValueError(f'expected "all", "every", "workload" or an array of combinations, found \'{value}\'')
+    return (value,)
 
 
 def _targets(table: Table) -> tuple[str, ...]:

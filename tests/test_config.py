@@ -212,6 +212,8 @@ def test_every_combination_of_many_tasks_and_of_too_many():
 def test_lists_that_leave_nothing_to_build_are_refused():
     found = problems(BASE + "[subsets]\ninclude = []\n[targets]\nbuild = []")
     assert len(found) == 2
+    (misspelt,) = problems(BASE + '[subsets]\ninclude = "evry"')
+    assert """expected "all", "every", "workload" or an array of combinations, found 'evry'""" in misspelt
     assert found[0].startswith("  subsets.include: lists nothing") and found[1].startswith(
         "  targets.build: lists nothing"
     )

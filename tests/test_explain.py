@@ -59,6 +59,11 @@ def test_a_release(release, capsys):
     assert found["combinations"][2]["macs"] < found["separate"][2]["macs"]
 
 
+def test_the_passes_before_a_merge_are_seen(release, capsys):
+    _, _, err = run(capsys, "explain", "merge", release, "--progress", "plain")
+    assert "pass 1 of" in err and "merge{" in err.partition("pass 1 of")[2]
+
+
 def test_a_release_without_a_merge(release, capsys):
     release.write_text(RELEASE.replace('"merge{max_drift=0.5,max_loss=0.9}", ', ""))
     status, _, err = run(capsys, "explain", "merge", release, "-q")

@@ -31,7 +31,7 @@ def explain_merge(args: Namespace, say: Say) -> Result:
         )
     release = load_release(config, allow_external_data=args.allow_external_data, say=say)
     say(f"passes up to merge: {', '.join(map(str, pipeline.passes))}")
-    graph, records = pipeline.run(release.graph, resources(config, release.graph), stop_after="merge")
+    graph, records = pipeline.run(release.graph, resources(config, release.graph, say), stop_after="merge")
     report = cost_report(graph, release.separate())
     facts = _facts(records[-1])
     record = {

@@ -161,18 +161,26 @@ class Adapter:
         value = signal.value
         for key, name in (("scale", "Mul"), ("offset", "Add")):
             if key in step:
-                factor = self._constant(_hint(signal, key + "_by"), self._per_channel(signal, step[key]))
+                numbers = self._per_channel(signal, step[key])
+                if not np.isfinite(numbers).all():
+                    raise ValueError(f"{key} has to be finite in {signal.value.dtype.value}")
+                if key == "scale" and not numbers.any():
+                    raise ValueError("a scale of 0 leaves nothing of the input")
+                factor = self._constant(_hint(signal, key + "_by"), numbers)
                 value = self._node(_hint(signal, key), name, {}, value, factor)
         return replace(signal, value=value)
 
     def _per_channel(self, signal: _Signal, given: Any) -> np.ndarray:
-        values = np.asarray(given, signal.value.dtype.numpy)
+        with np.errstate(over="ignore"):  # the caller refuses what is infinite
+            values = np.asarray(given, signal.value.dtype.numpy)
         if values.ndim == 0:
             return values
         if signal.value.rank <= signal.channel_axis:
             raise ValueError("it has no axis of channels that each could have a number")
         shape = [1] * signal.value.rank
-        shape[signal.channel_axis] = signal.value.shape[signal.channel_axis]
+        shape[signal.channel_axis] = channels = signal.value.shape[signal.channel_axis]
+        if values.shape != (channels,):
+            raise ValueError(f"give one number, or one for each of the {channels} channels, not {values.size}")
         return values.reshape(shape)
 
     def _reshape(self, signal: _Signal, step: Step) -> _Signal:

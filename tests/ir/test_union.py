@@ -194,7 +194,11 @@ def test_steps_that_change_nothing_leave_no_node():
         ({"gray": [1.0, 2.0]}, "2 weights for 3 channels"),
         ({"layout": "CHWN"}, "'CHWN' is none of NCHW, NHWC"),
         ({"cast": "float33"}, "'float33' is no element type; there are float16, float32"),
-        ({"scale": [1.0, 2.0]}, "cannot reshape"),
+        ({"scale": [1.0, 2.0]}, "give one number, or one for each of the 3 channels, not 2"),
+        ({"scale": 0.0}, "a scale of 0 leaves nothing of the input"),
+        ({"scale": [0, 0, 0]}, "a scale of 0 leaves nothing of the input"),
+        ({"scale": 2.0, "offset": float("nan")}, "offset has to be finite in float32"),
+        ({"scale": 1e39}, "scale has to be finite in float32"),
         ({"reshape": [5]}, "does not fit float32[1,3,4,6]"),
     ],
 )
