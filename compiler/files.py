@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from threading import get_native_id
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of an OSError that say that there is no room for what is written."""
+
+
+def missing(folder: Path) -> tuple[Path, ...]:
+    """`folder` and those above it that do not exist, the innermost first."""
+    return tuple(p for p in (folder, *folder.parents) if not p.exists())
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, but for those that hold something."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def replace_whole(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import ConfigError
-from compiler.files import DISK_FULL, replace_whole
+from compiler.files import DISK_FULL, missing, remove_empty, replace_whole
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     if existing and not force:
         raise ConfigError(f"{root} already holds {', '.join(existing)}; --force replaces them")
     _refuse_strangers(root, targets, name)
-    made = [p for p in (root.parent, *root.parent.parents) if not p.exists()]
+    made = missing(root.parent)
     folder = None
     try:
         try:
@@ -49,9 +49,7 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: the bundle is in it
-                parent.rmdir()
+        remove_empty(made)  # not those that hold the bundle
 
 
 def check_folder(root: Path) -> None:

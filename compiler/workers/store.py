@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from compiler.errors import ConfigError
-from compiler.files import replace_whole
+from compiler.files import missing, remove_empty, replace_whole
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -37,8 +37,10 @@ class Store:
         """Keep bytes under `key`; ConfigError where the folder cannot be written to."""
         if self._folder is None:
             return
+        made = missing(self._folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             replace_whole(self._folder / key, hashlib.sha256(content).digest() + content)
         except OSError as error:
+            remove_empty(made)
             raise ConfigError(f"cache {self._folder}: cannot be written: {error.strerror}; name another") from None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -123,6 +124,18 @@ def test_what_is_damaged_counts_as_absent(tmp_path):
         assert store.load("a") is None
     store.save("a", b"content")
     assert store.load("a") == b"content"
+
+
+def test_a_store_on_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr("compiler.workers.store.replace_whole", full)
+    for folder in (tmp_path / "there", tmp_path / "out" / "cache"):
+        with pytest.raises(ConfigError, match="No space left on device; name another"):
+            Store(folder).save("a", b"")
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
 def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
