@@ -49,8 +49,8 @@ DISTIL = "distil{epochs=12,rate=0.002,loss=kl}"
 CLOSED = "prune-channels{recover=least-squares}"
 """The pruner of the release files, to a share of the cost."""
 
-LOSSES = (0.4, 0.1, 0.02)
-"""What channels of networks that were pruned apart may lose when they are joined, as `max_loss`."""
+LOSSES = (0.4, 0.2, 0.1, 0.05)
+"""What tasks and layers of networks pruned apart may lose when their channels are joined, before training."""
 
 PRUNED = "separate, pruned"
 
@@ -181,7 +181,9 @@ def misses(found: Mapping[str, Result | None]) -> dict[str, float | None]:
 def joined(bench: Bench, apart: Result) -> Result | None:
     """Networks pruned apart, with channels joined as far as the limits allow: no combination gets dearer."""
     for loss in LOSSES:
-        found = bench.within(apart.pipeline, (f"merge{{max_loss={loss}}}", "dead-channels", DISTIL))
+        found = bench.within(
+            apart.pipeline, (f"merge{{max_loss={loss},max_drift={loss}}}", "dead-channels", DISTIL)
+        )
         if found is not None:
             return found
     return None

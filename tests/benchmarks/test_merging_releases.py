@@ -121,7 +121,12 @@ def test_a_pipeline_that_never_keeps_the_limits_has_no_network() -> None:
 def test_channels_are_joined_as_far_as_the_limits_allow() -> None:
     bench = FakeBench(lambda steps: "0.4" not in steps[0])
     found = joined(bench, Result(("pruned",), {}, {}))  # type: ignore[arg-type]
-    assert found is not None and found.pipeline == ("pruned", "merge{max_loss=0.1}", "dead-channels", DISTIL)
+    assert found is not None and found.pipeline == (
+        "pruned",
+        "merge{max_loss=0.2,max_drift=0.2}",
+        "dead-channels",
+        DISTIL,
+    )
 
 
 def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
