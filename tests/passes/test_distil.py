@@ -125,6 +125,11 @@ def torch():
     return pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
 
+def test_the_ends_of_what_is_allowed_are_allowed(torch, original, use):
+    least = Distil(epochs=1, batch=1, samples=0, patience=0, rounds=0, settle=1, labels=0.0)
+    assert not least.wrong(original, use)
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_pruned_network_comes_closer_to_the_originals(torch, original, use, mixed):
     pruned = PruneChannels(flops=0.6, score="l2")(original, use)

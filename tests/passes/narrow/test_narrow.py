@@ -16,7 +16,7 @@ from compiler.passes.narrow.narrowing import Narrow, Narrowing, dearness, pushed
 from compiler.passes.narrow.relabel import relabelled
 from compiler.passes.narrow.steps import SETS, Gradients, Sensitivity, Taking, losses
 from tests.passes.merge import families
-from tests.passes.narrow.test_relabel import drawn, shared
+from tests.passes.narrow.test_relabel import beside, drawn, shared
 
 
 def parts(family=families.plain, tasks="ab"):
@@ -166,9 +166,13 @@ def test_with_more_tasks_fewer_sets_are_tried(tasks):
     assert found is not None and len(set(found)) > 4
 
 
-def test_gradients_are_of_the_readers_of_a_label():
+@pytest.mark.parametrize(
+    "graph", [lambda: shared(families.plain)[0], lambda: beside("ab")], ids=["plain", "beside"]
+)
+def test_gradients_are_of_the_readers_of_a_label(graph):
     """Given by hand as ones, the gradient of a gate is the number of weights behind it."""
-    copies, bill, _ = parts()
+    copies = Copies(graph())
+    bill = Bill(copies)
     labels = copies.full()
     ones = {layer.weight: np.ones([len(layer.outward), len(layer.inward)]) for layer in bill.layers}
     ones |= {layer.weight: ones[layer.weight].T for layer in bill.layers if layer.dims != (1, 0)}
@@ -272,6 +276,13 @@ def test_wrong_options(options, message):
     graph, feeds = shared(families.plain)
     with pytest.raises(ConfigError, match=message):
         Narrow(**options)(graph, Resources(calibration=lambda: feeds, teacher=graph))
+
+
+def test_the_ends_of_what_is_allowed_are_allowed():
+    pytest.importorskip("torch")
+    graph, feeds = shared(families.plain)
+    use = Resources(calibration=lambda: feeds, teacher=graph)
+    assert not Narrow(flops=1.0, between=0, drawn=1, samples=0).wrong(graph, use)
 
 
 def trained(family, spec, tasks="ab"):

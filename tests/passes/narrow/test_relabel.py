@@ -212,15 +212,20 @@ def test_what_several_tasks_read_whole_is_made_once_of_everybodys_channels():
     }
 
 
-def test_channels_may_be_read_beside_a_value_that_is_read_whole():
-    """The input and a layer's results side by side: every label reads the input, and the channels it may read."""
+def beside(tasks):
+    """A layer that reads the input between the results of two layers, and heads on it."""
     b = Builder("trunk", 2)
     x = b.input("x", 1, 3, 6, 6)
     y = b.apply("Concat", families.conv(b, x, 6), x, families.conv(b, x, 4), axis=1)
     z = families.conv(b, y, 8)
-    for task in "abc":
+    for task in tasks:
         b.task(task, families.head(b, z, 2))
-    graph = b.done()
+    return b.done()
+
+
+def test_channels_may_be_read_beside_a_value_that_is_read_whole():
+    """The input and a layer's results side by side: every label reads the input, and the channels it may read."""
+    graph = beside("abc")
     feeds = [{"x": np.random.default_rng(i).standard_normal((1, 3, 6, 6)).astype(np.float32)} for i in range(3)]
     copies = Copies(graph)
     bill = Bill(copies)
