@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.calibration.evaluation import collect, compare
+from compiler.calibration.evaluation import collect, compare, less
 from compiler.calibration.metrics import Metric, metric
 from compiler.errors import ConfigError
 from compiler.gates import NO_NUMBER, check_tasks
@@ -95,3 +95,28 @@ def test_labels_are_numbers_unless_a_metric_of_ones_own_takes_others():
     )
     (row,) = compare({"t": (SCORES,)}, {"t": (SCORES,)}, None, words, {"t": own})
     assert row.original == 0.75
+
+
+def test_a_drop_of_just_the_limit_keeps_the_gate() -> None:
+    labels = np.zeros((300, 1), np.int64)
+    right = {"t": (np.tile(np.array([[[1.0, 0.0]]], np.float32), (300, 1, 1)),)}
+    six = right["t"][0].copy()
+    six[:6] = [[0.0, 1.0]]
+    rows = compare(right, {"t": (six,)}, None, {"t": labels}, {"t": metric("accuracy")})
+    (gate,) = check_tasks(Gates(max_accuracy_drop={"t": 0.02}), rows)
+    assert 1 - 294 / 300 > 0.02 and gate.verdict == "passed"
+    (gate,) = check_tasks(Gates(max_accuracy_drop={"t": 0.0199}), rows)
+    assert gate.verdict == "failed"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [(1.0, 0.98, 0.02), (1.0, 0.999999, 1e-6), (98.0, 96.7, 1.3), (3e-20, 1e-20, 2e-20), (0.0, 0.0, 0.0)],
+)
+def test_a_difference_has_the_digits_of_both(first: float, second: float, found: float) -> None:
+    assert less(first, second) == pytest.approx(found, rel=1e-14, abs=0) and less(first, second) <= found
+    assert less(second, first) == -less(first, second)
+
+
+def test_a_difference_of_what_is_no_number_is_none() -> None:
+    assert np.isnan(less(float("nan"), 1.0)) and less(float("inf"), 1.0) == float("inf")
