@@ -17,6 +17,7 @@ import numpy as np
 
 from compiler.codegen import driver, link
 from compiler.codegen.bundle import Bundle, read_plain, read_plan
+from compiler.codegen.foreign import aligned
 from compiler.codegen.interface import MESSAGES, Interface, interface
 from compiler.codegen.program import Library, Port
 from compiler.codegen.target import Target
@@ -240,7 +241,7 @@ def _entry(loaded: ctypes.CDLL, inputs: Sequence[np.ndarray], outputs: Sequence[
     """A function of no arguments that runs all tasks once and returns the number of kernel calls."""
     needed = loaded.taskgraft_profile_workspace
     needed.restype = ctypes.c_size_t
-    workspace = _aligned(needed())
+    workspace = aligned(needed())
     pointers = [
         (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays)) for arrays in (inputs, outputs)
     ]
@@ -267,9 +268,3 @@ def _random(rng: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any]
     if dtype.kind == "f":
         return rng.normal(size=shape).astype(dtype)
     return np.zeros(shape, dtype)
-
-
-def _aligned(size: int) -> np.ndarray:
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]

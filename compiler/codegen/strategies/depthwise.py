@@ -21,6 +21,7 @@ from compiler.codegen.strategies.convolution import (
 from compiler.codegen.target import Target
 from compiler.codegen.templates import depthwise
 from compiler.codegen.templates.blocked import pack_bias
+from compiler.codegen.templates.common import chunks
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -115,9 +116,7 @@ def _seconds(group: Group, known: ConvFacts, situation: Situation, tile: tuple[i
     taps = known.kernel[0] * known.kernel[1]
     block = output_block(group.anchor, situation)
     rate, cycles = machine.rate(block), 0.0
-    for count, repeat in ((columns, width // columns), (width % columns, 1)):
-        if not count:
-            continue
+    for _, count, repeat in chunks(width, columns):
         sums = count * rows
         loads = _loads(known, (rows, count), situation.target)
         # consecutive tiles overlap in an out-of-order core, so half of the latency shows

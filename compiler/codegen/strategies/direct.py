@@ -25,6 +25,7 @@ from compiler.codegen.strategies.convolution import (
 from compiler.codegen.target import Target
 from compiler.codegen.templates import conv
 from compiler.codegen.templates.blocked import Epilogue, Plane
+from compiler.codegen.templates.common import chunks
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
@@ -202,14 +203,11 @@ def seconds(
     panels, rate = -(-known.outputs // block) // vectors, machine.rate(block)
     steps, read = height // rows, input_loads(situation.target)
     cycles, tiles = 0.0, 0
-    for count, repeat in ((columns, width // columns), (width % columns, 1)):
-        if count and repeat:
-            sums, loads = count * rows * vectors, count * rows * read + vectors / rate
-            step = max(
-                sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2
-            )
-            cycles += steps * repeat * (known.taps * step + TILE_CYCLES + 2 * sums)
-            tiles += steps * repeat
+    for _, count, repeat in chunks(width, columns):
+        sums, loads = count * rows * vectors, count * rows * read + vectors / rate
+        step = max(sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2)
+        cycles += steps * repeat * (known.taps * step + TILE_CYCLES + 2 * sums)
+        tiles += steps * repeat
     panel = 4 * known.taps * block * vectors
     near = panel <= machine.l2 // 2
     tile_seconds = cycles / tiles / machine.clock

@@ -26,6 +26,7 @@ from compiler.codegen.strategies.convolution import (
 from compiler.codegen.strategies.direct import TILE_CYCLES, conv_shape, fits_registers
 from compiler.codegen.templates import strassen
 from compiler.codegen.templates.blocked import pack_bias
+from compiler.codegen.templates.common import chunks
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
@@ -148,13 +149,10 @@ def seconds(known: ConvFacts, group: Group, situation: Situation, tile: tuple[in
     rate, (held, width) = machine.rate(block), _pairs(known)
     panels, inner = known.outputs // block // vectors // 2, known.inputs // 2
     cycles = 0.0
-    for count, repeat in ((columns, width // columns), (width % columns, 1)):
-        if count and repeat:
-            sums, loads = count * vectors, count * input_loads(situation.target) + vectors / rate
-            step = max(
-                sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2
-            )
-            cycles += repeat * strassen.PRODUCTS * (inner * step + TILE_CYCLES + 4 * sums)
+    for _, count, repeat in chunks(width, columns):
+        sums, loads = count * vectors, count * input_loads(situation.target) + vectors / rate
+        step = max(sums / machine.fma_per_cycle / rate, loads / machine.loads_per_cycle, machine.fma_latency / 2)
+        cycles += repeat * strassen.PRODUCTS * (inner * step + TILE_CYCLES + 4 * sums)
     panel = 4 * strassen.PRODUCTS * inner * block * vectors
     read = 4 * strassen.PRODUCTS * inner * width
     near = panel + pairs * 4 * 2 * strassen.SUMS * inner * width <= machine.l2
