@@ -1,13 +1,18 @@
 """One thread per process for linear algebra: the test processes fill the processors already. Kernels are compiled
-once for all tests. What collecting the tests made is not searched for garbage while they run."""
+once for all tests. What collecting the tests made is not searched for garbage while they run. Drawn examples are
+the same in every run, and take what time they take."""
 
 import gc
 import os
 import sys
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):

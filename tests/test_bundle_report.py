@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -233,10 +234,11 @@ def test_times_of_bench_are_shown(compiled, tmp_path, capsys):
     assert '"where":"this machine, 1 thread"' in out.read_text()
     assert main(["report", str(compiled.folder), "-o", str(out), "-q"]) == 2
     assert "exists" in capsys.readouterr().err
-    (file,) = (compiled.folder / "host" / "reports" / "measured").iterdir()
+    broken = shutil.copytree(compiled.folder, tmp_path / "broken")
+    (file,) = (broken / "host" / "reports" / "measured").iterdir()
     file.write_text('{"subsets": [1]}')
     with pytest.raises(BundleError, match="does not hold times"):
-        read_measured(read_bundle(compiled.folder))
+        read_measured(read_bundle(broken))
 
 
 @pytest.mark.parametrize(

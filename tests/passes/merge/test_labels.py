@@ -68,8 +68,6 @@ def test_random_labels_keep_the_closure(family, seed):
     needed = work.needed_by()
     for node in work.nodes():
         assert needed[node.ref] <= label_of(node.ref.name, needed[node.ref]), node.ref
-        for value in work.operands(node):
-            assert needed[value.ref] >= needed[node.ref]
     feeds = feed(graph)
     full, costs = outputs(work, feeds), macs(work)
     for tasks in subsets(graph):

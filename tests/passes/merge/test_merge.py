@@ -160,7 +160,7 @@ def test_every_subset_is_a_restriction_and_costs_what_its_file_costs(family, pol
         assert difference(engine[merged.tasks[task].outputs[0].name], expected) < 1e-4
 
 
-@pytest.mark.parametrize("policy", ["lattice", "mtz", "zipit"])
+@pytest.mark.parametrize("policy", ["lattice", "mtz", "zipit", "prefix", "pam"])
 def test_orders_do_not_matter_and_runs_repeat(policy):
     nets = {t: plain(t, i) for i, t in enumerate("abc")}
     use = data(joined(*nets.values()))
@@ -170,6 +170,7 @@ def test_orders_do_not_matter_and_runs_repeat(policy):
     ]
     assert to_onnx(results[0]).SerializeToString() == to_onnx(results[1]).SerializeToString()
     assert macs(results[0]) == macs(results[2])
+    assert macs(results[0]) != macs(joined(*nets.values())), "something is merged"
     feeds = feed(results[0])
     expected, found = outputs(results[0], feeds), outputs(results[2], feeds)
     assert all(np.array_equal(found[t], expected[t]) for t in expected)
