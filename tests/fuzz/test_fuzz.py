@@ -18,7 +18,7 @@ from benchmarks.fuzz.case import Case, Member
 from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import EXACT, family
 from benchmarks.fuzz.grown import Grown, Pick
-from benchmarks.fuzz.judge import Allowance, Judge
+from benchmarks.fuzz.judge import Allowance, Arrays, Judge
 from benchmarks.fuzz.layers import pooling
 from benchmarks.fuzz.minimise import minimise
 from benchmarks.fuzz.operators import ANY_BLOCKS, GRID_BLOCKS
@@ -118,11 +118,15 @@ def test_a_wrong_operator_is_found_and_minimised(monkeypatch: pytest.MonkeyPatch
 
 def test_a_subset_with_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     case = family(2)
-    count = iter(range(1000))
-    monkeypatch.setattr(
-        stages, "evaluate", lambda *a, **k: {n: x + next(count) for n, x in evaluate(*a, **k).items()}
-    )
-    assert run_here(case).verdict == "wrong"
+
+    def other(graph: Graph, feeds: Arrays) -> Arrays:
+        part = len(graph.tasks) < len(case.members)
+        return {n: x + part for n, x in evaluate(graph, feeds).items()}
+
+    monkeypatch.setattr(stages, "evaluate", other)
+    found = run_here(case)
+    assert (found.verdict, found.stage) == ("wrong", "extract")
+    assert "has other bits than in the whole graph" in found.detail
 
 
 def test_a_judge_that_divides_by_zero_is_none() -> None:
