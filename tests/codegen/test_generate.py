@@ -407,6 +407,21 @@ def test_same_graph_gives_the_same_bytes(fresh_kernels: None) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("target", ["host", "aarch64-cortex-a72", "armv7-neon"])
+def test_passes_that_are_left_out_change_no_machine_code(
+    target: str, fresh_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images with borders, so that there are conditions to move out of loops and statements to simplify."""
+    b = Builder()
+    y = b.apply("Relu", b.conv(b.input("x", 1, 3, 13, 11), 16, 3, strides=(2, 2), pads=(1, 1, 1, 1)))
+    y = b.apply("MaxPool", b.conv(y, 16, 3, group=16, pads=(1, 1, 1, 1)), kernel_shape=(3, 3), pads=(1, 1, 1, 1))
+    b.task("t", b.apply("Concat", y, b.apply("Tanh", y), axis=3))
+    graph = b.done()
+    found = generate(graph, find_target(target))
+    monkeypatch.setattr("compiler.codegen.lower.LEFT_OUT", ())
+    assert generate(graph, find_target(target)).objects == found.objects
+
+
 def test_addresses_are_named_where_all_that_use_them_see_the_names(tmp_path: Path):
     """The results of a small map with a residual: TVM's names for repeated addresses were out of reach there."""
     b = Builder()
