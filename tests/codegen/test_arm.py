@@ -1,4 +1,4 @@
-"""Templates without an emulated test of their own, in one library per kind of processor; levels on 32 bits."""
+"""Templates without an emulated test of their own; patches wider than the registers; levels on 32 bits."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def test_grouped_siblings_products_and_recurrent(name: str, tmp_path: Path) -> N
     assert {"grouped", "gemm", "recurrent"} <= used
     assert any(u.endswith("-siblings") for u in used)
     check_emulated(library, graph, target, tmp_path)
+
+
+@pytest.mark.cross
+@pytest.mark.parametrize(("name", "channels"), [("aarch64-cortex-a76", 8), ("armv7-neon", 1)])
+def test_patches_with_more_inputs_than_registers(name: str, channels: int, tmp_path: Path) -> None:
+    """Inputs of a position lie side by side with those read ahead for it, more than there are registers."""
+    target = linkable(name)
+    b = Builder()
+    b.task("a", b.apply("Relu", b.conv(b.input("x", 1, channels, 1, 100), 9, (1, 32), strides=(1, 32))))
+    graph = b.done()
+    check_emulated(generate(graph, target), graph, target, tmp_path)
 
 
 @pytest.mark.cross

@@ -180,7 +180,8 @@ def register_tiles(
     for vectors in (1, *tile_vectors(blocks)):
         for columns in range(1, min(width, target.vector_registers) + 1):
             for rows in (r for r in (1, 2, 3, 4, 7, 8, 14) if height % r == 0 and (r == 1 or columns == width)):
-                if fits_registers(target, columns * rows, vectors, 1 + ahead * columns * rows):
+                least = columns == rows == vectors == 1
+                if least or fits_registers(target, columns * rows, vectors, 1 + ahead * columns * rows):
                     yield columns, rows, vectors
 
 
