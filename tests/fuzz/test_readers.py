@@ -110,6 +110,7 @@ def test_a_target_that_is_a_link_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_of_another_form_names_every_place() -> None:
     target = {"name": "host", "preset": "x86-64-v3", "arch": "x86_64", "lanes": True, "features": [1]}
     record = {"schema": 1, "name": "n", "abi": 1, "linked": False, "target": target, "tasks": {}, "subsets": []}
+    record |= {"build_id": "b", "levels": [], "switch_points": []}
     record |= {"io": {"inputs": [], "outputs": [{"name": "y"}]}, "files": {"a": {"sha256": None}}}
     with pytest.raises(BundleError) as caught:
         parse_manifest(json.dumps(record).encode(), "m")

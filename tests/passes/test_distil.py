@@ -79,7 +79,6 @@ def test_options_are_text_both_ways():
         *((wrong, "epochs and batch start at 1") for wrong in ({"epochs": 0}, {"batch": 0}, {"samples": -1})),
         ({"patience": -1}, "samples and patience at 0"),
         *((wrong, "settle starts at 1, rounds at 0") for wrong in ({"rounds": -1}, {"settle": 0})),
-        ({"rounds": 1}, "rounds are for networks with sparsity levels; run nest before"),
         *((wrong, "rate and temperature must be above 0") for wrong in ({"rate": 0.0}, {"temperature": 0.0})),
         ({"labels": -0.5}, "labels cannot be negative"),
         ({"loss": "l1"}, "loss is 'l1'; it can be mse or kl"),
@@ -123,6 +122,11 @@ def test_without_torch_it_says_how_to_get_it(original, use, monkeypatch):
 @pytest.fixture(scope="module")
 def torch():
     return pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
+
+
+def test_rounds_are_for_networks_with_levels(torch, original, use):
+    with pytest.raises(ConfigError, match="rounds are for networks with sparsity levels; run nest before"):
+        Distil(rounds=1)(original, use)
 
 
 def test_the_ends_of_what_is_allowed_are_allowed(torch, original, use):
