@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,18 +23,18 @@ States = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Half:
-    """One direction: w [G*H, I], r [G*H, H], both biases [G*H], peepholes [3*H]."""
+    """One direction: w [G*H, I], r [G*H, H], both biases [G*H], peepholes [3*H] where there are any."""
 
     w: Tensor
     r: Tensor
     input_bias: Tensor
     recurrent_bias: Tensor
-    peepholes: Tensor
+    peepholes: Tensor | None
     functions: tuple[str, ...]
     clip: float
 
     def act(self, which: int, x: Tensor) -> Tensor:
-        return self.squash(which, x.clamp(-self.clip, self.clip))
+        return self.squash(which, x if self.clip == math.inf else x.clamp(-self.clip, self.clip))
 
     def squash(self, which: int, x: Tensor) -> Tensor:
         return _FUNCTIONS[self.functions[which]](x)
@@ -70,31 +71,43 @@ def _initial(given: Sequence[Tensor | None], d: int, x: Tensor, hidden: int, fli
 def _half(site: Site, given: Sequence[Tensor | None], d: int) -> _Half:
     w, r, b, p = given[W], given[R], given[B], given[P]
     assert w is not None and r is not None and isinstance(site.node.op, Recurrent)
-    rows, hidden = r.shape[1:]
+    rows = r.shape[1]
     bias = w.new_zeros(2 * rows) if b is None else b[d]
     n = len(site.node.op.defaults)
-    peepholes = w.new_zeros(3 * hidden) if p is None else p[d]
     functions = site.attrs["activations"][d * n : (d + 1) * n]
-    clip = float(site.attrs.get("clip", float("inf")))
-    return _Half(w[d], r[d], bias[:rows], bias[rows:], peepholes, functions, clip)
+    clip = float(site.attrs.get("clip", math.inf))
+    return _Half(w[d], r[d], bias[:rows], bias[rows:], None if p is None else p[d], functions, clip)
 
 
 def _run(
     site: Site, half: _Half, x: Tensor, lengths: Tensor | None, states: States, backward: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps of one direction: y [S, N, H] (zero past a sequence's end), last states [N, H]."""
-    steps, samples = x.shape[:2]
-    ends = x.new_full((samples,), steps, dtype=torch.int64) if lengths is None else lengths.long()
+    pre = x @ half.w.T + half.input_bias
+    if lengths is not None:
+        return _run_ragged(site, half, pre, lengths.long(), states, backward)
+    cell = _CELLS[site.node.op.name]
+    h, c = states
+    made: list[Tensor] = []
+    order = pre.unbind()  # at once: the gradient of an indexed step is as large as all steps
+    for now in reversed(order) if backward else order:
+        h, c = cell(site, half, now, h, c)
+        made.append(h)
+    return torch.stack(made[::-1] if backward else made), h, c
+
+
+def _run_ragged(
+    site: Site, half: _Half, pre: Tensor, ends: Tensor, states: States, backward: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_run` over sequences that end at [N] steps: one shorter than the longest runs backwards from its own end."""
     cell = _CELLS[site.node.op.name]
     h, c = (torch.where((ends > 0)[:, None], s, torch.zeros_like(s)) for s in states)
-    pre = x @ half.w.T + half.input_bias
-    rows = torch.arange(steps, device=x.device)
+    rows = torch.arange(len(pre), device=ends.device)
     made: list[Tensor] = []
-    for step in range(steps):
-        # a sequence shorter than the longest one is run backwards from its own end: rows differ by sample
-        at = (ends - 1 - step).clamp(min=0) if backward else torch.full_like(ends, step)
-        chosen = (rows[:, None] == at).to(x.dtype)
-        now = pre[step] if not backward else torch.einsum("sn,sng->ng", chosen, pre)
+    for step, now in enumerate(pre.unbind()):
+        if backward:
+            at = (ends - 1 - step).clamp(min=0)
+            now = torch.einsum("sn,sng->ng", (rows[:, None] == at).to(now.dtype), pre)
         active = (step < ends)[:, None]
         new_h, new_c = cell(site, half, now, h, c)
         h, c = torch.where(active, new_h, h), torch.where(active, new_c, c)
@@ -103,7 +116,7 @@ def _run(
     if backward:
         # step s of a sequence of length L belongs at L - 1 - s
         to = ends - 1 - rows[:, None]
-        place = (to[:, None, :] == rows[None, :, None]).to(x.dtype)
+        place = (to[:, None, :] == rows[None, :, None]).to(y.dtype)
         y = torch.einsum("son,snh->onh", place, y)
     return y, h, c
 
@@ -126,13 +139,16 @@ def _gru(site: Site, half: _Half, pre: Tensor, h: Tensor, c: Tensor) -> States:
 
 
 def _lstm(site: Site, half: _Half, pre: Tensor, h: Tensor, c: Tensor) -> States:
+    peepholes = (None,) * 3 if half.peepholes is None else half.peepholes.chunk(3)
+
+    def gate(x: Tensor, peep: Tensor | None, seen: Tensor) -> Tensor:
+        return half.act(0, x if peep is None else x + peep * seen)
+
     i, o, f, candidate = (pre + h @ half.r.T + half.recurrent_bias).chunk(4, 1)
-    peep_i, peep_o, peep_f = half.peepholes.chunk(3)
-    i = half.act(0, i + peep_i * c)
-    f = 1 - i if site.int("input_forget") else half.act(0, f + peep_f * c)
+    i = gate(i, peepholes[0], c)
+    f = 1 - i if site.int("input_forget") else gate(f, peepholes[2], c)
     c = f * c + i * half.act(1, candidate)
-    o = half.act(0, o + peep_o * c)
-    return o * half.squash(2, c), c
+    return gate(o, peepholes[1], c) * half.squash(2, c), c
 
 
 _CELLS = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}
