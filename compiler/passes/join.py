@@ -19,14 +19,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from compiler.ir.graph import Attrs, Graph, Node, Operands, Ref, Value
+from compiler.ir.graph import Attrs, Graph, Node, Ref, Value
 from compiler.ir.op import Op
 from compiler.ir.ops.elementwise import Broadcast
-from compiler.ir.ops.pool import GlobalPool, Pool
 from compiler.ir.types import NodeRef, TensorType, ValueRef
 from compiler.passes.base import Note, Pass, Refusal, Resources, check_outputs
 from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate, attribute_key
+from compiler.passes.join_shapes import equal, grouped, joint_axis, same_but_for, spans, wide
 from compiler.passes.linear import per_output
 from compiler.passes.reorder import Reordering, is_plain
 
@@ -121,7 +121,7 @@ def _fates(graph: Graph, masks: Mapping[Ref, int]) -> dict[ValueRef, Fate]:
             if node.op.name == "Concat":
                 steps.add(node.ref)
                 _first(places, {node.ref: index})
-            elif node.op.name in LAYERS and not _grouped(graph, node):
+            elif node.op.name in LAYERS and not grouped(graph, node):
                 steps.add((node.ref, index))
             else:
                 after = [found[v.ref] for v in graph.results(node)]
@@ -137,14 +137,9 @@ def _first(places: dict[NodeRef, int], more: Mapping[NodeRef, int]) -> None:
         places[concat] = min(place, places.get(concat, place))
 
 
-def _grouped(graph: Graph, node: Node) -> bool:
-    """Whether a node is a Conv that keeps groups of channels apart."""
-    return node.op.name == "Conv" and (node.attrs["group"] != 1 or graph.operands(node)[0].shape[1] == 1)
-
-
 def _kind(graph: Graph, node: Node) -> tuple[Hashable, ...]:
     """What nodes that become one have in common: all but operands, and how many groups of channels they keep."""
-    attrs = {k: v for k, v in node.attrs.items() if k != "group" or not _grouped(graph, node)}
+    attrs = {k: v for k, v in node.attrs.items() if k != "group" or not grouped(graph, node)}
     return node.op.name, attribute_key(attrs), node.absent, len(graph.operands(node))
 
 
@@ -277,24 +272,8 @@ class _Rows:
     def _joint(self, nodes: tuple[Node, ...], position: int, row: Joint) -> Joint | None:
         graph, op = self._graph, nodes[0].op
         results = [graph.results(n)[0] for n in nodes]
-        read = [graph.value(m) for m in row.members]
-        axis = row.axis
-        kept = _same_in_front(read, results, axis)
-        if op.reinterprets and not kept:
-            axis = _leading(results[0])
-        if not _alike(results, axis):
-            return None
-        if op.reinterprets:
-            fits = kept or all(_in_front(v, d) for found, d in ((read, row.axis), (results, axis)) for v in found)
-            fits = fits and (op.name != "Squeeze" or all(v.shape[row.axis] > 1 for v in read))
-            fits = fits and self._makes(nodes[0], row, _wide(results, axis))
-        elif isinstance(op, Broadcast):
-            fits = _spans(read, results, axis)
-        elif op.name == "Conv":
-            fits = axis == 1 and all(map(self._is_grouped, nodes)) and len(set(map(self._per_group, nodes))) == 1
-        else:
-            fits = axis == 1 and (isinstance(op, (Pool, GlobalPool)) or op.name == "BatchNormalization")
-        if not fits:
+        axis = joint_axis(graph, nodes, [graph.value(m) for m in row.members], row.axis)
+        if axis is None:
             return None
         operands: list[Members | None] = []
         axes: list[int] = []
@@ -311,20 +290,6 @@ class _Rows:
             attrs = {**attrs, "group": sum(int(n.attrs["group"]) for n in nodes)}
         return Joint(nodes, tuple(r.ref for r in results), axis, tuple(operands), tuple(axes), attrs)
 
-    def _makes(self, node: Node, row: Joint, shape: tuple[int, ...]) -> bool:
-        """Whether a node that reads all of a row as one value makes a value of this shape, or can be told to."""
-        first, *rest = self._graph.operands(node)[:]
-        values = [self._graph.value(m) for m in row.members]
-        read = replace(first, type=replace(first.type, shape=_wide(values, row.axis)))
-        return node.op.name == "Reshape" or node.op.infer(node, Operands([read, *rest]), 1)[0].shape == shape
-
-    def _is_grouped(self, node: Node) -> bool:
-        return _grouped(self._graph, node)
-
-    def _per_group(self, node: Node) -> int:
-        """Channels that a group makes."""
-        return self._graph.results(node)[0].shape[1] // int(node.attrs["group"])
-
     def _column(
         self, op: Op, values: Sequence[Value], results: Sequence[Value], axis: int
     ) -> tuple[Members, int] | None:
@@ -333,57 +298,17 @@ class _Rows:
             return (), 0
         column = tuple(v.ref for v in values)
         if column in self._made:
-            fits = self._made[column].axis == axis and _spans(values, results, axis)
+            fits = self._made[column].axis == axis and spans(values, results, axis)
             return (column, axis) if fits else None
         if op.reinterprets:  # a shape, which the joint result decides, or axes
-            return (column[:1], 0) if op.name == "Reshape" or _equal(values) else None
+            return (column[:1], 0) if op.name == "Reshape" or equal(values) else None
         spread = isinstance(op, Broadcast)
         own = values[0].rank - results[0].rank + axis if spread else 0
         along = [v.shape[own] if 0 <= own < v.rank else 1 for v in values]
-        if spread and set(along) == {1} and _equal(values):
+        if spread and set(along) == {1} and equal(values):
             return column[:1], 0
-        stacked = own >= 0 and along == [r.shape[axis] for r in results] and _alike(values, own)
+        stacked = own >= 0 and along == [r.shape[axis] for r in results] and same_but_for(values, own)
         return (column, own) if stacked and all(map(is_plain, values)) else None
-
-
-def _wide(values: Sequence[Value], axis: int) -> tuple[int, ...]:
-    """The shape of values that lie one after the other along an axis."""
-    width = sum(v.shape[axis] for v in values)
-    return tuple(width if d == axis else n for d, n in enumerate(values[0].shape))
-
-
-def _alike(values: Sequence[Value], axis: int) -> bool:
-    """Whether types are the same but for how many entries there are along an axis."""
-    kinds = {(v.dtype, v.rank, *(n for d, n in enumerate(v.shape) if d != axis)) for v in values}
-    return len(kinds) == 1
-
-
-def _spans(values: Sequence[Value], results: Sequence[Value], axis: int) -> bool:
-    """Whether each value has an entry along the axis for every one of its result."""
-    return all(v.rank == r.rank and v.shape[axis] == r.shape[axis] for v, r in zip(values, results, strict=True))
-
-
-def _equal(values: Sequence[Value]) -> bool:
-    """Whether all are one value, or constants of the same numbers."""
-    first = values[0]
-    return all(v.ref == first.ref for v in values) or all(
-        is_plain(v) and v.type == first.type and np.array_equal(v.constant, first.constant) for v in values
-    )
-
-
-def _leading(value: Value) -> int:
-    """The first axis of more than one entry."""
-    return next((d for d, n in enumerate(value.shape) if n > 1), value.rank - 1)
-
-
-def _same_in_front(values: Sequence[Value], results: Sequence[Value], axis: int) -> bool:
-    """Whether each result has the axes in front of this one that its value has."""
-    return all(r.rank > axis and v.shape[:axis] == r.shape[:axis] for v, r in zip(values, results, strict=True))
-
-
-def _in_front(value: Value, axis: int) -> bool:
-    """Whether nothing but ones is in front of an axis: then what lies along it lies one after the other."""
-    return all(n == 1 for n in value.shape[:axis])
 
 
 # ---------------------------------------------------------------------- rewriting
@@ -425,7 +350,7 @@ def _order(graph: Graph, concat: Node, parts: Sequence[Members]) -> np.ndarray:
 def _one(graph: Graph, joint: Joint, made: Mapping[Members, ValueRef]) -> ValueRef:
     """Add the node that stands for all; its result."""
     first = graph.results(joint.nodes[0])[0]
-    shape = _wide([graph.value(m) for m in joint.members], joint.axis)
+    shape = wide([graph.value(m) for m in joint.members], joint.axis)
     operands: list[ValueRef | None] = []
     for index, (column, axis) in enumerate(zip(joint.operands, joint.axes, strict=False)):
         if column is None:
