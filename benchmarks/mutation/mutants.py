@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-PACKAGES = ("compiler/ir", "compiler/passes")
+PACKAGES = ("compiler/ir", "compiler/passes", "compiler/training")
 """What is changed, as paths of folders and files below the repository."""
 Spot = tuple[int, int]
 """Line, from 1, and column, from 0."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks.mutation.mutants import PACKAGES
+
 if TYPE_CHECKING:
     from coverage import Coverage
 
@@ -154,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
 
     out, *tests = arguments
     root = Path.cwd()
-    coverage = Coverage(data_file=None, source=[str(root / p) for p in ("compiler/ir", "compiler/passes")])
+    coverage = Coverage(data_file=None, source=[str(root / p) for p in PACKAGES])
     recorder = Recorder(coverage)
     coverage.start()
     status = pytest.main(["-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests], plugins=[recorder])

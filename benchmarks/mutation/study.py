@@ -1,4 +1,4 @@
-"""Mutation score of compiler/ir and compiler/passes: of a sample of small changes, how many the tests notice.
+"""Mutation score of compiler/ir, passes and training: of a sample of small changes, how many the tests notice.
 
 Needs the extra `mutation`. Which test runs which line is recorded once and kept, and so are outcomes, so that a
 second run does only what other tests or sources may decide differently. Survivors are listed with their lines.
@@ -32,7 +32,7 @@ TESTS = (
     *("tests/ir", "tests/passes", "tests/mutation", "tests/calibration", "tests/cost", "tests/training"),
     *("tests/broken_inputs", "tests/test_pipeline.py", "tests/test_outline.py", "tests/test_diff.py", LOOKING),
 )
-"""The tests that are asked: those of the two packages and of what stands close to them, none that compiles much."""
+"""The tests that are asked: those of the packages and of what stands close to them, none that compiles much."""
 Z = 1.96
 """Two-sided 95 %."""
 

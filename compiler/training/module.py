@@ -77,7 +77,7 @@ def terms(graph: Graph) -> dict[ValueRef, float]:
         if isinstance(site.node.op, MacOp):
             each = site.node.op.macs(site) / max(site.results[0].size, 1)
             for value in _learnt(graph, site):
-                if sum(n > 1 for n in value.shape) > 1:
+                if value.data is not None and sum(n > 1 for n in value.shape) > 1:
                     found[value.ref] = max(each, found.get(value.ref, 0.0))
     return found
 
