@@ -163,8 +163,8 @@ def _generator_seed(text: str) -> int:
 
 
 def _prune(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs")
-    p.add_argument("--parameters", metavar="F", help="keep this share of the parameters")
+    p.add_argument("--flops", metavar="F", help="keep this share of the FLOPs, up to 1; above 100: so many FLOPs")
+    p.add_argument("--parameters", metavar="F", help="keep this share of the parameters, up to 1")
     p.add_argument("--option", action="append", default=[], metavar="K=V", help="another option of prune-channels")
     p.add_argument("--calibration", default="", metavar="X", help="unlabelled inputs (.npz, .npy, a folder)")
     p.add_argument("--samples", type=int, metavar="N", help="so many of them (256); 0: all")

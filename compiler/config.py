@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def _planning(table: Table) -> PlanningConfig:
     return config
 
 
-def _gates(table: Table, tasks: Sequence[str], metrics: Collection[str]) -> Gates:
+def _gates(table: Table, tasks: Sequence[str], metrics: Mapping[str, str]) -> Gates:
     gates = Gates(
         max_accuracy_drop=_per_task(table, "max_accuracy_drop", tasks),
         max_output_drift=_per_task(table, "max_output_drift", tasks),
@@ -272,6 +272,12 @@ def _gates(table: Table, tasks: Sequence[str], metrics: Collection[str]) -> Gate
             "max_accuracy_drop",
             f"nothing measures {', '.join(unmeasured)}; name a metric of each in [evaluation.metric], or limit "
             "only tasks that have one, as in { age = 0.01 }; max_output_drift needs no metric",
+        )
+    bounds = {t: METRICS[m].most for t, m in metrics.items() if m in METRICS}
+    if idle := [t for t, n in gates.max_accuracy_drop.items() if n >= bounds.get(t, math.inf)]:
+        table.problem(
+            "max_accuracy_drop",
+            f"limits nothing for {', '.join(idle)}: {metrics[idle[0]]} lies from 0 to 1; two per cent are 0.02",
         )
     table.close()
     return gates

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, with_samples
+from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds, open_calibration
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed
@@ -290,15 +291,30 @@ def judge_of(config: Config, graph: Graph) -> Judge | None:
     if not (config.evaluation.metric and config.evaluation.data):
         return None
 
-    @functools.cache
-    def ready() -> Judge:
+    return _ReleaseJudge(config, graph)
+
+
+class _ReleaseJudge:
+    """The judge of a release, whose data are read when it is first asked."""
+
+    def __init__(self, config: Config, graph: Graph) -> None:
+        self._config, self._graph = config, graph
+
+    @property
+    def most_drop(self) -> float:
+        """The most that any metric can drop."""
+        return max(metric(name).most for name in self._config.evaluation.metric.values())
+
+    @functools.cached_property
+    def _ready(self) -> Judge:
         from compiler.calibration.judge import AccuracyJudge
 
-        found = evaluation_of(config, graph)
+        found = evaluation_of(self._config, self._graph)
         assert found is not None
-        return AccuracyJudge(graph, *found, config.evaluation.metric)
+        return AccuracyJudge(self._graph, *found, self._config.evaluation.metric)
 
-    return lambda candidate: ready()(candidate)
+    def __call__(self, candidate: Graph) -> Mapping[str, float]:
+        return self._ready(candidate)
 
 
 def transform(

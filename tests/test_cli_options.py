@@ -40,10 +40,13 @@ def test_prune_takes_every_budget(tmp_path, capsys):
     for source, option in (
         (path, "latency_us=1e6"),
         (tmp_path / "a.onnx", "latency_us=1e6"),
-        (path, "accuracy_drop=1"),
+        (path, "accuracy_drop=0.99"),
     ):
         status, _, err = run(capsys, "prune", source, "--option", option, "-o", tmp_path / "p.onnx", "--force")
         assert status == 0, err
+    for option, message in (("flops=1.5", "is neither a share"), ("accuracy_drop=1", "limits nothing")):
+        status, _, err = run(capsys, "prune", path, "--option", option, "-o", tmp_path / "q.onnx")
+        assert status == 2 and f"{option} {message}" in err and not (tmp_path / "q.onnx").exists()
 
 
 @pytest.mark.parametrize("command", ["run --input x.npz", "bench", "cost", "inspect", "frontier"])

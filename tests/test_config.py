@@ -141,6 +141,14 @@ def test_a_gate_on_accuracy_needs_a_metric_of_its_task(gate, missing):
     assert f"gates.max_accuracy_drop: nothing measures {missing}; name a metric" in found
 
 
+def test_a_gate_that_no_drop_can_miss_is_refused():
+    metrics = '{ age = "mae", mood = "accuracy" }'
+    text = BASE + f'[evaluation]\ndata = "x.npz"\nmetric = {metrics}\n[gates]\nmax_accuracy_drop = '
+    assert parse(text + "{ age = 2, mood = 0.02 }").gates.max_accuracy_drop == {"age": 2, "mood": 0.02}
+    (found,) = problems(text + "2")
+    assert found.endswith("limits nothing for mood: accuracy lies from 0 to 1; two per cent are 0.02")
+
+
 def test_overrides(tmp_path):
     (tmp_path / "r.toml").write_text(BASE)
     config = load_config(tmp_path / "r.toml", ["seed=7", "targets.build=['host']", "tasks.age.model=other.onnx"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,11 +16,14 @@ Function = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`function(outputs [samples, ...], labels [samples, ...])`; `lower` says that less is better."""
+    """`function(outputs [samples, ...], labels [samples, ...])`; `lower` says that less is better, `most` how far
+    two of its values can lie apart.
+    """
 
     name: str
     function: Function
     lower: bool = False
+    most: float = math.inf
 
 
 ROUNDING = 1e-3
@@ -90,8 +94,8 @@ def rmse(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "accuracy": Metric("accuracy", accuracy),
-        "f1": Metric("f1", f1),
+        "accuracy": Metric("accuracy", accuracy, most=1.0),
+        "f1": Metric("f1", f1, most=1.0),
         "mae": Metric("mae", mae, lower=True),
         "rmse": Metric("rmse", rmse, lower=True),
     }

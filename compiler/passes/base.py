@@ -37,7 +37,10 @@ Calibration = Callable[[], Iterable[Batch]]
 
 
 Judge = Callable[[Graph], Mapping[str, float]]
-"""A graph -> how much worse every task with labels is than the original, in its metric."""
+"""A graph -> how much worse every task with labels is than the original, in its metric.
+
+A judge may have an attribute `most_drop`, the most that any of its metrics can drop.
+"""
 
 
 class Timer(Protocol):

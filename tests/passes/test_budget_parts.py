@@ -151,10 +151,35 @@ def test_what_is_wrong_with_a_budget() -> None:
     assert found(weight_bytes=0.0) == ["weight_bytes must be above 0, not 0.0"]
     assert found(judged({}), accuracy_drop=math.nan) == ["accuracy_drop must be 0 or more, not nan"]
     assert found(accuracy_drop=0.1) == ["accuracy_drop needs evaluation data with a metric"]
+    assert found(flops=1.5) == [
+        "flops=1.5 is neither a share, which is at most 1, nor an amount of FLOPs, which is above 100; half of the "
+        "original is 0.5"
+    ]
+    assert "flops=50 is neither" in found(flops=50.0)[0] and "weight_bytes=100" in found(weight_bytes=100.0)[0]
+    assert found(flops=1.0) == found(flops=101.0) == found(weight_bytes=100.5) == []
+    assert found(weight_bytes=math.inf) == ["weight_bytes=inf limits nothing; leave it out"]
+    assert "never a share" in str(Limit("latency_us", 0.5).missed(2.0, "here"))
+    assert "never a share" not in str(Limit("latency_us", 1.5).missed(2.0, "here"))
     assert len(found(latency_us=1.0)) == 1 and not found(Resources(clock=Clock), latency_us=1.0)
 
 
 # ---------------------------------------------------------------------- accuracy
+class Bounded:
+    """Accuracies, which lie from 0 to 1."""
+
+    most_drop = 1.0
+
+    def __call__(self, graph: Graph) -> dict[str, float]:
+        return {}
+
+
+def test_a_drop_that_no_metric_can_make_is_refused() -> None:
+    options = PruneChannels(accuracy_drop=2.0)
+    (problem,) = problems_of(options, Resources(judge=Bounded()))
+    assert problem == "accuracy_drop=2 limits nothing: metrics drop by 1 at most; two per cent are 0.02"
+    assert problems_of(options, judged({})) == problems_of(PruneChannels(accuracy_drop=0.9), judged({})) == []
+
+
 def test_the_task_that_loses_most() -> None:
     assert worst({"a": 0.1, "b": 0.3, "c": -1.0}) == "b"
     assert worst({"a": 5.0, "b": math.nan, "c": math.inf}) == "b"

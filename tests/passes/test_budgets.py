@@ -175,6 +175,8 @@ def test_shares_that_cannot_be_reached_are_too_small() -> None:
         ("sparsify{latency_us=10}", "latency_us needs predictions of a planner"),
         ("sparsify{accuracy_drop=0.01}", "accuracy_drop needs evaluation data with a metric"),
         ("sparsify{flops=-1}", "flops must be above 0, not -1.0"),
+        ("compress{latency_us=inf}", "latency_us=inf limits nothing"),
+        ("sparsify{flops=30}", "flops=30 is neither a share"),
         ("sparsify{density=0.5,among=regular8}", "among is for budgets"),
         ("prune-channels{flops=0.5,latency_us=10}", "give one of flops, latency_us"),
         ("prune-channels{accuracy_drop=-1}", "accuracy_drop must be 0 or more, not -1"),

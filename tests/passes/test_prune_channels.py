@@ -194,7 +194,7 @@ def test_workload_weighs_the_price() -> None:
         ({}, "give either flops or parameters"),
         ({"flops": 0.5, "parameters": 0.5}, "give either flops or parameters"),
         ({"flops": 0.0}, "flops must be above 0, not 0.0"),
-        ({"parameters": 1.5}, "the share must be above 0 and at most 1, not 1.5"),
+        ({"parameters": 1.5}, "parameters is a share, above 0 and at most 1, not 1.5"),
         ({"flops": 0.5, "score": "best"}, "score is 'best'; it can be auto, l1, l2, rms, obs, fisher, random"),
         ({"flops": 0.5, "scope": "here"}, "scope is 'here'"),
         ({"flops": 0.5, "recover": "hope"}, "recover is 'hope'; it can be none, least-squares"),

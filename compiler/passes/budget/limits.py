@@ -18,17 +18,20 @@ QUANTITIES: tuple[Quantity, ...] = ("flops", "weight_bytes", "latency_us")
 UNITS: Mapping[Quantity, str] = {"flops": "FLOPs", "weight_bytes": "bytes of weights", "latency_us": "us predicted"}
 MICRO = 1e6
 
+LEAST_AMOUNT = 100
+"""FLOPs and bytes above 1 and up to here are refused: no network is so small, but shares in per cent are."""
+
 
 class Budgeted(Protocol):
     """A pass with the options of a budget."""
 
     @property
     def flops(self) -> float | None:
-        """A share of the original's up to 1, else FLOPs of the expected call."""
+        """A share of the original's up to 1, else FLOPs of the expected call, above LEAST_AMOUNT."""
 
     @property
     def weight_bytes(self) -> float | None:
-        """A share of the original's up to 1, else bytes of all weights with their positions."""
+        """A share of the original's up to 1, else bytes of all weights with their positions, above LEAST_AMOUNT."""
 
     @property
     def latency_us(self) -> float | None:
@@ -70,8 +73,15 @@ class Limit:
             found,
             f"{self.quantity}: at most {self.value:.6g} {unit} are allowed and {found:.6g} remain {why}, "
             f"{over:.4g} too many ({over / self.value:.1%}); allow more, or free more layers (options exclude, "
-            "dense, floor, pattern)",
+            "dense, floor, pattern)" + self._no_share,
         )
+
+    @property
+    def _no_share(self) -> str:
+        """What a limit may have been meant as, where that is likely."""
+        if self.quantity != "latency_us" or self.value > 1:
+            return ""
+        return "; latency_us is in microseconds, never a share: for that take flops"
 
 
 def shares(graph: Graph, workload: Mapping[TaskSet, float]) -> dict[Ref, float]:
@@ -101,14 +111,37 @@ def problems_of(options: Budgeted, use: Resources) -> list[str]:
     """What is wrong with the options of a budget."""
     given = [q for q in QUANTITIES if getattr(options, q) is not None]
     found = [f"give one of {', '.join(given)}: a budget is in one quantity"] if len(given) > 1 else []
-    found += [f"{q} must be above 0, not {getattr(options, q)}" for q in given if not getattr(options, q) > 0]
+    found += [problem for q in given if (problem := _amount_problem(q, getattr(options, q)))]
     if options.accuracy_drop is not None:
-        if not options.accuracy_drop >= 0:
-            found.append(f"accuracy_drop must be 0 or more, not {options.accuracy_drop}")
-        if use.judge is None:
-            found.append("accuracy_drop needs evaluation data with a metric")
+        found += _drop_problems(options.accuracy_drop, use)
     if options.latency_us is not None and use.clock is None:
         found.append("latency_us needs predictions of a planner; a release has them, and Resources(clock=...)")
+    return found
+
+
+def _amount_problem(quantity: Quantity, value: float) -> str:
+    """What is wrong with the number given for a budget; empty where nothing is."""
+    if not value > 0:
+        return f"{quantity} must be above 0, not {value}"
+    if math.isinf(value):
+        return f"{quantity}={value} limits nothing; leave it out"
+    if quantity == "latency_us" or not 1 < value <= LEAST_AMOUNT:
+        return ""
+    return (
+        f"{quantity}={value:g} is neither a share, which is at most 1, nor an amount of {UNITS[quantity]}, "
+        f"which is above {LEAST_AMOUNT}; half of the original is 0.5"
+    )
+
+
+def _drop_problems(drop: float, use: Resources) -> list[str]:
+    found = [] if drop >= 0 else [f"accuracy_drop must be 0 or more, not {drop}"]
+    if use.judge is None:
+        return [*found, "accuracy_drop needs evaluation data with a metric"]
+    most = getattr(use.judge, "most_drop", math.inf)
+    if drop >= most:
+        found.append(
+            f"accuracy_drop={drop:g} limits nothing: metrics drop by {most:g} at most; two per cent are 0.02"
+        )
     return found
 
 

@@ -65,7 +65,7 @@ class PruneChannels(Pass):
     """Remove whole channels, hidden units and heads until a budget holds.
 
     The budget, one of: `flops` or `parameters`, a share of the original's products or parameters that stays, within
-    one rounding step; `flops` or `weight_bytes` above 1, FLOPs of the expected call or bytes of all weights
+    one rounding step; `flops` or `weight_bytes` above 100, FLOPs of the expected call or bytes of all weights
     (`weight_bytes` up to 1 is a share too); `latency_us`, microseconds of the expected call as the planner of
     `target` predicts, for which widths become whole vectors. `accuracy_drop`: how much worse any task may become on
     the evaluation data; alone it asks for the fewest FLOPs.
@@ -100,7 +100,7 @@ class PruneChannels(Pass):
         if len(given) > 1 or (not given and self.accuracy_drop is None):
             problems.append("give either flops or parameters, for example prune-channels{flops=0.5}, or one budget")
         elif self.parameters is not None and not 0 < self.parameters <= 1:
-            problems.append(f"the share must be above 0 and at most 1, not {self.parameters}")
+            problems.append(f"parameters is a share, above 0 and at most 1, not {self.parameters}")
         problems += problems_of(self, use)
         for option, value, allowed in (
             ("score", self.score, (AUTO, *CRITERIA)),
