@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler.errors import ConfigError, PassError, TargetError
-from compiler.ir.encoding import Dense
+from compiler.errors import ConfigError, PassError, TargetError, VerifyError
+from compiler.ir.encoding import Dense, Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from compiler.ir.text import digest
 from compiler.passes.base import Resources
-from compiler.passes.distil import Distil
+from compiler.passes.distil import Distil, teacher_problems
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.merge.merging import Merge
 from compiler.passes.narrow.narrowing import Narrow
@@ -299,3 +299,172 @@ def test_a_network_without_weights_has_nothing_to_train(torch, use):
     graph = b.done()
     with pytest.raises(PassError, match="no weights that can be trained"):
         Distil(epochs=1)(graph, replace(use, teacher=graph))
+
+
+# ---------------------------------------------------------------------- what is handed on, told and checked
+class Handed(Exception):
+    """Stops a pass where training would begin."""
+
+
+@pytest.fixture
+def handed(torch, monkeypatch):
+    """Runs a pass up to its training; (network, material, wanted, recipe, device, checkpoint, say)."""
+
+    def run(pass_, graph, use):
+        found = []
+
+        def distil(*given):
+            found.append(given)
+            raise Handed
+
+        monkeypatch.setattr("compiler.training.distilling.distil", distil)
+        with pytest.raises(Handed):
+            pass_(graph, use)
+        return found[0]
+
+    return run
+
+
+def test_every_option_is_handed_on(handed, original, use, tmp_path):
+    pass_ = Distil(*(3, 8, 0.25, "mse", ("b",), ("a:2.5",), 4.0, 0.75, 2, 11, "cpu", True), rounds=0, settle=5)
+    labels = {"a": np.zeros(120, int), "nobody": np.zeros(120, int)}
+    use = replace(use, labels=labels, seed=7, cache=tmp_path)
+    _, material, wanted, recipe, device, checkpoint, say = handed(pass_, original, use)
+    assert material.teacher is original and material.labels.keys() == {"a"} and len(material.feeds) == 11
+    for feed, expected in zip(material.feeds, use.batches(original), strict=False):
+        assert np.array_equal(feed["x"], expected["x"])
+    assert (wanted.weights, wanted.classes) == ({"a": 2.5, "b": 1.0}, {"b"})
+    assert (wanted.temperature, wanted.labels) == (4.0, 0.75)
+    assert (recipe.epochs, recipe.batch, recipe.rate) == (3, 8, 0.25)
+    assert (recipe.patience, recipe.seed, recipe.mixed) == (2, 7, True)
+    assert device == "cpu" and checkpoint.parent == tmp_path and say is use.say
+
+
+def test_without_options_all_tasks_and_samples_count_alike(handed, original, use):
+    labels = {"a": np.zeros(120, int)}
+    _, material, wanted, recipe, device, checkpoint, _ = handed(Distil(), original, replace(use, labels=labels))
+    assert len(material.feeds) == 120 and material.labels == {} and not wanted.classes
+    assert wanted.weights == {"a": 1.0, "b": 1.0} and checkpoint is None and device == "auto"
+    assert not recipe.mixed and recipe.patience == 0
+    assert handed(Distil(loss="kl"), original, use)[2].classes == {"a", "b"}
+
+
+def test_a_checkpoint_is_of_one_network_one_teacher_one_set_of_options_and_data(handed, original, use, tmp_path):
+    def file(pass_=Distil(), graph=original, **changed):  # noqa: B008
+        return handed(pass_, graph, replace(use, cache=tmp_path, **changed))[5]
+
+    other = network("a", "b", seed=1)
+    data = {"x": np.array(use.calibration["x"])}
+    data["x"][-1, 0, 0, 0] += 1
+    labels = [{"a": np.full(120, n)} for n in range(2)]
+    found = [file(), file(Distil(epochs=9)), file(graph=other), file(teacher=other), file(calibration=data)]
+    found += [file(seed=1), *(file(Distil(labels=0.5), labels=given) for given in labels)]
+    assert len(set(found)) == len(found)
+    assert file() == file(labels=labels[0]) == found[0]  # labels that do not count
+    assert found[0].name.startswith("distil-") and found[0].suffix == ".pt"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupted_training_tells_how_it_goes_on(torch, original, use, tmp_path, kept):
+    def stop(line):
+        raise KeyboardInterrupt
+
+    use = replace(use, say=stop, cache=tmp_path if kept else None)
+    with pytest.raises(KeyboardInterrupt) as told:
+        Distil(epochs=2)(original, use)
+    (note,) = told.value.__notes__
+    expected = str(tmp_path / "distil-") if kept else "training starts anew; with a folder as [calibration] cache"
+    assert expected in note and ("goes on from the last epoch" in note) == kept
+
+
+def test_ten_inputs_are_enough(handed, original, use):
+    assert len(handed(Distil(samples=10), original, use)[1].feeds) == 10
+    with pytest.raises(PassError, match="9 calibration batches are too few; give 10 or more"):
+        Distil(samples=9)(original, use)
+
+
+@pytest.mark.parametrize(
+    ("history", "text"),
+    [
+        (([4.0, 2.0, 3.0], 1, False), "2 epochs; loss on held-out inputs 4 before, 2 with the weights of epoch 1"),
+        (
+            ([4.0, 5.0, 6.0, 7.0], 0, True),
+            "stopped after epoch 3; loss on held-out inputs 4 before, 4 with the weights it started with, since no "
+            "epoch was better",
+        ),
+        (
+            ([0.123456, 0.01], 1, False),
+            "1 epochs; loss on held-out inputs 0.1235 before, 0.01 with the weights of epoch 1",
+        ),
+    ],
+)
+def test_how_training_went_is_told(torch, original, use, monkeypatch, history, text):
+    from compiler.training.loop import History
+
+    losses, best, stopped = history
+    given = History(tuple(losses), best, stopped)
+    monkeypatch.setattr("compiler.training.distilling.distil", lambda *given_: given)
+    (note,) = Distil().run(original, use).notes
+    assert str(note) == f"distil: {text}"
+
+
+def test_all_that_is_wrong_is_told_at_once(original):
+    wrong = Distil(epochs=0, rounds=-1, rate=0, loss="l1", classes=("z",), weights=("z:1",), labels=1.0)
+    problems = wrong.wrong(original, Resources())
+    assert len(problems) == 9 and problems[-1].startswith("it needs the original networks")
+
+
+def changed(graph, change):
+    made = graph.copy()
+    change(made)
+    return made.freeze()
+
+
+def test_originals_of_other_inputs_or_outputs_are_refused():
+    def net(*widths, shape=(1, 4)):
+        b = Builder()
+        x = b.input("x", *shape)
+        for task, width in zip("ab", widths, strict=False):
+            b.task(task, b.apply("MatMul", x, b.weight(shape[-1], width)))
+        return b.done()
+
+    graph = net(3, 2)
+    assert teacher_problems(graph, graph) == teacher_problems(net(3), graph) == []
+    assert teacher_problems(graph, None) == ["it needs the original networks; pass Resources(teacher=graph)"]
+    assert teacher_problems(graph, net()) == ["the original networks lack task a, b"]
+    assert teacher_problems(graph, net(3, 2, shape=(1, 5))) == ["the original networks have other inputs"]
+    outputs = [t.outputs[0] for t in graph.tasks.values()]
+    assert teacher_problems(graph, net(3, 4)) == [
+        f"output '{outputs[1]}' has not the type of the original network's '{outputs[1]}'"
+    ]
+    assert len(teacher_problems(graph, net(2, 3))) == 2
+
+
+def test_training_may_change_nothing_but_values_of_weights(original):
+    def renamed(graph):
+        graph.add_parameter("more", np.zeros(3, np.float32))
+
+    weight = next(v for v in original.parameters() if v.rank == 4)
+
+    def less(graph):
+        graph.update(weight.ref, data=weight.constant * np.float32(0))
+
+    pass_ = Distil()
+    pass_.ensures(original, changed(original, less))
+    with pytest.raises(VerifyError, match="something other than the values of weights has changed"):
+        pass_.ensures(original, changed(original, renamed))
+    sparse = changed(original, lambda g: g.update(weight.ref, type=replace(weight.type, encoding=Unstructured())))
+    with pytest.raises(VerifyError, match="something other than the values of weights has changed"):
+        pass_.ensures(original, sparse)
+    thin = np.where(np.arange(weight.size).reshape(weight.shape) % 4, np.float32(0), weight.constant)
+    before = changed(sparse, lambda g: g.update(weight.ref, data=thin))
+    for entries in (1, 3):
+        data = np.where(np.arange(weight.size).reshape(weight.shape) % 4 < entries, weight.constant, np.float32(0))
+        after = changed(
+            before, lambda g, data=data: g.update(weight.ref, type=before.value(weight.ref).type, data=data)
+        )
+        if entries == 1:
+            pass_.ensures(before, after)
+        else:
+            with pytest.raises(VerifyError, match=f"level 0 of '{weight.ref}' stores more than before"):
+                pass_.ensures(before, after)
