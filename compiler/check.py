@@ -23,11 +23,11 @@ from compiler.codegen.golden import Golden, Sample
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
 from compiler.compile import write_library
-from compiler.errors import BundleError, CompilerError, ConfigError
+from compiler.errors import BundleError, CompilerError, ConfigError, UnsupportedModelError
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_in import load
-from compiler.ir.reference import difference, evaluate
+from compiler.ir.reference import comparable, difference, evaluate
 from compiler.ir.types import ValueRef
 from compiler.measure import bundle_runner
 from compiler.passes.base import Pass
@@ -106,7 +106,7 @@ def verify_model(
     """Lift, verify, export, compile for this machine, and compare each with onnxruntime on one seeded input.
 
     `inputs` binds free axes, `ranges` replaces the standard normal values of an input by uniform ones. Raises what
-    import, export and compilation raise.
+    import, export and compilation raise, and UnsupportedModelError where an output is never finite.
     """
     say("import")
     graph = load(path, inputs=inputs, task="network", allow_external_data=allow_external_data)
@@ -161,13 +161,21 @@ def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: i
 def _judged(
     graph: Graph, engine: Engine, ranges: Mapping[str, tuple[float, float]], seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Inputs and onnxruntime's outputs; another input is drawn where one gives nothing finite."""
+    """Inputs and onnxruntime's outputs; another input is drawn where one gives an output nothing finite.
+
+    UnsupportedModelError where ten do: equal to such outputs are those of many wrong networks.
+    """
     for attempt in range(10):
         feeds = drawn_feeds(graph, ranges, seed + 1000 * attempt)
         expected = engine.run(feeds)
-        if all(np.isfinite(r).any() or not r.size for r in expected.values() if r.dtype.kind == "f"):
-            break
-    return feeds, expected
+        lost = [name for name, r in expected.items() if not comparable(r)]
+        if not lost:
+            return feeds, expected
+    raise UnsupportedModelError(
+        f"'{graph.name}': what {', '.join(lost)} gives is infinite or no number on each of ten inputs, so nothing "
+        "can be compared; give inputs of the kind that it is made for, as --range NAME:LO:HI; if there are none, "
+        "weights are infinite or NaN: export a sound network"
+    )
 
 
 def _labelled(graph: Graph, outputs: Arrays) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_out import to_onnx
-from compiler.ir.reference import evaluate, random_feeds
+from compiler.ir.reference import comparable, evaluate, random_feeds
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, paths, planning_of, tuned
@@ -269,13 +269,23 @@ def _job(release: Release, graph: Graph, records: tuple[PassRecord, ...]) -> _Jo
 
 
 def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, seed: int) -> Golden:
-    """Inputs with the reference's outputs; UnsupportedModelError where no random input gives finite outputs."""
+    """Inputs with the reference's outputs; UnsupportedModelError where no random input gives finite outputs, or
+    `feeds` give an output no finite number.
+    """
     chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else feeds
     samples = []
     for feed in chosen:
         inputs = tuple(feed[v.ref.name] for v in graph.inputs)
         outputs, *sparser = (_outputs(at_level(graph, i), feed) for i in range(level_count(graph)))
         samples.append(Sample(inputs, outputs, tuple(sparser)))
+    columns = zip(graph.outputs, zip(*(s.outputs for s in samples), strict=True), strict=True)
+    lost = [v.ref.name for v, column in columns if not any(map(comparable, column))]
+    if lost:
+        raise UnsupportedModelError(
+            f"'{graph.name}': what {', '.join(lost)} gives is infinite or no number on each of the first "
+            f"{len(samples)} calibration inputs, so nothing can be compared; look at the data, at the scale of "
+            "adapters, and at the weights"
+        )
     return Golden(seed, tuple(samples))
 
 

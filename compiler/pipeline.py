@@ -5,6 +5,7 @@ There is no dependency solver and no fix-point: fewer than twenty passes run in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from compiler.cost.count import totals
 from compiler.errors import CompilerError, ConfigError, VerifyError
 from compiler.ir.graph import Graph
-from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.reference import comparable, difference, evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.json_form import finite
 from compiler.passes import find
@@ -42,7 +43,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class PassRecord:
-    """What one pass did. `drift`: task -> largest relative change of an output, where it was measured."""
+    """What one pass did. `drift`: task -> largest relative change of an output, where it was measured; NaN where
+    outputs give nothing to measure.
+    """
 
     name: str
     spec: str
@@ -143,9 +146,10 @@ class Pipeline:
             raise
         drift = measured_drift(before, outcome.graph, use.seed) if self.numerics else None
         limit = rounding(before)
-        if drift and pass_.exact and max(drift.values()) > limit:
-            worst = max(drift, key=lambda t: drift[t])
-            raise VerifyError(f"{pass_}: task '{worst}' differs by {drift[worst]:.1e} of scale (limit {limit:.0e})")
+        wrong = {t: d for t, d in (drift or {}).items() if d > limit}
+        if wrong and pass_.exact:
+            worst = max(wrong, key=lambda t: wrong[t])
+            raise VerifyError(f"{pass_}: task '{worst}' differs by {wrong[worst]:.1e} of scale (limit {limit:.0e})")
         after = Facts.of(outcome.graph)
         return outcome.graph, PassRecord(
             pass_.name, str(pass_), pass_.exact, known, after, outcome.refusals, drift, outcome.notes
@@ -156,7 +160,7 @@ def measured_drift(before: Graph, after: Graph, seed: int) -> dict[str, float]:
     """Largest relative change of each task's outputs on one seeded standard normal input.
 
     Tasks that `after` lacks are left out. Where `before` is not finite the input proves little, so up to ten more
-    are drawn.
+    are drawn; NaN for a task that gives no finite number on any, whose equality says nothing.
     """
     tasks = [t for t in before.tasks if t in after.tasks]
     for attempt in range(11):
@@ -170,7 +174,8 @@ def measured_drift(before: Graph, after: Graph, seed: int) -> dict[str, float]:
 
 def _task_drift(task: str, before: Graph, after: Graph, old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     pairs = zip(before.tasks[task].outputs, after.tasks[task].outputs, strict=True)
-    return max(difference(new[b.name], old[a.name]) for a, b in pairs)
+    worst = max(difference(new[b.name], old[a.name]) for a, b in pairs)
+    return worst if worst or any(comparable(old[r.name]) for r in before.tasks[task].outputs) else math.nan
 
 
 def parse(spec: str) -> Pass:

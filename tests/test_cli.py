@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from compiler.arguments import parser
 from compiler.cli import main
@@ -204,6 +205,19 @@ def test_verify_fails_where_a_stage_is_wrong(tmp_path, capsys, monkeypatch):
     assert status == 1
     assert "WRONG" in out
     assert "FAILED: 1 of 3 comparisons" in out
+
+
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_verify_refuses_a_model_whose_outputs_are_never_finite(tmp_path, capsys, spoilt):
+    """All that it gives is equal to what many wrong networks give."""
+    model = network("x", 3)
+    for weight in model.graph.initializer:
+        if numpy_helper.to_array(weight).dtype == np.float32:
+            weight.CopyFrom(numpy_helper.from_array(np.full(weight.dims, spoilt, np.float32), weight.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    status, out, err = run(capsys, "verify", tmp_path / "m.onnx")
+    assert status == 3 and not out
+    assert "what scores gives is infinite or no number on each of ten inputs" in err and "--range NAME:LO:HI" in err
 
 
 def test_run_a_subset_and_every_combination(tmp_path, bundle, capsys):

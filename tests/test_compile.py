@@ -301,6 +301,9 @@ def test_golden_inputs_need_finite_outputs():
     net.task("u", net.apply("Relu", x))
     with pytest.raises(UnsupportedModelError, match="what t gives is infinite or no number"):
         golden_of(net.done(), None, 0)
+    feeds = [{"x": np.ones(4, np.float32)}] * 2
+    with pytest.raises(UnsupportedModelError, match="on each of the first 2 calibration inputs"):
+        golden_of(net.done(), feeds, 0)
 
 
 def with_number(folder: Path, name: str, value: float) -> None:

@@ -158,6 +158,17 @@ def test_an_exact_pass_that_changes_outputs_is_caught():
     assert record.drift is None
 
 
+def test_outputs_that_are_never_finite_have_no_drift():
+    """And hide nothing of the other tasks."""
+    b = Builder()
+    x = b.input("x", 4)
+    b.task("a", b.apply("Log", b.apply("Sub", x, x)))
+    b.task("b", b.apply("Relu", x))
+    _, (record,) = Pipeline.parse(["remove-dead-code"], numerics=True).run(b.done())
+    assert np.isnan(record.drift["a"]) and record.drift["b"] == 0
+    assert record.record()["drift"] == {"a": None, "b": 0.0}
+
+
 def test_an_error_names_the_pass():
     with pytest.raises(ConfigError) as caught:
         Pipeline.parse(["extract-level{level=3}"]).run(network())

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.calibration.metrics import METRICS, Metric, classes
 from compiler.errors import ConfigError
-from compiler.ir.reference import difference
+from compiler.ir.reference import comparable, difference
 
 DIGITS = 14
 """Of a metric that count: float64 has 15 to 17."""
@@ -28,7 +28,10 @@ Runner = Callable[[Mapping[str, np.ndarray]], Outputs]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One version of a task: metric (None without labels), drift and flipped decisions against the originals."""
+    """One version of a task: metric (None without labels), drift and flipped decisions against the originals.
+
+    The drift is NaN where an output of the original has no finite number.
+    """
 
     metric: float | None
     drift: float
@@ -161,6 +164,8 @@ def _measured(
     truth: np.ndarray | None,
 ) -> Measured:
     drift = max(difference(b, a) for a, b in zip(original, found, strict=True))
+    if not all(map(comparable, original)) and not math.isinf(drift):
+        drift = math.nan
     return Measured(_score(metric, found, truth), drift, _flipped(original[0], found[0]))
 
 

@@ -35,6 +35,17 @@ def test_drift_flips_and_metric():
     assert row.record()["bundle"] is None
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_have_no_drift_and_fail_its_gate(lost):
+    nothing, some = np.full_like(SCORES, lost), np.where(SCORES > 2, lost, SCORES)
+    for original, verdict in ((nothing, "failed"), (some, "passed")):
+        (row,) = compare({"t": (SCORES, original)}, {"t": (SCORES, original)}, None, {}, {})
+        (gate,) = check_tasks(Gates(max_output_drift={"t": 0.1}), [row])
+        assert gate.verdict == verdict and np.isnan(row.graph.drift) == (verdict == "failed")
+    (row,) = compare({"t": (nothing,)}, {"t": (SCORES,)}, None, {}, {})
+    assert row.graph.drift == np.inf
+
+
 def test_a_compiled_library_is_what_gates_look_at():
     broken = SCORES[::-1].copy()
     (row,) = compare({"t": (SCORES,)}, {"t": (SCORES,)}, {"t": (broken,)}, {}, {})
