@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -297,8 +297,7 @@ class Trunks:
 
     def _fitted(self, trial: Trial) -> Trial:
         graph = trial.graph
-        others = [a.stitch.cut.theirs for a in (*self.attached, *trial.added)]
-        others = [ref for ref in others if ref in graph]  # gone where their network went on from another later
+        others = _read(graph, (*self.attached, *trial.added))
         for one in trial.added:
             graph = fitted_behind(graph, self._original, one.stitch, others, self._feeds, self._excluded)
         return replace(trial, graph=graph)
@@ -350,7 +349,7 @@ class Trunks:
     def shared(self) -> set[NodeRef]:
         """The nodes of blocks that are computed for other networks too."""
         masks, found = self.graph.needed_masks(), set[NodeRef]()
-        waiting = [a.stitch.cut.theirs for a in self.attached]
+        waiting = _read(self.graph, self.attached)
         while waiting:
             node = self.graph.producer(waiting.pop())
             if node is not None and node.ref not in found and masks[node.ref].bit_count() > 1:
@@ -398,6 +397,11 @@ class Trunks:
             why = next(filter(None, known), "sharing up to here would lose more than allowed")
             both = f"{' and '.join(tasks)} from {' and '.join(others)}"
             yield Refusal(self._where(position, other), f"apart, {both}: {why}")
+
+
+def _read(graph: Graph, attached: Iterable[Attachment]) -> list[ValueRef]:
+    """The values that tasks go on from; one is gone where its own network went on from another later."""
+    return [a.stitch.cut.theirs for a in attached if a.stitch.cut.theirs in graph]
 
 
 def _share(loss: float) -> str:

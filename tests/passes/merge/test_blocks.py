@@ -92,6 +92,21 @@ def test_a_copy_with_channels_in_another_order_costs_one_network_and_a_head(form
         assert difference(found, expected[task]) < 1e-5
 
 
+def test_a_network_goes_on_from_one_that_goes_on_from_another_later():
+    """a attaches to b and then b, whose value a has gone on from is gone by that, to c."""
+    first = encoder("a", 0, FORMS["pre"])
+    second = tuned(first, "b", 5, 0.001)
+    nets = {"a": first, "b": second, "c": tuned(second, "c", 6, 0.01)}
+    graph = joined(*nets.values())
+    use = data(graph, SAMPLES + 64)
+    inputs = [dict(b) for b in use.batches(graph)]
+    outcome = Merge(max_loss=0.2, max_drift=0.9, samples=SAMPLES).run(graph, use)
+    one, trunk = macs(first)[frozenset("a")], macs(outcome.graph)[frozenset("abc")]
+    assert trunk < 1.1 * one
+    assert max(lost(nets, outcome.graph, inputs[SAMPLES:]).values()) < 0.2
+    assert any("shared by a and b and c" in n.reason for n in outcome.notes)
+
+
 @pytest.mark.parametrize("form", ["pre", "post, parts"])
 def test_a_copy_costs_one_network(form):
     first = encoder("a", 0, FORMS[form])
