@@ -53,6 +53,10 @@ class Sampler:
         """`value` limited to low..high."""
         return self.emit.call("min", self.const(high), self.emit.call("max", self.const(low), value))
 
+    def entry(self, value: Expr, size: int) -> Expr:
+        """`value` limited to the entries of an axis; the first where it is NaN, of which no integer is made."""
+        return self.emit.call("min", self.emit.call("max", value, self.const(0)), self.const(size - 1))
+
     def limited(self, value: Expr, size: int) -> Expr:
         """A coordinate kept in the range of a 32-bit integer."""
         return self.clipped(value, -(2.0**24), size + 2.0**24)
@@ -92,7 +96,7 @@ class Sampler:
         emit, index, inside = self.emit, [], self.emit.const(True, DType.BOOL)
         for value, size in zip(entries, self.sizes, strict=True):
             place = self.reflected(value, size) if self.padding == "reflection" else value
-            index.append(emit.cast(self.clipped(place, 0, size - 1), DType.INT32))
+            index.append(emit.cast(self.entry(place, size), DType.INT32))
             if self.padding == "zeros":
                 within = emit.call("and", value >= self.const(0), value <= self.const(size - 1))
                 inside = emit.call("and", inside, within)

@@ -178,7 +178,10 @@ class Compress(Static, Movement):
 
 
 class ReverseSequence(Movement):
-    """The first `sequence_lens` (operand 1, one per batch entry) entries of the time axis in reverse order."""
+    """The first `sequence_lens` (operand 1, one per batch entry) entries of the time axis in reverse order.
+
+    A length beyond the axis counts as all of it, so that no input can make the compiled code read outside.
+    """
 
     name = "ReverseSequence"
 
@@ -197,10 +200,11 @@ class ReverseSequence(Movement):
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, lengths, y = required(tensors), required(tensors, 1), site.results[0]
         batch, time = site.int("batch_axis"), site.int("time_axis")
+        whole = emit.const(x.shape[time], DType.INT64)
 
         def element(*at: Expr) -> Expr:
             step = emit.cast(at[time], DType.INT64)
-            length = lengths(at[batch])
+            length = emit.call("min", lengths(at[batch]), whole)
             source = list(at)
             source[time] = emit.select(step < length, length - 1 - step, step)
             return x(*source)
