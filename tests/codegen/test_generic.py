@@ -300,6 +300,17 @@ def test_a_comparison_with_nan_fails_and_so_does_its_opposite(tmp_path: Path):
             np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("size", [1, 20])
+def test_a_value_equals_itself_unless_it_is_nan(size: int, tmp_path: Path):
+    b = Builder()
+    x = b.input("x", size)
+    b.task("t", b.apply("Equal", x, x))
+    graph, feeds = b.done(), np.array([np.nan, np.inf, 0, 1] * 5, np.float32)[:size]
+    kernel, made = lower_group(list(graph.sites()), graph.outputs, {}, 16), aligned(size).view(bool)
+    run_kernels([(kernel, [feeds], [made])], tmp_path)
+    np.testing.assert_array_equal(made, ~np.isnan(feeds))
+
+
 def lanewise(rng: np.random.Generator) -> Case:
     """A pooling and what follows it, on channels that do not fill the blocks that all of it lies in."""
     b = Builder()

@@ -16,8 +16,11 @@ class Equal(Broadcast):
     name = "Equal"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        if site.operands[0].dtype is DType.BOOL:
+        dtype = site.operands[0].dtype
+        if dtype is DType.BOOL:
             return emit.call("not", emit.call("xor", *x))
+        if dtype.is_float and site.operands[0].ref == site.operands[1].ref:
+            return emit.call("not", emit.call("isnan", x[0]))  # TVM takes x == x for true, of NaN too
         return x[0] == x[1]
 
 
