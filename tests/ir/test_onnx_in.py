@@ -314,6 +314,19 @@ def test_real_networks_that_are_refused_say_why():
         load(shared_path("models", "silero_vad.onnx"), inputs=rows["silero_vad.onnx"]["input_shapes"])
 
 
+def test_a_kernel_shorter_than_its_stride_makes_less_than_same():
+    text = """net (float[1, 1, 4, 3] x, float[1, 2, 2, 1] w) => (float[1, 2, 11, 5] y) {
+        y = ConvTranspose <strides = [3, 2], auto_pad = "SAME_UPPER"> (x, w) }"""
+    assert_same_outputs(parse(text), {"x": noise((1, 1, 4, 3)), "w": noise((1, 2, 2, 1), seed=1)})
+
+
+def test_an_element_is_gathered_by_its_position():
+    text = "net (float[2, 3] x, int64[2] at) => (float y) { y = GatherND (x, at) }"
+    model = parse(text)
+    model.graph.output[0].type.tensor_type.shape.SetInParent()
+    assert_same_outputs(model, {"x": noise((2, 3)), "at": np.array([1, -2])})
+
+
 def test_an_empty_tensor_that_is_resized_is_unsupported_and_no_contradiction():
     model = parse(
         "net (float[1, 2, 0, 4] x) => (float[1, 2, 3, 4] y) <int64[4] s = {1, 2, 3, 4}> { y = Resize(x, , , s) }"

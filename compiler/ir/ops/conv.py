@@ -137,13 +137,13 @@ class ConvTranspose(Convolving):
         plain = {k: v for k, v in attrs.items() if k not in ("auto_pad", "output_shape")}
         full = {**spatial_attrs(plain, spatial, kernel), "group": attrs.get("group", 1)}
         extra = list(attrs.get("output_padding") or (0,) * len(spatial))
-        auto, wanted = attrs.get("auto_pad", "NOTSET"), attrs.get("output_shape")
-        if auto.startswith("SAME") and not wanted:
-            wanted = [i * s for i, s in zip(spatial, full["strides"], strict=True)]
-        if wanted:
+        auto, given = attrs.get("auto_pad", "NOTSET"), attrs.get("output_shape")
+        wanted = given or [i * s for i, s in zip(spatial, full["strides"], strict=True)]
+        if given or auto.startswith("SAME"):
             sizes = zip(spatial, full["strides"], kernel, full["dilations"], extra, wanted, strict=False)
             total = [s * (i - 1) + e + (k - 1) * d + 1 - want for i, s, k, d, e, want in sizes]
-            extra = [e + max(-t, 0) for e, t in zip(extra, total, strict=True)]
+            if given:  # SAME never makes a result larger, that of a kernel shorter than its stride for one
+                extra = [e + max(-t, 0) for e, t in zip(extra, total, strict=True)]
             full["pads"] = split_pads([max(t, 0) for t in total], auto == "SAME_UPPER")
         return {**full, "output_padding": tuple(extra)}
 

@@ -144,9 +144,15 @@ class GatherND(Movement):
     name = "GatherND"
 
     def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
-        types, first = super().infer(node, operands, count), node.attrs["batch_dims"]
-        check_range(node, operands[1], operands[0].shape[first : first + operands[1].shape[-1]])
-        return types
+        x, indices, first = operands[0], operands[1], node.attrs["batch_dims"]
+        check(node, 0 <= first < min(x.rank, indices.rank), f"batch_dims={first} of {x.type} and {indices.type}")
+        depth = indices.shape[-1]
+        check(node, 0 < depth <= x.rank - first, f"indices name {depth} axes of {x.type} behind {first}")
+        batches = x.shape[:first], indices.shape[:first]
+        check(node, batches[0] == batches[1], f"the batches of {x.type} and {indices.type} differ")
+        check_range(node, indices, x.shape[first : first + depth])
+        # ONNX has no inference for a result without axes
+        return (TensorType(x.dtype, (*indices.shape[:-1], *x.shape[first + depth :])),)
 
     def ties(self, site: Site) -> Iterator[Tie]:
         x, indices, y = site.operands[0], site.operands[1], site.results[0]
@@ -193,7 +199,7 @@ class OneHot(Static):
         indices, values, axis = arrays[0], arrays[2], site.int("axis")
         assert indices is not None and values is not None
         depth = site.results[0].shape[axis]
-        front = np.expand_dims(wrapped(indices, depth), axis)
+        front = np.expand_dims(wrapped(indices.astype(np.int64), depth), axis)
         line = np.arange(depth).reshape((-1,) + (1,) * (indices.ndim - axis))
         return (np.where(front == line, values[1], values[0]),)
 
