@@ -141,6 +141,13 @@ CASES += [
     ),
     OpCase(
         "ConvTranspose",
+        "same-short-kernel",
+        [real(1, 2, 3, 3), weight(2, 3, 2, 1)],
+        {"strides": [3, 2], "auto_pad": "SAME_LOWER"},
+        macs=9 * 2 * 3 * 2,
+    ),
+    OpCase(
+        "ConvTranspose",
         "output-shape",
         [real(1, 2, 3, 3), weight(2, 3, 3, 3)],
         {"strides": [3, 2], "output_shape": [8, 6]},

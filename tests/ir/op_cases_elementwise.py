@@ -60,6 +60,8 @@ CASES += [
     OpCase("HardSigmoid", "attributes", [real(9)], {"alpha": 0.5, "beta": 0.6}),
     OpCase("ThresholdedRelu", "alpha", [real(9)], {"alpha": 0.1}),
     OpCase("Shrink", "bias", [real(9)], {"lambd": 0.3, "bias": 0.1}),
+    OpCase("Shrink", "int32", [whole(9, dtype=np.int32)], {"lambd": 1.5, "bias": 0.25}),
+    OpCase("Shrink", "uint8", [whole(9, dtype=np.uint8, low=0)], {"lambd": 1.5, "bias": 1.5}),
     OpCase("Gelu", "tanh", [real(3, 4)], {"approximate": "tanh"}, flops=8 * 12),
     OpCase("Round", "halves", [HALVES]),
     OpCase("IsNaN", "edges", [EDGES]),

@@ -59,7 +59,11 @@ CASES += [
         ("channels", 1, "i0.0 i0.2 o0.0 o0.2", "i0.1 o0.1"),
     )
 ]
-CASES += [OpCase("Hardmax", "equal-elements", [np.array([[1, 3, 3], [2, 2, 2]], np.float32)], flops=6)]
+CASES += [
+    OpCase("LogSoftmax", "far-apart", [np.array([[120, -80, 17, 33], [1, -200, 0, 1]], np.float32)]),
+    OpCase("Hardmax", "equal-elements", [np.array([[1, 3, 3], [2, 2, 2]], np.float32)], flops=6),
+    OpCase("Hardmax", "not-a-number", [np.array([[1, np.nan, 3], [2, 2, np.nan]], np.float32)], oracle="reference"),
+]
 
 # ---------------------------------------------------------------------- statistics of the input
 CASES += [

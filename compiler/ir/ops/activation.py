@@ -14,7 +14,7 @@ import numpy as np
 from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr
 from compiler.ir.ops.elementwise import Broadcast, Called, Unary, check, check_choice
-from compiler.ir.types import TensorType
+from compiler.ir.types import DType, TensorType
 
 
 def positive_part(emit: Emitter, site: Site, x: Expr) -> Expr:
@@ -227,6 +227,8 @@ class Shrink(Unary):
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype = site.results[0].dtype
-        edge, bias = site.float("lambd"), emit.const(site.float("bias"), dtype)
-        above = emit.select(x[0] > emit.const(edge, dtype), x[0] - bias, emit.const(0, dtype))
-        return emit.select(x[0] < emit.const(-edge, dtype), x[0] + bias, above)
+        kind = dtype if dtype.is_float else DType.FLOAT64  # threshold and bias need not be whole
+        value = emit.cast(x[0], kind)
+        edge, bias = site.float("lambd"), emit.const(site.float("bias"), kind)
+        above = emit.select(value > emit.const(edge, kind), value - bias, emit.const(0, kind))
+        return emit.cast(emit.select(value < emit.const(-edge, kind), value + bias, above), dtype)

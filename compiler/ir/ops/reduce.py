@@ -254,6 +254,12 @@ class ArgReduce(Op):
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:
         return {**attrs, "axis": positive(attrs["axis"], operands[0].rank)}
 
+    def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
+        (type_,) = super().infer(node, operands, count)
+        axis = node.attrs["axis"]
+        check(node, operands[0].shape[axis] > 0 or not type_.size, f"axis {axis} has no entry")
+        return (type_,)
+
     @abc.abstractmethod
     def extreme(self, array: np.ndarray, axis: int) -> np.ndarray:
         """Position of the first extreme entry, in numpy."""

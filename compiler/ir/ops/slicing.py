@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -62,6 +62,13 @@ class Slice(Static, Movement):
             spelled.append((new.start, new.stop if new.stop >= 0 else -len(left) - 1))
         starts, ends = np.array(spelled, np.int64).reshape(-1, 2).T
         return Rebuilt(site.attrs, {1: starts.copy(), 2: ends.copy()})
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x = arrays[0]
+        assert x is not None
+        for dim, taken in self._taken(site.operands).items():  # onnx.reference clamps bounds as numpy does
+            x = np.take(x, np.array(taken, np.int64), axis=dim)
+        return (x,)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, taken = required(tensors), site.results[0], self._taken(site.operands)

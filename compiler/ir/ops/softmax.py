@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from compiler.ir.graph import Attrs, Operands, Site
 from compiler.ir.op import Emitter, Expr, Op, Tensor, Tie, identity, mixed
 from compiler.ir.ops.elementwise import required
@@ -79,6 +81,15 @@ class LogSoftmax(Competing):
     name = "LogSoftmax"
     cost = 5
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, axis = arrays[0], site.int("axis")
+        assert x is not None
+        with np.errstate(invalid="ignore"):  # infinities
+            wide = x.astype(np.float64)  # onnx.reference takes the logarithm of a softmax, which may be zero
+            shifted = wide - wide.max(axis=axis, keepdims=True, initial=-np.inf)
+            total = np.exp(shifted).sum(axis=axis, keepdims=True)
+        return ((shifted - np.log(total)).astype(x.dtype),)
+
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, axis = required(tensors), site.results[0], site.int("axis")
         peak = self.peak(emit, site, x)
@@ -95,16 +106,18 @@ class LogSoftmax(Competing):
 
 
 class Hardmax(Competing):
-    """1 at the first largest element along the axis, 0 elsewhere."""
+    """1 at the first largest element along the axis, 0 elsewhere. NaN is larger than any number."""
 
     name = "Hardmax"
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         x, y, axis = required(tensors), site.results[0], site.int("axis")
-        peak, none = self.peak(emit, site, x), emit.const(y.shape[axis], DType.INT64)
+        peak, none = along(emit, y.shape, y.dtype, axis, "maximum", x), emit.const(y.shape[axis], DType.INT64)
 
         def candidate(*at: Expr) -> Expr:
-            return emit.select(x(*at) == peak(*without(at, axis)), emit.cast(at[axis], DType.INT64), none)
+            value = x(*at)
+            largest = emit.call("or", value == peak(*without(at, axis)), emit.call("isnan", value))
+            return emit.select(largest, emit.cast(at[axis], DType.INT64), none)
 
         first = along(emit, y.shape, DType.INT64, axis, "min", candidate)
 
