@@ -34,6 +34,9 @@ from compiler.workers.jobs import Workers
 MOST_LISTED_TASKS = 6
 """Up to this many tasks every subset is listed by default."""
 
+MOST_CELLS = 2**31 - 1
+"""Elements of one buffer: kernels count them in 32 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -105,6 +108,7 @@ def generate(
     groups = form(graph, make_groups(graph, templates=templates), target, sources)
     decisions = decide(graph, groups, target, sources)
     layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
+    _check_sizes(graph, layouts)
     pool = Pool()
     plan = _Plan(graph, Builder(graph, target, layouts, pool), graph.needed_masks(), decisions)
     _plan_inputs(plan)
@@ -117,6 +121,11 @@ def generate(
     masks = _listed(graph, subsets)
     every = (1 << len(graph.tasks)) - 1
     full = _program(plan, symbols, compiled, every)
+    if full.workspace_bytes > target.most_bytes:
+        raise LoweringError(
+            f"graph '{graph.name}' needs {full.workspace_bytes:,} bytes of workspace, and {target.name} has "
+            f"addresses for {target.most_bytes:,}; make its inputs smaller"
+        )
     return Library(
         name=name or graph.name,
         inputs=tuple(_port(v, v.ref.name) for v in graph.inputs),
@@ -134,6 +143,17 @@ def generate(
         scratch_bytes=max((compiled.scratch.get(c.kernel, 0) for c in full.calls if c.shared), default=0),
         plan=_record(plan, symbols, target, sources.database),
     )
+
+
+def _check_sizes(graph: Graph, layouts: Mapping[ValueRef, Layout]) -> None:
+    """LoweringError where a buffer has more elements than kernels can count."""
+    for value in graph.values():
+        cells = layouts.get(value.ref, Plain()).elements(value.shape)
+        if cells > MOST_CELLS:
+            raise LoweringError(
+                f"'{value.ref}' ({value.type}) would lie in a buffer of {cells:,} elements, with its border and "
+                f"the channels that fill blocks; kernels count to {MOST_CELLS:,}. Make the input smaller"
+            )
 
 
 # ---------------------------------------------------------------------- steps of the full graph

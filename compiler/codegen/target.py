@@ -89,6 +89,11 @@ class Target:
         return record
 
     @property
+    def most_bytes(self) -> int:
+        """Bytes that have an address."""
+        return 2**32 - 1 if self.arch == "armv7" else 2**64 - 1
+
+    @property
     def input_lanes(self) -> int:
         """Consecutive inputs worth reading as one vector, to be multiplied by element; 1: broadcast each.
 

@@ -23,7 +23,7 @@ from compiler.codegen.planner import Sources, candidates, situation
 from compiler.codegen.strategies.winograd import LEAST_TAPS
 from compiler.codegen.target import find_target
 from compiler.codegen.templates import winograd_shape
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, LoweringError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.types import DType, ValueRef
@@ -437,6 +437,24 @@ def test_values_chosen_by_a_comparison_may_be_bound_to_names(tmp_path: Path):
     small = b.apply("Less", x, b.const(np.float32(-0.1)))
     b.task("t", b.apply("Tanh", b.apply("Mul", x, b.apply("CastLike", small, x))))
     check(b.done(), tmp_path)
+
+
+def wide_image(channels: int, taps: int) -> Graph:
+    """A convolution of one row, as wide as an axis may be, with a border above and below."""
+    b = Builder()
+    x = b.apply("Relu", b.input("x", 1, channels, 1, 2**24))
+    b.task("t", b.apply("Conv", x, b.weight(channels, channels, taps, 1), pads=(taps // 2, 0, taps // 2, 0)))
+    return b.done()
+
+
+def test_a_buffer_has_no_more_elements_than_kernels_count() -> None:
+    with pytest.raises(LoweringError, match="buffer of 2,281,701,376 elements"):
+        generate(wide_image(5, 17), find_target("host"))
+
+
+def test_a_workspace_has_an_address_on_the_target() -> None:
+    with pytest.raises(LoweringError, match="armv7-neon has addresses for 4,294,967,295"):
+        generate(wide_image(17, 3), find_target("armv7-neon"))
 
 
 def test_unknown_task_in_a_subset() -> None:
