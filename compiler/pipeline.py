@@ -15,6 +15,7 @@ import numpy as np
 from compiler.cost.count import totals
 from compiler.errors import CompilerError, ConfigError, VerifyError
 from compiler.ir.graph import Graph
+from compiler.ir.levels import level_count
 from compiler.ir.reference import comparable, difference, evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.json_form import finite
@@ -127,12 +128,15 @@ class Pipeline:
 
     def _check(self, graph: Graph, use: Resources, stop_after: str | None) -> None:
         """ConfigError with all that keeps passes from starting, before the first of them takes its time."""
-        problems = []
+        problems, levels = [], level_count(graph)
         for pass_ in self.passes:
-            if found := pass_.wrong(graph, use):
+            if levels == 1 and pass_.needs_levels:
+                problems.append(f"{pass_}: {pass_.needs_levels}")
+            elif found := pass_.wrong(graph, use):
                 problems.append(f"{pass_}: {'; '.join(found)}")
             elif isinstance(pass_, ExtractTasks):
                 graph = pass_(graph)  # so that those behind it are asked about the tasks they will see
+            levels = pass_.levels_after(levels)
             if pass_.name == stop_after:
                 break
         if problems:

@@ -253,6 +253,15 @@ class Pass(abc.ABC):
     keeps_levels: ClassVar[bool] = False
     """Whether a graph with sparsity levels may be given to it: what holds for its data must hold at every level."""
 
+    @property
+    def needs_levels(self) -> str:
+        """Why the pass starts on graphs with sparsity levels alone; empty where it does not."""
+        return ""
+
+    def levels_after(self, count: int) -> int:
+        """How many sparsity levels there are behind the pass where there are `count` in front of it."""
+        return count
+
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
         """What keeps the pass from starting whatever passes in front of it make of the network.
 
@@ -281,7 +290,7 @@ class Pass(abc.ABC):
         names nothing in `graph`.
         """
         use = Resources() if use is None else use
-        self._refuse_levels(graph)
+        self._check_levels(graph)
         check_patterns(graph, getattr(self, "exclude", ()), f"{self.name}: exclude")
         if problems := self.wrong(graph, use):
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
@@ -294,8 +303,10 @@ class Pass(abc.ABC):
         notes = tuple(t for t in told if isinstance(t, Note))
         return Outcome(after.freeze(), tuple(t for t in told if not isinstance(t, Note)), notes)
 
-    def _refuse_levels(self, graph: Graph) -> None:
+    def _check_levels(self, graph: Graph) -> None:
         count = level_count(graph)
+        if count == 1 and self.needs_levels:
+            raise ConfigError(f"{self.name}: {self.needs_levels}")
         if count > 1 and not self.keeps_levels:
             raise PassError(
                 f"{self.name}: graph '{graph.name}' has {count} sparsity levels, which this pass would not keep; "

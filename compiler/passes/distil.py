@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.calibration.moments import content_key, data_key
-from compiler.errors import ConfigError, PassError, VerifyError
+from compiler.errors import PassError, VerifyError
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import level_count
 from compiler.ir.text import digest
@@ -96,9 +96,9 @@ class Distil(Pass):
             torch_module("distilling", self.name)
         return problems
 
-    def requires(self, graph: Graph, use: Resources) -> None:
-        if self.rounds and level_count(graph) == 1:
-            raise ConfigError(f"{self.name}: rounds are for networks with sparsity levels; run nest before")
+    @property
+    def needs_levels(self) -> str:
+        return "rounds are for networks with sparsity levels; run nest before" if self.rounds > 0 else ""
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None

@@ -27,6 +27,9 @@ class ExtractLevel(Pass):
     level: int = 0
     alone: bool = False
 
+    def levels_after(self, count: int) -> int:
+        return 1 if self.alone else count - self.level
+
     def requires(self, graph: Graph, use: Resources) -> None:
         at_level(graph, self.level)
 
@@ -35,6 +38,6 @@ class ExtractLevel(Pass):
         return ()
 
     def ensures(self, before: Graph, after: Graph) -> None:
-        wanted = 1 if self.alone else level_count(before) - self.level
+        wanted = self.levels_after(level_count(before))
         if level_count(after) != wanted:
             raise VerifyError(f"after extract-level: {level_count(after)} levels instead of {wanted}")

@@ -16,14 +16,17 @@ from compiler.ir.text import digest
 from compiler.passes.base import Resources
 from compiler.passes.distil import Distil, teacher_problems
 from compiler.passes.extract import ExtractTasks
+from compiler.passes.extract_level import ExtractLevel
 from compiler.passes.merge.merging import Merge
 from compiler.passes.narrow.narrowing import Narrow
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.magnitude import Sparsify
-from compiler.pipeline import parse
+from compiler.passes.sparsify.nest import Nest
+from compiler.pipeline import Pipeline, parse
 from tests.graphs import Builder
 
 SHAPE = (1, 2, 6, 6)
+NEST = Nest(levels=(0.0, 0.5, 0.75))
 
 
 def network(*tasks: str, seed: int = 0) -> Graph:
@@ -109,24 +112,37 @@ def test_an_original_with_another_number_of_outputs_is_refused(original, use):
         Distil()(original, replace(use, teacher=teacher.freeze()))
 
 
-def test_without_torch_it_says_how_to_get_it(original, use, monkeypatch):
+@pytest.fixture
+def without_torch(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr(importlib, "import_module", missing)
+
+
+def test_without_torch_it_says_how_to_get_it(original, use, without_torch):
     with pytest.raises(TargetError, match=r"needs torch.*taskgraft\[train\]"):
         Distil()(original, use)
+
+
+@pytest.mark.parametrize("front", [(), (ExtractTasks(tasks=("a", "b")),), (NEST, ExtractLevel(alone=True))])
+def test_rounds_without_levels_are_refused_before_torch_is_looked_for(original, use, without_torch, front):
+    with pytest.raises(ConfigError, match="rounds are for networks with sparsity levels; run nest before"):
+        Pipeline((*front, Distil(rounds=1))).run(original, use)
+    with pytest.raises(ConfigError, match=r"^distil: rounds are for networks"):
+        Distil(rounds=1)(original, use)
+
+
+@pytest.mark.parametrize("front", [(NEST,), (NEST, ExtractLevel(level=1))])
+def test_rounds_are_for_levels_that_a_pass_in_front_makes(original, use, without_torch, front):
+    with pytest.raises(TargetError, match="needs torch"):
+        Pipeline((*front, Distil(rounds=1))).run(original, use)
 
 
 # ---------------------------------------------------------------------- with torch
 @pytest.fixture(scope="module")
 def torch():
     return pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
-
-
-def test_rounds_are_for_networks_with_levels(torch, original, use):
-    with pytest.raises(ConfigError, match="rounds are for networks with sparsity levels; run nest before"):
-        Distil(rounds=1)(original, use)
 
 
 def test_the_ends_of_what_is_allowed_are_allowed(torch, original, use):

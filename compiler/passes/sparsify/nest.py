@@ -52,6 +52,9 @@ class Nest(Pass):
     min_inputs: int = 16
     exclude: tuple[str, ...] = ()
 
+    def levels_after(self, count: int) -> int:
+        return len(self.levels)
+
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
         shares = list(self.levels)
