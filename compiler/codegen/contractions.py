@@ -122,7 +122,7 @@ def _stored(value: Value, behind: Site | None) -> list[int]:
 
 def _operand(value: Value) -> bool:
     """Whether an operand is a float32 matrix at least, and no constant that other kernels handle better."""
-    if value.dtype is not DType.FLOAT32 or value.rank < 2 or value.sparser:
+    if value.dtype is not DType.FLOAT32 or value.rank < 2 or value.nested:
         return False
     return value.data is None or splat_value(value.data) is None
 

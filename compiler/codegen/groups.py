@@ -6,8 +6,9 @@ are its outputs, so every subset of tasks calls the same kernels. Pure Python, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from typing import Any
 
 from compiler.codegen.contractions import Contraction, contraction
@@ -15,7 +16,7 @@ from compiler.codegen.epilogues import find_epilogue
 from compiler.codegen.families import CONVOLUTIONS, Family, fallback_family, family_of, reduces
 from compiler.codegen.transpositions import read_through, sole_reader, transposes, transpositions
 from compiler.ir.graph import Graph, Node, Site, Value
-from compiler.ir.levels import site_at
+from compiler.ir.levels import site_with
 from compiler.ir.types import DType, NodeRef, ValueRef
 
 MAX_SEGMENTS = 16
@@ -60,13 +61,26 @@ class Group:
     @property
     def levels(self) -> int:
         """Sparsity levels of the constants it reads."""
-        constants = (v for s in self.sites for _, v in s.operands.present())
-        return 1 + max((len(v.sparser) for v in constants), default=0)
+        return 1 + max((len(v.sparser) for v in self._operands()), default=0)
 
-    def at(self, level: int) -> Group:
-        """The group with the constants of a level."""
-        bias = None if self.bias is None else self.bias.at(level)
-        return replace(self, sites=[site_at(s, level) for s in self.sites], bias=bias)
+    @property
+    def nested(self) -> bool:
+        """Whether its constants have levels, or had some in the network that they were taken from."""
+        return any(v.nested for v in self._operands())
+
+    def ladder(self) -> Sequence[Group]:
+        """The group with the constants of each level, the densest first, then of those that are there for the order
+        of lists alone (`Value.order`)."""
+        behind = max((len(v.order) for v in self._operands()), default=0)
+        levels = [self._with(methodcaller("at", level)) for level in range(self.levels)]
+        return [*levels, *(self._with(methodcaller("behind", step)) for step in range(behind))]
+
+    def _operands(self) -> Iterable[Value]:
+        return (v for s in self.sites for _, v in s.operands.present())
+
+    def _with(self, change: Callable[[Value], Value]) -> Group:
+        bias = None if self.bias is None else change(self.bias)
+        return replace(self, sites=[site_with(s, change) for s in self.sites], bias=bias)
 
     @property
     def anchor(self) -> Site:

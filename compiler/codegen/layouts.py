@@ -69,7 +69,7 @@ def planar_channels(groups: Sequence[Group], machine: Machine) -> set[int]:
 
 def _along_columns(group: Group, planar: set[int]) -> bool:
     """Whether a convolution can have vectors along the columns of its input, which is planar then."""
-    if group.family != "conv" or group.levels > 1 or group.anchor.ints("strides")[-1] != 1:
+    if group.family != "conv" or group.nested or group.anchor.ints("strides")[-1] != 1:
         return False
     return all(v.shape[1] in planar for v in group.segments)
 
@@ -77,7 +77,7 @@ def _along_columns(group: Group, planar: set[int]) -> bool:
 def _along_channels(group: Group, machine: Machine) -> bool:
     """Whether a convolution can have vectors along its input channels: they come in blocks of one width."""
     widths = {block_width(v.shape[1], machine) for v in group.segments}
-    return group.family == "conv" and group.levels == 1 and len(widths) == 1 and widths <= set(WIDTHS)
+    return group.family == "conv" and not group.nested and len(widths) == 1 and widths <= set(WIDTHS)
 
 
 def fewest_vectors(channels: int, lanes: int) -> int:

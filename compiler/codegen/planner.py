@@ -21,7 +21,7 @@ from compiler.codegen.strategies.base import Candidate, Choice, Situation
 from compiler.codegen.target import Target
 from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, LoweringError, listed
-from compiler.ir.graph import Graph
+from compiler.ir.graph import Graph, Value
 from compiler.ir.types import NodeRef, ValueRef
 
 WORTH_JOINING = 0.92
@@ -125,14 +125,25 @@ def _worth_joining(made: Group, known: Situation, sources: Sources) -> bool:
 def situation(graph: Graph, groups: Iterable[Group], target: Target) -> Situation:
     """The facts of the whole network that candidates depend on."""
     padded = {v.ref for g in groups if g.family in CONVOLUTIONS and any(g.anchor.ints("pads")) for v in g.segments}
-    weights = sum(parameter_cost(v).weight_bytes for v in graph.parameters() if v.dtype.is_float)
+    weights = sum(_weight_bytes(v) for v in graph.parameters() if v.dtype.is_float)
     return Situation(target, frozenset(padded), weights, channel_widths(tuple(groups), target.machine))
 
 
+def _weight_bytes(value: Value) -> int:
+    """Bytes of a weight; of one with levels as if all of it were stored, so that each level has the plan of the
+    others where it is compiled by itself."""
+    return value.type.bytes if value.nested else parameter_cost(value).weight_bytes
+
+
 def candidates(group: Group, known: Situation) -> tuple[Candidate, ...]:
-    """Every way to run a group at all its sparsity levels, best predicted first."""
-    able = [s for s in strategies_for(group.family) if s.levels or group.levels == 1]
-    found = [c for s in able for c in s.candidates(group, known)]
+    """Every way to run a group at all its sparsity levels, best predicted first.
+
+    What was taken from levels that no kernel can switch runs as if it had never had any.
+    """
+    strategies = strategies_for(group.family)
+    found = [c for s in strategies if s.levels or not group.nested for c in s.candidates(group, known)]
+    if not found and group.levels == 1:
+        found = [c for s in strategies for c in s.candidates(group, known)]
     return tuple(sorted(found, key=lambda c: c.seconds))
 
 

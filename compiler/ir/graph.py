@@ -202,13 +202,14 @@ class Graph:
         type_: TensorType,
         data: np.ndarray | None = None,
         sparser: Sequence[np.ndarray] = (),
+        order: Sequence[np.ndarray] = (),
     ) -> Value:
         """Add a parameter (with data) or a value that a later `add_node` produces (without)."""
         ref = ValueRef(name)
         self._writable()
         if ref in self._g:
             raise VerifyError(f"value '{name}' exists already")
-        value = checked_value(ref, type_, data, sparser)
+        value = checked_value(ref, type_, data, sparser, order)
         self._g.add_node(ref, payload=value)
         return value
 
@@ -306,11 +307,13 @@ class Graph:
         data: np.ndarray | None = None,
         attrs: Attrs | None = None,
         sparser: Sequence[np.ndarray] | None = None,
+        order: Sequence[np.ndarray] | None = None,
     ) -> None:
         """Replace the payload of a vertex: a value's type, data and levels, or a node's attributes.
 
         New data without a type keep the parameter's encoding where they fit it, else it changes by the rule of
         `Encoding.adapted`. VerifyError where a parameter with levels gets data and no levels (`()` gives them up).
+        `Value.order` belongs to the bits of its level: with new ones it goes, unless it is given too.
         """
         self._writable()
         if isinstance(ref, NodeRef):
@@ -329,7 +332,9 @@ class Graph:
         if type is None and data is not None and value.data is not None and data.shape == value.shape:
             new_type = replace(value.type, encoding=value.type.encoding.adapted(value.data, data))
         levels = value.sparser if sparser is None else sparser
-        self._g.nodes[ref]["payload"] = checked_value(ref, new_type, new_data, levels)
+        if order is None:
+            order = value.order if data is None and sparser is None and new_type == value.type else ()
+        self._g.nodes[ref]["payload"] = checked_value(ref, new_type, new_data, levels, order)
 
     def set_task(self, name: str, outputs: Sequence[ValueRef], labels: Sequence[str] | None = None) -> Task:
         """Declare (or replace) a task and its outputs."""

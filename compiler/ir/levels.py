@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from compiler.ir.graph import Graph, Operands, Site, Value
 
 LEVELS_KEY = "taskgraft.levels"
 """Metadata entry of an exported model with levels: see `written`."""
+
+ORDER_KEY = "taskgraft.order"
+"""Metadata entry of an exported level that was taken from others: see `written_order`."""
 
 MOST_LEVELS = 16
 
@@ -37,29 +41,41 @@ def level_problems(graph: Graph) -> Iterator[str]:
     for value in graph.parameters():
         if value.sparser and len(value.sparser) + 1 != count:
             yield f"value '{value.ref}': has {len(value.sparser) + 1} levels, another one has {count}"
+        if len(value.order) >= MOST_LEVELS:
+            yield f"value '{value.ref}': has an order of {len(value.order)} levels; {MOST_LEVELS - 1} are the most"
 
 
-def at_level(graph: Graph, level: int, *, alone: bool = False) -> Graph:
+def at_level(graph: Graph, level: int, *, alone: bool = False, order: bool = True) -> Graph:
     """The graph whose level 0 is `level` of this one, frozen; sparser levels stay unless it is to be `alone`.
 
-    With the sparser levels in it, its lists keep their order, so a library of it repeats the bits of this level.
-    ConfigError where there is no such level.
+    A library of it repeats the bits of this level: where it has no levels left, weights keep the order of their
+    blocks (`Value.order`) and run by lists as weights with levels do, unless `order` is False. ConfigError where
+    there is no such level.
     """
     count = level_count(graph)
     if not 0 <= level < count:
         raise ConfigError(f"there is no level {level}; graph '{graph.name}' has levels 0 to {count - 1}")
     made = graph.copy()
     for value in graph.parameters():
-        if value.sparser:
+        if value.nested:
             chosen = value.at(level)
-            made.update(value.ref, type=value.type, data=chosen.data, sparser=() if alone else chosen.sparser)
+            left = () if alone else chosen.sparser
+            kept = _order(chosen) if order and not left else ()
+            made.update(value.ref, type=value.type, data=chosen.data, sparser=left, order=kept)
     return made.freeze()
 
 
-def site_at(site: Site, level: int) -> Site:
-    """A node as it is at a level."""
+def _order(value: Value) -> tuple[np.ndarray, ...]:
+    """What is kept of the sparser levels of a parameter with levels; vectors have no order, so only that there is
+    one."""
+    behind = value.sparser if isinstance(value.type.encoding, BlockSparse) else ()
+    return value.order or behind or (value.constant,)
+
+
+def site_with(site: Site, change: Callable[[Value], Value]) -> Site:
+    """A node with other data of its operands."""
     operands = [site.operands.optional(i) for i in range(len(site.operands))]
-    return Site(site.node, Operands([None if v is None else v.at(level) for v in operands]), site.results)
+    return Site(site.node, Operands([None if v is None else change(v) for v in operands]), site.results)
 
 
 # ---------------------------------------------------------------------- text, for files
@@ -72,11 +88,35 @@ def written(graph: Graph) -> str:
     count = level_count(graph)
     if count == 1:
         return ""
-    record: dict[str, object] = {"count": count}
-    levelled = [v for v in graph.parameters() if v.sparser]
-    record["ranks"] = {v.ref.name: _packed(_ranks(v)) for v in levelled if _nested(v)}
-    record["values"] = {v.ref.name: _packed(np.stack(v.sparser)) for v in levelled if not _nested(v)}
-    return json.dumps(record)
+    return json.dumps(_record(count, ((v, (v.constant, *v.sparser)) for v in graph.parameters() if v.sparser)))
+
+
+def written_order(graph: Graph) -> str:
+    """The order of levels that were taken from others as JSON; empty where there is none.
+
+    A list of records like those of `written`, one for every number of levels: this one, and those of its order.
+    """
+    ordered: dict[int, list[tuple[Value, Ladder]]] = {}
+    for value in graph.parameters():
+        if value.order:
+            ladder = (value.constant, *value.order)
+            ordered.setdefault(len(ladder), []).append((value, ladder))
+    return json.dumps([_record(count, ordered[count]) for count in sorted(ordered)]) if ordered else ""
+
+
+Ladder = tuple[np.ndarray, ...]
+"""Data of a parameter at levels, the densest first."""
+
+
+def _record(count: int, found: Iterable[tuple[Value, Ladder]]) -> dict[str, object]:
+    ranks, values = {}, {}
+    for value, ladder in found:
+        form = value.type.encoding
+        if isinstance(form, BlockSparse):
+            ranks[value.ref.name] = _packed(form.ranks(ladder))
+        else:
+            values[value.ref.name] = _packed(np.stack(ladder[1:]))
+    return {"count": count, "ranks": ranks, "values": values}
 
 
 def read(
@@ -86,7 +126,25 @@ def read(
 
     `array` gives the data of level 0 by name. ValueError, TypeError or LookupError where something does not fit.
     """
-    record = json.loads(text)
+    return _read(json.loads(text), array, encodings)
+
+
+def read_order(
+    text: str, array: Callable[[str], np.ndarray], encodings: Mapping[str, Encoding]
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """The inverse of `written_order`, as `read`."""
+    records = json.loads(text)
+    if type(records) is not list or len(records) >= MOST_LEVELS:
+        raise ValueError(f"a list of fewer than {MOST_LEVELS} records is expected")
+    found: dict[str, tuple[np.ndarray, ...]] = {}
+    for record in records:
+        found |= _read(record, array, encodings)
+    return found
+
+
+def _read(
+    record: Mapping[str, Any], array: Callable[[str], np.ndarray], encodings: Mapping[str, Encoding]
+) -> dict[str, tuple[np.ndarray, ...]]:
     count = record["count"]
     if type(count) is not int or not 2 <= count <= MOST_LEVELS:
         raise ValueError(f"a count of levels from 2 to {MOST_LEVELS} is expected")
@@ -98,16 +156,6 @@ def read(
         Dense().check_level(data, data)
         found[name] = tuple(_unpacked(packed, (count - 1, *data.shape), data.dtype))
     return found
-
-
-def _nested(value: Value) -> bool:
-    return isinstance(value.type.encoding, BlockSparse)
-
-
-def _ranks(value: Value) -> np.ndarray:
-    encoding = value.type.encoding
-    assert isinstance(encoding, BlockSparse)
-    return encoding.ranks((value.constant, *value.sparser))
 
 
 def _by_rank(packed: str, data: np.ndarray, encoding: Encoding | None, count: int) -> tuple[np.ndarray, ...]:

@@ -151,16 +151,17 @@ class Lift:
         array: np.ndarray,
         encoding: Encoding | None = None,
         sparser: tuple[np.ndarray, ...] = (),
+        order: tuple[np.ndarray, ...] = (),
     ) -> None:
         """Let `name` be a constant, dense unless it has an encoding; ValueError where that does not fit."""
         type_ = TensorType(DType(array.dtype.name), tuple(array.shape), encoding or Dense())
         type_.encoding.check(type_.shape, array)
-        self.values[name] = Value(ValueRef(name), type_, array, sparser)
+        self.values[name] = Value(ValueRef(name), type_, array, sparser, order)
 
     def keep(self, value: Value) -> ValueRef:
         """The value's reference, once it is in the graph."""
         if value.ref not in self.graph:
-            self.graph.add_value(value.ref.name, value.type, value.data, value.sparser)
+            self.graph.add_value(value.ref.name, value.type, value.data, value.sparser, value.order)
         return value.ref
 
     # ------------------------------------------------------------------ the walk
@@ -291,7 +292,7 @@ class Lift:
     def _emit(self, app: Application, node: Node, read: Operands, types: Sequence[TensorType]) -> None:
         outputs = [o or self._tensor_names.fresh(f"{app.label}:{i}") for i, o in enumerate(app.outputs)]
         results = tuple(Value(ValueRef(o), self._bounded(o, t)) for o, t in zip(outputs, types, strict=True))
-        levels = any(v.sparser for _, v in read.present())  # a folded value would have one level only
+        levels = any(v.nested for _, v in read.present())  # a folded value would have one level only
         folded = None if levels else fold(Site(node, read, results), self._limits.folded_bytes)
         if folded is not None:
             for result, array in zip(results, folded, strict=True):

@@ -17,7 +17,7 @@ from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError
 from compiler.ir.encoding import Dense, Encoding
 from compiler.ir.encoding import parse as parse_encoding
 from compiler.ir.graph import Graph, Value
-from compiler.ir.levels import LEVELS_KEY
+from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, read_order
 from compiler.ir.levels import read as read_levels
 from compiler.ir.lift import ARITHMETIC, Lift, Problems
 from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
@@ -151,10 +151,11 @@ def _constants(model: onnx.ModelProto, lift: Lift, where: str) -> None:
     body, unsupported = model.graph, []
     encodings = _encodings(model, where)
     levels = _levels(model, encodings, where)
+    order = _order(model, encodings, where)
     for tensor in body.initializer:
         try:
-            encoding = encodings.get(tensor.name, Dense())
-            lift.define(tensor.name, array_of(tensor), encoding, levels.get(tensor.name, ()))
+            name, encoding = tensor.name, encodings.get(tensor.name, Dense())
+            lift.define(name, array_of(tensor), encoding, levels.get(name, ()), order.get(name, ()))
         except UnsupportedNode as error:
             unsupported.append(str(error))
         except ValueError as error:
@@ -196,6 +197,22 @@ def _levels(
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UnsafeInputError(
             f"{where}: metadata '{LEVELS_KEY}' cannot be used: {error}; remove it to load level 0 alone"
+        ) from None
+
+
+def _order(
+    model: onnx.ModelProto, encodings: Mapping[str, Encoding], where: str
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """`Value.order` by initializer; UnsafeInputError where the metadata do not read or fit."""
+    recorded = {p.key: p.value for p in model.metadata_props}.get(ORDER_KEY)
+    if recorded is None:
+        return {}
+    try:
+        tensors = {t.name: t for t in model.graph.initializer}
+        return read_order(recorded, lambda name: array_of(tensors[name]), encodings)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UnsafeInputError(
+            f"{where}: metadata '{ORDER_KEY}' cannot be used: {error}; without it sums may be in another order"
         ) from None
 
 

@@ -15,7 +15,7 @@ from compiler.errors import ConfigError, VerifyError
 from compiler.files import replace_whole
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.levels import LEVELS_KEY, written
+from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, written, written_order
 from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY
 from compiler.ir.onnx_nodes import type_proto
 from compiler.ir.op import IR_VERSION, OPSET, make_node
@@ -79,8 +79,7 @@ def _encodings(graph: Graph) -> dict[str, str]:
 
 
 def _levels(graph: Graph) -> dict[str, str]:
-    text = written(graph)
-    return {LEVELS_KEY: text} if text else {}
+    return {key: text for key, text in ((LEVELS_KEY, written(graph)), (ORDER_KEY, written_order(graph))) if text}
 
 
 def _info(value: Value) -> onnx.ValueInfoProto:
@@ -97,7 +96,7 @@ def _node(graph: Graph, node: Node) -> onnx.NodeProto:
 
 # ---------------------------------------------------------------------- parameters
 def _is_large_splat(value: Value) -> bool:
-    if value.sparser:
+    if value.nested:
         return False
     splat = value.data is not None and value.size > _SPLAT_ELEMENTS and splat_value(value.data) is not None
     return splat and value.type.encoding == Dense()

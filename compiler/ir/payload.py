@@ -26,12 +26,15 @@ class Value:
     """A tensor: graph input, parameter (`data` is a read-only dense array) or result of a node.
 
     `sparser`: the data of a parameter at sparsity levels 1, 2 ... where they differ from `data`, those of level 0.
+    `order`: of a parameter that was taken from levels, its data at those that were nested in it (itself where there
+    were none). They are no levels here, but kernels add up in the order that they give (`levels.at_level`).
     """
 
     ref: ValueRef
     type: TensorType
     data: np.ndarray | None = None
     sparser: tuple[np.ndarray, ...] = ()
+    order: tuple[np.ndarray, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,11 +63,21 @@ class Value:
             raise VerifyError(f"value '{self.ref}' was expected to be a constant")
         return self.data
 
+    @property
+    def nested(self) -> bool:
+        """Whether it is one of several levels, here or in the network that it was taken from."""
+        return bool(self.sparser or self.order)
+
     def at(self, level: int) -> Value:
         """The value with the data of a level, and of the levels nested in it; itself where levels do not differ."""
         if not self.sparser or level == 0:
             return self
         return replace(self, data=self.sparser[level - 1], sparser=self.sparser[level:])
+
+    def behind(self, step: int) -> Value:
+        """The value with the data of a step of `order`, or of the sparsest there is."""
+        *_, sparsest = (self.data, *self.sparser, *self.order[: step + 1])
+        return replace(self, data=sparsest, sparser=(), order=())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,10 +155,17 @@ class Site:
 
 
 def checked_value(
-    ref: ValueRef, type_: TensorType, data: np.ndarray | None, sparser: Sequence[np.ndarray]
+    ref: ValueRef,
+    type_: TensorType,
+    data: np.ndarray | None,
+    sparser: Sequence[np.ndarray],
+    order: Sequence[np.ndarray],
 ) -> Value:
     """A value with read-only data; VerifyError where data or levels do not fit the type, or are not nested."""
-    return Value(ref, type_, _checked(ref, type_, data), _checked_levels(ref, type_, data, sparser))
+    if sparser and order:
+        raise VerifyError(f"value '{ref}': has levels of its own; an order is for what was taken from levels")
+    levels = (_checked_levels(ref, type_, data, arrays) for arrays in (sparser, order))
+    return Value(ref, type_, _checked(ref, type_, data), *levels)
 
 
 def _checked(ref: ValueRef, type_: TensorType, data: np.ndarray | None) -> np.ndarray | None:

@@ -32,7 +32,7 @@ def digest(graph: Graph) -> str:
 
 
 def parameter_digest(value: Value) -> str:
-    """SHA-256 (hex) over type and data of a parameter, at every level.
+    """SHA-256 (hex) over type and data of a parameter, at every level, and its order.
 
     A tensor of equal elements has one digest, whether it is stored in full or as a splat of one element, and a
     splat is never written out.
@@ -42,9 +42,10 @@ def parameter_digest(value: Value) -> str:
     element = _only_element(data)
     state.update(b"all" if element is not None else b"each")
     state.update(np.ascontiguousarray(data if element is None else element).data)
-    for sparser in value.sparser:
-        state.update(b"level")
-        state.update(np.ascontiguousarray(sparser).data)
+    for name, arrays in ((b"level", value.sparser), (b"order", value.order)):
+        for array in arrays:
+            state.update(name)
+            state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
 
 

@@ -145,7 +145,9 @@ def _copy(
     names = {ref: value.ref for ref, value in sources.items()}
     for value in member.graph.values():
         if value.ref not in names:
-            made = graph.add_value(graph.fresh(f"{prefix}/{value.ref}"), value.type, value.data, value.sparser)
+            made = graph.add_value(
+                graph.fresh(f"{prefix}/{value.ref}"), value.type, value.data, value.sparser, value.order
+            )
             names[value.ref] = made.ref
     for site in member.graph.sites():
         reads = [site.operands.optional(i) for i in range(len(site.operands))]

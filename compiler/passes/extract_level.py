@@ -16,8 +16,9 @@ from compiler.passes.base import Pass, Refusal, Resources
 class ExtractLevel(Pass):
     """Make `level` the densest one: denser levels go, with the weights that only they store.
 
-    The levels nested in it stay, so that a library of the result sums in the same order and repeats the bits of
-    this level; `alone` drops them too, and the result is a network of one level.
+    The levels nested in it stay; `alone` drops them too, and the result is a network of one level. Either way a
+    library of the result repeats the bits of this level. A network of one level may give that up: without `order`
+    its layers run by whatever kernels are best, which sum in another order.
     """
 
     name: ClassVar[str] = "extract-level"
@@ -26,6 +27,11 @@ class ExtractLevel(Pass):
 
     level: int = 0
     alone: bool = False
+    order: bool = True
+
+    def wrong(self, graph: Graph, use: Resources) -> list[str]:
+        kept = "order=false is for a network of one level; give alone=true too"
+        return [] if self.alone or self.order else [kept]
 
     def levels_after(self, count: int) -> int:
         return 1 if self.alone else count - self.level
@@ -34,7 +40,7 @@ class ExtractLevel(Pass):
         at_level(graph, self.level)
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
-        graph.assign(at_level(graph, self.level, alone=self.alone))
+        graph.assign(at_level(graph, self.level, alone=self.alone, order=self.order))
         return ()
 
     def ensures(self, before: Graph, after: Graph) -> None:

@@ -25,7 +25,8 @@ class Memory:
 
     CANARY = 256
 
-    def __init__(self, library: Library, program: Program, feeds: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, library: Library, program: Program, feeds: Mapping[str, np.ndarray], level: int = 0) -> None:
+        self.level = level
         self.inputs = [np.ascontiguousarray(feeds[p.name], p.type.dtype.numpy) for p in library.inputs]
         self.outputs = [np.zeros(p.type.shape, p.type.dtype.numpy) for t in library.tasks for p in t.outputs]
         self.workspace = aligned(program.workspace_bytes + self.CANARY)
@@ -45,7 +46,8 @@ class Memory:
             return ctypes.c_void_p(self.scratch.ctypes.data)
         bases = {"pool": pool, "workspace": self.workspace, "scratch": self.workspace}
         if argument.kind in bases:
-            return ctypes.c_void_p(bases[argument.kind].ctypes.data + argument.at)
+            at = argument.at + self.level * argument.stride
+            return ctypes.c_void_p(bases[argument.kind].ctypes.data + at)
         assert argument.kind == "input" or argument.at in self._owned, "the output of a task that is not asked for"
         arrays = self.inputs if argument.kind == "input" else self.outputs
         return ctypes.c_void_p(arrays[argument.at].ctypes.data)
@@ -90,9 +92,9 @@ class NativeLibrary:
         cut = (count + 1) // 3
         return [(cut, count), (0, cut)]
 
-    def run(self, program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    def run(self, program: Program, feeds: Mapping[str, np.ndarray], level: int = 0) -> dict[str, list[np.ndarray]]:
         """Outputs of the program's tasks; asserts that nothing beyond the stated workspace is written."""
-        return self.run_in(Memory(self.library, program, feeds), program)
+        return self.run_in(Memory(self.library, program, feeds, level), program)
 
     def run_in(self, memory: Memory, program: Program) -> dict[str, list[np.ndarray]]:
         """The same in memory that an earlier call may have left something in."""

@@ -17,7 +17,7 @@ from compiler import load, to_onnx, union
 from compiler.errors import ConfigError, UnsafeInputError, VerifyError
 from compiler.ir.encoding import BlockSparse, Dense, Unstructured
 from compiler.ir.graph import Graph
-from compiler.ir.levels import LEVELS_KEY, at_level, level_count
+from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, at_level, level_count
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.ir.types import DType, TensorType, ValueRef
@@ -175,6 +175,60 @@ def damaged(change: str) -> onnx.ModelProto:
 def test_damaged_levels_in_files_are_refused(change: str) -> None:
     with pytest.raises(UnsafeInputError, match=f"metadata '{LEVELS_KEY}' cannot be used"):
         load(damaged(change))
+
+
+def test_a_level_alone_keeps_its_order_in_unions_and_files() -> None:
+    for level in range(3):
+        alone = at_level(levelled(), level, alone=True)
+        weight, bias = (alone.value(ValueRef(name)) for name in "wb")
+        assert (len(weight.order), len(bias.order)) == (max(1, 2 - level), 1)
+        assert np.array_equal(weight.order[-1], levelled().value(weight.ref).sparser[1])
+        assert np.array_equal(bias.order[0], bias.constant), "nothing of the biases of other levels"
+        assert digest(at_level(alone, 0)) == digest(at_level(alone, 0, alone=True)) == digest(alone)
+        joined = union({"a": alone, "b": levelled(1)}, input="x")
+        assert level_count(alone) == 1 and level_count(joined) == 3
+        assert digest(load(to_onnx(joined))) == digest(joined)
+        assert ORDER_KEY in {p.key for p in to_onnx(joined).metadata_props}
+
+
+def test_an_order_belongs_to_the_bits_of_its_level() -> None:
+    graph = levelled()
+    alone, free = at_level(graph, 0, alone=True).copy(), at_level(graph, 0, alone=True, order=False)
+    assert digest(alone) != digest(free)
+    assert digest(at_level(alone, 0, order=False)) == digest(free)
+    weight = alone.value(ValueRef("w"))
+    alone.update(weight.ref, type=weight.type)
+    assert alone.value(weight.ref).order
+    alone.update(weight.ref, data=weight.constant * np.float32(2))
+    assert not alone.value(weight.ref).order
+    with pytest.raises(VerifyError, match="'v': has levels of its own; an order is for what was taken from levels"):
+        alone.add_value("v", weight.type, weight.constant, [weight.constant], [weight.constant])
+
+
+def test_the_longest_order_of_all_survives_a_file() -> None:
+    b = Builder()
+    data = np.ones((4, 16), np.float32)
+    levels = [np.where(np.arange(16) < kept, data, 0).astype(np.float32) for kept in range(15, 0, -1)]
+    w = b.graph.add_value("w", TensorType(DType.FLOAT32, data.shape, BLOCKS), data, levels).ref
+    b.task("t", b.apply("Gemm", b.input("x", 1, 16), w, transB=1))
+    alone = at_level(b.done(), 0, alone=True)
+    assert len(alone.value(w).order) == 15
+    assert digest(load(to_onnx(alone))) == digest(alone)
+    longer = alone.copy()
+    longer.update(w, order=[data] * 16)
+    with pytest.raises(VerifyError, match="'w': has an order of 16 levels; 15 are the most"):
+        verify(longer)
+
+
+@pytest.mark.parametrize(
+    "change", ["{", "{}", '[{"count": 1, "ranks": {}, "values": {}}]', "[1]", "[" + "{}," * 16 + "{}]"]
+)
+def test_damaged_orders_in_files_are_refused(change: str) -> None:
+    model = to_onnx(at_level(levelled(), 0, alone=True))
+    (entry,) = (p for p in model.metadata_props if p.key == ORDER_KEY)
+    entry.value = change
+    with pytest.raises(UnsafeInputError, match=f"metadata '{ORDER_KEY}' cannot be used"):
+        load(model)
 
 
 def test_a_graph_without_parameters_has_one_level() -> None:

@@ -103,7 +103,7 @@ def test_levels_stay_nested_and_biases_are_their_own(nested, trained, descended)
 def test_the_sparsest_level_is_what_it_becomes_alone(nested, trained, use):
     """Denser levels are trained around a core that they leave alone, all of the first and last layer in it."""
     alone = BASE(at_level(nested, LEVELS - 1, alone=True), use)
-    assert digest(at_level(trained, LEVELS - 1, alone=True)) == digest(alone)
+    assert digest(at_level(trained, LEVELS - 1, alone=True, order=False)) == digest(alone)
 
 
 def test_every_level_learns_and_none_is_worse_than_its_core(nested, trained, descended, original, use):

@@ -59,18 +59,20 @@ class BlockSparse(Strategy):
             return []
         heights = (encoding.height,) if isinstance(encoding, Blocks) else HEIGHTS
         known, weight = sparse_facts(group, situation), group.anchor.operands[1].constant
-        return product_candidates(known, np.moveaxis(weight, encoding.rows, 0), heights, situation)
+        matrix = np.moveaxis(weight, encoding.rows, 0)
+        return product_candidates(known, matrix, heights, situation, nested=group.nested)
 
     def borders(self, group: Group, choice: Choice) -> Mapping[ValueRef, Border]:
         return sparse_borders(group)
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
         height = choice.tile[-1]
-        levels = [sparse_layer(builder, group.at(i), choice.tile[0]) for i in range(group.levels)]
-        layer = levels[0]
-        packed, shape = product_kernel(levels, choice.tile, builder.target)
+        ladder = [sparse_layer(builder, g, choice.tile[0]) for g in group.ladder()]
+        layer, levels = ladder[0], ladder[: group.levels]
+        packed, shape = product_kernel(ladder, choice.tile, builder.target)
         slots = [*layer.inputs, *tables(builder, layer, f"block{height}x1", lists(packed))]
-        slots.append(builder.levelled(layer.named[0].ref.name, packed.last, f"block{height}x1-last"))
+        last = packed.last[: group.levels]
+        slots.append(builder.levelled(layer.named[0].ref.name, last, f"block{height}x1-last"))
         slots += [bias_slot(builder, levels, height), *layer.rest]
         return Built(
             (self.name, shape),
@@ -82,15 +84,21 @@ class BlockSparse(Strategy):
 
 
 def product_candidates(
-    known: SparseFacts, weight: np.ndarray, heights: Iterable[int], situation: Situation
+    known: SparseFacts, weight: np.ndarray, heights: Iterable[int], situation: Situation, *, nested: bool
 ) -> list[Candidate]:
-    """Every tile for lists of these heights over a weight [O, ...], best predicted first."""
+    """Every tile for lists of these heights over a weight [O, ...], best predicted first.
+
+    Of `nested` weights all tiles sum in the same order, so that a level has the same bits by whatever plan.
+    """
     found = []
     for height in heights:
         width = register_width(known.output_block, height, situation.target.lanes)
         if width >= min(4, situation.target.lanes):
             taps = int(np.count_nonzero(Blocks(0, (height, 1)).alive(weight)))
-            tiles = _tiles(known.extent, height // width, situation.target)
+            tiles = list(_tiles(known.extent, height // width, situation.target))
+            if nested:
+                fewest = min((unroll for _, _, unroll in tiles), default=1)
+                tiles = [tile for tile in tiles if tile[2] == fewest]
             found += [_candidate(known, taps, width, (*tile, height), situation) for tile in tiles]
     return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
@@ -98,7 +106,7 @@ def product_candidates(
 def product_kernel(
     levels: Sequence[SparseLayer], tile: tuple[int, ...], target: Target
 ) -> tuple[block_sparse.PackedBlocks, block_sparse.BlockSparseShape]:
-    """Lists and kernel of a layer at all its sparsity levels, with a tile of `product_candidates`."""
+    """Lists and kernel of a layer with a tile of `product_candidates`; `levels` as of `Group.ladder`."""
     columns, rows, unroll, height = tile
     layer, known = levels[0], levels[0].layer
     packed = block_sparse.pack([x.weight for x in levels], height, layer.x, known.pad, known.dilation)

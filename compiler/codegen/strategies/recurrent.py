@@ -103,10 +103,10 @@ class SparseRecurrent(Strategy):
         return sorted(found, key=lambda c: (c.seconds, c.choice.tile))
 
     def build(self, builder: Builder, group: Group, choice: Choice, stored: Sequence[Value]) -> Built:
-        sites = [group.at(i).anchor for i in range(group.levels)]
+        sites = [g.anchor for g in group.ladder()]
         shape = recurrent_shape(sites[0], builder.target)
         products: list[GateProduct] = []
-        constants: list[dict[str, list[np.ndarray]]] = [{} for _ in sites]
+        constants: list[dict[str, list[np.ndarray]]] = [{} for _ in range(group.levels)]
         tiles: tuple[tuple[Operand, Tile], ...] = (("w", choice.tile[:4]), ("r", choice.tile[4:]))
         for operand, tile in tiles:
             if tile == DENSE:
@@ -114,10 +114,10 @@ class SparseRecurrent(Strategy):
             for gates in _passes(shape, operand):
                 product, levels = _product(sites, shape, operand, gates, tile, builder.target)
                 products.append(product)
-                for found, arrays in zip(constants, levels, strict=True):
+                for found, arrays in zip(constants, levels, strict=False):
                     found.setdefault(operand, []).extend(arrays)
         func = recurrent.recurrent_kernel(shape, products)
-        inputs = [recurrent.kernel_inputs(s, shape, c) for s, c in zip(sites, constants, strict=True)]
+        inputs = [recurrent.kernel_inputs(s, shape, c) for s, c in zip(sites, constants, strict=False)]
         slots = _slots(builder, sites[0], inputs)
         return Built((self.name, shape, tuple(products)), func, slots, self.name, shape.directions)
 
@@ -195,16 +195,16 @@ def _tiles(site: Site, shape: RecurrentShape, operand: Operand, situation: Situa
     seconds per call.
     """
     found: list[tuple[Tile, float]] = []
-    levelled = bool(_weight(site, operand).sparser)
-    if not levelled:
+    nested = _weight(site, operand).nested
+    if not nested:
         found.append((DENSE, dense_seconds(shape, operand, situation)))
     form = sparse_form(site, operand)
-    if form is None or (levelled and not _within_gates(form, shape)):
+    if form is None or (nested and not _within_gates(form, shape)):
         return found
     total: dict[Tile, float] | None = None
     for gates in _passes(shape, operand):
         for matrix in _matrices(site, shape, operand, gates):
-            own = _matrix_tiles(matrix, _facts(shape, operand, gates), situation, shape.block, levelled)
+            own = _matrix_tiles(matrix, _facts(shape, operand, gates), situation, shape.block, nested)
             kept = own if total is None else {t: s + own[t] for t, s in total.items() if t in own}
             total = kept
     turns = shape.steps if operand == "r" else 1
@@ -218,16 +218,16 @@ def _within_gates(form: Sparse, shape: RecurrentShape) -> bool:
 
 
 def _matrix_tiles(
-    matrix: _Matrix, known: SparseFacts, situation: Situation, block: int, levelled: bool
+    matrix: _Matrix, known: SparseFacts, situation: Situation, block: int, nested: bool
 ) -> dict[Tile, float]:
-    """Predicted seconds of one product by tile. Lists of `levelled` weights hold rows of one block each: rows of
+    """Predicted seconds of one product by tile. Lists of `nested` weights hold rows of one block each: rows of
     several may be there at different levels.
     """
     heights = {block}
     if isinstance(matrix.encoding, BlockSparse):
         own = min(matrix.encoding.height, block)
-        heights = {own} if levelled else {block, own}
-    listed = block_sparse.product_candidates(known, matrix.weight, sorted(heights), situation)
+        heights = {own} if nested else {block, own}
+    listed = block_sparse.product_candidates(known, matrix.weight, sorted(heights), situation, nested=nested)
     found = {c.choice.tile: c.seconds for c in listed}
     if isinstance(matrix.encoding, RegularBlock):
         runs = regular_block.product_candidates(known, matrix.sizes, situation)
