@@ -237,7 +237,7 @@ def _plan_outputs(plan: _Plan) -> None:
                 plan.alias[stored] = slot
                 continue
             if value.data is not None:
-                stored = Slot("pool", at=plan.builder.pool.add(ref.name, value.data, "plain"))
+                stored = plan.builder.levelled(ref.name, (value.data, *value.sparser), "plain")
             built = plan.builder.copy(value, plan.builder.layout(ref), Plain(), (stored, slot))
             plan.add(built, 1 << bit, (f"store {ref}",))
 

@@ -308,6 +308,23 @@ def test_levels_that_are_all_alike_leave_nothing_to_fall_to(tmp_path: Path) -> N
     assert all(r.outputs["t"].tobytes() == net.run(x)["t"].tobytes() for r in reached)
 
 
+def test_an_output_that_is_a_constant_is_that_of_the_level(tmp_path: Path) -> None:
+    """One with levels of its own, one that is the weight of a layer, and one that is the same at all."""
+    graph = switched().copy()
+    own, plain = np.arange(4, dtype=np.float32), np.ones(3, np.float32)
+    form = TensorType(DType.FLOAT32, own.shape)
+    graph.set_task("own", [graph.add_value("own", form, own, [own + 10]).ref])
+    weight = next(v for v in graph.parameters() if v.ref.name == "w")
+    graph.set_task("weight", [weight.ref])
+    graph.set_task("plain", [graph.add_value("plain", TensorType(DType.FLOAT32, plain.shape), plain).ref])
+    net = open_bundle(build(graph.freeze(), "host", tmp_path, name="constants").path)
+    for tasks in (None, ["own"], ["weight", "plain"]):
+        for level, (mine, shared) in enumerate(((own, weight.constant), (own + 10, weight.sparser[0]))):
+            found = net.run(np.ones((1, 8, 6, 6), np.float32), tasks=tasks, level=level)
+            for task, expected in (("own", mine), ("weight", shared), ("plain", plain)):
+                assert task not in found or np.array_equal(found[task], expected)
+
+
 def switched(group: int = 1, slope: float | None = None, later: float | None = None) -> Graph:
     """A convolution whose weights have two levels; with a PRelu of `slope`, which is `later` at the second."""
     b = Builder()
