@@ -103,8 +103,8 @@ typedef struct {
 int @name@_measure(uint64_t tasks, const void *const *inputs, void *const *outputs, @name@_call *call,
                    unsigned rounds, @name@_times *times);
 /* ... and a call that starts at `call->level` falls to a sparser one, `call->sparsest` at most, where it would take
-   longer than `budget_us` microseconds. `call->level_used` is the level that was reached. Returns 10 where the
-   outputs are complete but late. */
+   longer than `budget_us` microseconds; 4294968 or more are no limit. `call->level_used` is the level that was
+   reached. Returns 10 where the outputs are complete but late. */
 int @name@_run_within(uint64_t tasks, const void *const *inputs, void *const *outputs, @name@_call *call,
                       const @name@_times *times, uint32_t budget_us);
 """
@@ -135,6 +135,7 @@ static uint32_t elapsed(const watch *clock) {
 
 /* Steps until the end at a level take longer than is left, if all go as slowly as those so far. */
 static int too_slow(const watch *clock, uint32_t level, int point, uint32_t spent) {
+  if (clock->budget == UINT32_MAX) return 0;  /* beyond what the table and this clock can count */
   const @name@_times *times = clock->times;
   const float usual = (float)(times->rest_ns[0][0] / @caution@ + 1);
   const float slowness = spent > clock->expected ? ((float)spent + usual) / ((float)clock->expected + usual) : 1.0f;
@@ -228,7 +229,7 @@ int @name@_measure(uint64_t tasks, const void *const *in, void *const *out, CALL
   for (call->level = 0; call->level < @NAME@_LEVELS && !code; call->level++)
     code = measure_level(tasks, in, out, call, rounds, times->rest_ns[call->level], times->reserve_ns[call->level]);
   call->level = call->level_used = asked;
-  times->tasks = tasks, times->threads = THREADS(call);
+  times->tasks = code ? 0 : tasks, times->threads = THREADS(call);  /* what was begun is no table */
   return code;
 }
 """

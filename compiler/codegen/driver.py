@@ -249,7 +249,7 @@ def _checks(face: Interface) -> Iterator[str]:
     yield "typedef struct { uint64_t tasks; uintptr_t low_bits; } port;"
     yield from _port_array("input_ports", face.inputs)
     yield from _port_array("output_ports", face.outputs)
-    text = _CHECK if face.threads else _CHECK.replace("  call->level_used", f"{_NO_POOL}\n  call->level_used")
+    text = _CHECK.replace("@pool@", "" if face.threads else _NO_POOL)
     yield text.replace("@name@", face.name).replace("@NAME@", face.upper).replace("@low@", str(ALIGNMENT - 1))
 
 
@@ -279,11 +279,10 @@ static int check(uint64_t tasks, const void *const *in, void *const *out, CALL_T
   if (bad_pointer(input_ports, @NAME@_INPUTS, tasks, in)) return 1;
   if (bad_pointer(output_ports, @NAME@_OUTPUTS, tasks, (const void *const *)out)) return 1;
   if (call->workspace_bytes < need) return 2;
-  call->level_used = call->level;
-  return 0;
+@pool@  return 0;
 }
 """
-_NO_POOL = "  if (POOL(call)) return 1;"
+_NO_POOL = "  if (POOL(call)) return 1;\n"
 
 _UNUSED = "  (void)tasks, (void)in, (void)out, (void)ws, (void)level, (void)me, (void)clock;"
 _GIVEN = "tasks, in, out, ws, level"
@@ -367,6 +366,7 @@ def _program_name(entry: Entry) -> str:
 def _dispatch(program: str, tasks: str, shares: bool, indent: str = "  ") -> Iterator[str]:
     """Run a program: with the call's pool where it has one and the program something to share."""
     arguments = f"{tasks}, in, out, call->workspace, call->level"
+    yield f"{indent}call->level_used = call->level;"
     if shares:
         yield f"{indent}if (POOL(call)) return with_pool(POOL(call), team_{program}, {arguments}, 0);"
     yield f"{indent}return program_{program}({arguments});"

@@ -85,22 +85,89 @@ int main(void) {
 """
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_times_beyond_what_their_type_holds_are_its_largest(tmp_path: Path) -> None:
-    """The usual times of two parts of a call, 4.0 s and 3.7 s, are of different rounds."""
+def said(program: str, folder: Path, exit_code: int = 0) -> str:
+    """What a C program around the driver of a library with levels prints; the last kernel returns `exit_code`."""
     target, library = find_target("host"), levelled(tiny_library(b""))
     face = interface(library)
     texts = {"tiny.h": header_text(face, target), "driver.c": driver_text(library, face, target, "id")}
-    for name, text in {
-        **texts,
-        "slow.c": "#define _POSIX_C_SOURCE 200809L\n" + _SLOW,
-        "kernels.c": KERNELS,
-    }.items():
-        (tmp_path / name).write_text(text)
-    command = ["gcc", "-std=c11", "-DEXIT=0", "-pthread", "-I.", "slow.c", "kernels.c", "-o", "slow"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    done = subprocess.run([tmp_path / "slow"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"0 {2**32 - 1} 3700000000"
+    texts |= {"main.c": "#define _POSIX_C_SOURCE 200809L\n" + program, "kernels.c": KERNELS}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    command = ["gcc", "-std=c11", f"-DEXIT={exit_code}", "-pthread", "-I.", "main.c", "kernels.c", "-o", "main"]
+    subprocess.run(command, cwd=folder, check=True)
+    return subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_times_beyond_what_their_type_holds_are_its_largest(tmp_path: Path) -> None:
+    """The usual times of two parts of a call, 4.0 s and 3.7 s, are of different rounds."""
+    assert said(_SLOW, tmp_path) == f"0 {2**32 - 1} 3700000000"
+
+
+_CALLS = """#include <stdio.h>
+#include "driver.c"
+const unsigned char w_tiny_pool[1024];
+int main(void) {
+  static _Alignas(64) unsigned char workspace[TINY_WORKSPACE_MAX];
+  static float x[8], y[8];
+  static int32_t z[2];
+  static tiny_times times;
+  const void *const in[] = {x};
+  void *const out[] = {y, z};
+  tiny_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = sizeof workspace};
+  call.level_used = 77;
+  @calls@
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_budget_beyond_what_the_clock_counts_is_none(tmp_path: Path) -> None:
+    """By the table the call takes 4.29 s or more at level 0, as on a slow or emulated processor."""
+    calls = """times.tasks = TINY_ALL, times.threads = 1;
+  times.rest_ns[0][0] = times.rest_ns[0][1] = UINT32_MAX;
+  const uint32_t budgets[] = {4000000, 4294967, 4294968, UINT32_MAX};
+  for (int i = 0; i < 4; i++) {
+    int code = tiny_run_within(TINY_ALL, in, out, &call, &times, budgets[i]);
+    printf("%d:%u ", code, call.level_used);
+  }"""
+    assert said(_CALLS.replace("@calls@", calls), tmp_path) == "0:1 0:1 0:0 0:0 "
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_times_that_could_not_be_measured_are_no_table(tmp_path: Path) -> None:
+    calls = """times.tasks = TINY_ALL;
+  int code = tiny_measure(TINY_ALL, in, out, &call, 2, &times);
+  printf("%d %d", code, tiny_run_within(TINY_ALL, in, out, &call, &times, 1000));"""
+    assert said(_CALLS.replace("@calls@", calls), tmp_path, exit_code=1) == "7 11"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_refused_calls_with_a_budget_change_nothing(tmp_path: Path) -> None:
+    refused = {
+        "tiny_run_within(0, in, out, &call, &times, 1)": 3,
+        "tiny_run_within(4, in, out, &call, &times, 1)": 3,
+        "tiny_run_within(TINY_ALL, 0, out, &call, &times, 1)": 1,
+        "tiny_run_within(TINY_ALL, in, 0, &call, &times, 1)": 1,
+        "tiny_run_within(TINY_ALL, in, (void *const[]){y, 0}, &call, &times, 1)": 1,
+        "tiny_run_within(TINY_ALL, in, out, 0, &times, 1)": 1,
+        "tiny_run_within(TINY_ALL, in, out, &call, 0, 1)": 1,
+        "tiny_run_within(TINY_ALL, in, out, &call, &times, 1)": 11,
+        "(times.tasks = TINY_ALL, times.threads = 2, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 11,
+        "(times.threads = 1, call.sparsest = 2, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 4,
+        "(call.sparsest = UINT32_MAX, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 4,
+        "(call.sparsest = 0, call.level = 2, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 4,
+        "tiny_measure(TINY_ALL, in, out, &call, 1, &times)": 4,
+        "(call.level = 0, tiny_measure(TINY_ALL, in, out, &call, 0, &times))": 1,
+        "tiny_measure(TINY_ALL, in, out, &call, 32, &times)": 1,
+        "tiny_measure(TINY_ALL, in, out, &call, 1, 0)": 1,
+        "tiny_measure(0, in, out, &call, 1, &times)": 3,
+        "tiny_measure(TINY_ALL, in, out, 0, 1, &times)": 1,
+        "(call.workspace_bytes = 1, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 2,
+        "(call.size = 8, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 6,
+    }
+    calls = "\n  ".join(f'printf("%d:%u ", {text}, call.level_used);' for text in refused)
+    assert said(_CALLS.replace("@calls@", calls), tmp_path) == "".join(f"{code}:77 " for code in refused.values())
 
 
 def levelled(library: Library) -> Library:
