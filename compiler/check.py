@@ -1,4 +1,4 @@
-"""`taskgraft verify`: is a model lifted, exported and compiled right? And: is a bundle whole?
+"""`taskgraft verify`: is a model imported, exported and compiled right? And: is a bundle whole?
 
 onnxruntime on the original file is the judge. Right means: error / max(max|r|, 1e-2) <= max(1e-4, 4 x spread).
 The spread is the same error between onnxruntime's own optimised and unoptimised results on that input. Integer
@@ -44,7 +44,7 @@ PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate"
 """Exact passes a model goes through before it is compiled."""
 
 Arrays = Mapping[str, np.ndarray]
-Stage = Literal["lifted", "exported", "compiled"]
+Stage = Literal["imported", "exported", "compiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def verify_model(
     spread = {n: relative(other[n], r) for n, r in expected.items()}
     say("evaluate the imported graph")
     stages: list[tuple[Stage, Arrays]] = []
-    stages.append(("lifted", _labelled(graph, evaluate(graph, feeds))))
+    stages.append(("imported", _labelled(graph, evaluate(graph, feeds))))
     say("export")
     stages.append(("exported", _labelled(graph, Engine.of(graph).run(feeds))))
     if level_count(graph) > 1:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import codecs
 import importlib
+import io
+import json
 import os
 import signal
 import sys
@@ -55,8 +58,18 @@ def run() -> None:
     """The program `taskgraft`: `main` as an exit status."""
     ended = [0]
     atexit.register(_leave, ended)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("taskgraft", _escaped)
+        sys.stdout.reconfigure(errors="taskgraft")
     ended[0] = main()
     sys.exit(ended[0])
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that the encoding of stdout lacks, as JSON writes them: right in tables and in JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _leave(ended: Sequence[int]) -> None:

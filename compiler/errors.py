@@ -84,6 +84,11 @@ class VerifyError(CompilerError):
     exit_code = 70
 
 
+def printable(text: str) -> str:
+    """A name from a file as it may reach a terminal: what is no visible character is escaped."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
 def listed(problems: Sequence[str], most: int = 8) -> str:
     """Problems as indented lines behind a message; beyond `most` they are counted."""
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []

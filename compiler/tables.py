@@ -27,6 +27,7 @@ from rich.text import Text
 from rich.tree import Tree as Branches
 
 from compiler.commands import Cell, Grid, Tree
+from compiler.errors import printable
 
 _WIDE = 200
 EVERY = 2.0
@@ -138,7 +139,7 @@ def _draw(tree: Tree, console: Console) -> None:
 def _branch(tree: Tree, encoding: str, drawn: Branches) -> Branches:
     """`drawn` with the label and the children of `tree`."""
     colour = _COLOURS[(tree.kind - 1) % (len(_COLOURS) - 1) + 1 if tree.kind else 0]
-    drawn.label = Text(tree.label.encode(encoding, "backslashreplace").decode(encoding), style=colour)
+    drawn.label = Text(printable(tree.label).encode(encoding, "backslashreplace").decode(encoding), style=colour)
     for child in tree.children:
         _branch(child, encoding, drawn.add(""))
     return drawn
@@ -147,20 +148,25 @@ def _branch(tree: Tree, encoding: str, drawn: Branches) -> Branches:
 def html(title: str, grids: Iterable[Grid]) -> str:
     """Tables as one page that needs nothing else."""
     console = Console(file=io.StringIO(), record=True, width=_WIDE, highlight=False)
-    console.print(escape(title), style="bold")
+    console.print(_safe(title), style="bold")
     for grid in grids:
         console.print(_table(grid))
     return console.export_html()
 
 
 def _table(grid: Grid) -> Table:
-    table = Table(title=escape(grid.title), title_justify="left", box=None, pad_edge=False, title_style="bold")
+    table = Table(title=_safe(grid.title), title_justify="left", box=None, pad_edge=False, title_style="bold")
     for index, name in enumerate(grid.columns):
         numeric = any(isinstance(row[index], (int, float)) for row in grid.rows)
-        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(_safe(name), justify="right" if numeric else "left", overflow="fold")
     for row in grid.rows:
-        table.add_row(*(escape(cell_text(c)) for c in row))
+        table.add_row(*(_safe(cell_text(c)) for c in row))
     return table
+
+
+def _safe(text: str) -> str:
+    """A text that neither rich nor a terminal takes for anything else: it may hold names from models."""
+    return escape(printable(text))
 
 
 def cell_text(cell: Cell) -> str:
@@ -239,7 +245,7 @@ class Plain:
             self._pace.heard()
 
     def _write(self, record: dict[str, object], text: str) -> None:
-        self._console.print(f"[dim]{self._pace.seconds:6.1f}s[/dim] {escape(text)}")
+        self._console.print(f"[dim]{self._pace.seconds:6.1f}s[/dim] {_safe(text)}")
 
 
 def _record(
@@ -290,7 +296,7 @@ class Bar(Plain):
         super().__call__(line)
         if self._stage is not None:
             self._bars.remove_task(self._stage)
-        self._stage = self._bars.add_task(escape(line), total=None, parts="")
+        self._stage = self._bars.add_task(_safe(line), total=None, parts="")
 
     def count(self, stage: str, done: int, total: int | None) -> None:
         """The bar of a stage appears with its first part and goes with its last, or when one around it moves."""
@@ -300,7 +306,7 @@ class Bar(Plain):
         if stage not in self._counts:
             return
         if stage not in self._running:
-            self._running[stage] = self._bars.add_task(escape(stage), total=total, parts="")
+            self._running[stage] = self._bars.add_task(_safe(stage), total=total, parts="")
         self._bars.update(self._running[stage], completed=done, parts=f"{done} of {total or '?'}")
 
     def close(self) -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from compiler.arguments import parser
 from compiler.cli import main
 from compiler.ir.onnx_in import load
-from tests.small_models import RELEASE, network, write_release
+from tests.small_models import RELEASE, model, network, write_release
 
 COMMANDS = [
     *"init compile cost inspect diff extract prune".split(),
@@ -23,6 +26,26 @@ def run(capsys, *arguments):
     status = main([str(a) for a in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("name,shown", [("a\nb", r"a\x0ab"), ("\x1b[31mred", r"\x1b[31mred")])
+def test_names_from_models_move_no_cursor(tmp_path, capsys, name, shown):
+    relu = helper.make_node("Relu", [name], ["y"])
+    onnx.save(model([relu], {name: (1, 4)}, {"y": (1, 4)}), tmp_path / "m.onnx")
+    _, out, _ = run(capsys, "inspect", tmp_path / "m.onnx")
+    assert name not in out
+    assert out.count(shown) >= 2  # among the ports and in the outline
+
+
+def test_names_that_the_encoding_of_stdout_lacks_are_escaped(tmp_path):
+    relu = helper.make_node("Relu", ["é名"], ["y"])
+    onnx.save(model([relu], {"é名": (1, 4)}, {"y": (1, 4)}), tmp_path / "m.onnx")
+    command = [sys.executable, "-m", "compiler", "inspect", "-q", str(tmp_path / "m.onnx")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert r"input   \u00e9\u540d" in text
+    text = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True).stdout
+    assert json.loads(text)["inputs"][0]["name"] == "é名"
 
 
 def test_compile_prints_what_was_left_alone_and_before_and_after(tmp_path, capsys):
@@ -187,7 +210,7 @@ def test_verify_a_right_model_and_a_bundle(tmp_path, bundle, capsys):
     assert status == 0
     record = json.loads(out)
     assert record["right"]
-    assert [c["stage"] for c in record["comparisons"]] == ["lifted", "exported", "compiled"]
+    assert [c["stage"] for c in record["comparisons"]] == ["imported", "exported", "compiled"]
     assert "scores" in record["spread"]
     status, out, _ = run(capsys, "verify", bundle)
     assert status == 0

@@ -56,6 +56,7 @@ def broken(folder):
         "text": b"hello world",
         "free": model(relu, {"x": ("N", 4)}, {"y": ("N", 4)}).SerializeToString(),
     }
+    files["negative"] = model(relu, {"x": (-1, 4)}, {"y": (-1, 4)}).SerializeToString()
     unknown = model(
         [helper.make_node("Frob", ["x"], ["y"]), helper.make_node("Relu", ["y"], ["z"])], {"x": (4,)}, {"z": (4,)}
     )
@@ -87,6 +88,7 @@ def broken(folder):
         ("external", ["--allow-external-data"], 4, "external data '../../secret'"),
         ("unknown", [], 3, "Frob x1"),
         ("free", [], 3, "bind its free axes, as in --input x:1,4"),
+        ("negative", [], 3, "as in --input x:1,4"),
         ("free", ["--input", "x:1,5"], 2, "axis 1 cannot have size 5"),
         ("free", ["--input", "x"], 2, "write NAME:SIZE"),
         ("free", ["--input", "x:1,,4"], 2, "write NAME:SIZE"),

@@ -139,8 +139,8 @@ def write_bundle(
 def read_bundle(path: Path, target: str | None = None) -> Bundle:
     """The bundle in `path`, a bundle directory or a folder with an `index.json`, with all digests checked.
 
-    BundleError names every file that is missing, changed, or not a plain file inside the bundle; also when the
-    folder holds several targets and none is named.
+    BundleError names every file that is missing, changed, or not a plain file inside the bundle. ConfigError where
+    the folder does not hold `target`, or holds several and none is named.
     """
     folder = _bundle_folder(path, target)
     manifest = parse_manifest(read_plain(folder, "manifest.json"), str(folder / "manifest.json"))
@@ -208,7 +208,7 @@ def _bundle_folder(path: Path, target: str | None) -> Path:
     if target is None and len(targets) == 1:
         target = next(iter(targets))
     if target is None or target not in targets:
-        raise BundleError(f"{path} holds the targets {', '.join(sorted(targets))}; name one of them")
+        raise ConfigError(f"{path} holds the targets {', '.join(sorted(targets))}; name one of them")
     folder = path / target
     if sha256(read_plain(path, f"{target}/manifest.json")) != targets[target]["manifest_sha256"]:
         raise BundleError(f"{folder / 'manifest.json'} is not the one that {path / 'index.json'} lists")

@@ -274,7 +274,7 @@ def _axes(axes: Sequence[onnx.TensorShapeProto.Dimension] | None) -> str:
 
 
 def _how_to_bind(info: onnx.ValueInfoProto, axes: Sequence[onnx.TensorShapeProto.Dimension] | None) -> str:
-    example = "1,..." if axes is None else ",".join(str(d.dim_value or 1) for d in axes)
+    example = "1,..." if axes is None else ",".join(str(max(d.dim_value, 1)) for d in axes)
     return (
         f"input {shown(info.name)} has shape {_axes(axes)}; bind its free axes, as in --input "
         f"{info.name}:{example}, or in `shapes` of a task of a release"

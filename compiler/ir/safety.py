@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
-from compiler.errors import ConfigError, UnsafeInputError
+from compiler.errors import ConfigError, UnsafeInputError, printable
 from compiler.ir.types import TensorType
 
 
@@ -61,7 +61,7 @@ def check_size(what: str, type_: TensorType, limits: Limits) -> None:
 def shown(name: str) -> str:
     """A name from a model as it may stand in a message: quoted, printable, short."""
     text = name if len(name) <= 80 else f"{name[:60]}...{name[-16:]}"
-    return "'" + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) + "'"
+    return f"'{printable(text)}'"
 
 
 def read_model(

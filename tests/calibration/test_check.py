@@ -51,10 +51,10 @@ def test_integer_outputs_are_equal_unless_the_decision_was_too_close():
     close = close_calls(graph, feeds)
     assert close[label].tolist() == [True, False, False]
     expected = {label: np.array([1, 0, 1], np.int32)}
-    (row,) = _compare("lifted", {label: np.array([0, 0, 1], np.int32)}, expected, {}, close)
+    (row,) = _compare("imported", {label: np.array([0, 0, 1], np.int32)}, expected, {}, close)
     assert row.right
     assert "margin below" in row.note
-    (row,) = _compare("lifted", {label: np.array([1, 1, 1], np.int32)}, expected, {}, close)
+    (row,) = _compare("imported", {label: np.array([1, 1, 1], np.int32)}, expected, {}, close)
     assert not row.right
 
 

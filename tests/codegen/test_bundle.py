@@ -70,7 +70,7 @@ def test_read_checks_and_agrees(bundle: Bundle) -> None:
     assert read_bundle(bundle.path) == bundle
     assert read_bundle(bundle.path.parent) == bundle
     assert read_bundle(bundle.path.parent, "host") == bundle
-    with pytest.raises(BundleError, match="holds the targets host"):
+    with pytest.raises(ConfigError, match="holds the targets host"):
         read_bundle(bundle.path.parent, "x86-64-v3")
 
 
