@@ -23,7 +23,7 @@ from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment, greedy_pairs, zip_groups
 from compiler.passes.merge.pam import SAMPLES, irrelevant, label_entropy, own_labels, regroup
 from compiler.passes.merge.relevance import Likeness
-from compiler.passes.merge.stages import Stage, label, lacking, owners
+from compiler.passes.merge.stages import Stage, label, lacking, owners, written
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
 
 Problem = tuple[np.ndarray, np.ndarray]
@@ -49,12 +49,14 @@ class Policy(abc.ABC):
         return {s.index: self.channels(assembly, place, s) for s in chosen}
 
     def covers(self, stream: Stream) -> bool:
-        """Whether channels have weights in every layer of every network that may read them."""
-        return lacking(self.streams, stream) is None
+        """Whether a channel of any network can be written, and has weights, in every layer of every network that
+        may read it.
+        """
+        return written(self.streams, stream) and lacking(self.streams, stream) is None
 
     @abc.abstractmethod
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
-        """The channels of one stream; `place` is the first layer that writes it."""
+        """The channels of one stream; `place` is the first layer that writes it, or one of its bundle."""
 
     def prior(
         self, fit: LayerFit, sources: Sequence[Source], slab: Slab, entries: Sequence[Entry], prior: np.ndarray
@@ -83,6 +85,10 @@ class Policy(abc.ABC):
 class Prefix(Policy):
     """One label for everything in the first stages: like channels of all networks become the best of them."""
 
+    def covers(self, stream: Stream) -> bool:
+        """A channel is computed by a network that has every layer that writes it."""
+        return lacking(self.streams, stream) is None
+
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
         """As many channels as the widest network that can stand for all has."""
         groups = label(self.streams, stream)
@@ -109,12 +115,14 @@ class Mtz(Policy):
     share: float = 1.0
 
     def covers(self, stream: Stream) -> bool:
-        """Every class has a member of every network."""
-        return True
+        """Every class has a member of every network, so there are weights for it in every layer."""
+        return written(self.streams, stream)
 
     def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
-        """Channels of the networks that read something in common, set by set; those of others stay their own."""
-        left, shared = list(label(self.streams, stream)), list[Channel]()
+        """Channels of the networks that read something in common, set by set; those of others stay their own, as do
+        those that are written later than `place`: what their layers read is not known yet.
+        """
+        left, shared = [g for g in label(self.streams, stream) if place.holding([g])], list[Channel]()
         while left:
             groups, problems = self._together(assembly, place, left)
             left = [g for g in left if g not in groups]

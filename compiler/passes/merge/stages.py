@@ -50,6 +50,11 @@ def owners(streams: Streams, stream: Stream) -> tuple[int, ...]:
     return tuple(g for g in groups if stream.may_own(g, groups))
 
 
+def written(streams: Streams, stream: Stream) -> bool:
+    """Whether all networks of a label have every layer that writes the stream."""
+    return owners(streams, stream) == label(streams, stream)
+
+
 def lacking(streams: Streams, stream: Stream) -> Place | None:
     """A layer on the stream's channels, such as a depthwise convolution, that some of its networks have and others
     lack: a channel of the latter alone has no weights there. None where there is no such layer.

@@ -2,7 +2,9 @@
 
 A place is a position of the alignment whose nodes can stand for each other: same role, operands from the same
 places, maps of the same size. Groups that meet at a place form a stream: the channels of one layer of the family,
-or of one residual stream. Labels are given per stream, so that a sum always finds equal labels on both sides.
+or of one residual stream. Labels are given per stream, so that a sum always finds equal labels on both sides. A
+stream has one group of each network at most: where one network adds what another one keeps apart, only the first
+of the two layers meets.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import MAKERS, ChannelMap, Channels, Role
 from compiler.passes.merge.kinds import COMMUTATIVE
 from compiler.passes.merge.match import Alignment, Member, Position
+
+MEETING = (Role.EACH, *MAKERS)
+"""Roles of nodes at which channels of several networks become channels of one stream."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,12 +74,14 @@ class Streams:
     def __init__(self, graph: Graph, alignment: Alignment, channels: ChannelMap) -> None:
         self.graph, self.alignment, self.channels = graph, alignment, channels
         self._made = {v.ref: (s.node.ref, i) for s in graph.sites() for i, v in enumerate(s.results)}
+        self.group_masks = self._group_masks()
+        self._met: dict[int, tuple[int, ...]] = {g: (g,) for g in self.group_masks}
+        """Group -> all that it has met, ascending."""
         self._place_of: dict[NodeRef, Place] = {}
         self.places = tuple(self._places())
         self.streams = tuple(self._streams())
         self.of_group: Mapping[int, Stream] = {g: s for s in self.streams for g in s.groups}
         self._bundles = self._bundled()
-        self.group_masks = self._group_masks()
 
     def group(self, index: int) -> Channels:
         """A group of channels."""
@@ -115,11 +122,14 @@ class Streams:
         found: list[list[Source]] = []
         for member in position.members:
             source = self._source(member)
-            home = next((g for g in found if all(self._interchangeable(source, s) for s in g)), None)
-            if home is None:
-                found.append([source])
+            homes = (g for g in found if all(self._interchangeable(source, s) for s in g))
+            for home in homes:
+                if (met := self._meeting(source, home[0])) is not None:
+                    self._met = met
+                    home.append(source)
+                    break
             else:
-                home.append(source)
+                found.append([source])
         return found
 
     def _source(self, member: Member) -> Source:
@@ -139,9 +149,26 @@ class Streams:
             return False
         return role in (Role.LAYER, Role.RECURRENT) or self._operands(a.site) == self._operands(b.site)
 
+    def _meeting(self, a: Source, b: Source) -> dict[int, tuple[int, ...]] | None:
+        """What has met once two sources stand at one place; None where a network would have two groups in one
+        stream.
+        """
+        met = dict(self._met)
+        for one, other in zip(a.groups, b.groups, strict=True) if self.channels.roles[a.ref] in MEETING else ():
+            if met[one] == met[other]:
+                continue
+            if self.mask_of(met[one]) & self.mask_of(met[other]):
+                return None
+            both = tuple(sorted((*met[one], *met[other])))
+            met |= dict.fromkeys(both, both)
+        return met
+
     def _map(self, value: Value) -> tuple[object, ...]:
+        """The axis of channels, the sizes of the others, and how many entries a channel of each group has."""
         dim = self.channels.channel_dim(value)
-        return (dim, *(None if d == dim else n for d, n in enumerate(value.shape)))
+        sizes = (None if d == dim else n for d, n in enumerate(value.shape))
+        groups = map(self.group, self.channels.parts(value))
+        return dim, *sizes, *(g.entries(value.axis(dim or 0)).shape[1] for g in groups)
 
     def _operands(self, site: Site) -> list[str]:
         found = [str(self.origin(v.ref)) for _, v in site.operands.present() if v.data is None]
@@ -149,15 +176,9 @@ class Streams:
 
     # ------------------------------------------------------------------ streams
     def _streams(self) -> Iterator[Stream]:
-        met = [
-            groups
-            for place in self.places
-            if place.role in (Role.EACH, *MAKERS)
-            for groups in zip(*(s.groups for s in place.sources), strict=True)
-        ]
         makers = [p for p in self.places if p.role in MAKERS]
-        for index, groups in enumerate(_classes([g.index for g in self.channels.groups if g.split], met)):
-            yield Stream(index, tuple(groups), tuple(p for p in makers if p.holding(groups)))
+        for index, groups in enumerate(dict.fromkeys(self._met.values())):
+            yield Stream(index, groups, tuple(p for p in makers if p.holding(groups)))
 
     def _bundled(self) -> dict[int, int]:
         """Stream -> number of its bundle: streams side by side in one value that a layer makes or a node cuts."""
@@ -174,11 +195,10 @@ class Streams:
         return {stream: number for number, streams in enumerate(classes) for stream in streams}
 
     def _group_masks(self) -> dict[int, int]:
-        masks: dict[int, int] = dict.fromkeys(self.of_group, 0)
-        for place in self.places:
-            for source in place.sources:
-                for group in source.groups:
-                    masks[group] |= source.mask
+        masks = dict.fromkeys((g.index for g in self.channels.groups if g.split), 0)
+        for source in (self._source(m) for p in self.alignment.positions for m in p.members):
+            for group in source.groups:
+                masks[group] |= source.mask
         return masks
 
 

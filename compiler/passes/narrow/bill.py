@@ -20,7 +20,7 @@ from compiler.ir.graph import Site
 from compiler.ir.op import MacOp
 from compiler.ir.types import TaskSet, ValueRef
 from compiler.passes.merge.channels import MAKERS, Matrix, Role, matrices
-from compiler.passes.narrow.copies import Copies, frozen_channels, joint_channels
+from compiler.passes.narrow.copies import Copies, joint_channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +71,6 @@ class Bill:
         self.every = (1 << self.tasks) - 1
         self.copies = copies
         self._names = copies.tasks
-        self.frozen = frozen_channels(copies)
-        """Per channel whether its label has to stay."""
         self.joint = joint_channels(copies)
         """Per channel whether it goes from all of its tasks or from none."""
         self.layers: list[Layer] = []
@@ -153,7 +151,7 @@ class Bill:
 
     def _live(self, labels: np.ndarray) -> np.ndarray:
         """The tasks for which each channel is read by something that does not only read itself, as in a circle."""
-        live = np.where(self.frozen, labels, 0)
+        live = np.zeros_like(labels)
         while True:
             used = live.copy()
             for layer in self.layers:

@@ -29,6 +29,19 @@ class Copies:
     def __init__(self, graph: Graph, exclude: Callable[[str], bool] = lambda name: False) -> None:
         self.original = graph
         self.tasks, self._masks = sorted_masks(graph)
+        apart = set[str]()
+
+        def excluded(name: str) -> bool:
+            return name in apart or exclude(name)
+
+        self._look_at(excluded)
+        while found := self._seen_apart():
+            apart |= found
+            self._look_at(excluded)
+        self._obstacles += [f"the tasks see the channels of '{name}' in different ways" for name in sorted(apart)]
+
+    def _look_at(self, exclude: Callable[[str], bool]) -> None:
+        """Copies and channels, where some channels stay as they are."""
         self._exclude = self._everybodys(exclude)
         self._values: dict[tuple[int, ValueRef], ValueRef] = {}
         self._nodes: dict[tuple[int, NodeRef], NodeRef] = {}
@@ -143,6 +156,19 @@ class Copies:
                 self._obstacles.append(f"{where(site)} is computed as a whole, for several tasks at once")
         return {r.name for r in reached if channels.channel_dim(self.original.value(r)) is not None}
 
+    def _seen_apart(self) -> set[str]:
+        """The values with channels of which the tasks that need them see other ones: one adds what another one
+        keeps apart, or reads a part. These have to be for all of them.
+        """
+        found = set()
+        for site in self.original.sites():
+            mask = self.owners(site.node.ref)
+            for value in site.results if mask else ():
+                alone = (self.on(value, 1 << bit) for bit in self._bits(site.node.ref))
+                if self.on(value, mask) is None and any(a is not None for a in alone):
+                    found.add(value.ref.name)
+        return found
+
     def _width(self, stream: Stream) -> int:
         return max(self.streams.group(g).width for g in stream.groups)
 
@@ -249,18 +275,4 @@ def joint_channels(copies: Copies) -> np.ndarray:
         made = copies.on(site.results[0], mask) if mask and one_label(site) else None
         if made is not None:
             found[made[made >= 0]] = True
-    return found
-
-
-def frozen_channels(copies: Copies) -> np.ndarray:
-    """Per channel whether its label has to stay: some value that holds it is not seen alike by all of its tasks."""
-    found = np.zeros(copies.count, bool)
-    for site in copies.original.sites():
-        mask = copies.owners(site.node.ref)
-        for value in site.results if mask else ():
-            if copies.on(value, mask) is None:
-                for bit in range(len(copies.tasks)):
-                    alone = copies.on(value, 1 << bit) if mask >> bit & 1 else None
-                    if alone is not None:
-                        found[alone[alone >= 0]] = True
     return found

@@ -104,7 +104,6 @@ class Taking:
         savings = self._bill.savings(labels, runs, self._taken)
         lost = loss @ self._bill.meets[:, self._taken]
         ratio = np.where(savings > 0, lost / np.maximum(savings, 1e-30), np.inf)
-        ratio[self._bill.frozen] = np.inf
         ratio[self._bill.joint[:, None] & ((labels[:, None] & ~self._taken) != 0)] = np.inf
         feeding, old = Feeding(self._bill, labels), labels.copy()
         saved = 0.0

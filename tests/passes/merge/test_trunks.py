@@ -14,8 +14,8 @@ from compiler.passes.merge.cuts import Cut, _exits
 from compiler.passes.merge.lattice import Limits
 from compiler.passes.merge.match import align
 from compiler.passes.merge.relevance import Runs
-from compiler.passes.merge.solve import Fit
-from compiler.passes.merge.stitch import Samples, Stitch, _order, _placed, readers
+from compiler.passes.merge.solve import Fit, Freedom, measure
+from compiler.passes.merge.stitch import Samples, Stitch, Stitcher, _order, _placed, readers
 from compiler.passes.merge.trunks import CHEAPER, Attachment, Bill, Trial, Trunks
 from compiler.passes.prune.fit import POSITIONS, spread
 from tests.graphs import Builder
@@ -322,6 +322,25 @@ def test_readers_are_layers_on_the_last_axis_and_nothing_else() -> None:
     assert of(lambda b, m: [m]) is None
 
 
+def test_values_without_an_axis_of_channels_cannot_be_compared_and_maps_are_only_on_some_axes() -> None:
+    rng = np.random.default_rng(0)
+
+    def ways(shape, axis, freedom=Freedom.WEIGHTS, own=None, known=True):
+        b = Builder()
+        mine = b.apply("Relu", b.input("y", *shape))
+        b.task("t", b.apply("Exp", mine))
+        width = shape[axis or 0]
+        rows = rng.normal(size=(40, width)).astype(np.float32)
+        stitcher = Stitcher(b.done(), {mine: rng.normal(size=(40, own or width))}, 40, freedom, lambda name: False)
+        return [w.how.split(" of ")[0] for w in stitcher.ways(Cut(0, mine, mine, axis), rows if known else None)]
+
+    assert ways((1, 3), 1)[-1].startswith("through a map") and ways((1, 3), 1)[0] == "as it is"
+    assert ways((1, 3), None) == ways((1, 3), 1, known=False) == []
+    assert ways((1, 3, 1, 1), 1)[-1].startswith("through a map")
+    assert not any("map" in how for how in ways((1, 1, 3, 1), 2) + ways((1, 3, 1, 1), 1, Freedom.CONSTANTS))
+    assert ways((1, 3), 1, own=2) == ["through a map"] and ways((1, 3), 1, Freedom.CONSTANTS, own=2) == []
+
+
 def test_channels_are_matched_one_to_one_by_likeness() -> None:
     """Against all orders; where nothing is alike, everything stays where it is."""
     rng = np.random.default_rng(2)
@@ -329,8 +348,6 @@ def test_channels_are_matched_one_to_one_by_likeness() -> None:
     y += x[:, [2, 0, 3, 1]]
 
     def measured(x, y):
-        from compiler.passes.merge.solve import measure
-
         return measure([x[None]], y[None], np.arange(len(x)) % 4 == 3)
 
     train = np.arange(200) % 4 != 3

@@ -112,17 +112,6 @@ def test_what_must_stay_costs_more_than_is_wanted():
     assert taking.down_to(copies.full(), loss, bill.runs({}), 1.0) is None
 
 
-def test_frozen_channels_stay():
-    copies, bill, streams = parts()
-    frozen = bill.frozen
-    frozen[streams[0]] = True
-    runs = bill.runs({})
-    loss = np.where(frozen, 0.0, 1.0)[:, None] * np.ones(4)
-    start = copies.full()
-    found = Taking(bill, False).down_to(start, loss, runs, 0.6 * float(bill.by_label(start) @ runs))
-    assert np.array_equal(found[frozen], start[frozen])
-
-
 def test_the_least_loss_per_saving_goes_first():
     copies, bill, _ = parts(families.residual, "abc")
     runs = bill.runs({})

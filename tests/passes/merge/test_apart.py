@@ -1,0 +1,83 @@
+"""Networks that do with their channels what others do not: one adds what another one keeps apart."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from compiler import parse_pass
+from compiler.ir.graph import Graph
+from compiler.ir.reference import difference, evaluate
+from compiler.passes.base import Resources
+from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.channels import ChannelMap
+from compiler.passes.merge.match import align
+from compiler.passes.merge.streams import Streams
+from tests.graphs import Builder
+from tests.passes.merge.families import joined
+
+ENDS = {
+    "added": lambda b, one, two: [b.apply("Add", one, two)],
+    "apart": lambda b, one, two: [one, two],
+    "turned": lambda b, one, two: [
+        b.apply("Add", one, b.apply("Gather", one, b.const(np.array([1, 0, 3, 2, 5, 4])), axis=1))
+    ],
+    "first": lambda b, one, two: [one],
+    "part": lambda b, one, two: [
+        b.apply("Slice", b.apply("Concat", one, two, axis=1), *(b.const(np.array([n])) for n in (0, 5, 1)))
+    ],
+    "beside": lambda b, one, two: [b.apply("Concat", one, two, axis=1)],
+}
+
+
+def network(kind: str, task: str, seed: int) -> Graph:
+    """Two layers of six channels on one input, and a layer on what is made of them."""
+    b = Builder(task, seed)
+    x = b.input("x", 1, 4)
+    layers = (b.apply("Gemm", x, b.weight(6, 4), b.weight(6), transB=1) for _ in range(2))
+    read = ENDS[kind](b, *(b.apply("Relu", layer) for layer in layers))
+    width = (b.graph.value(v).shape[1] for v in read)
+    b.task(
+        task, *(b.apply("Gemm", v, b.weight(2, n), b.weight(2), transB=1) for v, n in zip(read, width, strict=True))
+    )
+    return b.done()
+
+
+FEEDS = [{"x": x} for x in np.random.default_rng(0).normal(size=(64, 1, 4)).astype(np.float32)]
+PAIRS = [
+    *itertools.permutations(("added", "apart"), 2),
+    ("turned", "first"),
+    ("part", "beside"),
+    ("beside", "added"),
+]
+POLICIES = ["lattice,max_drift=0.5,max_loss=0.9", "prefix", "zipit", "mtz", "pam", "lattice,start=shared"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_what_does_not_correspond_channel_by_channel_stays_apart(kinds: tuple[str, str], policy: str) -> None:
+    graph = joined(*(network(kind, task, seed) for seed, (kind, task) in enumerate(zip(kinds, "ab", strict=True))))
+    made = parse_pass(f"merge{{policy={policy}}}")(graph, Resources(calibration=lambda: FEEDS))
+    feed = FEEDS[0]
+    before, after = evaluate(graph, feed), evaluate(made, feed)
+    for task in graph.tasks:
+        part = evaluate(ExtractTasks((task,))(made), feed)
+        for a, b in zip(graph.tasks[task].outputs, made.tasks[task].outputs, strict=True):
+            assert np.array_equal(part[b.name], after[b.name])
+            if policy.endswith("shared"):
+                assert difference(after[b.name], before[a.name]) < 1e-5
+
+
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_a_stream_has_one_group_of_each_network(kinds: tuple[str, str]) -> None:
+    graph = joined(*(network(kind, task, seed) for seed, (kind, task) in enumerate(zip(kinds, "ab", strict=True))))
+    streams = Streams(graph, align(graph), ChannelMap(graph))
+    assert sorted(g for s in streams.streams for g in s.groups) == [
+        g.index for g in streams.channels.groups if g.split
+    ]
+    for stream in streams.streams:
+        assert sum(streams.group_masks[g] for g in stream.groups) == streams.mask_of(stream.groups) <= 3
+    if set(kinds) == {"added", "apart"}:
+        assert sorted(len(s.groups) for s in streams.streams) == [1, 2]
