@@ -265,7 +265,12 @@ def of_each_other(b, x, parts):
     return [b.apply("Sub", parts[0], parts[1]), b.apply("Sub", parts[1], parts[0])]
 
 
+def other_dilations(b, x, parts):
+    return [b.conv(p, 3, 3, group=3, dilations=(n, n), pads=(n,) * 4) for n, p in enumerate(parts, 1)]
+
+
 STAYS = {
+    "other dilations of groups": (other_dilations, (3, 3)),
     "another bound": (one_clip, (3, 5)),
     "a bound of one alone": (one_without, (3, 5)),
     "a softmax of channels": (softened, (3, 5)),
