@@ -110,16 +110,15 @@ def test_taking_is_refused_where_it_starves_and_counted_where_it_does_not(family
 @pytest.mark.parametrize("family", [families.plain, families.stacked], ids=lambda f: f.__name__)
 def test_what_starves_is_counted_from_any_labels(family):
     copies, bill, _ = parts(family, "abc")
-    for seed in range(3):
-        labels = drawn(copies, bill, seed)
-        feeding = Feeding(bill, labels)
-        for channel, after in itertools.product(range(0, copies.count, 2), range(7)):
-            before = int(labels[channel])
-            if before & after == after != before:
-                tried = labels.copy()
-                tried[channel] = after
-                starving = any(starved(layer, bill, tried, channel, before & ~after) for layer in bill.layers)
-                assert feeding.starves(channel, before, after) == starving
+    labels = drawn(copies, bill, 1)
+    feeding = Feeding(bill, labels)
+    for channel, after in itertools.product(range(0, copies.count, 2), (0, 1, 2, 6)):
+        before = int(labels[channel])
+        if before & after == after != before:
+            tried = labels.copy()
+            tried[channel] = after
+            starving = any(starved(layer, bill, tried, channel, before & ~after) for layer in bill.layers)
+            assert feeding.starves(channel, before, after) == starving
 
 
 def test_what_must_stay_costs_more_than_is_wanted():
