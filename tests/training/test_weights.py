@@ -67,7 +67,9 @@ def test_terms_are_the_products_of_one_result_and_the_most_where_several_read_a_
         matrix = vector(b, name, *((8, 4), (4, 8))[turned])
         y = b.apply("Gemm", b.apply("Gemm", y, matrix, transB=turned), matrix, transB=1 - turned)
     b.task("t", y, b.apply("Conv", h, vector(b, "column", 1, 8, 1, 1)))
-    assert {r.name: n for r, n in terms(b.done()).items()} == {"shared": 18, "down": 8, "up": 8}
+    alone = b.apply("Conv", x, vector(b, "whole", 1, 4, 6, 6))  # one result
+    b.task("u", alone)
+    assert {r.name: n for r, n in terms(b.done()).items()} == {"shared": 18, "down": 8, "up": 8, "whole": 144}
 
 
 # ---------------------------------------------------------------------- zeros

@@ -9,7 +9,7 @@ import pytest
 
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import Role
-from compiler.passes.merge.facts import _shares, _why
+from compiler.passes.merge.facts import _shares, _why, facts
 from compiler.passes.merge.labels import Channel, Unit, average, own
 from compiler.passes.merge.lattice import (
     CLOSED,
@@ -189,6 +189,22 @@ def test_shared_channels_are_told_by_label_with_what_is_lost() -> None:
     )
     findings.residuals = {}
     assert _shares(streams(), work, PLACES[1], SECOND).endswith("(before 5 + 6 + 7)")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("attached", [None, [], ["one"]])
+def test_losses_are_told_where_something_is_shared(labelled: bool, attached) -> None:
+    made = streams()
+    made.places = ()
+    work = SimpleNamespace(labelling={SECOND: ()} if labelled else {})
+    trunks = None
+    if attached is not None:
+        trunks = SimpleNamespace(attached=attached, shared=set, losses=lambda: {"b": 0.25})
+    found = [str(told) for told in facts(made, work, trunks, {"a": 0.125})]  # type: ignore[arg-type]
+    loss = "task 'a': loses 12.50% of its outputs' variance on held-out inputs"
+    assert found == ([loss] if labelled or attached else [])
+    if attached:
+        assert [str(t) for t in facts(made, None, trunks)] == [loss.replace("'a'", "'b'").replace("12.5", "25.0")]  # type: ignore[arg-type]
 
 
 def test_why_nothing_of_a_layer_is_shared(monkeypatch) -> None:

@@ -15,7 +15,7 @@ from compiler.passes.merge.labels import check
 from compiler.passes.narrow.bill import Bill, Layer
 from compiler.passes.narrow.compact import FEWEST, compacted
 from compiler.passes.narrow.copies import Copies, joint_channels
-from compiler.passes.narrow.feeding import LEAST
+from compiler.passes.narrow.feeding import LEAST, Feeding
 from compiler.passes.narrow.relabel import check_same, masked, masks, relabelled
 from compiler.passes.narrow.steps import SETS, Taking, _sets
 from tests.graphs import Builder
@@ -73,6 +73,21 @@ def test_the_bill_of_labels_by_hand() -> None:
     assert bill.subsets(labels) == costs
     counted = bill.counts(next(n for n in bill.layers if n.weight.name == "second"), labels)
     assert [c.tolist() for c in counted] == [[0, 2, 1, 2], [0, 2, 1, 1]]
+
+
+def test_nodes_on_each_channel_cost_what_their_channels_do() -> None:
+    """A depthwise convolution: nine products at each of 16 positions of a channel."""
+    b = Builder()
+    h = b.conv(b.input("x", 1, 2, 6, 6), 6, 3, bias=False)
+    h = b.conv(h, 6, 3, group=6, pads=(1, 1, 1, 1), bias=False)
+    flat = b.apply("Flatten", b.apply("GlobalAveragePool", h))
+    for task in "ab":
+        b.task(task, b.apply("MatMul", flat, b.weight(6, 2)))
+    bill = Bill(Copies(b.done()))
+    assert [len(each.entries) for each in bill.each] == [6] and bill.each[0].macs == 9 * 16
+    found = bill.by_label(np.array([3, 3, 1, 2, 2, 0]))
+    each = 9 * 16 + 18 * 16  # and what the first layer makes of two channels with 3 x 3 taps
+    assert found.tolist() == [0, each + 2 * 3, 2 * each + 2 * 4, 2 * each]
 
 
 def test_labels_run_for_the_combinations_that_have_one_of_their_tasks() -> None:
@@ -243,6 +258,18 @@ def test_sets_of_tasks_that_a_channel_is_taken_from() -> None:
     every = 2 ** (SETS + 1) - 1
     singles = [1 << n for n in range(SETS + 1)]
     assert _sets(SETS + 1) == [*singles, *(every - one for one in singles), every]
+
+
+def test_what_is_read_and_made_is_kept_up_to_date() -> None:
+    copies, bill, first, second = of("a", "b", "c")
+    labels = copies.full()
+    feeding = Feeding(bill, labels)
+    for channel, after in ((first[0], 3), (second[1], 0), (first[0], 1), (second[5], 6), (first[4], 4)):
+        feeding.take(int(channel), int(labels[channel]), after)
+        labels[channel] = after
+        anew = Feeding(bill, labels)
+        for mine, wanted in zip((*feeding._made, *feeding._read), (*anew._made, *anew._read), strict=True):
+            assert mine.tolist() == wanted.tolist()
 
 
 def test_every_task_keeps_two_channels_to_read() -> None:
