@@ -10,7 +10,7 @@ from compiler.passes.base import Note, Refusal
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import MAKERS, made_axis, recurrent_problem
 from compiler.passes.merge.labels import label_order
-from compiler.passes.merge.stages import lacking
+from compiler.passes.merge.stages import label, lacking
 from compiler.passes.merge.streams import Place, Source, Streams
 from compiler.passes.merge.trunks import Trunks
 
@@ -93,7 +93,8 @@ def _why(streams: Streams, place: Place) -> str:
         if len(private) >= len(place.sources) - 1:
             whose = "each of them" if len(private) > 1 else _list(streams.alignment.names(private[0].mask))
             return f"not shared by {_list(tasks)}: what {whose} reads there is its own, and read whole"
-        found = (lacking(streams, streams.of_group[g]) for g in place.sources[0].groups if g in streams.of_group)
+        written = [streams.of_group[g] for g in place.sources[0].groups if g in streams.of_group]
+        found = (lacking(streams, label(streams, s, mask)) for s in written)
         layer = next(filter(None, found), None)
         weights = f", or leave it without weights in '{layer.sources[0].ref}'" if layer is not None else ""
         return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed{weights}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from compiler.ir.graph import Graph, Node, NodeRef, Ref, Site, Value
 from compiler.ir.op import MacOp
@@ -24,8 +25,10 @@ from compiler.passes.merge.kinds import COMMUTATIVE, Kind, free_axes, kind_of
 SAME_NODE, LAYER, OTHER = 1000.0, 8.0, 1.0
 """Worth of aligning a node with itself (it is shared already), two layers with weights, two other nodes."""
 
-SAME_PAST, SAME_FUTURE = 4.0, 1.0
-"""Extra worth where everything in front of two nodes, or behind them, is of equal kind."""
+PREFERENCES = ((4.0, 1.0), (1.0, 4.0))
+"""Extra worth where everything in front of two nodes, and behind them, is of equal kind: a network that lacks a
+block corresponds to others in front of it by the first, behind it by the second. What leaves more partners counts.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +104,10 @@ class _Slot:
     pasts: set[str] = field(default_factory=set)
     futures: set[str] = field(default_factory=set)
 
+    def copy(self) -> _Slot:
+        """The same, to be added to."""
+        return _Slot(self.kind, [*self.members], self.mask, {*self.pasts}, {*self.futures})
+
 
 class _Aligner:
     """One alignment."""
@@ -168,9 +175,22 @@ class _Aligner:
 
     # ------------------------------------------------------------------ the supersequence
     def _insert(self, slots: list[_Slot], sequence: list[NodeRef]) -> list[_Slot]:
-        """The supersequence of `slots` and one more network."""
+        """The supersequence of `slots` and one more network, by the preference that leaves it more partners."""
+        found: list[list[tuple[int, int]]] = []
+        for prefer in PREFERENCES:
+            pairs = _best_pairs(slots, sequence, partial(self._worth, prefer))
+            if pairs not in found:
+                found.append(pairs)
+        trials = [self._inserted([s.copy() for s in slots], sequence, pairs) for pairs in found]
+        return trials[0] if len(trials) == 1 else max(trials, key=self._partners)
+
+    def _partners(self, slots: list[_Slot]) -> float:
+        """What the nodes with partners are worth that the check leaves."""
+        positions = _Check(self.graph, self.masks, slots).positions()
+        return sum(self._base(m.node.ref) for p in positions for m in p.members[1:])
+
+    def _inserted(self, slots: list[_Slot], sequence: list[NodeRef], pairs: list[tuple[int, int]]) -> list[_Slot]:
         placed = {ref for slot in slots for ref in slot.members}
-        pairs = _best_pairs(slots, sequence, self._worth)
         merged: list[_Slot] = []
         at = taken = 0
         for slot, node in [*pairs, (len(slots), len(sequence))]:
@@ -182,15 +202,18 @@ class _Aligner:
             at, taken = slot + 1, node + 1
         return merged
 
-    def _worth(self, slot: _Slot, ref: NodeRef) -> float:
+    def _worth(self, prefer: tuple[float, float], slot: _Slot, ref: NodeRef) -> float:
         """How good it is to put a node into a slot; 0 where it does not belong there."""
         if ref in slot.members:
             return SAME_NODE
         if slot.mask & self.masks[ref] or slot.kind != self._keys[ref]:
             return 0.0
-        base = LAYER if isinstance(self._sites[ref].node.op, MacOp) else OTHER
-        past = SAME_PAST * (self._pasts[ref] in slot.pasts)
-        return base + past + SAME_FUTURE * (self._futures[ref] in slot.futures)
+        past, future = prefer
+        past, future = past * (self._pasts[ref] in slot.pasts), future * (self._futures[ref] in slot.futures)
+        return self._base(ref) + past + future
+
+    def _base(self, ref: NodeRef) -> float:
+        return LAYER if isinstance(self._sites[ref].node.op, MacOp) else OTHER
 
     def _slot(self, ref: NodeRef) -> _Slot:
         slot = _Slot(self._keys[ref])

@@ -34,7 +34,7 @@ from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Wide, Zipit
 from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
 from compiler.passes.merge.solve import Freedom
-from compiler.passes.merge.stages import stages
+from compiler.passes.merge.stages import Label, stages
 from compiler.passes.merge.streams import Place, Stream, Streams
 from compiler.passes.merge.trunks import Bill, Trunks
 from compiler.passes.prune.surgery import join_shared, split_shared
@@ -43,6 +43,9 @@ from compiler.passes.spec import changed, named_number
 STARTS = ("separate", "shared")
 
 POLICIES = ("lattice", "exact", "prefix", "mtz", "pam", "zipit")
+
+KINDS: Mapping[str, type[Policy]] = {"lattice": Wide, "prefix": Prefix, "mtz": Mtz, "zipit": Zipit, "pam": Pam}
+"""Policy -> what labels its stages; lattice with start=shared."""
 
 LIMITED = ("lattice", "prefix")
 
@@ -236,7 +239,12 @@ class Merge(Pass):
         if self.policy == "lattice" and self.start == "separate":
             runs = Runs(streams.alignment.tasks, self._workload(streams.graph, use))
             return Lattice(streams, originals, Prices(streams, runs), limits, self.multiple, likeness, build).run()
-        found = stages(streams)
+        kind = KINDS[self.policy]
+
+        def allowed(stream: Stream, groups: Label) -> bool:
+            return kind.allows(streams, stream, groups) and bool(likeness.together(groups))
+
+        found = stages(streams, allowed, complete=kind.complete)
         depth = min(max(self.depth - blocks, 0), len(found)) if self.depth else len(found)
         common = (streams, originals, likeness, value, found)
         if self.policy == "prefix":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment, greedy_pairs, zip_groups
 from compiler.passes.merge.pam import SAMPLES, irrelevant, label_entropy, own_labels, regroup
 from compiler.passes.merge.relevance import Likeness
-from compiler.passes.merge.stages import Stage, label, lacking, owners, written
+from compiler.passes.merge.stages import Label, Stage, lacking, owners
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
 
 Problem = tuple[np.ndarray, np.ndarray]
@@ -41,22 +42,34 @@ class Policy(abc.ABC):
     stages: Sequence[Stage]
     depth: int
 
+    complete: ClassVar[bool] = False
+    """Whether what reads a shared channel of one network must read all of its channels."""
+
     def __call__(self, assembly: Assembly, place: Place, streams: Sequence[Stream]) -> Labelling:
         """Labels of streams that are about to be written."""
-        shared = {s.index for stage in self.stages[: self.depth] for s in stage}
-        chosen = [s for s in streams if s.index in shared and self.likeness.together(label(self.streams, s))]
-        chosen = [s for s in chosen if self.covers(s)]
-        return {s.index: self.channels(assembly, place, s) for s in chosen}
+        shared = {index: labels for stage in self.stages[: self.depth] for index, labels in stage.items()}
+        return {s.index: self._labelled(assembly, place, s, shared[s.index]) for s in streams if s.index in shared}
 
-    def covers(self, stream: Stream) -> bool:
-        """Whether a channel of any network can be written, and has weights, in every layer of every network that
-        may read it.
+    def _labelled(
+        self, assembly: Assembly, place: Place, stream: Stream, labels: Sequence[Label]
+    ) -> tuple[Channel, ...]:
+        """The channels of all labels, and those of the groups that have none."""
+        taken = [c for groups in labels for c in self.channels(assembly, place, stream, groups)]
+        labelled = {g for groups in labels for g in groups}
+        return (*taken, *(c for c in separate(self.streams, stream) if c.owner.group not in labelled))
+
+    @classmethod
+    def allows(cls, streams: Streams, stream: Stream, groups: Label) -> bool:
+        """Whether a stream can have the label: whichever channel stands for it has weights in every layer of every
+        network that may read it, and a layer of its own wherever one writes it.
         """
-        return written(self.streams, stream) and lacking(self.streams, stream) is None
+        return lacking(streams, groups) is None and owners(stream, groups) == groups
 
     @abc.abstractmethod
-    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
-        """The channels of one stream; `place` is the first layer that writes it, or one of its bundle."""
+    def channels(self, assembly: Assembly, place: Place, stream: Stream, groups: Label) -> tuple[Channel, ...]:
+        """The channels that one label of a stream has; `place` is the first layer that writes it, or one of its
+        bundle.
+        """
 
     def prior(
         self, fit: LayerFit, sources: Sequence[Source], slab: Slab, entries: Sequence[Entry], prior: np.ndarray
@@ -64,14 +77,9 @@ class Policy(abc.ABC):
         """Weights that a fit starts from, given those that the originals suggest."""
         return prior
 
-    def rest(self, stream: Stream, taken: Sequence[Channel]) -> tuple[Channel, ...]:
-        """The channels `taken`, then every original channel that is in none of them, on its own."""
-        used = {m for c in taken for m in c.members}
-        return (*taken, *(c for c in separate(self.streams, stream) if c.owner not in used))
-
     def owned(self, stream: Stream, members: Sequence[Unit], groups: Sequence[int]) -> Channel:
         """A channel of the label `groups` that computes the member that is worth most to its readers."""
-        may = set(owners(self.streams, stream))
+        may = set(owners(stream, groups))
         best = max((m for m in members if m.group in may), key=lambda m: (self.worth[m.group][m.channel], m))
         others = [m for m in members if m != best]
         slopes = (1.0, *(self._slope(best, m) for m in others))
@@ -85,14 +93,14 @@ class Policy(abc.ABC):
 class Prefix(Policy):
     """One label for everything in the first stages: like channels of all networks become the best of them."""
 
-    def covers(self, stream: Stream) -> bool:
-        """A channel is computed by a network that has every layer that writes it."""
-        return lacking(self.streams, stream) is None
+    @classmethod
+    def allows(cls, streams: Streams, stream: Stream, groups: Label) -> bool:
+        """One network's channels stand for all."""
+        return lacking(streams, groups) is None and bool(owners(stream, groups))
 
-    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+    def channels(self, assembly: Assembly, place: Place, stream: Stream, groups: Label) -> tuple[Channel, ...]:
         """As many channels as the widest network that can stand for all has."""
-        groups = label(self.streams, stream)
-        base = max(owners(self.streams, stream), key=lambda g: (self.streams.group(g).width, -g))
+        base = max(owners(stream, groups), key=lambda g: (self.streams.group(g).width, -g))
         narrower = [g for g in groups if self.streams.group(g).width <= self.streams.group(base).width]
         classes = classes_by_assignment(self.streams, [base, *(g for g in narrower if g != base)], self.likeness)
         return tuple(self.owned(stream, members, groups) for members in classes)
@@ -101,9 +109,10 @@ class Prefix(Policy):
 class Wide(Policy):
     """Every channel of every network may be read by all: nothing is joined and nothing is lost."""
 
-    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+    complete: ClassVar[bool] = True
+
+    def channels(self, assembly: Assembly, place: Place, stream: Stream, groups: Label) -> tuple[Channel, ...]:
         """The channels of all networks side by side under one label."""
-        groups = label(self.streams, stream)
         units = (Unit(g, i) for g in groups for i in range(self.streams.group(g).width))
         return tuple(average([u], groups) for u in units)
 
@@ -114,20 +123,23 @@ class Mtz(Policy):
 
     share: float = 1.0
 
-    def covers(self, stream: Stream) -> bool:
+    @classmethod
+    def allows(cls, streams: Streams, stream: Stream, groups: Label) -> bool:
         """Every class has a member of every network, so there are weights for it in every layer."""
-        return written(self.streams, stream)
+        return owners(stream, groups) == groups
 
-    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+    def channels(self, assembly: Assembly, place: Place, stream: Stream, groups: Label) -> tuple[Channel, ...]:
         """Channels of the networks that read something in common, set by set; those of others stay their own, as do
         those that are written later than `place`: what their layers read is not known yet.
         """
-        left, shared = [g for g in label(self.streams, stream) if place.holding([g])], list[Channel]()
+        left, shared = [g for g in groups if place.holding([g])], list[Channel]()
         while left:
-            groups, problems = self._together(assembly, place, left)
-            left = [g for g in left if g not in groups]
-            shared += [average(members, groups) for members in self._zipped(groups, problems)]
-        return self.rest(stream, shared)
+            found, problems = self._together(assembly, place, left)
+            left = [g for g in left if g not in found]
+            shared += [average(members, found) for members in self._zipped(found, problems)]
+        used = {m for c in shared for m in c.members}
+        alone = (c for c in separate(self.streams, stream) if c.owner.group in groups)
+        return (*shared, *(c for c in alone if c.owner not in used))
 
     def _zipped(self, groups: Sequence[int], problems: Sequence[Problem]) -> list[list[Unit]]:
         """Networks are zipped one after the other; a class counts with the sum of its members' moments."""
@@ -198,9 +210,8 @@ class Zipit(Policy):
     alpha: float = 0.3
     beta: float = 0.125
 
-    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+    def channels(self, assembly: Assembly, place: Place, stream: Stream, groups: Label) -> tuple[Channel, ...]:
         """Groups of any composition, averaged, readable by all."""
-        groups = label(self.streams, stream)
         units = [Unit(g, i) for g in groups for i in range(self.streams.group(g).width)]
         target = max(self.streams.group(g).width for g in groups)
         found = zip_groups(self.likeness.among(groups), [u.group for u in units], target, self.alpha, self.beta)
@@ -213,12 +224,11 @@ class Pam(Policy):
 
     threshold: float = 0.5
 
-    def channels(self, assembly: Assembly, place: Place, stream: Stream) -> tuple[Channel, ...]:
+    def channels(self, assembly: Assembly, place: Place, stream: Stream, groups: Label) -> tuple[Channel, ...]:
         """Channels irrelevant for all are gone, for all but one exclusive; nothing is averaged.
 
         A single exclusive channel is shared instead: an axis of one entry counts no channels for later passes.
         """
-        groups = label(self.streams, stream)
         units = [Unit(g, i) for g in groups for i in range(self.streams.group(g).width)]
         features = self._features(groups)
         names = self.streams.alignment.names(self.streams.mask_of(groups))
@@ -243,7 +253,7 @@ class Pam(Policy):
         """Every network must see something: the most valuable channel is shared where a label would see nothing."""
         if any(set(groups) <= set(c.groups) for c in found):
             return tuple(found)
-        may = owners(self.streams, stream)
+        may = owners(stream, groups)
         best = max(
             (Unit(g, i) for g in may for i in range(self.streams.group(g).width)),
             key=lambda u: (self.worth[u.group][u.channel], u),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -12,54 +13,113 @@ from compiler.ir.graph import Value
 from compiler.passes.merge.channels import Role
 from compiler.passes.merge.streams import Place, Stream, Streams
 
-Stage = tuple[Stream, ...]
-"""Streams that feed each other, such as a residual stream and the inner layers of its blocks."""
+Label = tuple[int, ...]
+"""Groups of one stream, at most one of each task."""
+
+Stage = Mapping[int, tuple[Label, ...]]
+"""Stream -> its labels, disjoint. The streams feed each other: a residual stream and inner layers of its blocks."""
+
+Allowed = Callable[[Stream, Label], bool]
+"""Whether a policy can label a stream so."""
 
 
-def stages(streams: Streams) -> tuple[Stage, ...]:
-    """The stages that can be shared whole by all networks that have them, each behind what it reads.
+def stages(streams: Streams, allowed: Allowed, *, complete: bool = False) -> tuple[Stage, ...]:
+    """What can be shared whole, every stage behind what it reads.
 
-    A stage is left out, with everything behind it, where it has one network only, where no network has every layer
-    that writes it, or where its layers read nothing that is common to all of its tasks.
+    A stage is shared by as many networks as possible, then by as many as possible of the others: by sets of two or
+    more tasks for which every stream that several of them have is `allowed` to have one label, and whose layers
+    read something that is common to the set by then (`complete`: nothing else). Streams that only one of them has
+    stay as they are. A stage that no such set shares is left out.
     """
-    components = _components(streams)
-    shared: dict[int, Stream] = {}
+    shared: dict[int, tuple[Label, ...]] = {}
     found = []
-    for stage in components:
-        trial = shared | {s.index: s for s in stage}
-        if all(_shareable(streams, s, trial) for s in stage):
-            shared = trial
+    for component in _components(streams):
+        stage = _Sharing(streams, component, shared, allowed, complete).labels()
+        if stage:
+            shared |= stage
             found.append(stage)
     return tuple(found)
 
 
-def label(streams: Streams, stream: Stream) -> tuple[int, ...]:
-    """The groups of a stream that one label can hold: of each task the first."""
+class _Sharing:
+    """The labels of one component, `shared` being those in front of it."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        component: Sequence[Stream],
+        shared: Stage,
+        allowed: Allowed,
+        complete: bool,
+    ) -> None:
+        self._streams, self._component, self._shared = streams, component, shared
+        self._allowed, self._complete = allowed, complete
+
+    def labels(self) -> dict[int, tuple[Label, ...]]:
+        """Stream -> labels of the largest sets of tasks, one set after the other."""
+        found: dict[int, tuple[Label, ...]] = {}
+        left = self._streams.mask_of([g for s in self._component for g in s.groups])
+        while left and (chosen := self._largest(left)):
+            mask, labels = chosen
+            left &= ~mask
+            for index, groups in labels.items():
+                found[index] = (*found.get(index, ()), groups)
+        return found
+
+    def _largest(self, left: int) -> tuple[int, dict[int, Label]] | None:
+        """The largest set of the tasks `left` that shares the component, and its labels."""
+        bits = [1 << i for i in range(left.bit_length()) if left >> i & 1]
+        for count in range(len(bits), 1, -1):
+            for chosen in combinations(bits, count):
+                labels = self._of(sum(chosen))
+                if labels is not None:
+                    return sum(chosen), labels
+        return None
+
+    def _of(self, mask: int) -> dict[int, Label] | None:
+        """The labels by which the tasks `mask` share the component; None where they do not."""
+        groups = {s.index: label(self._streams, s, mask) for s in self._component}
+        labels = {index: found for index, found in groups.items() if len(found) > 1}
+        if self._streams.mask_of([g for found in labels.values() for g in found]) != mask:
+            return None
+        streams = [s for s in self._component if s.index in labels]
+        trial = {**self._shared, **{index: (found,) for index, found in labels.items()}}
+        if not all(self._writable(s, labels[s.index], trial) for s in streams):
+            return None
+        return labels if all(self._allowed(s, labels[s.index]) for s in streams) else None
+
+    def _writable(self, stream: Stream, groups: Label, trial: Stage) -> bool:
+        return all(self._readable(place, groups, trial) for place in stream.makers if place.holding(groups))
+
+    def _readable(self, place: Place, groups: Label, trial: Stage) -> bool:
+        mask = place.mask_of(groups)
+        read = [s.site.operands[int(place.role is Role.TABLE)] for s in place.holding(groups)]
+        common = [_common(self._streams, v, mask, trial) for v in read]
+        if place.role is Role.RECURRENT or self._complete:  # what it read stays, or nothing is fitted to the rest
+            return all(common) and all(_complete(self._streams, v, mask, trial) for v in read)
+        return any(common)
+
+
+def label(streams: Streams, stream: Stream, mask: int) -> Label:
+    """The groups of a stream that one label of the tasks `mask` can hold: of each task the first."""
     chosen: list[int] = []
-    mask = 0
     for group in stream.groups:
-        if not streams.group_masks[group] & mask:
+        own = streams.group_masks[group]
+        if own & mask == own:
             chosen.append(group)
-            mask |= streams.group_masks[group]
+            mask &= ~own
     return tuple(chosen)
 
 
-def owners(streams: Streams, stream: Stream) -> tuple[int, ...]:
-    """The groups that can stand for the whole label: their networks have every layer that writes it."""
-    groups = label(streams, stream)
+def owners(stream: Stream, groups: Sequence[int]) -> Label:
+    """The groups that can stand for a whole label: their networks have every layer that writes it."""
     return tuple(g for g in groups if stream.may_own(g, groups))
 
 
-def written(streams: Streams, stream: Stream) -> bool:
-    """Whether all networks of a label have every layer that writes the stream."""
-    return owners(streams, stream) == label(streams, stream)
-
-
-def lacking(streams: Streams, stream: Stream) -> Place | None:
-    """A layer on the stream's channels, such as a depthwise convolution, that some of its networks have and others
-    lack: a channel of the latter alone has no weights there. None where there is no such layer.
+def lacking(streams: Streams, groups: Sequence[int]) -> Place | None:
+    """A layer on the channels of a label, such as a depthwise convolution, that some of its networks have and
+    others lack: a channel of the latter alone has no weights there. None where there is no such layer.
     """
-    groups = label(streams, stream)
     some = (p for p in streams.places if p.role is Role.EACH and 0 < len(p.holding(groups)) < len(groups))
     return next((p for p in some if _has_weights(streams, p)), None)
 
@@ -70,22 +130,7 @@ def _has_weights(streams: Streams, place: Place) -> bool:
     return any(streams.channels.counts(v.axis(d)) for v in constants for d in range(v.rank))
 
 
-def _shareable(streams: Streams, stream: Stream, shared: dict[int, Stream]) -> bool:
-    groups = label(streams, stream)
-    if len(groups) < 2 or not owners(streams, stream):
-        return False
-    return all(_readable(streams, place, groups, shared) for place in stream.makers if place.holding(groups))
-
-
-def _readable(streams: Streams, place: Place, groups: Sequence[int], shared: dict[int, Stream]) -> bool:
-    mask = place.mask_of(groups)
-    read = [s.site.operands[int(place.role is Role.TABLE)] for s in place.holding(groups)]
-    if place.role is Role.RECURRENT:  # its weights are not fitted to what is left of what it read
-        return all(_common(streams, v, mask, shared) and _complete(streams, v, mask, shared) for v in read)
-    return any(_common(streams, v, mask, shared) for v in read)
-
-
-def _complete(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]) -> bool:
+def _complete(streams: Streams, value: Value, mask: int, shared: Stage) -> bool:
     """Whether all channels of a value are shared, or common to the tasks of `mask` as they are."""
     return all(
         group in _held(streams, group, shared) and streams.mask_of(_held(streams, group, shared)) & mask == mask
@@ -93,13 +138,13 @@ def _complete(streams: Streams, value: Value, mask: int, shared: dict[int, Strea
     )
 
 
-def _held(streams: Streams, group: int, shared: dict[int, Stream]) -> tuple[int, ...]:
+def _held(streams: Streams, group: int, shared: Stage) -> tuple[int, ...]:
     """The groups that have one label with `group`, itself where nothing of its stream is shared."""
-    stream = shared.get(streams.of_group[group].index)
-    return (group,) if stream is None else label(streams, stream)
+    labels = shared.get(streams.of_group[group].index, ())
+    return next((groups for groups in labels if group in groups), (group,))
 
 
-def _common(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]) -> bool:
+def _common(streams: Streams, value: Value, mask: int, shared: Stage) -> bool:
     """Whether some channels of a value serve all tasks of `mask`."""
     parts = streams.channels.parts(value)
     if not parts:
@@ -110,7 +155,7 @@ def _common(streams: Streams, value: Value, mask: int, shared: dict[int, Stream]
     return any(place.mask_of(_held(streams, group, shared)) & mask == mask for group in parts)
 
 
-def _components(streams: Streams) -> list[Stage]:
+def _components(streams: Streams) -> list[tuple[Stream, ...]]:
     """Strongly connected streams (one reads the other, and back), what is read before what reads it."""
     reads = _reads(streams)
     count = len(streams.streams)

@@ -56,6 +56,19 @@ def depthwise(task: str, seed: int, width: int = 8, outputs: int = 3) -> Graph:
     return b.done()
 
 
+def inverted(task: str, seed: int, width: int = 8, outputs: int = 3, blocks: int = 2) -> Graph:
+    """Inverted residual blocks on one stream, linear where they meet it, then a strided one, as in MobileNetV2."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    for block in range(blocks + 1):
+        last = block == blocks
+        inner = conv(b, conv(b, x, 2 * width, 1), 2 * width, group=2 * width, strides=(2, 2) if last else (1, 1))
+        made = b.conv(inner, width + 4 * last, 1)
+        x = made if last else b.apply("Add", x, made)
+    b.task(task, head(b, x, outputs))
+    return b.done()
+
+
 def concat(task: str, seed: int, width: int = 6, outputs: int = 3) -> Graph:
     """Two branches of different kernels joined by Concat, behind it an activation and a layer."""
     b = Builder(task, seed)

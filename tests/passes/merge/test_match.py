@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,15 +16,13 @@ from compiler.passes.dedupe import Deduplicate
 from compiler.passes.merge.match import (
     LAYER,
     OTHER,
-    SAME_FUTURE,
     SAME_NODE,
-    SAME_PAST,
     Alignment,
     _Aligner,
     align,
 )
 from tests.graphs import Builder
-from tests.passes.merge.families import FAMILIES, concat, conv, head, joined, plain, renamed, residual
+from tests.passes.merge.families import FAMILIES, concat, conv, head, inverted, joined, plain, renamed, residual
 from tests.shared import shared_path
 
 
@@ -100,19 +100,20 @@ def test_what_a_place_is_worth_to_a_node():
         {op: next(n.ref for n in graph.nodes() if n.ref.name.startswith(t) and n.op.name == op) for op in OPS}
         for t in ("a/", "b/")
     )
+    worth = partial(aligner._worth, (4.0, 0.5))
     for op, base in OPS.items():
         slot = aligner._slot(mine[op])
-        assert aligner._worth(slot, theirs[op]) == base + SAME_PAST + SAME_FUTURE
+        assert worth(slot, theirs[op]) == base + 4.5
         slot.pasts.clear()
-        assert aligner._worth(slot, theirs[op]) == base + SAME_FUTURE
+        assert worth(slot, theirs[op]) == base + 0.5
         slot.futures.clear()
-        assert aligner._worth(slot, theirs[op]) == base
+        assert worth(slot, theirs[op]) == base
         slot.pasts |= aligner._slot(mine[op]).pasts
-        assert aligner._worth(slot, theirs[op]) == base + SAME_PAST
-        assert aligner._worth(slot, mine[op]) == SAME_NODE
-    assert aligner._worth(aligner._slot(mine["Conv"]), theirs["Relu"]) == 0
+        assert worth(slot, theirs[op]) == base + 4
+        assert worth(slot, mine[op]) == SAME_NODE
+    assert worth(aligner._slot(mine["Conv"]), theirs["Relu"]) == 0
     another = [n.ref for n in graph.nodes() if n.ref.name.startswith("a/") and n.op.name == "Relu"][1]
-    assert aligner._worth(aligner._slot(mine["Relu"]), another) == 0  # of the same network
+    assert worth(aligner._slot(mine["Relu"]), another) == 0  # of the same network
 
 
 OPS = {"Conv": LAYER, "Relu": OTHER}
@@ -127,6 +128,20 @@ def test_an_extra_layer_has_no_partner_and_costs_no_other_partner():
 def test_an_extra_block_of_a_residual_stream():
     graph = joined(residual("a", 0, blocks=2), residual("b", 1, blocks=1))
     assert sorted(map(len, partners(graph))) == [1, 1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("blocks", [(2, 3), (1, 3, 2), (3, 1)])
+def test_a_block_more_in_front_of_one_that_begins_alike(blocks):
+    """The 1 x 1 convolution of the extra block and that of the strided one behind it are of one kind."""
+    graph = joined(*(inverted(t, i, blocks=n) for i, (t, n) in enumerate(zip("abc", blocks, strict=False))))
+    found = partners(graph)
+    assert len(found) == 1 + 3 * max(blocks) + 3 + 1
+    assert sum(map(len, found)) == sum(5 + 3 * n for n in blocks)
+    positions = align(graph).positions
+    widths = [m.node.attrs.get("strides") for p in positions for m in p.members if m.node.op.name == "Conv"]
+    assert widths.count((2, 2)) == len(blocks)
+    (strided,) = (p for p in positions if p.members[0].node.attrs.get("strides") == (2, 2))
+    assert len(strided.members) == len(blocks)
 
 
 def adapted(task: str, seed: int) -> Graph:

@@ -14,6 +14,7 @@ from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
+from compiler.ir.op import MacOp
 from compiler.ir.reference import difference, evaluate
 from compiler.ir.text import digest
 from compiler.passes.base import Resources
@@ -28,7 +29,7 @@ from compiler.passes.merge.streams import Streams
 from compiler.passes.prune.channels import PruneChannels
 from compiler.pipeline import Pipeline, parse
 from tests.graphs import Builder
-from tests.passes.merge.families import FAMILIES, conv, head, joined, plain, renamed, residual
+from tests.passes.merge.families import FAMILIES, conv, head, inverted, joined, plain, renamed, residual
 
 SAMPLES = 48
 
@@ -374,6 +375,26 @@ def test_a_depthwise_layer_that_one_network_lacks(options, widths):
         alone = ExtractTasks((task,))(merged)
         assert np.array_equal(outputs(alone, feeds)[task], found[task])
         assert np.isfinite(found[task]).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["policy=prefix,max_loss=99.0,max_drift=9.0", "policy=mtz", "policy=zipit", "policy=pam", "start=shared"],
+)
+def test_networks_of_one_depth_share_where_a_shallower_one_cannot(options):
+    """c lacks a block of the residual stream, and with it weights on channels that a and b have in between."""
+    nets = [inverted("a", 1), inverted("b", 2), inverted("c", 3, 10, blocks=1)]
+    graph = joined(*nets)
+    outcome = parse(f"merge{{{options}}}").run(graph, data(graph, 64))
+    merged, feeds = outcome.graph, feed(graph)
+    masks = merged.needed_by()
+    layers = [s for s in merged.sites() if isinstance(s.node.op, MacOp) and len(s.results[0].shape) == 4]
+    last = [s for s in layers if s.results[0].shape[2:] == (4, 4)]
+    assert any({"a", "b"} <= masks[s.node.ref] for s in last)
+    before, found = outputs(graph, feeds), outputs(merged, feeds)
+    for task in "abc":
+        assert np.array_equal(outputs(ExtractTasks((task,))(merged), feeds)[task], found[task])
+        assert options != "start=shared" or difference(found[task], before[task]) < 1e-5
 
 
 @pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])

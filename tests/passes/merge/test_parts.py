@@ -36,7 +36,7 @@ from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
 from compiler.passes.merge.rows import held_out, restored, value_rows
 from compiler.passes.merge.solve import BETTER, Freedom, measure, solve
 from compiler.passes.merge.stages import label, owners, stages
-from compiler.passes.merge.streams import Streams, _classes
+from compiler.passes.merge.streams import Stream, Streams, _classes
 from compiler.passes.merge.trunks import Trunks
 from compiler.passes.prune.fit import POSITIONS, spread
 from tests.graphs import Builder
@@ -132,7 +132,8 @@ def test_places_streams_and_owners() -> None:
     streams = streams_of(graph)
     both = [s for s in streams.streams if len(s.groups) == 2]
     stem = both[0]
-    assert label(streams, stem) == stem.groups and owners(streams, stem) == stem.groups[:1]
+    assert label(streams, stem, 0b11) == stem.groups and label(streams, stem, 0b10) == stem.groups[1:]
+    assert owners(stem, stem.groups) == stem.groups[:1]
     assert streams.mask_of(stem.groups) == 0b11 and streams.mask_of(stem.groups[:1]) == 0b01
     assert [p.role for p in stem.makers] == [Role.LAYER, Role.LAYER]
     assert [len(p.sources) for p in stem.makers] == [2, 1]
@@ -153,10 +154,36 @@ def test_places_streams_and_owners() -> None:
 def test_stages_reach_from_the_inputs_as_far_as_all_networks_go() -> None:
     graph = joined(plain("a", 0, (8, 12, 10)), plain("b", 1, (6, 12)))
     streams = streams_of(graph)
-    found = stages(streams)
-    assert [len(stage) for stage in found] == [1, 1]
-    widths = [[streams.group(g).width for g in label(streams, stage[0])] for stage in found]
-    assert widths == [[8, 6], [12, 12]]
+    found = [labels for stage in stages(streams, lambda s, g: True) for labels in stage.values()]
+    assert [[[streams.group(g).width for g in groups] for groups in labels] for labels in found] == [
+        [[8, 6]],
+        [[12, 12]],
+    ]
+
+
+def test_a_stage_is_shared_by_the_largest_set_of_tasks_that_can_then_by_the_rest() -> None:
+    graph = joined(*(plain(t, i, (8, 12)) for i, t in enumerate("abcd")))
+    streams = streams_of(graph)
+
+    def allowed(stream: Stream, groups: tuple[int, ...]) -> bool:
+        tasks = set(streams.alignment.names(streams.mask_of(groups)))
+        return tasks in ({"a", "b", "d"}, {"a", "c"}, {"b", "d"})
+
+    first, second = (labels for stage in stages(streams, allowed) for labels in stage.values())
+    names = [streams.alignment.names(streams.mask_of(g)) for g in first]
+    assert names == [("a", "b", "d")] and len(second) == 1
+    pairs = stages(streams, lambda s, g: len(g) == 2)
+    assert [len(labels) for stage in pairs for labels in stage.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_stage_that_reads_a_longer_stream_of_one_network(complete: bool) -> None:
+    """The second block of a is only its own, so that what is behind it reads channels that b does not have."""
+    graph = joined(residual("a", 0, blocks=2), residual("b", 1, blocks=1), residual("c", 2, blocks=1))
+    streams = streams_of(graph)
+    found = stages(streams, lambda s, g: True, complete=complete)
+    last = [streams.alignment.names(streams.mask_of(g)) for g in found[-1].popitem()[1]]
+    assert last == [("b", "c") if complete else ("a", "b", "c")]
 
 
 # ---------------------------------------------------------------------- rows
