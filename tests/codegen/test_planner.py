@@ -13,7 +13,8 @@ from compiler.codegen.groups import Group, describe, make_groups
 from compiler.codegen.planner import Decision, Sources, candidates, decide, situation
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Candidate, Choice
-from compiler.codegen.strategies.winograd import MOST_ERROR, Winograd
+from compiler.codegen.strategies.convolution import MOST_ERROR
+from compiler.codegen.strategies.winograd import Winograd
 from compiler.codegen.target import Target, find_target
 from compiler.errors import ConfigError
 from compiler.ir.encoding import BlockSparse, RegularBlock

@@ -17,6 +17,10 @@ from compiler.codegen.templates.blocked import Epilogue, Plane, pack_bias
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
+MOST_ERROR = 2e-5
+"""Largest error of a layer by an algorithm of fewer products, relative to its results: a network adds up the errors
+of its layers (docs/decisions/0008)."""
+
 HIDDEN_LOAD = 0.05
 """Cycles of a load that multiply-adds hide (ARM)."""
 
@@ -143,16 +147,21 @@ def epilogue_slots(group: Group) -> list[Slot]:
 
 
 def conv_slots(builder: Builder, group: Group, form: str, packed: np.ndarray, lanes: int) -> tuple[Slot, ...]:
-    """Arguments of a dense kernel: segments of the input, weights packed in that form, the bias (or zeros)
-    filled up to a multiple of `lanes`, and those of the epilogue."""
-    weight, bias = group.anchor.operands[1], group.anchor.operands.optional(2)
-    fixed = pack_bias(None if bias is None else bias.constant, group.outputs[0].shape[1], lanes)
+    """Arguments of a dense kernel: segments of the input, weights packed in that form, the bias filled up to a
+    multiple of `lanes`, and those of the epilogue."""
     return (
         *(value_slot(v) for v in group.segments),
-        builder.constant(weight, packed, form),
-        builder.constant(bias or weight, fixed, "bias"),
+        builder.constant(group.anchor.operands[1], packed, form),
+        bias_slot(builder, group.anchor, lanes),
         *epilogue_slots(group),
     )
+
+
+def bias_slot(builder: Builder, site: Site, lanes: int) -> Slot:
+    """The bias of a convolution, or zeros, filled up to a multiple of `lanes`."""
+    weight, bias = site.operands[1], site.operands.optional(2)
+    packed = pack_bias(None if bias is None else bias.constant, site.results[0].shape[1], lanes)
+    return builder.constant(bias or weight, packed, "bias")
 
 
 def output_block(site: Site, situation: Situation) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
     blocked_plane,
+    conv_slots,
     epilogue,
-    epilogue_slots,
     facts,
     output_block,
     padding_borders,
@@ -20,7 +20,6 @@ from compiler.codegen.strategies.convolution import (
 )
 from compiler.codegen.target import Target
 from compiler.codegen.templates import depthwise
-from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.common import chunks
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
@@ -79,16 +78,9 @@ class Depthwise(Strategy):
             by_tiles=known.inputs < known.extent[0] * known.extent[1],
             row_by_row=row_by_row(builder.target),
         )
-        weight, bias = site.operands[1], site.operands.optional(2)
         packed = depthwise.pack(weight4(site), shape.y.block)
-        fixed = pack_bias(None if bias is None else bias.constant, shape.y.channels, shape.y.block)
-        slots = [
-            value_slot(site.operands[0]),
-            builder.constant(weight, packed, f"depthwise{shape.y.block}"),
-            builder.constant(bias or weight, fixed, "bias"),
-        ]
-        func = depthwise.depthwise_kernel(shape)
-        return Built(("depthwise", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.units.count)
+        slots = conv_slots(builder, group, f"{self.name}{shape.y.block}", packed, shape.y.block)
+        return Built((self.name, shape), depthwise.depthwise_kernel(shape), slots, self.name, shape.units.count)
 
 
 def row_by_row(target: Target) -> bool:

@@ -12,9 +12,8 @@ from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import activation_of, weight_seconds
+from compiler.codegen.strategies.direct import SMALL_WEIGHTS, TILE_CYCLES
 from compiler.codegen.strategies.sparse import (
-    SMALL_WEIGHTS,
-    TILE_CYCLES,
     SparseFacts,
     SparseLayer,
     image_tiles,

@@ -31,12 +31,6 @@ from compiler.codegen.templates.common import chunks
 from compiler.ir.graph import Value
 from compiler.ir.types import ValueRef
 
-TILE_CYCLES = 24
-"""Start and end of a register tile besides its sums: loop control, address computation, bias."""
-
-SMALL_WEIGHTS = 256 * 1024
-"""Packed weights of at most this many bytes stay in the second-level cache while the image passes once."""
-
 ENOUGH = 8
 """Independent sums that hide the latency of a multiply-add."""
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.kernels import Builder, Built
 from compiler.codegen.layout import Border
 from compiler.codegen.layouts import tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
+    MOST_ERROR,
     ConvFacts,
+    conv_slots,
     divides_image,
-    epilogue_slots,
     facts,
     input_loads,
     output_block,
@@ -25,7 +26,6 @@ from compiler.codegen.strategies.convolution import (
 )
 from compiler.codegen.strategies.direct import TILE_CYCLES, conv_shape, fits_registers
 from compiler.codegen.templates import strassen
-from compiler.codegen.templates.blocked import pack_bias
 from compiler.codegen.templates.common import chunks
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
@@ -36,8 +36,6 @@ MOST_CELLS = 128
 """Cells of an image with an odd number of rows: each is a place of its own in the code."""
 OVERLAP = 0.1
 """Share of the time for operands that shows although they arrive while products take longer."""
-MOST_ERROR = 2e-5
-"""Largest error of one layer, of the scale of its results (docs/decisions/0008)."""
 SUM_CYCLES = 5
 """Loads, additions and stores that make the sums of inputs, per vector of each."""
 _GROUPS = (1, 2, 4, 7, 14, 28)
@@ -73,22 +71,10 @@ class Strassen(Strategy):
         conv = replace(plain, weights_outer=True, by_tiles=divides_image(group))
         shape = strassen.StrassenShape(conv, 1)
         shape = replace(shape, group=min(pairs, shape.units.tiles))
-        weight, bias = site.operands[1], site.operands.optional(2)
         segments = [x.channels for x in conv.x]
         packed = strassen.pack(weight4(site)[:, :, 0, 0], segments, shape.lanes)
-        fixed = pack_bias(None if bias is None else bias.constant, conv.y.channels, conv.y.block)
-        slots = [value_slot(v) for v in group.segments]
-        slots += [
-            builder.constant(weight, packed, f"strassen{shape.lanes}"),
-            builder.constant(bias or weight, fixed, "bias"),
-        ]
-        return Built(
-            (self.name, shape),
-            strassen.strassen_kernel(shape),
-            (*slots, *epilogue_slots(group)),
-            self.name,
-            shape.units.count,
-        )
+        slots = conv_slots(builder, group, f"{self.name}{shape.lanes}", packed, conv.y.block)
+        return Built((self.name, shape), strassen.strassen_kernel(shape), slots, self.name, shape.units.count)
 
 
 def error(site: Site, segments: list[int], columns: int = 8) -> float:

@@ -12,6 +12,7 @@ from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
     ConvFacts,
+    bias_slot,
     blocked_plane,
     epilogue,
     epilogue_slots,
@@ -29,7 +30,7 @@ from compiler.codegen.strategies.direct import (
     seconds,
 )
 from compiler.codegen.templates import conv, transposed
-from compiler.codegen.templates.blocked import Plane, pack_bias
+from compiler.codegen.templates.blocked import Plane
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
 
@@ -89,17 +90,15 @@ class Transposed(Strategy):
         shapes = tuple((p.start, _conv_shape(builder, p, x, y, choice.tile)) for p in phases)
         stride = two(site.ints("strides"), 1)
         shape = transposed.TransposedShape(y, stride, epilogue(builder, group), shapes)
-        weight, bias = site.operands[1], site.operands.optional(2)
+        weight = site.operands[1]
         slots = [value_slot(v) for v in group.segments]
         for phase in phases:
             taps = transposed.pack(weight4(site), phase.rows, phase.columns, stride)
             packed = conv.pack(taps, x, y.block, vectors)
             at = "x".join(map(str, phase.start))
             slots.append(builder.constant(weight, packed, f"transposed{y.block * vectors}@{at}"))
-        fixed = pack_bias(None if bias is None else bias.constant, y.channels, y.block * vectors)
-        slots.append(builder.constant(bias or weight, fixed, "bias"))
-        func = transposed.transposed_kernel(shape)
-        return Built(("transposed", shape), func, (*slots, *epilogue_slots(group)), self.name, shape.parts)
+        slots += [bias_slot(builder, site, y.block * vectors), *epilogue_slots(group)]
+        return Built((self.name, shape), transposed.transposed_kernel(shape), tuple(slots), self.name, shape.parts)
 
 
 def _phases(site: Site) -> list[_Phase]:

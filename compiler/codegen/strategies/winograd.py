@@ -15,7 +15,9 @@ from compiler.codegen.layout import Border
 from compiler.codegen.layouts import tile_vectors
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
+    MOST_ERROR,
     ConvFacts,
+    bias_slot,
     blocked_plane,
     epilogue_slots,
     facts,
@@ -29,7 +31,7 @@ from compiler.codegen.strategies.convolution import (
 from compiler.codegen.strategies.direct import conv_shape, fits_registers
 from compiler.codegen.target import Target
 from compiler.codegen.templates import winograd_shape
-from compiler.codegen.templates.blocked import Plane, pack_bias
+from compiler.codegen.templates.blocked import Plane
 from compiler.codegen.templates.winograd import winograd_kernel
 from compiler.codegen.templates.winograd_axis import MOST_POINTS
 from compiler.ir.graph import Site, Value
@@ -41,8 +43,6 @@ WIDE_PANEL, WIDE_VECTORS = 128, 2
 AVX-512; vectors from a cache, and on 64-bit ARM (docs/decisions/0008)."""
 LEAST_TAPS = 144
 """Products per output element below which transforms cost more than they save."""
-MOST_ERROR = 2e-5
-"""Largest error of one layer, of the scale of its results: a network adds up the errors of its layers."""
 SMALL_TILE, SPILLED = 4, 1.8
 """Outputs along an axis up to which a tile is transformed back in registers, nearly; how much longer a point takes
 beyond."""
@@ -162,13 +162,9 @@ class Winograd(Strategy):
     def _constants(self, builder: Builder, group: Group, lanes: int) -> list[Slot]:
         """Transformed weights and bias of one convolution."""
         site = group.anchor
-        weight, bias = site.operands[1], site.operands.optional(2)
-        fixed = pack_bias(None if bias is None else bias.constant, site.results[0].shape[1], lanes)
         packed = winograd_shape.pack(weight4(site), self.axes(facts(site)), lanes)
-        return [
-            builder.constant(weight, packed, f"{self.name}-{lanes}"),
-            builder.constant(bias or weight, fixed, "bias"),
-        ]
+        weights = builder.constant(site.operands[1], packed, f"{self.name}-{lanes}")
+        return [weights, bias_slot(builder, site, lanes)]
 
     def error(self, site: Site, tiles: int = 4) -> float:
         """Error of one output of the algorithm in float32 on random inputs, relative to the largest result."""
