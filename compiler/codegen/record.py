@@ -8,8 +8,11 @@ from __future__ import annotations
 from compiler.codegen.kernels import Builder, Built, Slot
 from compiler.codegen.layout import Plain
 from compiler.codegen.planner import Decision
+from compiler.codegen.program import PLAN_SCHEMA
+from compiler.codegen.steps import Step, Steps, Symbols
 from compiler.codegen.strategies import STRATEGIES
 from compiler.codegen.strategies.base import Choice, weight_form
+from compiler.codegen.target import Target
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph
 from compiler.ir.types import NodeRef
@@ -18,7 +21,34 @@ OWN_OTHERS = 2
 """Other tiles of the chosen algorithm that are recorded; of every other algorithm it is the best one."""
 
 
-def step_record(builder: Builder, built: Built, nodes: tuple[str, ...], decision: Decision) -> dict[str, object]:
+def plan_record(steps: Steps, symbols: Symbols, target: Target, database: str) -> dict[str, object]:
+    """What was chosen, call by call; `database`: digest of the measurements, empty where there are none."""
+    return {
+        "schema": PLAN_SCHEMA,
+        "target": target.preset,
+        "lanes": target.lanes,
+        "database": database or None,
+        "steps": [_call_record(steps, step, symbols[step.built.key][1]) for step in steps.calls],
+    }
+
+
+def _call_record(steps: Steps, step: Step, symbol: str) -> dict[str, object]:
+    """A kernel call: whose it is, and what was chosen for it."""
+    chosen = {} if step.decision is None else _step_record(steps.builder, step.built, step.nodes, step.decision)
+    return {
+        "nodes": list(step.nodes),
+        "kernel": symbol,
+        "template": step.built.template,
+        "tasks": steps.names(step.mask),
+        **({"members": [steps.names(mask) for mask in step.members]} if step.members else {}),
+        "units": step.built.parts,
+        "shared": steps.shared(step),
+        **chosen,
+        **step.built.note,
+    }
+
+
+def _step_record(builder: Builder, built: Built, nodes: tuple[str, ...], decision: Decision) -> dict[str, object]:
     """What a kernel of these nodes does, how, and what else could."""
     return {
         **_decision_record(decision),
