@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr
-from compiler.ir.ops.elementwise import Broadcast, Called, Unary, check, check_choice
+from compiler.ir.ops.elementwise import Broadcast, Called, Unary, check, check_choice, required
 from compiler.ir.types import DType, TensorType
 
 
@@ -170,8 +170,7 @@ class Softsign(Unary):
     cost = 3
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         return (np.asarray(x / (1 + np.abs(x)), x.dtype),)  # onnx.reference fails on scalars
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.ir.graph import Node, Operands, Site
 from compiler.ir.op import Emitter, Expr, Tensor
-from compiler.ir.ops.elementwise import Broadcast, check, check_choice
+from compiler.ir.ops.elementwise import Broadcast, check, check_choice, required
 from compiler.ir.types import DType, TensorType
 
 
@@ -74,8 +74,7 @@ class Mod(Broadcast):
     name = "Mod"
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        a, b = arrays[:2]
-        assert a is not None and b is not None
+        a, b = required(arrays), required(arrays, 1)
         return (np.asarray(np.fmod(a, b) if site.int("fmod") else np.mod(a, b), a.dtype),)
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
@@ -97,8 +96,7 @@ class Pow(Broadcast):
     name = "Pow"
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        a, b = arrays[:2]
-        assert a is not None and b is not None
+        a, b = required(arrays), required(arrays, 1)
         if a.dtype.kind == "i" and b.dtype.kind == "i" and (b < 0).any():  # numpy has no such powers
             return (np.power(a.astype(np.float64), b).astype(a.dtype),)
         return super().evaluate(site, arrays)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -14,17 +14,19 @@ from compiler.ir.graph import Node, Operands, Site, Value
 from compiler.ir.op import Emitter, Expr, Op, Tensor, Tie, identity
 from compiler.ir.types import DType, TensorType
 
+T = TypeVar("T")
+
 
 def positive(axis: int, rank: int) -> int:
     """`axis` counted from the front."""
     return axis + rank if axis < 0 else axis
 
 
-def required(tensors: Sequence[Tensor | None], index: int = 0) -> Tensor:
-    """The lowered operand at `index`, which the operator's schema makes mandatory."""
-    tensor = tensors[index]
-    assert tensor is not None
-    return tensor
+def required(operands: Sequence[T | None], index: int = 0) -> T:
+    """The operand at `index` (an array, or a lowered tensor), which the operator's schema makes mandatory."""
+    operand = operands[index]
+    assert operand is not None
+    return operand
 
 
 def aligned(tensor: Tensor, at: Sequence[Expr]) -> Expr:

@@ -122,8 +122,7 @@ class Pad(Static, Movement):
         return Rebuilt(site.attrs, {1: np.array([ends[d][side] for side in (0, 1) for d in axes], np.int64)})
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, fill = arrays[0], (*arrays, None, None)[2]
-        assert x is not None
+        x, fill = required(arrays), (*arrays, None, None)[2]
         for dim, table in enumerate(self._tables(site)):
             if table.size == 0 or x.shape[dim] == 0:
                 x = np.zeros((*x.shape[:dim], table.size, *x.shape[dim + 1 :]), x.dtype)

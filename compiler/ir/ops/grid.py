@@ -123,8 +123,7 @@ class GridSample(Op):
         return super().infer(node, operands, count)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, grid = arrays[0], arrays[1]
-        assert x is not None and grid is not None
+        x, grid = required(arrays), required(arrays, 1)
         if site.str("mode") == "cubic" and site.str("padding_mode") == "border":
             # onnx.reference clamps the position too; a border of equal entries gives what the standard says
             x, grid = _framed(x, grid, bool(site.int("align_corners")))

@@ -120,8 +120,7 @@ class GatherElements(AxisOp, Movement):
             yield identity(indices, site.int("axis"), y, site.int("axis"))
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, indices, axis = arrays[0], arrays[1], site.int("axis")
-        assert x is not None and indices is not None
+        x, indices, axis = required(arrays), required(arrays, 1), site.int("axis")
         at: list[np.ndarray] = list(
             np.indices(indices.shape)
         )  # take_along_axis and onnx.reference want equal other axes
@@ -196,8 +195,7 @@ class OneHot(Static):
         return (TensorType(operands[2].dtype, (*shape[:axis], depth, *shape[axis:])),)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        indices, values, axis = arrays[0], arrays[2], site.int("axis")
-        assert indices is not None and values is not None
+        indices, values, axis = required(arrays), required(arrays, 2), site.int("axis")
         depth = site.results[0].shape[axis]
         front = np.expand_dims(wrapped(indices.astype(np.int64), depth), axis)
         line = np.arange(depth).reshape((-1,) + (1,) * (indices.ndim - axis))

@@ -67,8 +67,7 @@ class MatMul(MacOp):
         return site.results[0].size * site.operands[0].shape[-1]
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        a, b = arrays[0], arrays[1]
-        assert a is not None and b is not None
+        a, b = required(arrays), required(arrays, 1)
         return (np.asarray(np.matmul(a, b)),)
 
     def ties(self, site: Site) -> Iterator[Tie]:

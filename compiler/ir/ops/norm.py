@@ -45,8 +45,7 @@ class BatchNormalization(Normalisation):
         return {"epsilon": 1e-5, "momentum": 0.9, "training_mode": 0, **attrs}
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         shape = (-1, *(1,) * (x.ndim - 2))
         scale, bias, mean, variance = (a.reshape(shape) for a in arrays[1:] if a is not None)
         factor = scale / np.sqrt(variance + np.asarray(site.float("epsilon"), variance.dtype))
@@ -276,8 +275,7 @@ class MeanVarianceNormalization(Normalisation):
         return mixing_ties(site, site.ints("axes"))
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axes = arrays[0], site.ints("axes")
-        assert x is not None
+        x, axes = required(arrays), site.ints("axes")
         deviation = x - x.mean(axis=axes, keepdims=True)
         spread = np.sqrt((deviation**2).mean(axis=axes, keepdims=True))
         return ((deviation / (spread + np.asarray(1e-9, x.dtype))).astype(x.dtype),)
@@ -318,8 +316,7 @@ class LRN(Normalisation):
         return mixing_ties(site, [1])
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, size = arrays[0], site.int("size")
-        assert x is not None
+        x, size = required(arrays), site.int("size")
         before = (size - 1) // 2
         edges = [(0, 0), (before, size - 1 - before)] + [(0, 0)] * (x.ndim - 2)
         squares = np.pad(x * x, edges)
@@ -360,8 +357,7 @@ class LpNormalization(Normalisation):
         return mixing_ties(site, [site.int("axis")])
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axis = arrays[0], site.int("axis")
-        assert x is not None
+        x, axis = required(arrays), site.int("axis")
         norm = np.linalg.norm(x, site.int("p"), axis=axis, keepdims=True).astype(x.dtype)
         return (np.divide(x, norm, out=np.zeros_like(x), where=norm != 0),)
 

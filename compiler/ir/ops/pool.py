@@ -77,8 +77,7 @@ class MaxPool(Pool):
             yield tie if len(site.results) == 1 else mixed(tie.a, tie.b, tie.index)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, windows = arrays[0], Windows.of(site)
-        assert x is not None
+        x, windows = required(arrays), Windows.of(site)
         best = np.full(site.results[0].shape, limits(site.results[0].dtype)[0], x.dtype)
         for view in windows.views(x, limits(site.results[0].dtype)[0]):
             best = np.where((view > best) | (view != view), view, best)
@@ -174,8 +173,7 @@ class AveragePool(Pool):
         return total
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         total = np.zeros(site.results[0].shape, x.dtype)
         for view in Windows.of(site).views(x, 0):
             total += view
@@ -225,8 +223,7 @@ class LpPool(Pool):
         return {"p": 2, **super().normalise(attrs, operands)}
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, p = arrays[0], site.int("p")
-        assert x is not None
+        x, p = required(arrays), site.int("p")
         total = np.zeros(site.results[0].shape, x.dtype)
         for view in Windows.of(site).views(x, 0):
             total += np.abs(view) ** p
@@ -263,8 +260,7 @@ class GlobalMaxPool(GlobalPool):
     name = "GlobalMaxPool"
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -283,8 +279,7 @@ class GlobalAveragePool(GlobalPool):
     name = "GlobalAveragePool"
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         return (x.mean(axis=tuple(range(2, x.ndim)), keepdims=True, dtype=x.dtype),)
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -309,8 +304,7 @@ class GlobalLpPool(GlobalPool):
         return {"p": 2, **attrs}
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, p = arrays[0], site.int("p")
-        assert x is not None
+        x, p = required(arrays), site.int("p")
         total = (np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True, dtype=x.dtype)
         return (total ** np.asarray(1 / p, x.dtype),)
 

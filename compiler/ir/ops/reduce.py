@@ -214,8 +214,7 @@ class ReduceLogSumExp(Reduce):
     per_result = 2
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axes = arrays[0], reduced_axes(site)
-        assert x is not None
+        x, axes = required(arrays), reduced_axes(site)
         wide = x.astype(np.float64)
         peak = np.max(wide, axis=axes, keepdims=True, initial=-np.inf)
         shift = np.where(np.isinf(peak), 0, peak)
@@ -265,8 +264,7 @@ class ArgReduce(Op):
         """Position of the first extreme entry, in numpy."""
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axis = arrays[0], site.int("axis")
-        assert x is not None
+        x, axis = required(arrays), site.int("axis")
         if site.int("select_last_index"):
             found = x.shape[axis] - 1 - self.extreme(np.flip(x, axis), axis)
         else:
@@ -332,8 +330,7 @@ class CumSum(Static):
         return super().infer(node, operands, count)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axis = arrays[0], arrays[1]
-        assert axis is not None
+        x, axis = arrays[0], required(arrays, 1)
         return super().evaluate(site, (x, axis.reshape(())))  # onnx.reference takes no vector of one axis
 
     def flops(self, site: Site) -> int:

@@ -191,8 +191,7 @@ class Resize(Static):
         return Rebuilt(site.attrs, {3: np.array([left[d] for d in site.ints("axes")], np.int64)})
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, y = arrays[0], site.results[0]
-        assert x is not None
+        x, y = required(arrays), site.results[0]
         value = x if site.str("mode") == "nearest" else x.astype(np.float64)
         for dim, table in self._active(site):
             value = _applied(value, dim, table, site.str("mode") == "nearest")

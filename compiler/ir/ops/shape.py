@@ -88,8 +88,7 @@ class Reinterpreted(Movement):
     reinterprets = True
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         return (x.reshape(site.results[0].shape),)  # onnx.reference cannot flatten an empty tensor
 
     def ties(self, site: Site) -> Iterator[Tie]:

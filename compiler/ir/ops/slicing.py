@@ -64,8 +64,7 @@ class Slice(Static, Movement):
         return Rebuilt(site.attrs, {1: starts.copy(), 2: ends.copy()})
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x = arrays[0]
-        assert x is not None
+        x = required(arrays)
         for dim, taken in self._taken(site.operands).items():  # onnx.reference clamps bounds as numpy does
             x = np.take(x, np.array(taken, np.int64), axis=dim)
         return (x,)

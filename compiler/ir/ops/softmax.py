@@ -82,8 +82,7 @@ class LogSoftmax(Competing):
     cost = 5
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axis = arrays[0], site.int("axis")
-        assert x is not None
+        x, axis = required(arrays), site.int("axis")
         with np.errstate(invalid="ignore"):  # infinities
             wide = x.astype(np.float64)  # onnx.reference takes the logarithm of a softmax, which may be zero
             shifted = wide - wide.max(axis=axis, keepdims=True, initial=-np.inf)

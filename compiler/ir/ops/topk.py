@@ -30,8 +30,7 @@ class TopK(Static, AxisOp):
         return super().infer(node, operands, count)
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-        x, axis = arrays[0], site.int("axis")
-        assert x is not None
+        x, axis = required(arrays), site.int("axis")
         order = np.argsort(x, axis=axis, kind="stable")
         if site.int("largest"):  # flipped twice: descending, yet stable
             flipped = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
