@@ -18,9 +18,11 @@ from pathlib import Path
 from onnx import ModelProto, ValueInfoProto
 
 from compiler.errors import ConfigError, UnsupportedModelError, listed
+from compiler.ir.levels import LEVELS_KEY, ORDER_KEY
 from compiler.ir.onnx_nodes import dtype_of
 from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
+from compiler.settings import DEFAULT_PASSES, LEVEL_PASSES
 from compiler.toml_table import dumps
 
 Step = Mapping[str, object]
@@ -38,6 +40,8 @@ class Network:
     outputs: tuple[str, ...]
     free: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     """Inputs with free axes, as the file declares them; `inputs` has what was put in their place."""
+    levels: bool = False
+    """Whether the file has sparsity levels, or is one that was taken from others."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def _network(
         inputs[info.name] = TensorType(dtype, tuple(n for n in shape if n is not None))
         if None in declared:
             free[info.name] = declared
-    return Network(task, path, inputs, tuple(o.name for o in model.graph.output), free)
+    levels = any(p.key in (LEVELS_KEY, ORDER_KEY) for p in model.metadata_props)
+    return Network(task, path, inputs, tuple(o.name for o in model.graph.output), free, levels)
 
 
 def _declared(info: ValueInfoProto) -> tuple[int | None, ...]:
@@ -249,7 +254,11 @@ def release_text(proposal: Proposal, folder: Path) -> str:
         dumps({"input": {k: _input_table(t) for k, t in proposal.shared.items()}}),
     ]
     parts += [_task_text(proposal, network, folder) for network in proposal.networks]
-    parts.append(_REST.format(shared=_quoted(next(iter(proposal.shared))), task=first))
+    levels = any(n.levels for n in proposal.networks)
+    passes = _LEVELS if levels else _PASSES
+    pipeline = json.dumps(LEVEL_PASSES if levels else DEFAULT_PASSES)
+    shared = _quoted(next(iter(proposal.shared)))
+    parts.append(_REST.format(shared=shared, task=first, passes=passes, pipeline=pipeline))
     return "\n".join(parts)
 
 
@@ -295,6 +304,13 @@ _ADAPTED = """\
 # others than the shared input's, add steps in the order in which they happen: { scale = 0.0078, offset = -1.0 } is
 # x * scale + offset, { bgr = true } lets red and blue change places; gray = true expects RGB.\
 """
+_PASSES = """\
+# Exact passes: outputs stay what they were up to rounding. Add "merge" to share channels of networks trained apart,
+# or "prune-channels{flops=0.7}": both need calibration data, cost accuracy, and are held to the gates below.\
+"""
+_LEVELS = """\
+# Passes that keep sparsity levels: a model has some, or is one of several. Others come before nest.\
+"""
 _REST = """\
 # [calibration]                    # unlabelled samples: for merging, pruning, and to measure drift
 # data = "calibration.npz"         # array {shared} [samples, ...]
@@ -304,9 +320,8 @@ _REST = """\
 # {task} = "accuracy"              # accuracy, f1, mae, rmse, or "package.module:function"
 
 [passes]
-# Exact passes: outputs stay what they were up to rounding. Add "merge" to share channels of networks trained apart,
-# or "prune-channels{{flops=0.7}}": both need calibration data, cost accuracy, and are held to the gates below.
-pipeline = ["fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels"]
+{passes}
+pipeline = {pipeline}
 
 [targets]
 build = ["host"]                   # for a board: "aarch64-cortex-a72" and others, see `taskgraft targets`

@@ -8,13 +8,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from compiler import parse_pass, save
 from compiler.cli import main
 from compiler.codegen.bundle import read_bundle
 from compiler.config import load_config
 from compiler.errors import ConfigError, UnsupportedModelError
+from compiler.ir.levels import at_level
+from compiler.ir.text import digest
 from compiler.ir.types import DType, TensorType
+from compiler.pipeline import Pipeline
 from compiler.proposal import adapter, propose, release_text, task_names
 from compiler.release import load_release
+from compiler.settings import DEFAULT_PASSES, LEVEL_PASSES
+from tests.graphs import Builder
 from tests.shared import shared_path
 from tests.small_models import model, network
 
@@ -34,6 +40,25 @@ from tests.small_models import model, network
 )
 def test_tasks_are_named_by_what_differs(stems, wanted):
     assert list(task_names([Path(f"{s}.onnx") for s in stems])) == wanted
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_comes_with_levels_gets_passes_that_keep_them(tmp_path, alone):
+    b = Builder()
+    x = b.apply("Relu", b.conv(b.input("x", 1, 16, 4, 4), 32, 1))
+    b.task("t", b.conv(x, 16, 1))
+    graph = parse_pass("nest{levels=0+0.5,dense=()}")(b.done())
+    if alone:
+        graph = at_level(graph, 1, alone=True)
+    file, path = tmp_path / "nested.onnx", tmp_path / "release.toml"
+    save(graph, file)
+    assert main(["init", str(file), "-o", str(path), "-q"]) == 0
+    config = load_config(path)
+    assert config.passes == LEVEL_PASSES != DEFAULT_PASSES
+    assert [p for p in DEFAULT_PASSES if parse_pass(p).keeps_levels] == list(LEVEL_PASSES)
+    loaded = load_release(config)
+    assert digest(Pipeline.parse(config.passes).run(loaded.graph)[0]) == digest(loaded.graph)
+    assert main(["explain", "plan", str(file), "--seconds", "0", "-q"]) == 0
 
 
 def image(*shape, dtype=DType.FLOAT32):

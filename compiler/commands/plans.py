@@ -20,7 +20,7 @@ from compiler.errors import ConfigError, TargetError
 from compiler.pipeline import Pipeline
 from compiler.planning import Planning, paths, planning_of
 from compiler.release import Say
-from compiler.settings import DEFAULT_PASSES
+from compiler.settings import DEFAULT_PASSES, LEVEL_PASSES
 
 
 def explain_plan(args: Namespace, say: Say) -> Result:
@@ -55,7 +55,8 @@ def _of_graph(args: Namespace, say: Say) -> Result:
         planning, name, targets = planning_of(config, plans, tuning), config.name, list(config.targets)
     else:
         planning = Planning(plans, tuning)
-        graph = Pipeline.parse(DEFAULT_PASSES).run(graph)[0]
+        nested = any(v.nested for v in graph.parameters())
+        graph = Pipeline.parse(LEVEL_PASSES if nested else DEFAULT_PASSES).run(graph)[0]
     target = find_target(one_target(args.target) or targets[0])
     sources = planning.sources([target])[target.name]
     say(f"{target.name}: generate")

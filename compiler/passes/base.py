@@ -310,7 +310,8 @@ class Pass(abc.ABC):
         if count > 1 and not self.keeps_levels:
             raise PassError(
                 f"{self.name}: graph '{graph.name}' has {count} sparsity levels, which this pass would not keep; "
-                "run it before nest, or on one level (extract-level{level=0,alone=true})"
+                "run it before nest, leave it out for a network that comes with levels, or take one level "
+                "(extract-level{level=0,alone=true}) first"
             )
 
     def __str__(self) -> str:
