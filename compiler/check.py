@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_in import load
 from compiler.ir.reference import comparable, difference, evaluate
-from compiler.ir.types import ValueRef
+from compiler.ir.types import DType, ValueRef
 from compiler.measure import bundle_runner
 from compiler.passes.base import Pass
 from compiler.pipeline import Pipeline
@@ -137,7 +137,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: int) -> dict[str, np.ndarray]:
     """Seeded inputs: standard normal, or uniform in the given range; integers in a small range.
 
-    ConfigError for a range of an input that does not exist.
+    ConfigError for a range of an input that does not exist, or beyond its element type.
     """
     names = [v.ref.name for v in graph.inputs]
     unknown = sorted(set(ranges) - set(names))
@@ -148,6 +148,10 @@ def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: i
     drawn: np.ndarray
     for value in graph.inputs:
         low, high = ranges.get(value.ref.name, (0, 2))
+        if value.ref.name in ranges and not _holds(value.dtype, low, high):
+            raise ConfigError(
+                f"--range {value.ref.name}:{low:g}:{high:g}: a {value.dtype.value} has no such values"
+            )
         if value.ref.name in ranges and value.dtype.is_float:
             drawn = rng.uniform(low, high, value.shape)
         elif value.dtype.is_float:
@@ -156,6 +160,15 @@ def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: i
             drawn = rng.integers(int(low), max(int(high), int(low) + 1), value.shape)
         feeds[value.ref.name] = np.asarray(drawn).astype(value.dtype.numpy)
     return feeds
+
+
+def _holds(dtype: DType, low: float, high: float) -> bool:
+    """Whether the type has what is drawn between low and high; of integers high itself is not."""
+    numpy: Any = dtype.numpy
+    if dtype.is_float:
+        return max(high, -low) <= float(np.finfo(numpy).max)
+    least, most = (0, 1) if dtype is DType.BOOL else (np.iinfo(numpy).min, np.iinfo(numpy).max)
+    return least <= low and max(high - 1, low) <= most
 
 
 def _judged(

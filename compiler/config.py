@@ -156,7 +156,7 @@ def _task(table: Table, shared: Sequence[str]) -> TaskConfig:
     config = TaskConfig(
         model=table.need("model", text, ""),
         inputs=inputs,
-        output=table.take("output", _one_or_more, ()),
+        output=table.take("output", _outputs, ()),
         adapter=table.take("adapter", _steps, ()),
         shapes=table.take("shapes", _shapes, {}),
     )
@@ -352,6 +352,15 @@ def _metric(value: object) -> str:
 
 def _one_or_more(value: object) -> tuple[str, ...]:
     return (text(value),) if isinstance(value, str) else texts(value)
+
+
+def _outputs(value: object) -> tuple[str, ...]:
+    names = _one_or_more(value)
+    if not names:
+        raise ValueError("lists nothing; leave it out for all outputs")
+    if len(set(names)) < len(names):
+        raise ValueError("an output is listed twice")
+    return names
 
 
 def _texts_by_name(value: object) -> dict[str, str]:

@@ -94,6 +94,7 @@ def broken(folder):
         ("free", ["--input", "x:1,,4"], 2, "write NAME:SIZE"),
         ("free", ["--input", "x:1,4", "--input", "x:2,4"], 2, "'x' has a shape already"),
         ("free", ["--input", "x:1,4", "--range", "x:0:1", "--range", "x:0:2"], 2, "'x' has a range already"),
+        ("free", ["--input", "x:1,4", "--range", "x:0:1e39"], 2, "a float32 has no such values"),
         ("free", ["--input", "x:1,4", "--range", "z:0:1"], 2, "there is no such input; the inputs are x"),
         ("absent", [], 2, "cannot be opened"),
     ],

@@ -125,6 +125,12 @@ def test_wrong_values(line, problem):
     assert any(problem in p for p in problems(line + "\n" + BASE))
 
 
+@pytest.mark.parametrize("output,problem", [("[]", "lists nothing"), ('["y", "y"]', "an output is listed twice")])
+def test_outputs_that_name_nothing_or_one_twice(output, problem):
+    text = BASE.replace("[tasks.age]", f"[tasks.age]\noutput = {output}")
+    assert any(p.strip().startswith(f"tasks.age.output: {problem}") for p in problems(text))
+
+
 def test_a_workload_combination_twice_in_another_order():
     assert any("listed twice" in p for p in problems(BASE + '[workload]\n"age+mood" = 0.5\n"mood+age" = 0.5\n'))
 

@@ -117,23 +117,27 @@ class Adapter:
         return replace(signal, value=value, layout=step["layout"])
 
     def _resize(self, signal: _Signal, step: Step) -> _Signal:
-        height, width = (_size(n) for n in step["resize"])
+        sizes = _sizes(step["resize"])
+        if len(sizes) != 2:
+            raise ValueError("resize takes [height, width]")
+        height, width = sizes
+        attrs = {"mode": _one_of(step.get("mode", "linear"), ("linear", "nearest"))}
         shape = list(signal.value.shape)
         shape[signal.layout.index("H")], shape[signal.layout.index("W")] = height, width
         if tuple(shape) == signal.value.shape:
             return signal
-        attrs = {"mode": _one_of(step.get("mode", "linear"), ("linear", "nearest"))}
-        sizes = self._constant(_hint(signal, "resize_sizes"), np.asarray(shape, np.int64))
+        to = self._constant(_hint(signal, "resize_sizes"), np.asarray(shape, np.int64))
         return replace(
-            signal, value=self._node(_hint(signal, "resize"), "Resize", attrs, signal.value, None, None, sizes)
+            signal, value=self._node(_hint(signal, "resize"), "Resize", attrs, signal.value, None, None, to)
         )
 
     def _gray(self, signal: _Signal, step: Step) -> _Signal:
         if not signal.value.dtype.is_float:
             raise ValueError("gray needs floating-point numbers; put a cast before")
         luma = _LUMA[::-1] if signal.bgr else _LUMA
-        weights = luma if step["gray"] is True else tuple(float(v) for v in step["gray"])
-        column = np.asarray(weights, signal.value.dtype.numpy)
+        column = _numbers(luma if step["gray"] is True else step["gray"]).astype(signal.value.dtype.numpy)
+        if column.ndim != 1:
+            raise ValueError("gray takes true, or an array of one weight per channel")
         if len(column) != signal.value.shape[signal.channel_axis]:
             raise ValueError(f"{len(column)} weights for {signal.value.shape[signal.channel_axis]} channels")
         if signal.layout == "NHWC":
@@ -172,7 +176,7 @@ class Adapter:
 
     def _per_channel(self, signal: _Signal, given: Any) -> np.ndarray:
         with np.errstate(over="ignore"):  # the caller refuses what is infinite
-            values = np.asarray(given, signal.value.dtype.numpy)
+            values = _numbers(given).astype(signal.value.dtype.numpy)
         if values.ndim == 0:
             return values
         if signal.value.rank <= signal.channel_axis:
@@ -184,9 +188,7 @@ class Adapter:
         return values.reshape(shape)
 
     def _reshape(self, signal: _Signal, step: Step) -> _Signal:
-        shape = self._constant(
-            _hint(signal, "reshape_to"), np.asarray([_size(n) for n in step["reshape"]], np.int64)
-        )
+        shape = self._constant(_hint(signal, "reshape_to"), np.asarray(_sizes(step["reshape"]), np.int64))
         return replace(signal, value=self._node(_hint(signal, "reshape"), "Reshape", {}, signal.value, shape))
 
 
@@ -194,6 +196,14 @@ def _natural(shape: Sequence[int]) -> str:
     """The layout of an image by its shape."""
     colours = (1, 3, 4)
     return "NHWC" if len(shape) == 4 and shape[3] in colours and shape[1] not in colours else "NCHW"
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """A number or an array of them; ValueError for anything else, truth values included."""
+    numbers = np.asarray(given)
+    if numbers.dtype.kind not in "iuf":
+        raise ValueError(f"{given!r} is neither a number nor an array of numbers")
+    return numbers
 
 
 def _listed(value: object) -> object:
@@ -213,10 +223,16 @@ def _one_of(value: object, known: Sequence[str] | Mapping[str, object]) -> str:
     return value
 
 
+def _sizes(given: object) -> list[int]:
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str):
+        raise ValueError(f"{given!r} is not an array of sizes")
+    return [_size(n) for n in given]
+
+
 def _size(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is not a size")
-    return value
+    return int(value)
 
 
 _STEPS: Mapping[str, Callable[[Adapter, _Signal, Step], _Signal]] = {
