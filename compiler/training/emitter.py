@@ -36,6 +36,8 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "max": torch.maximum,
     "minimum": torch.minimum,
     "maximum": torch.maximum,
+    "add": torch.add,
+    "sub": torch.sub,
     "quotient": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "and": torch.logical_and,
     "or": torch.logical_or,

@@ -122,6 +122,8 @@ A, B_ = np.array([7, -7, 6, 5]), np.array([2, 2, 3, 1])
 CALLS = {
     "pow": (np.power(A, B_), A, B_),
     "fmod": (np.fmod(A, B_), A, B_),
+    "add": (A + B_, A, B_),
+    "sub": (A - B_, A, B_),
     "quotient": ([3, -3, 2, 5], A, B_),
     "min": (np.minimum(A, B_), A, B_),
     "max": (np.maximum(A, B_), A, B_),

@@ -20,6 +20,7 @@ from compiler.codegen.generic.index import Compound, Condition, Index, LoopVar, 
 from compiler.codegen.generic.scalar import (
     COSTLY,
     FUNCTIONS,
+    INDEXED,
     LOGIC,
     NO_HALF,
     as_expr,
@@ -274,6 +275,8 @@ class Stages:
             return LOGIC[function](*arguments)
         if function not in FUNCTIONS:
             raise LoweringError(f"the lowering language has no function '{function}'")
+        if function in INDEXED and all(isinstance(a, Index) for a in arguments):
+            return INDEXED[function](*arguments)
         values = [self._value(a) for a in arguments]
         if self.notes is not None and function in COSTLY:
             self.notes.costly = True

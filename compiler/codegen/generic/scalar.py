@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,25 @@ def _or_nan(larger: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _added(a: Any, b: Any) -> Any:
+    """The sum of two integers, wrapped around where it does not fit: to LLVM a plain one of 32 or 64 bits never
+    overflows, and with constants it draws conclusions from that."""
+    kind = dtype_of(a)
+    if kind.endswith("int32"):
+        return tirx.Cast(kind, tirx.Cast("int64", a) + tirx.Cast("int64", b))
+    if not kind.endswith("int64"):
+        return a + b
+    x, y = tirx.reinterpret("uint64", a), tirx.reinterpret("uint64", b)
+    low, high = tirx.const(2**63 - 1, "uint64"), tirx.const(2**63, "uint64")
+    carried = tirx.bitwise_and(x, low) + tirx.bitwise_and(y, low)
+    return tirx.reinterpret(kind, tirx.bitwise_xor(carried, tirx.bitwise_and(tirx.bitwise_xor(x, y), high)))
+
+
+def _subtracted(a: Any, b: Any) -> Any:
+    """The difference of two integers, wrapped around: ~a + b is ~(a - b)."""
+    return tirx.bitwise_not(_added(tirx.bitwise_not(a), b))
+
+
 def _erf(x: Any) -> Any:
     """Vectors of it are made for float32 alone (`functions`)."""
     return tirx.erf(x) if dtype_of(x).startswith("float32") else _from_library("erf")(x)
@@ -65,6 +85,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "maximum": _or_nan(tirx.max),
     "minimum": _or_nan(tirx.min),
     "quotient": tirx.truncdiv,
+    "add": _added,
+    "sub": _subtracted,
     "pow": tirx.power,
     "xor": lambda a, b: tirx.And(tirx.Or(a, b), tirx.Not(tirx.And(a, b))),
     "bitand": tirx.bitwise_and,
@@ -77,6 +99,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 LOGIC: dict[str, Callable[..., Any]] = {"and": both, "or": either, "not": negated}
 """Functions of conditions, which settle what they can."""
+
+INDEXED: dict[str, Callable[..., Any]] = {"add": operator.add, "sub": operator.sub}
+"""Functions that of two indices give an index, which fits."""
 
 NO_HALF = frozenset("erf asin acos atan sinh cosh asinh acosh atanh fmod".split())
 """Functions that come from the C library, which has none for half floats."""

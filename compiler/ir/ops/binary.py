@@ -29,21 +29,21 @@ def truncated_quotient(emit: Emitter, dtype: DType, a: Expr, b: Expr) -> Expr:
 
 
 class Add(Broadcast):
-    """a + b."""
+    """a + b; integers wrap around."""
 
     name = "Add"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return x[0] + x[1]
+        return x[0] + x[1] if site.results[0].dtype.is_float else emit.call("add", *x)
 
 
 class Sub(Broadcast):
-    """a - b."""
+    """a - b; integers wrap around."""
 
     name = "Sub"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return x[0] - x[1]
+        return x[0] - x[1] if site.results[0].dtype.is_float else emit.call("sub", *x)
 
 
 class Mul(Broadcast):
