@@ -25,7 +25,7 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.tuning import TuningDatabase
 from compiler.cost.combine import MOST_TASKS, CostReport, cost_report, refuse_too_many
-from compiler.errors import GateError, TargetError, UnsupportedModelError
+from compiler.errors import GateError, TargetError, UnsupportedModelError, plural
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
@@ -328,7 +328,7 @@ def _build(
         job.graph, target, name=job.name, subsets=job.subsets, sources=sources, workers=workers, say=say
     )
     costs = None if job.release is None else job.release.costs(job.graph, workspace_of(library))
-    say(f"{target.name}: {len(library.kernels)} kernels, {len(library.programs)} subsets; link")
+    say(f"{target.name}: {plural(len(library.kernels), 'kernel')}, {plural(len(library.programs), 'subset')}; link")
     bundle = write_bundle(
         library,
         target,

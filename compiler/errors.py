@@ -93,3 +93,9 @@ def listed(problems: Sequence[str], most: int = 8) -> str:
     """Problems as indented lines behind a message; beyond `most` they are counted."""
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
     return "".join(f"\n  {line}" for line in [*problems[:most], *more])
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """A number of things in words: `1 network`, `2 batches`; `many` where its ending does not tell."""
+    ending = "es" if one.endswith(("s", "ch")) else "s"
+    return f"{count:,} {one if count == 1 else many or one + ending}"

@@ -14,7 +14,7 @@ from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, with_
 from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds, open_calibration
 from compiler.cost.combine import CostReport, cost_report
-from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed
+from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed, plural
 from compiler.ir.graph import Graph, Value
 from compiler.ir.onnx_in import load
 from compiler.ir.reference import evaluate, random_feeds
@@ -73,7 +73,7 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
         raise joined(failures)
     _refuse_named(config, members)
     _refuse_undefined(config, members)
-    say(f"join {len(members)} networks")
+    say(f"join {plural(len(members), 'network')}")
     shared = config.inputs or {}
     parts = {k: member_of(config.tasks[k], g, shared) for k, g in members.items()}
     graph = union(parts, config.inputs, name=config.name)
@@ -326,6 +326,6 @@ def transform(
 ) -> tuple[Graph, tuple[PassRecord, ...]]:
     """Run the pipeline of the config on the joined graph."""
     pipeline = Pipeline.parse(release.config.passes, release.config.numerics)
-    say(f"{len(pipeline.passes)} passes: {', '.join(map(str, pipeline.passes))}")
+    say(f"{plural(len(pipeline.passes), 'pass')}: {', '.join(map(str, pipeline.passes))}")
     use = resources(release.config, release.graph, say)
     return pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)

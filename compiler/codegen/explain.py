@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.codegen.profile import choice_text
+from compiler.errors import plural
 from compiler.machine import Machine
 
 MOST_GENERIC = 0.05
@@ -153,19 +154,22 @@ def _grounds(step: Mapping[str, Any]) -> str:
 def _share_lines(steps: Sequence[StepFacts], measured: bool) -> list[str]:
     """Time and share of copies and of generic steps."""
     lines = []
-    for kind, plural in (("copy", "copies between layouts"), ("generic", "generic steps")):
+    kinds = (
+        ("copy", "copy between layouts", "copies between layouts"),
+        ("generic", "generic step", "generic steps"),
+    )
+    for kind, one, many in kinds:
         found = [s for s in steps if s.kind == kind]
         if not found:
             continue
+        count = plural(len(found), one, many)
         if not measured:
-            lines.append(f"{len(found)} {plural}")
+            lines.append(count)
             continue
         seconds = sum(s.seconds or 0.0 for s in found)
         largest = sorted(found, key=lambda s: -(s.seconds or 0.0))[:NAMED]
         named = ", ".join(f"{_name(s)} {s.share or 0.0:.1%}" for s in largest)
-        lines.append(
-            f"{len(found)} {plural}: {seconds * 1e6:.1f} us, {sum(s.share or 0.0 for s in found):.1%} ({named})"
-        )
+        lines.append(f"{count}: {seconds * 1e6:.1f} us, {sum(s.share or 0.0 for s in found):.1%} ({named})")
     return lines
 
 
@@ -178,7 +182,9 @@ def _dense_lines(steps: Sequence[StepFacts]) -> list[str]:
             continue
         named = ", ".join(f"{_name(s)} ({s.choice})" for s in found[:NAMED])
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-        lines.append(f"{len(found)} layers with sparse weights {how}, because that is faster: {named}{more}")
+        lines.append(
+            f"{plural(len(found), 'layer')} with sparse weights {how}, because that is faster: {named}{more}"
+        )
     return lines
 
 

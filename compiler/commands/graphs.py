@@ -25,7 +25,7 @@ from compiler.commands.common import (
 from compiler.commands.pictures import outline_records, outline_tree
 from compiler.cost.combine import cost_report
 from compiler.cost.count import totals
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
@@ -48,7 +48,7 @@ def cost(args: Namespace, say: Say) -> Result:
         return bundle_costs(Path(args.path), args.target)
     without_target(args)
     graph, report = costs_of(args, say)
-    return Result(report.record(), (cost_grid(report, f"{graph.name}: {len(graph.tasks)} tasks"),))
+    return Result(report.record(), (cost_grid(report, f"{graph.name}: {plural(len(graph.tasks), 'task')}"),))
 
 
 def inspect(args: Namespace, say: Say) -> Result:

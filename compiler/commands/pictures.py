@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.commands import Tree
+from compiler.errors import plural
 from compiler.ir.graph import Graph
 from compiler.outline import ROOT, Part, Stage, arranged, stages
 
@@ -39,7 +40,8 @@ class _Drawing:
         """The root: name, inputs, totals."""
         inputs = ", ".join(f"{v.ref.name} {v.type}" for v in self._graph.inputs)
         nodes = sum(len(stage.nodes) for stage in self._found)
-        label = f"{self._graph.name}: {inputs}; {nodes} nodes in {len(self._found)} stages, {self._macs:,} MACs"
+        size = f"{plural(nodes, 'node')} in {plural(len(self._found), 'stage')}"
+        label = f"{self._graph.name}: {inputs}; {size}, {plural(self._macs, 'MAC')}"
         children = self._series_of(arranged(self._found), ROOT)
         missing = len(self._found) - MOST_STAGES
         if missing > 0:

@@ -11,6 +11,7 @@ from compiler.codegen.interface import check_names
 from compiler.commands import Grid, Result
 from compiler.commands.common import output_file, shapes_of
 from compiler.config import parse_config
+from compiler.errors import plural
 from compiler.proposal import Proposal, propose, release_text
 from compiler.release import Say, load_release
 from compiler.staging import write_whole
@@ -20,7 +21,7 @@ def init(args: Namespace, say: Say) -> Result:
     """A commented release file that compiles as it stands: it is read back and its networks are joined first."""
     path = output_file(args)
     files = [Path(f) for f in args.paths]
-    say(f"read {len(files)} models")
+    say(f"read {plural(len(files), 'model')}")
     name, shapes = _name(args.name or path.stem), shapes_of(args.input)
     proposal = propose(files, name, shapes=shapes, allow_external_data=args.allow_external_data)
     text = release_text(proposal, path.parent)

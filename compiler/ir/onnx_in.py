@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import checker, defs
 
-from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, VerifyError
+from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, VerifyError, plural
 from compiler.ir.encoding import Dense, Encoding
 from compiler.ir.encoding import parse as parse_encoding
 from compiler.ir.graph import Graph, Value
@@ -140,7 +140,7 @@ def _raise(problems: Problems, where: str) -> None:
         for (name, reason), labels in problems.refused.items()
     ]
     raise UnsupportedModelError(
-        f"{where}: {len(lines)} kinds of nodes cannot be compiled:\n  "
+        f"{where}: {plural(len(lines), 'kind of nodes', 'kinds of nodes')} cannot be compiled:\n  "
         + "\n  ".join(lines)
         + "\n`taskgraft ops` lists the operators; export the model without these, or cut it before them"
     )

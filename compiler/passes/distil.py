@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.calibration.moments import content_key, data_key
-from compiler.errors import PassError, VerifyError
+from compiler.errors import PassError, VerifyError, plural
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import level_count
 from compiler.ir.text import digest
@@ -104,7 +104,9 @@ class Distil(Pass):
         assert use.teacher is not None
         feeds = [dict(b) for b in islice(use.batches(graph), self.samples or None)]
         if len(feeds) < FEW:
-            raise PassError(f"{self.name}: {len(feeds)} calibration batches are too few; give {FEW} or more")
+            raise PassError(
+                f"{self.name}: {plural(len(feeds), 'calibration batch')}, too few to train on; give {FEW} or more"
+            )
         training, loop = torch_module("distilling", self.name), torch_module("loop", self.name)
         nesting = torch_module("nesting", self.name)
         recipe = loop.Recipe(self.epochs, self.batch, self.rate, self.patience, use.seed, self.mixed)

@@ -95,14 +95,14 @@ def test_without_times_there_are_no_shares():
     found = explained(step("conv"), COPY, GENERIC)
     assert found.seconds is None and not found.warnings
     assert all(s.share is s.seconds is s.rate is None for s in found.steps)
-    assert found.remarks == ("1 copies between layouts", "1 generic steps")
+    assert found.remarks == ("1 copy between layouts", "1 generic step")
 
 
 def test_copies_and_generic_steps_are_named_with_their_share():
     found = explained(step("conv"), COPY, GENERIC, times=[90e-6, 6e-6, 4e-6])
     assert found.remarks == (
-        "1 copies between layouts: 6.0 us, 6.0% (pack x 6.0%)",
-        "1 generic steps: 4.0 us, 4.0% (soft 4.0%)",
+        "1 copy between layouts: 6.0 us, 6.0% (pack x 6.0%)",
+        "1 generic step: 4.0 us, 4.0% (soft 4.0%)",
     )
     assert not found.warnings
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError
+from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, plural
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.op import OPSET, Op
@@ -222,6 +222,14 @@ def test_every_operator_that_is_not_compiled_is_listed_once_with_its_count():
     assert f"Foo x2, first at 'Foo_a': no operator of opset {OPSET}" in text
     assert "com.example::Bar x1, first at 'Bar_c': an operator of a foreign domain" in text
     assert "NonZero x1, first at 'NonZero_z': the shape of its result depends on data" in text
+    with pytest.raises(UnsupportedModelError, match=": 1 kind of nodes cannot be compiled:"):
+        load(parse("net (float[2] x) => (float[2] z) { a = Foo(x) z = Foo(a) }"))
+
+
+def test_numbers_of_things_in_words():
+    assert [plural(n, "network") for n in (0, 1, 2)] == ["0 networks", "1 network", "2 networks"]
+    assert (plural(2, "pass"), plural(2, "batch"), plural(1, "batch")) == ("2 passes", "2 batches", "1 batch")
+    assert plural(1000, "kind of nodes", "kinds of nodes") == "1,000 kinds of nodes"
 
 
 def test_quantised_operators_are_refused():

@@ -305,7 +305,7 @@ def test_too_little_memory_is_told_with_what_to_do(torch, original, use, monkeyp
 
 
 def test_too_few_inputs_are_refused(torch, original, use):
-    with pytest.raises(PassError, match="4 calibration batches are too few; give 10 or more"):
+    with pytest.raises(PassError, match="4 calibration batches, too few to train on; give 10 or more"):
         Distil(samples=4)(original, use)
 
 
@@ -395,7 +395,7 @@ def test_an_interrupted_training_tells_how_it_goes_on(torch, original, use, tmp_
 
 def test_ten_inputs_are_enough(handed, original, use):
     assert len(handed(Distil(samples=10), original, use)[1].feeds) == 10
-    with pytest.raises(PassError, match="9 calibration batches are too few; give 10 or more"):
+    with pytest.raises(PassError, match="9 calibration batches, too few to train on; give 10 or more"):
         Distil(samples=9)(original, use)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from compiler.errors import PassError
+from compiler.errors import PassError, plural
 from compiler.ir.graph import Graph, Ref
 from compiler.ir.ties import Atom, Closure
 from compiler.passes.base import Batch, Note, Pass, Refusal, Resources
@@ -142,7 +142,7 @@ class Compress(Pass):
         feeds = list(islice(use.batches(original), self.samples)) if use.calibration is not None else []
         if self._fits(use) and len(feeds) < HELD_OUT:
             raise PassError(
-                f"{self.name}: {len(feeds)} calibration batches; update=obs needs {HELD_OUT} at least, "
+                f"{self.name}: {plural(len(feeds), 'calibration batch')}; update=obs needs {HELD_OUT} at least, "
                 f"one in {HELD_OUT} to judge by"
             )
         space, closure = self._space(original, limit, use, feeds if self._fits(use) else [])

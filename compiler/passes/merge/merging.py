@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.cost.combine import cost_report
-from compiler.errors import PassError, VerifyError
+from compiler.errors import PassError, VerifyError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference
 from compiler.ir.types import ValueRef
@@ -185,7 +185,7 @@ class Merge(Pass):
             graph.assign(outcome.assembly.graph)
         told = facts(streams, outcome.assembly, trunks, outcome.losses)
         if len(feeds) < FEW:
-            reason = f"{len(feeds)} calibration inputs are few; statistics want {FEW} or more"
+            reason = f"{plural(len(feeds), 'calibration input')} say little; statistics want {FEW} or more"
             told.append(Note(self.name, reason))
         return told
 

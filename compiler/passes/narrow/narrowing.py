@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compiler.errors import BudgetError, PassError, VerifyError
+from compiler.errors import BudgetError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import CPU_ONLY, Note, Pass, Refusal, Resources, memory_for, torch_module
@@ -56,7 +56,9 @@ class Narrowing:
         self._look_at(whole, copies, copies.full())
         self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
         if len(self._feeds) < FEW:
-            raise PassError(f"narrow: {len(self._feeds)} calibration batches are too few; give {FEW} or more")
+            raise PassError(
+                f"narrow: {plural(len(self._feeds), 'calibration batch')}, too few to train on; give {FEW} or more"
+            )
         self._supernet = self._trainable()
         self.first = self._compacted = self.cost()
 

@@ -13,7 +13,7 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
-from compiler.errors import PassError, VerifyError
+from compiler.errors import PassError, VerifyError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
@@ -288,7 +288,7 @@ def frozen(closure: Closure) -> list[Refusal]:
     for atoms in spans.values():
         axis = closure.shown(atoms[0])
         reason = closure.why(axis, int(atoms[0].entries[axis][0]))
-        refusals.append(Refusal(f"{len(atoms)} channels of {axis}", reason))
+        refusals.append(Refusal(f"{plural(len(atoms), 'channel')} of {axis}", reason))
     return refusals
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import ClassVar, Literal
 
-from compiler.errors import PassError
+from compiler.errors import PassError, plural
 from compiler.ir.graph import Graph
 from compiler.passes.base import Batch, Pass, Refusal, Resources
 from compiler.passes.budget.accuracy import within_drop
@@ -162,8 +162,8 @@ class Sparsify(Pass):
         found = list(islice(use.batches(graph), self.samples))
         if len(found) < HELD_OUT:
             raise PassError(
-                f"{self.name}: {len(found)} calibration batches; update=obs and budgets need {HELD_OUT} at least, "
-                f"one in {HELD_OUT} to judge by"
+                f"{self.name}: {plural(len(found), 'calibration batch')}; update=obs and budgets need {HELD_OUT} "
+                f"at least, one in {HELD_OUT} to judge by"
             )
         return found
 

@@ -283,7 +283,7 @@ def test_excluded_layers_stay():
 def test_few_samples_are_told():
     graph = joined(plain("a", 0), plain("b", 1))
     outcome = Merge(max_drift=0.5, max_loss=0.9).run(graph, data(graph, 20))
-    assert any("20 calibration inputs are few" in n.reason for n in outcome.notes)
+    assert any("20 calibration inputs say little" in n.reason for n in outcome.notes)
 
 
 def test_facts_per_layer():
