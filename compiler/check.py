@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -164,10 +164,9 @@ def drawn_feeds(graph: Graph, ranges: Mapping[str, tuple[float, float]], seed: i
 
 def _holds(dtype: DType, low: float, high: float) -> bool:
     """Whether the type has what is drawn between low and high; of integers high itself is not."""
-    numpy: Any = dtype.numpy
     if dtype.is_float:
-        return max(high, -low) <= float(np.finfo(numpy).max)
-    least, most = (0, 1) if dtype is DType.BOOL else (np.iinfo(numpy).min, np.iinfo(numpy).max)
+        return max(high, -low) <= float(np.finfo(dtype.value).max)
+    least, most = (0, 1) if dtype is DType.BOOL else (np.iinfo(dtype.value).min, np.iinfo(dtype.value).max)
     return least <= low and max(high - 1, low) <= most
 
 

@@ -67,7 +67,7 @@ class LoweringError(CompilerError):
 
 
 class TargetError(CompilerError):
-    """A target is unknown, or what is needed (compiler, linker, emulator, torch, memory, disk) is missing."""
+    """What a target or a pass needs (compiler, linker, emulator, torch, memory, disk) is missing."""
 
     exit_code = 5
 

@@ -98,7 +98,7 @@ def _filled(value: Value) -> np.ndarray:
 
 @functools.cache
 def planner_clock(target: str) -> PlannedTimer:
-    """Predicted times on a target by name, with the measurements that come with taskgraft; TargetError for unknown
+    """Predicted times on a target by name, with the measurements that come with taskgraft; ConfigError for unknown
     ones."""
     return timer_by(None, target)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compiler.errors import TargetError
+from compiler.errors import ConfigError, TargetError
 from compiler.machine import (
     CORTEX_A7,
     CORTEX_A53,
@@ -252,11 +252,11 @@ def target_names() -> tuple[str, ...]:
 
 
 def find_target(name: str) -> Target:
-    """The preset called `name`. Raises TargetError that lists the known names, or says why `host` has none."""
+    """The preset called `name`. ConfigError for an unknown name, TargetError where `host` has no preset."""
     if name == "host":
         return resolve_host(machine_arch(), _cpu_flags())
     if name not in _PRESETS:
-        raise TargetError(f"unknown target '{name}'; known are {', '.join(target_names())}")
+        raise ConfigError(f"unknown target '{name}'; known are {', '.join(target_names())}")
     return _PRESETS[name]
 
 
