@@ -11,7 +11,7 @@ from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import MAKERS, made_axis, recurrent_problem
 from compiler.passes.merge.labels import label_order
 from compiler.passes.merge.stages import label, lacking
-from compiler.passes.merge.streams import Place, Source, Streams
+from compiler.passes.merge.streams import Place, Source, Stream, Streams
 from compiler.passes.merge.trunks import Trunks
 
 
@@ -96,8 +96,9 @@ def _why(streams: Streams, place: Place) -> str:
         written = [streams.of_group[g] for g in place.sources[0].groups if g in streams.of_group]
         found = (lacking(streams, label(streams, s, mask)) for s in written)
         layer = next(filter(None, found), None)
-        weights = f", or leave it without weights in '{layer.sources[0].ref}'" if layer is not None else ""
-        return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed{weights}"
+        more = f", or leave it without weights in '{layer.sources[0].ref}'" if layer is not None else ""
+        more += next(filter(None, (_short(streams, stream, mask) for stream in written)), "")
+        return f"not shared by {_list(tasks)}: sharing any of its channels would lose more than allowed{more}"
     mine = place.sources[0]
     apart = [a for a in streams.alignment.apart if a.node == mine.ref]
     if len(streams.alignment.names(mine.mask)) == len(streams.alignment.tasks):
@@ -105,6 +106,17 @@ def _why(streams: Streams, place: Place) -> str:
     if not apart:
         return "has corresponding layers that cannot stand for it: their maps or operands differ"
     return f"only in {_list(streams.alignment.names(mine.mask))}: " + "; ".join(a.reason for a in apart)
+
+
+def _short(streams: Streams, stream: Stream, mask: int) -> str:
+    """That some of the tasks `mask` lack a layer which writes to the stream, as an end of a sentence."""
+    groups = label(streams, stream, mask)
+    for place in stream.makers:
+        having = place.mask_of(groups)
+        if having and (missing := mask & ~having):
+            names = streams.alignment.names(missing)
+            return f", or need '{place.sources[0].ref}', which adds to the same channels, of {_list(names)} too"
+    return ""
 
 
 def _reads_its_own(streams: Streams, source: Source, mask: int) -> bool:

@@ -397,6 +397,14 @@ def test_networks_of_one_depth_share_where_a_shallower_one_cannot(options):
         assert options != "start=shared" or difference(found[task], before[task]) < 1e-5
 
 
+def test_why_networks_of_different_depth_share_nothing():
+    graph = joined(inverted("a", 1, blocks=1), inverted("b", 2, blocks=2))
+    outcome = parse("merge{policy=mtz}").run(graph, data(graph, 64))
+    assert macs(outcome.graph) == macs(graph)
+    stem = next(r.reason for r in outcome.refusals if r.where == "Conv 'a/conv'")
+    assert "or need 'b/conv.3', which adds to the same channels, of a too" in stem, outcome.refusals
+
+
 @pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
 def test_a_layer_that_reads_only_zeros(policy):
     """Real networks have them: every unit of a layer dead, and its reader left with a constant."""

@@ -55,7 +55,10 @@ PLACES = [
 
 
 def streams(**more):
-    made = [SimpleNamespace(index=FIRST, groups=(0, 1)), SimpleNamespace(index=SECOND, groups=(2, 3, 4))]
+    made = [
+        SimpleNamespace(index=FIRST, groups=(0, 1), makers=()),
+        SimpleNamespace(index=SECOND, groups=(2, 3, 4), makers=()),
+    ]
     names = lambda mask: tuple(t for i, t in enumerate("abc") if mask >> i & 1)  # noqa: E731
     return SimpleNamespace(
         streams=made,
