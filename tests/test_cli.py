@@ -125,7 +125,7 @@ def test_explain_plan_of_a_bundle_a_release_and_a_model(tmp_path, bundle, capsys
         "best predicted of",
         "time of one run",
         "all steps",
-        "copies between layouts",
+        "between layouts",
     ):
         assert part in out
     assert "time every call" in err

@@ -24,7 +24,7 @@ from benchmarks.peers.client import PeerError
 from benchmarks.results import record_of
 from benchmarks.rows import OUR_FAULT, Row
 from compiler import load, union
-from compiler.errors import TargetError
+from compiler.errors import ConfigError
 from tests.benchmarks.fakes import settings
 from tests.small_models import network
 
@@ -183,7 +183,7 @@ def test_options_that_would_do_nothing_are_refused(arguments, capsys):
 
 
 def test_a_target_or_case_that_does_not_exist_is_a_sentence(tmp_path, capsys):
-    assert __main__.main(["overhead", "--target", "pdp11", "--kept", str(tmp_path)]) == TargetError.exit_code
+    assert __main__.main(["overhead", "--target", "pdp11", "--kept", str(tmp_path)]) == ConfigError.exit_code
     assert "pdp11" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="no case pdp; there are call-from-c, call-from-python"):
         __main__.main(["overhead", "--only", "pdp", "--kept", str(tmp_path)])

@@ -277,7 +277,9 @@ class Stages:
             raise LoweringError(f"the lowering language has no function '{function}'")
         if function in INDEXED and all(isinstance(a, Index) for a in arguments):
             return INDEXED[function](*arguments)
-        values = [self._value(a) for a in arguments]
+        values: Sequence[Any] = [self._value(a) for a in arguments]
+        if function in INDEXED:
+            values = _alike(*values)
         if self.notes is not None and function in COSTLY:
             self.notes.costly = True
         if function in NO_HALF and dtype_of(values[0]) == "float16":
