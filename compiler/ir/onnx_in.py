@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -184,36 +184,35 @@ def _encodings(model: onnx.ModelProto, where: str) -> dict[str, Encoding]:
     return found
 
 
+_Reader = Callable[[str, Callable[[str], np.ndarray], Mapping[str, Encoding]], dict[str, tuple[np.ndarray, ...]]]
+
+
 def _levels(
     model: onnx.ModelProto, encodings: Mapping[str, Encoding], where: str
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """The data of sparser levels by initializer; UnsafeInputError where the metadata do not read or fit."""
-    recorded = {p.key: p.value for p in model.metadata_props}.get(LEVELS_KEY)
-    if recorded is None:
-        return {}
-    try:
-        tensors = {t.name: t for t in model.graph.initializer}
-        return read_levels(recorded, lambda name: array_of(tensors[name]), encodings)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UnsafeInputError(
-            f"{where}: metadata '{LEVELS_KEY}' cannot be used: {error}; remove it to load level 0 alone"
-        ) from None
+    return _arrays_named(model, encodings, LEVELS_KEY, read_levels, where, "remove it to load level 0 alone")
 
 
 def _order(
     model: onnx.ModelProto, encodings: Mapping[str, Encoding], where: str
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """`Value.order` by initializer; UnsafeInputError where the metadata do not read or fit."""
-    recorded = {p.key: p.value for p in model.metadata_props}.get(ORDER_KEY)
+    return _arrays_named(model, encodings, ORDER_KEY, read_order, where, "without it sums may be in another order")
+
+
+def _arrays_named(
+    model: onnx.ModelProto, encodings: Mapping[str, Encoding], key: str, read: _Reader, where: str, advice: str
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Arrays by initializer that metadata name; nothing where there are none."""
+    recorded = {p.key: p.value for p in model.metadata_props}.get(key)
     if recorded is None:
         return {}
     try:
         tensors = {t.name: t for t in model.graph.initializer}
-        return read_order(recorded, lambda name: array_of(tensors[name]), encodings)
+        return read(recorded, lambda name: array_of(tensors[name]), encodings)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UnsafeInputError(
-            f"{where}: metadata '{ORDER_KEY}' cannot be used: {error}; without it sums may be in another order"
-        ) from None
+        raise UnsafeInputError(f"{where}: metadata '{key}' cannot be used: {error}; {advice}") from None
 
 
 def _bound(

@@ -60,8 +60,7 @@ def test_driver_with_levels_compiles_without_warnings(tmp_path: Path, name: str,
     assert {"tiny_measure", "tiny_run_within"} <= set(face.symbols)
 
 
-_SLOW = """#include <stdio.h>
-#include <time.h>
+_SLOW = """#include <time.h>
 static int slow_clock(clockid_t id, struct timespec *now) {
   static const unsigned waits[] = {0, 500, 3700, 0, 4000, 200};  /* ms: start, switch point and end of two rounds */
   static unsigned reads;
@@ -71,41 +70,9 @@ static int slow_clock(clockid_t id, struct timespec *now) {
   return (void)id, 0;
 }
 #define clock_gettime slow_clock
-#include "driver.c"
-const unsigned char w_tiny_pool[1024];
-int main(void) {
-  static _Alignas(64) unsigned char workspace[TINY_WORKSPACE_MAX];
-  static float x[8], y[8];
-  static int32_t z[2];
-  static tiny_times times;
-  tiny_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = sizeof workspace};
-  int code = tiny_measure(TINY_ALL, (const void *const[]){x}, (void *const[]){y, z}, &call, 2, &times);
-  printf("%d %u %u", code, times.rest_ns[0][0], times.rest_ns[0][1]);
-}
 """
 
-
-def said(program: str, folder: Path, exit_code: int = 0) -> str:
-    """What a C program around the driver of a library with levels prints; the last kernel returns `exit_code`."""
-    target, library = find_target("host"), levelled(tiny_library(b""))
-    face = interface(library)
-    texts = {"tiny.h": header_text(face, target), "driver.c": driver_text(library, face, target, "id")}
-    texts |= {"main.c": "#define _POSIX_C_SOURCE 200809L\n" + program, "kernels.c": KERNELS}
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    command = ["gcc", "-std=c11", f"-DEXIT={exit_code}", "-pthread", "-I.", "main.c", "kernels.c", "-o", "main"]
-    subprocess.run(command, cwd=folder, check=True)
-    return subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_times_beyond_what_their_type_holds_are_its_largest(tmp_path: Path) -> None:
-    """The usual times of two parts of a call, 4.0 s and 3.7 s, are of different rounds."""
-    assert said(_SLOW, tmp_path) == f"0 {2**32 - 1} 3700000000"
-
-
-_CALLS = """#include <stdio.h>
-#include "driver.c"
+_CALLS = """#include "driver.c"
 const unsigned char w_tiny_pool[1024];
 int main(void) {
   static _Alignas(64) unsigned char workspace[TINY_WORKSPACE_MAX];
@@ -121,6 +88,28 @@ int main(void) {
 """
 
 
+def said(calls: str, folder: Path, clock: str = "", exit_code: int = 0) -> str:
+    """What C statements say that call the driver of a library with levels; the last kernel returns `exit_code`."""
+    program = "#define _POSIX_C_SOURCE 200809L\n#include <stdio.h>\n" + clock + _CALLS.replace("@calls@", calls)
+    target, library = find_target("host"), levelled(tiny_library(b""))
+    face = interface(library)
+    texts = {"tiny.h": header_text(face, target), "driver.c": driver_text(library, face, target, "id")}
+    texts |= {"main.c": program, "kernels.c": KERNELS}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    command = ["gcc", "-std=c11", f"-DEXIT={exit_code}", "-pthread", "-I.", "main.c", "kernels.c", "-o", "main"]
+    subprocess.run(command, cwd=folder, check=True)
+    return subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_times_beyond_what_their_type_holds_are_its_largest(tmp_path: Path) -> None:
+    """The usual times of two parts of a call, 4.0 s and 3.7 s, are of different rounds."""
+    calls = """int code = tiny_measure(TINY_ALL, in, out, &call, 2, &times);
+  printf("%d %u %u", code, times.rest_ns[0][0], times.rest_ns[0][1]);"""
+    assert said(calls, tmp_path, clock=_SLOW) == f"0 {2**32 - 1} 3700000000"
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 def test_a_budget_beyond_what_the_clock_counts_is_none(tmp_path: Path) -> None:
     """By the table the call takes 4.29 s or more at level 0, as on a slow or emulated processor."""
@@ -131,7 +120,7 @@ def test_a_budget_beyond_what_the_clock_counts_is_none(tmp_path: Path) -> None:
     int code = tiny_run_within(TINY_ALL, in, out, &call, &times, budgets[i]);
     printf("%d:%u ", code, call.level_used);
   }"""
-    assert said(_CALLS.replace("@calls@", calls), tmp_path) == "0:1 0:1 0:0 0:0 "
+    assert said(calls, tmp_path) == "0:1 0:1 0:0 0:0 "
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -139,7 +128,7 @@ def test_times_that_could_not_be_measured_are_no_table(tmp_path: Path) -> None:
     calls = """times.tasks = TINY_ALL;
   int code = tiny_measure(TINY_ALL, in, out, &call, 2, &times);
   printf("%d %d", code, tiny_run_within(TINY_ALL, in, out, &call, &times, 1000));"""
-    assert said(_CALLS.replace("@calls@", calls), tmp_path, exit_code=1) == "7 11"
+    assert said(calls, tmp_path, exit_code=1) == "7 11"
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -167,7 +156,7 @@ def test_refused_calls_with_a_budget_change_nothing(tmp_path: Path) -> None:
         "(call.size = 8, tiny_run_within(TINY_ALL, in, out, &call, &times, 1))": 6,
     }
     calls = "\n  ".join(f'printf("%d:%u ", {text}, call.level_used);' for text in refused)
-    assert said(_CALLS.replace("@calls@", calls), tmp_path) == "".join(f"{code}:77 " for code in refused.values())
+    assert said(calls, tmp_path) == "".join(f"{code}:77 " for code in refused.values())
 
 
 def levelled(library: Library) -> Library:
