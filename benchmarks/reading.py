@@ -25,9 +25,14 @@ from benchmarks.rounds import duel, race
 from benchmarks.rows import OUR_FAULT, Row, times
 from benchmarks.running import Timing, measure
 from benchmarks.settings import Settings, chosen, parser
+from compiler.codegen.target import find_target
+from compiler.errors import plural
 
 SHAPES = ((256, 128), (256, 512), (256, 1024), (784, 512), (1024, 1024), (1024, 2048))
 """Inputs and outputs: an LSTM's recurrent matrix and the first layer of the perceptron among them."""
+
+BEYOND = 4
+"""Times the nominal rate of loads at which no core reads: a loop that does is not what was written."""
 
 
 def cases() -> dict[str, Case]:
@@ -63,8 +68,19 @@ def beside_reading(ready: Prepared, own: Contender, size: int, expected: Expecte
                 hot = duel(*race([ours, reading], settings.effort), wall=len(settings.cores) > 1)
     except PeerError as error:
         return Row(name, READING.name, error=f"{whose}{error}")
+    if problem := impossible(size / hot.peer, settings):
+        return Row(name, READING.name, error=problem)
     note = f"{size >> 10} KiB at {size / hot.ours * 1e-9:.0f} of {size / hot.peer * 1e-9:.0f} GB/s"
     return Row(name, READING.name, **times(hot, None), difference=difference, note=note)
+
+
+def impossible(rate: float, settings: Settings) -> str:
+    """What is wrong with a loop that reads `rate` bytes per second; empty where cores can do that."""
+    machine, cores = find_target(settings.target).machine, len(settings.cores)
+    most = BEYOND * cores * machine.loads_per_cycle * 4 * machine.lanes * machine.clock
+    if rate <= most:
+        return ""
+    return f"{rate * 1e-9:.0f} GB/s, which {plural(cores, 'core')} cannot load: the compiler left readings out"
 
 
 def main(arguments: list[str]) -> int:

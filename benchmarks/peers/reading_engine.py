@@ -19,6 +19,7 @@ _SOURCE = """
 typedef float vector __attribute__((vector_size(4 * LANES)));
 static float part(const vector *data, long begin, long end)
 {
+    asm volatile("" ::: "memory"); /* else readings after the first are taken for the same */
     vector sum[8] = {0};
     for (long i = begin; i < end; i += 8)
 #pragma GCC unroll 8
