@@ -10,12 +10,14 @@ import numpy as np
 import tvm_ffi
 
 from compiler.codegen.generic.kernel import copy_kernel
-from compiler.codegen.layout import Layout, Plain
+from compiler.codegen.layout import Blocked, Layout, Plain
 from compiler.codegen.memory import aligned
 from compiler.codegen.pack import Pool
 from compiler.codegen.target import Target
+from compiler.codegen.templates.blocked import Plane
+from compiler.codegen.templates.relayout import RelayoutShape, relayout_kernel, relayout_shape
 from compiler.ir.graph import Graph, Value
-from compiler.ir.types import ValueRef
+from compiler.ir.types import DType, ValueRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,18 @@ class Slot:
     ref: ValueRef | None = None
     at: int = 0
     stride: int = 0
+
+
+def two(numbers: tuple[int, ...], fill: int) -> tuple[int, int]:
+    """Spatial attributes of one or two axes as two."""
+    first, second = (fill, *numbers)[-2:]
+    return first, second
+
+
+def plane(value: Value, layout: Blocked) -> Plane:
+    """The buffer of a blocked value."""
+    rows, columns = two((1, *value.shape[2:]), 1)
+    return Plane(value.shape[1], rows, columns, layout.width, two(layout.before, 0), two(layout.after, 0))
 
 
 def value_slot(value: Value) -> Slot:
@@ -95,10 +109,20 @@ class Builder:
 
     def copy(self, value: Value, source: Layout, target: Layout, slots: tuple[Slot, Slot]) -> Built:
         """A kernel that stores a value again, in another layout or place."""
-        made = copy_kernel(value, source, target, self.target.lanes)
         note = {"value": value.ref.name, "shape": list(value.shape), "from": str(source), "to": str(target)}
+        if shape := self._turning(value, source, target):
+            return Built(("relayout", shape), relayout_kernel(shape), slots, "copy", shape.units.count, note)
+        made = copy_kernel(value, source, target, self.target.lanes)
         tables = tuple(self.table(f"{value.ref}.table", t, "plain") for t in made.tables)
         return Built(self.key(made.func), made.func, (slots[0], *tables, slots[1]), "copy", made.parts, note)
+
+    def _turning(self, value: Value, source: Layout, target: Layout) -> RelayoutShape | None:
+        """The copy by squares, where one side is plain, the other blocked, and squares fit."""
+        images = [layout for layout in (source, target) if isinstance(layout, Blocked)]
+        if len(images) != 1 or value.dtype is not DType.FLOAT32 or value.rank > 4:
+            return None
+        (blocked,) = images
+        return relayout_shape(value.shape[0], plane(value, blocked), blocked is target, self.target.lanes)
 
     def key(self, func: Any) -> Hashable:
         """A key shared by structurally equal functions."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from compiler.codegen.epilogues import number
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Slot, value_slot
+from compiler.codegen.kernels import Builder, Slot, plane, two, value_slot
 from compiler.codegen.layout import Blocked, Border
 from compiler.codegen.strategies.base import Situation
 from compiler.codegen.target import Target
@@ -74,18 +74,6 @@ def facts(site: Site) -> ConvFacts:
         dilation=two(site.ints("dilations"), 1),
         pad=two(site.ints("pads")[: x.rank - 2], 0),
     )
-
-
-def two(numbers: tuple[int, ...], fill: int) -> tuple[int, int]:
-    """Spatial attributes of one or two axes as two."""
-    first, second = (fill, *numbers)[-2:]
-    return first, second
-
-
-def plane(value: Value, layout: Blocked) -> Plane:
-    """The buffer of a blocked value."""
-    rows, columns = two((1, *value.shape[2:]), 1)
-    return Plane(value.shape[1], rows, columns, layout.width, two(layout.before, 0), two(layout.after, 0))
 
 
 def blocked_plane(builder: Builder, value: Value) -> Plane:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.codegen.groups import Group
-from compiler.codegen.kernels import Builder, Built, value_slot
+from compiler.codegen.kernels import Builder, Built, two, value_slot
 from compiler.codegen.layout import Border
 from compiler.codegen.strategies.base import Candidate, Choice, Situation, Strategy
 from compiler.codegen.strategies.convolution import (
@@ -19,7 +19,6 @@ from compiler.codegen.strategies.convolution import (
     facts,
     output_block,
     residual_border,
-    two,
     weight4,
 )
 from compiler.codegen.strategies.direct import (

@@ -131,13 +131,26 @@ class Output:
                 prefetch(buffer, (n, block, row + plane.before[0], column + plane.before[1], 0), write=write)
 
     def clear_halo(self, made: KernelBuilder, units: Units | None = None) -> None:
-        """Zero every cell outside the image. In a divided kernel the calls share its rows or its blocks of channels
-        as they do the `units`, so that threads write what they read later; None: the first unit's call does it."""
+        """Zero every cell outside the image, as `Halo.clear`."""
+        Halo(self.Y, self.plane, self._batch).clear(made, units)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Halo:
+    """The cells of a buffer that are outside of its images."""
+
+    buffer: Any
+    plane: Plane
+    batch: int
+
+    def clear(self, made: KernelBuilder, units: Units | None = None) -> None:
+        """Zero them. In a divided kernel the calls share rows or blocks of channels as they do the `units`, so that
+        threads write what they read later; None: the first unit's call does it."""
         y = self.plane
         if y.contiguous:
             return
         _, blocks, height, _, _ = y.physical(1)
-        rows = self._batch * height
+        rows = self.batch * height
         if made.begin is None:
             self._clear((0, rows), (0, blocks))
         elif units is None:
@@ -149,7 +162,7 @@ class Output:
             self._clear((0, rows), units.share(made, blocks))
 
     def _clear(self, rows: tuple[Any, Any], blocks: tuple[Any, Any]) -> None:
-        """Zero the halo in some rows, of all samples one after another, of some blocks of channels."""
+        """In some rows, of all samples one after another, of some blocks of channels."""
         y = self.plane
         _, _, height, width, _ = y.physical(1)
         beside = [*range(y.before[1]), *range(y.before[1] + y.width, width)]
@@ -164,7 +177,9 @@ class Output:
                             self._zero(n, block, row, column)
 
     def _zero(self, n: Any, block: Any, row: Any, column: Any) -> None:
-        T.buffer_store(self.Y, splat(0.0, self.plane.block), [n, block, row, column, vector(0, self.plane.block)])
+        T.buffer_store(
+            self.buffer, splat(0.0, self.plane.block), [n, block, row, column, vector(0, self.plane.block)]
+        )
 
 
 def pack_bias(bias: np.ndarray | None, channels: int, lanes: int) -> np.ndarray:
