@@ -138,8 +138,8 @@ class Worker:
 
 
 def last_words(log: str) -> str:
-    """The lines of a log that name an error, else its last ones."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    """The lines of a log that name an error, else its last ones; files of packages without where these lie here."""
+    lines = [re.sub(r"/\S*/site-packages/", "", line).strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"error|assert|exception|abort|terminate", line, re.IGNORECASE)]
     return " | ".join(telling[:TAIL] or lines[-TAIL:])
 

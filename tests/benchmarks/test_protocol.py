@@ -71,6 +71,7 @@ def test_the_words_are_those_about_the_error_not_the_addresses_behind_it():
     log = "starting\n\nassertion failed: x > 0\n 1# main at main.c\n 2# start at start.c\n"
     assert last_words(log) == "assertion failed: x > 0"
     assert last_words("one\ntwo\n") == "one | two"
+    assert last_words("Assertion in /home/me/venv/lib/site-packages/engine/a.so") == "Assertion in engine/a.so"
 
 
 def test_silence_ends():
