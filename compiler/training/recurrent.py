@@ -106,7 +106,7 @@ def _run_ragged(
     made: list[Tensor] = []
     for step, now in enumerate(pre.unbind()):
         if backward:
-            at = (ends - 1 - step).clamp(min=0)
+            at = ends - 1 - step  # below 0, past a sequence's end, it is no row
             now = torch.einsum("sn,sng->ng", (rows[:, None] == at).to(now.dtype), pre)
         active = (step < ends)[:, None]
         new_h, new_c = cell(site, half, now, h, c)

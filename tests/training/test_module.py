@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
 from compiler.ir.graph import Graph, Site  # noqa: E402
+from compiler.ir.reference import evaluate  # noqa: E402
 from compiler.ir.types import DType, TensorType  # noqa: E402
 from compiler.training.module import TorchNet  # noqa: E402
 from tests.graphs import Builder  # noqa: E402
@@ -61,6 +62,21 @@ def test_types_of_the_graph_are_kept():
     graph.set_task("t", [x.ref])
     net = TorchNet(graph.freeze())
     assert net.run(net.feeds({"x": np.ones((2, 1, 3), np.float32)}))[x.ref].dtype == torch.float32
+
+
+def test_common_layers_are_run_by_functions_of_torch_and_not_by_their_lowering():
+    """A lowered convolution takes many times as long and as much memory to train."""
+    b = Builder(seed=1)
+    h = b.apply("MaxPool", b.apply("Relu", b.conv(b.input("x", 1, 4, 8, 8), 8, 3)), kernel_shape=(2, 2))
+    gemm = b.apply("Gemm", b.apply("Flatten", h), b.weight(5, 8 * 25), b.weight(5), transB=1)
+    b.task("t", b.apply("Add", b.apply("MatMul", b.apply("Relu", gemm), b.weight(5, 3)), b.weight(3)))
+    net = TorchNet(b.graph.freeze())
+    x = np.random.default_rng(2).normal(size=(2, 1, 4, 8, 8)).astype(np.float32)
+    (output,) = b.graph.tasks["t"].outputs
+    net._emit = None  # type: ignore[assignment]
+    found = net.run(net.feeds({"x": x}))[output].detach()
+    for sample, made in zip(x, found, strict=True):
+        assert_close(made.numpy(), evaluate(b.graph, {"x": sample})[output.name], AGREES, "output")
 
 
 def test_mixed_products_have_fewer_bits_and_everything_else_keeps_its_own():

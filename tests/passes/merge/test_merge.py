@@ -123,6 +123,30 @@ def test_a_copy_with_permuted_channels_costs_one_network_and_two_heads(family):
         assert difference(outputs(merged, feeds)[task], expected) < 1e-4
 
 
+def test_channels_that_are_multiples_of_each_other_are_placed_with_their_slopes():
+    """Without any fit, a copy with channels of other sizes loses nothing."""
+    first = plain("a", 0)
+    twin, rng = renamed(first, 1).copy(), np.random.default_rng(7)
+    twin.set_task("b", twin.tasks["a"].outputs)
+    twin.drop_task("a")
+    layers = [s for s in twin.sites() if isinstance(s.node.op, MacOp)]
+    for layer, reader in itertools.pairwise(layers):
+        sizes = rng.uniform(0.5, 2.0, layer.results[0].shape[1]).astype(np.float32)
+        for value in layer.operands[1:]:
+            factors = sizes.reshape(-1, *(1,) * (value.rank - 1))
+            twin.update(value.ref, data=twin.value(value.ref).constant * factors)
+        read = reader.operands[1]
+        twin.update(read.ref, data=read.constant / sizes.reshape(1, -1, *(1,) * (read.rank - 2)))
+    graph = joined(first, twin.freeze())
+    feeds = feed(graph)
+    expected = outputs(graph, feeds)
+    assert difference(expected["b"], expected["a"]) < 1e-5
+    merged = Merge(max_loss=1e-6, max_drift=1e-6, fit=False)(graph, data(graph))
+    assert macs(merged)[frozenset("ab")] < 1.2 * macs(merged)[frozenset("a")]
+    for task, found in outputs(merged, feeds).items():
+        assert difference(found, expected[task]) < 1e-4
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_strangers_share_nothing_at_zero_loss_and_change_nothing(family):
     """Not even where few inputs make anything look like anything else: the held-out ones decide."""

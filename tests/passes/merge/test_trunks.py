@@ -169,6 +169,16 @@ def test_the_cheapest_attachment_goes_first_and_dearer_ones_are_not_looked_at() 
     assert nothing.attached == []
 
 
+def test_offers_are_compared_by_what_is_kept_of_them() -> None:
+    """The deeper cuts, which cost less, lose too much; of the others d's costs more, although d's deeper one would
+    cost less than what is kept of c.
+    """
+    c, d = trial(5.0, 0.0, 0, task="c"), trial(6.0, 0.0, 0, task="d")
+    search = Search([[[c], [trial(3.0, 0.0, 1, task="c")]], [[d], [trial(4.0, 0.0, 1, task="d")]]], [c, d])
+    search.grow()
+    assert [a.task for a in search.attached] == ["c", "d"] and d in search.tried[:4]
+
+
 class Ways(Trunks):
     """Trials of one pair at one cut; `costs`: of the graph with each of the ways."""
 
