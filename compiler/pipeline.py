@@ -92,8 +92,8 @@ class Pipeline:
 
     @classmethod
     def parse(cls, specs: Iterable[str], numerics: bool = False) -> Pipeline:
-        """From spec strings; ConfigError where one cannot be read."""
-        return cls(tuple(parse(s) for s in specs), numerics)
+        """From spec strings, or one; ConfigError where one cannot be read."""
+        return cls(tuple(parse(s) for s in ([specs] if isinstance(specs, str) else specs)), numerics)
 
     def run(
         self,
@@ -128,19 +128,20 @@ class Pipeline:
 
     def _check(self, graph: Graph, use: Resources, stop_after: str | None) -> None:
         """ConfigError with all that keeps passes from starting, before the first of them takes its time."""
-        problems, levels = [], level_count(graph)
+        problems: dict[str, list[str]] = {}
+        levels = level_count(graph)
         for pass_ in self.passes:
-            if levels == 1 and pass_.needs_levels:
-                problems.append(f"{pass_}: {pass_.needs_levels}")
+            if problem := pass_.levels_problem(levels):
+                problems.setdefault(problem, []).append(str(pass_))
             elif found := pass_.wrong(graph, use):
-                problems.append(f"{pass_}: {'; '.join(found)}")
+                problems.setdefault("; ".join(found), []).append(str(pass_))
             elif isinstance(pass_, ExtractTasks):
                 graph = pass_(graph)  # so that those behind it are asked about the tasks they will see
             levels = pass_.levels_after(levels)
             if pass_.name == stop_after:
                 break
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("\n".join(f"{', '.join(passes)}: {what}" for what, passes in problems.items()))
 
     def _step(self, pass_: Pass, before: Graph, known: Facts, use: Resources) -> tuple[Graph, PassRecord]:
         try:

@@ -171,8 +171,8 @@ def test_outputs_that_are_never_finite_have_no_drift():
 
 def test_an_error_names_the_pass():
     with pytest.raises(ConfigError) as caught:
-        Pipeline.parse(["extract-level{level=3}"]).run(network())
-    assert "while running extract-level{level=3}" in caught.value.__notes__
+        Pipeline.parse(["nest{levels=0.0+0.5,min_inputs=5000}"]).run(network())
+    assert "while running nest{levels=0.0+0.5,min_inputs=5000}" in caught.value.__notes__
 
 
 def test_half_floats_are_held_to_their_own_rounding() -> None:

@@ -253,10 +253,14 @@ class Pass(abc.ABC):
     keeps_levels: ClassVar[bool] = False
     """Whether a graph with sparsity levels may be given to it: what holds for its data must hold at every level."""
 
-    @property
-    def needs_levels(self) -> str:
-        """Why the pass starts on graphs with sparsity levels alone; empty where it does not."""
-        return ""
+    def levels_problem(self, count: int) -> str:
+        """Why the pass cannot start on a graph with `count` sparsity levels; empty where it can."""
+        if count <= 1 or self.keeps_levels:
+            return ""
+        return (
+            f"there are {count} sparsity levels here, which this pass would not keep; run it before nest, leave it "
+            "out for a network that comes with levels, or take one level (extract-level{level=0,alone=true}) first"
+        )
 
     def levels_after(self, count: int) -> int:
         """How many sparsity levels there are behind the pass where there are `count` in front of it."""
@@ -286,11 +290,12 @@ class Pass(abc.ABC):
     def run(self, graph: Graph, use: Resources | None = None) -> Outcome:
         """wrong, requires -> copy -> rewrite -> verify -> ensures -> freeze.
 
-        ConfigError where something is wrong, and where a pattern of the option `exclude`, which some passes have,
-        names nothing in `graph`.
+        ConfigError where something is wrong, where sparsity levels would not be kept, and where a pattern of the
+        option `exclude`, which some passes have, names nothing in `graph`.
         """
         use = Resources() if use is None else use
-        self._check_levels(graph)
+        if problem := self.levels_problem(level_count(graph)):
+            raise ConfigError(f"{self.name}: {problem}")
         check_patterns(graph, getattr(self, "exclude", ()), f"{self.name}: exclude")
         if problems := self.wrong(graph, use):
             raise ConfigError(f"{self.name}: {'; '.join(problems)}")
@@ -302,17 +307,6 @@ class Pass(abc.ABC):
         self.ensures(graph, after)
         notes = tuple(t for t in told if isinstance(t, Note))
         return Outcome(after.freeze(), tuple(t for t in told if not isinstance(t, Note)), notes)
-
-    def _check_levels(self, graph: Graph) -> None:
-        count = level_count(graph)
-        if count == 1 and self.needs_levels:
-            raise ConfigError(f"{self.name}: {self.needs_levels}")
-        if count > 1 and not self.keeps_levels:
-            raise PassError(
-                f"{self.name}: graph '{graph.name}' has {count} sparsity levels, which this pass would not keep; "
-                "run it before nest, leave it out for a network that comes with levels, or take one level "
-                "(extract-level{level=0,alone=true}) first"
-            )
 
     def __str__(self) -> str:
         """The spec string, `name{option=value}`; `compiler.pipeline.parse` reads it back."""

@@ -21,7 +21,7 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import level_count
 from compiler.ir.text import digest
 from compiler.passes.base import Note, Pass, Refusal, Resources, memory_for, torch_module
-from compiler.passes.spec import named_number
+from compiler.passes.spec import task_numbers
 from compiler.training.answers import numbers
 
 METHOD = "7"
@@ -96,9 +96,9 @@ class Distil(Pass):
             torch_module("distilling", self.name)
         return problems
 
-    @property
-    def needs_levels(self) -> str:
-        return "rounds are for networks with sparsity levels; run nest before" if self.rounds > 0 else ""
+    def levels_problem(self, count: int) -> str:
+        lost = self.rounds > 0 and count == 1
+        return "rounds are for networks with sparsity levels; run nest before" if lost else ""
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None
@@ -141,12 +141,7 @@ class Distil(Pass):
 
     def _weights(self, graph: Graph) -> dict[str, float]:
         """Task -> weight; ValueError names what cannot be read."""
-        found = dict.fromkeys(graph.tasks, 1.0)
-        for text in self.weights:
-            wrong = f"weights: '{text}' is not TASK:WEIGHT with one of {', '.join(graph.tasks)}"
-            task, weight = named_number(text, found.__contains__, wrong)
-            found[task] = weight
-        return found
+        return task_numbers("weights", self.weights, graph.tasks, "WEIGHT", 1.0)
 
     def _checkpoint(self, graph: Graph, use: Resources, feeds: list[dict[str, np.ndarray]]) -> Path | None:
         """The file of this training: another network, other data or options are another file."""

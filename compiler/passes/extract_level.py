@@ -33,11 +33,13 @@ class ExtractLevel(Pass):
         kept = "order=false is for a network of one level; give alone=true too"
         return [] if self.alone or self.order else [kept]
 
+    def levels_problem(self, count: int) -> str:
+        return (
+            "" if 0 <= self.level < count else f"there is no level {self.level}; there are levels 0 to {count - 1}"
+        )
+
     def levels_after(self, count: int) -> int:
         return 1 if self.alone else count - self.level
-
-    def requires(self, graph: Graph, use: Resources) -> None:
-        at_level(graph, self.level)
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         graph.assign(at_level(graph, self.level, alone=self.alone, order=self.order))

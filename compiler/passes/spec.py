@@ -11,10 +11,12 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from compiler.errors import ConfigError
+
+K = TypeVar("K")
 
 _WORD = re.compile(r"[A-Za-z0-9_./*@:-]+")
 _SPEC = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{(.*)\})?\s*", re.DOTALL)
@@ -158,16 +160,37 @@ def _number(text: str, hint: type[int] | type[float]) -> int | float:
     return found
 
 
-def named_number(text: str, known: Callable[[str], bool], otherwise: str) -> tuple[str, float]:
-    """`name:1.5` as a name that is `known` and a finite number from 0 on; ValueError says `otherwise`."""
-    name, _, number = text.rpartition(":")
-    try:
-        found = _number(number, float)
-    except ValueError:
-        found = math.inf
-    if not known(name) or not 0 <= found < math.inf:
-        raise ValueError(otherwise)
-    return name, found
+def named_numbers(
+    option: str, texts: Iterable[str], key: Callable[[str], K | None], form: str, least: float = 0.0
+) -> dict[K, float]:
+    """Texts such as `name:1.5` as key of the name -> finite number from `least` on.
+
+    `key` gives None for names that mean nothing. ValueError where a text is not of this `form`, which is what the
+    user is told, or two texts name the same.
+    """
+    found: dict[K, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            value = _number(number, float)
+        except ValueError:
+            value = math.inf
+        what = key(name)
+        if what is None or not least <= value < math.inf:
+            raise ValueError(f"{option}: '{text}' is not {form}")
+        if what in found:
+            raise ValueError(f"{option}: '{name}' is given twice")
+        found[what] = value
+    return found
+
+
+def task_numbers(
+    option: str, texts: Iterable[str], tasks: Iterable[str], what: str, default: float
+) -> dict[str, float]:
+    """Every task -> its number of texts such as `task:1.5`, or the default; ValueError as for `named_numbers`."""
+    base = dict.fromkeys(tasks, default)
+    form = f"TASK:{what} with one of {', '.join(base)}"
+    return base | named_numbers(option, texts, lambda name: name if name in base else None, form)
 
 
 def _text(text: str) -> str:

@@ -87,6 +87,7 @@ def test_options_are_text_both_ways():
         ({"loss": "l1"}, "loss is 'l1'; it can be mse or kl"),
         ({"classes": ("c",)}, "classes names c; the tasks are a, b"),
         ({"weights": ("a",)}, "weights: 'a' is not TASK:WEIGHT with one of a, b"),
+        ({"weights": ("a:1", "b:2", "a:3")}, "weights: 'a' is given twice"),
         ({"weights": ("a:nan",)}, "weights: 'a:nan' is not TASK:WEIGHT"),
         ({"weights": ("a:-1",)}, "weights: 'a:-1' is not TASK:WEIGHT"),
         ({"labels": 0.5}, "labels asks for class labels"),

@@ -17,6 +17,7 @@ from compiler.ir.levels import at_level, level_count
 from compiler.ir.reference import evaluate
 from compiler.ir.text import digest
 from compiler.passes.sparsify.level_biases import HELD_OUT
+from compiler.pipeline import Pipeline
 from tests.graphs import Builder
 
 
@@ -106,8 +107,30 @@ def test_options_are_spelled_back() -> None:
 )
 def test_passes_that_would_lose_levels_refuse_them(spec: str) -> None:
     after = parse_pass("nest{levels=0+0.5}")(network())
-    with pytest.raises(PassError, match="has 2 sparsity levels, which this pass would not keep"):
+    with pytest.raises(ConfigError, match="there are 2 sparsity levels here, which this pass would not keep"):
         parse_pass(spec)(after)
+
+
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [
+        ("fold-constants", "fold-constants: there are 2 sparsity levels here, which this pass would not keep"),
+        ("nest{levels=0+0.5}", "nest.*: there are 2 sparsity levels here"),
+        ("extract-level{level=2}", r"extract-level\{level=2\}: there is no level 2; there are levels 0 to 1"),
+    ],
+)
+def test_what_cannot_follow_nest_is_refused_before_the_first_pass(behind: str, message: str) -> None:
+    told: list[str] = []
+    pipeline = Pipeline.parse(["fold-constants", "nest{levels=0+0.5}", behind])
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run(network(), Resources(say=told.append))
+    assert not told
+    pipeline.run(network(), stop_after="nest")
+
+
+def test_a_pass_may_follow_a_level_that_was_taken_alone() -> None:
+    specs = ["nest{levels=0+0.5}", "extract-level{level=1,alone=true}", "fold-constants"]
+    assert level_count(Pipeline.parse(specs).run(network())[0]) == 1
 
 
 @pytest.mark.parametrize("spec", ["remove-dead-code", "deduplicate", "extract-tasks{tasks=a+b}"])
@@ -175,7 +198,7 @@ def _mean_gap(original: Graph, part: Graph, feeds: list[dict[str, np.ndarray]]) 
 
 
 def test_biases_need_inputs() -> None:
-    with pytest.raises(PassError, match="no calibration data"):
+    with pytest.raises(ConfigError, match="biases=corrected needs calibration inputs"):
         parse_pass("nest{levels=0+0.5,biases=corrected}")(network())
     with pytest.raises(PassError, match="3 calibration inputs; biases=corrected needs 4 or more"):
         parse_pass("nest{levels=0+0.5,biases=corrected}")(network(), inputs(3))

@@ -38,7 +38,7 @@ from compiler.passes.merge.stages import Label, stages
 from compiler.passes.merge.streams import Place, Stream, Streams
 from compiler.passes.merge.trunks import Bill, Trunks
 from compiler.passes.prune.surgery import join_shared, split_shared
-from compiler.passes.spec import changed, named_number
+from compiler.passes.spec import changed, named_numbers, task_numbers
 
 STARTS = ("separate", "shared")
 
@@ -261,12 +261,7 @@ class Merge(Pass):
     # ------------------------------------------------------------------ options
     def _losses(self, graph: Graph) -> dict[str, float]:
         """Task -> what its outputs may lose; ValueError names what cannot be read."""
-        found = dict.fromkeys(graph.tasks, self.max_loss)
-        for text in self.limits:
-            wrong = f"limits: '{text}' is not TASK:SHARE with one of {', '.join(graph.tasks)}"
-            task, share = named_number(text, found.__contains__, wrong)
-            found[task] = share
-        return found
+        return task_numbers("limits", self.limits, graph.tasks, "SHARE", self.max_loss)
 
     def _workload(self, graph: Graph, use: Resources) -> Mapping[frozenset[str], float]:
         """The probabilities that labels are priced with: capped combinations count as much as all others
@@ -326,14 +321,13 @@ def _first_copies(graph: Graph, origin: Mapping[ValueRef, ValueRef]) -> dict[Val
 
 def caps_of(texts: Sequence[str], graph: Graph) -> dict[frozenset[str], float]:
     """Combination -> most multiply-adds, from `a/b:1500000`; ValueError names what cannot be read."""
-    found = {}
-    for text in texts:
-        wrong = f"caps: '{text}' is not TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}"
-        names, macs = named_number(text, lambda names: set(names.split("/")) <= set(graph.tasks), wrong)
-        if not macs:
-            raise ValueError(wrong)
-        found[frozenset(names.split("/"))] = macs
-    return found
+
+    def combination(names: str) -> frozenset[str] | None:
+        found = frozenset(names.split("/"))
+        return found if found <= set(graph.tasks) else None
+
+    form = f"TASK/TASK:MACS with tasks of {', '.join(graph.tasks)}"
+    return named_numbers("caps", texts, combination, form, least=1)
 
 
 def _uniform(tasks: tuple[str, ...]) -> dict[frozenset[str], float]:

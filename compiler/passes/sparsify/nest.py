@@ -65,6 +65,8 @@ class Nest(Pass):
         unknown = [d for d in self.dense if d not in KEPT_DENSE]
         if unknown:
             problems.append(f"dense is '{unknown[0]}'; it can be {', '.join(KEPT_DENSE)}")
+        if self.biases == "corrected" and use.calibration is None:
+            problems.append("biases=corrected needs calibration inputs; give [calibration] data")
         if self.samples < HELD_OUT:
             problems.append(f"samples is {self.samples}; biases are corrected from at least {HELD_OUT} inputs")
         if self.min_inputs < 1:

@@ -234,6 +234,8 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
         ({"start": "wide"}, "start is 'wide'; it can be separate or shared"),
         ({"start": "shared", "policy": "mtz"}, "start is 'shared'; .* the latter for lattice only"),
         ({"limits": ("z:0.1",)}, "limits: 'z:0.1' is not TASK:SHARE"),
+        ({"limits": ("a:0.1", "a:0.2")}, "limits: 'a' is given twice"),
+        ({"caps": ("a/b:10", "b/a:20")}, "caps: 'b/a' is given twice"),
         ({"limits": ("a:nan",)}, "limits: 'a:nan' is not TASK:SHARE"),
         ({"caps": ("a/z:10",)}, "caps: 'a/z:10' is not TASK/TASK:MACS"),
         ({"caps": ("a/b:0",)}, "caps: 'a/b:0' is not TASK/TASK:MACS"),
