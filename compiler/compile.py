@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.bundle_report import BundleReport
+from compiler.calibration.data import feed_of
 from compiler.calibration.evaluation import TaskEvaluation
 from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
@@ -25,7 +26,7 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import Target, find_target
 from compiler.codegen.tuning import TuningDatabase
 from compiler.cost.combine import MOST_TASKS, CostReport, cost_report, refuse_too_many
-from compiler.errors import GateError, TargetError, UnsupportedModelError, plural
+from compiler.errors import ConfigError, GateError, TargetError, UnsupportedModelError, plural
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
@@ -173,7 +174,7 @@ def build(
 def compile_release(
     config: Config,
     *,
-    output: Path | None = None,
+    output: str | Path | None = None,
     targets: Sequence[str] = (),
     force: bool = False,
     allow_unlinked: bool = False,
@@ -195,7 +196,7 @@ def compile_release(
     `allow_unlinked` is not set (its bundle is written nevertheless), and what the stages raise.
     """
     goals = [find_target(t) for t in dict.fromkeys(targets or config.targets)]
-    root = output if output is not None else config.path(config.output) / config.name
+    root = Path(output) if output is not None else config.path(config.output) / config.name
     planning = planning_of(config, paths(plan), None if tuning is None else Path(tuning), tune)
     sources = {} if tune is not None else planning.sources(goals)
     with staged(root, [g.name for g in goals], force, config.name) as folder:
@@ -270,9 +271,9 @@ def _job(release: Release, graph: Graph, records: tuple[PassRecord, ...]) -> _Jo
 
 def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, seed: int) -> Golden:
     """Inputs with the reference's outputs; UnsupportedModelError where no random input gives finite outputs, or
-    `feeds` give an output no finite number.
+    `feeds` give an output no finite number; ConfigError where these do not fit the graph's inputs.
     """
-    chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else feeds
+    chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else _fitting(graph, feeds)
     samples = []
     for feed in chosen:
         inputs = tuple(feed[v.ref.name] for v in graph.inputs)
@@ -287,6 +288,17 @@ def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, se
             "adapters, and at the weights"
         )
     return Golden(seed, tuple(samples))
+
+
+def _fitting(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Feeds in the element types of the inputs; ConfigError where one lacks an input, or there is none."""
+    if not feeds:
+        raise ConfigError("there are no golden inputs in feeds; leave feeds out for random ones")
+    for feed in feeds:
+        if lacking := [v.ref.name for v in graph.inputs if v.ref.name not in feed]:
+            named = ", ".join(map(repr, lacking))
+            raise ConfigError(f"feeds: a golden input lacks {named}; it has {', '.join(feed)}")
+    return [{v.ref.name: feed_of(v, np.asarray(feed[v.ref.name])) for v in graph.inputs} for feed in feeds]
 
 
 def _outputs(graph: Graph, feed: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -412,5 +424,6 @@ def _require_linked(builds: Sequence[Built], root: Path, allow_unlinked: bool) -
         tools = ", ".join(dict.fromkeys(t.compilers[0] for t in missing))
         raise TargetError(
             f"no C compiler for {names}: the bundles in {root} hold the static archive, the header and LINK.txt "
-            f"with the commands that link them. Install {tools} or the zig extra; --allow-unlinked accepts this"
+            f"with the commands that link them. Install {tools} or the zig extra; --allow-unlinked, in Python "
+            "allow_unlinked=True, accepts this"
         )

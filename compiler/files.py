@@ -32,7 +32,7 @@ def replace_whole(path: Path, data: bytes) -> None:
     device, a pipe) is written to and stays what it is: a file in the place of /dev/null would take it from
     everybody.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # resolve() raises a RuntimeError for links round in a circle
     if path.exists() and not (path.is_file() or path.is_dir()):
         with path.open("wb") as special:
             special.write(data)

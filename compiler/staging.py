@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -17,49 +18,99 @@ from compiler.files import DISK_FULL, missing, remove_empty, replace_whole
 
 @contextlib.contextmanager
 def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterator[Path]:
-    """A fresh folder beside `root`, moved into it when the block ends well; removed when it does not.
+    """A fresh folder, whose contents are moved into `root` when the block ends well; removed when it does not.
 
-    Checks before any work is done: ConfigError where a target's bundle exists and `force` is not set, where bundles
-    of another library than `name` would stay beside the new ones, or where nothing can be written. ConfigError too
-    where the disk is full in the end.
+    Checks before any work is done: ConfigError where another process writes `root`, where a target's bundle exists
+    and `force` is not set, where bundles of another library than `name` would stay beside the new ones, or where
+    nothing can be written. ConfigError too where the disk is full in the end.
     """
-    existing = [t for t in targets if (root / t).exists()]
-    if existing and not force:
-        raise ConfigError(f"{root} already holds {', '.join(existing)}; --force replaces them")
-    _refuse_strangers(root, targets, name)
-    made = missing(root.parent)
-    folder = None
+    real = Path(os.path.realpath(root))
+    place = real if real.is_dir() else real.parent  # what is there may be another file system than its parent
+    made = missing(place)
     try:
-        try:
-            check_folder(root)
-            root.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-        except OSError as error:
-            raise ConfigError(f"{root}: cannot be created: {error.strerror}; choose another with -o") from None
-        folder.chmod(0o755)
-        yield folder
-        _publish(folder, root)
+        with _reserved(root, place) as folder:
+            _refuse_existing(root, targets, force)
+            _refuse_strangers(root, targets, name)
+            yield folder
+            _publish(folder, real)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         where = error.filename or root
         raise ConfigError(
-            f"{where}: cannot be written: {error.strerror}; make room there, or choose another with -o"
+            f"{where}: cannot be written: {error.strerror}; make room there, or choose another output folder"
         ) from error
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         remove_empty(made)  # not those that hold the bundle
+
+
+@contextlib.contextmanager
+def _reserved(root: Path, place: Path) -> Iterator[Path]:
+    """A fresh folder in `place`, for this process alone; ConfigError where there can be none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            check_folder(root)
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(place / f".{root.name}.lock"))
+            folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=place))
+        except BlockingIOError:
+            raise ConfigError(
+                f"{root}: another process writes a bundle there; let it finish, or choose another output folder"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{root}: cannot be created: {error.strerror}; choose another output folder"
+            ) from None
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A file that one process has at a time, gone afterwards; BlockingIOError where another one has it.
+
+    The system ends the lock with the process, so that a file left by one that was killed locks nothing.
+    """
+    while True:
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file.fileno(), path):
+                continue  # whoever had it removed it between our two steps
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _refuse_existing(root: Path, targets: Sequence[str], force: bool) -> None:
+    existing = [t for t in targets if (root / t).exists()]
+    if existing and not force:
+        raise ConfigError(
+            f"{root} already holds {', '.join(existing)}; --force, in Python force=True, replaces what is there"
+        )
 
 
 def check_folder(root: Path) -> None:
     """ConfigError where something is at `root` that is no folder, or one that cannot be written to."""
     if root.exists() and not (root.is_dir() and os.access(root, os.W_OK)):
-        raise ConfigError(f"{root}: not a folder that can be written to; choose another with -o")
+        raise ConfigError(f"{root}: not a folder that can be written to; choose another output folder")
 
 
 def _refuse_strangers(root: Path, targets: Sequence[str], name: str) -> None:
-    """Whoever opens the folder gets the best target of it: they have to be of one library."""
+    """Whoever opens the folder gets the best target of it: they have to be of one library, each a folder in it."""
+    if (root / "manifest.json").exists():
+        raise ConfigError(
+            f"{root} is the bundle of one target; name the folder above it, which holds one per target"
+        )
     if not (root / "index.json").exists():
         return
     known = read_index(root)
@@ -67,7 +118,7 @@ def _refuse_strangers(root: Path, targets: Sequence[str], name: str) -> None:
     if known["name"] != name and others:
         raise ConfigError(
             f"{root} holds '{known['name']}' for {', '.join(others)}, which '{name}' does not replace; choose "
-            "another folder with -o"
+            "another output folder"
         )
 
 

@@ -342,3 +342,25 @@ def test_two_builds_in_other_folders_and_hash_seeds_give_the_same_bytes(tmp_path
         found.append(digests(folder / "out"))
     assert found[0] == found[1]
     assert {"host/libpair.so", "host/reports/report.html", "host/reports/report.json"} <= set(found[0])
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ([], "no golden inputs in feeds"),
+        ([{"picture": np.ones((1, 3, 8, 8))}], "a golden input lacks 'image'; it has picture"),
+        ([{"image": np.ones((1, 3, 8, 9))}], r"'image' has shape \(1, 3, 8, 9\), expected \(1, 3, 8, 8\)"),
+        ([{"image": np.full((1, 3, 8, 8), "x")}], "data for input 'image' are <U1"),
+    ],
+)
+def test_golden_inputs_that_do_not_fit_are_refused(tmp_path, feeds, message):
+    write_release(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        build(load(tmp_path / "a.onnx"), output=tmp_path / "out", feeds=feeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_golden_inputs_take_the_type_of_the_input(tmp_path):
+    write_release(tmp_path)
+    (sample,) = golden_of(load(tmp_path / "a.onnx"), [{"image": np.ones((1, 3, 8, 8))}], 0).samples
+    assert sample.inputs[0].dtype == np.float32

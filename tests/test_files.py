@@ -33,6 +33,13 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_a_link_that_leads_round_in_a_circle_is_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    write_whole(link, b"new")
+    assert not link.is_symlink() and link.read_bytes() == b"new"
+
+
 def test_threads_that_write_one_file_take_nothing_from_each_other(tmp_path: Path, monkeypatch) -> None:
     """All of them have written aside when the first one renames."""
     together, raised, texts = threading.Barrier(3, timeout=30), list[BaseException](), (b"a" * 9, b"b", b"c" * 99)

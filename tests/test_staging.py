@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,49 @@ def test_bundles_of_two_libraries_do_not_share_a_folder(tmp_path):
         made(root, "new", "other", "armv7-neon")
     made(root, "new", "other")
     assert read_index(root)["name"] == "other"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from compiler.staging import staged
+with staged(Path(sys.argv[1]), ["host"], True, "net"):
+    print("writing", flush=True)
+    sys.stdin.read()
+    raise SystemExit
+"""
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path, there):
+    root = tmp_path / "out"
+    if there:
+        made(root, "old")
+    command = [sys.executable, "-c", HOLD, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "writing\n"
+        with pytest.raises(ConfigError, match="out: another process writes a bundle there; let it finish"):
+            made(root, "new")
+        made(tmp_path / "beside", "new")
+        other.kill()  # no chance to clean up
+    made(root, "new")
+    assert (root / "host" / "manifest.json").read_text() == "new"
+
+
+def test_no_bundle_is_put_into_the_bundle_of_a_target(tmp_path):
+    made(tmp_path / "out", "old")
+    with pytest.raises(ConfigError, match="out/host is the bundle of one target; name the folder above it"):
+        made(tmp_path / "out" / "host", "new")
+    assert [p.name for p in (tmp_path / "out" / "host").iterdir()] == ["manifest.json"]
+
+
+def test_a_folder_may_be_a_link_to_another_file_system(tmp_path):
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as folder:
+        (tmp_path / "out").symlink_to(folder)
+        made(tmp_path / "out", "old")
+        made(tmp_path / "out", "new")
+        assert sorted(p.name for p in Path(folder).iterdir()) == ["host", "index.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

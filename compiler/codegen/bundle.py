@@ -131,7 +131,7 @@ def write_bundle(
     if facts is None and not allow_unlinked:
         raise TargetError(
             f"no C compiler for {target.name} found: {final} is not linked. Install {target.compilers[0]} or the "
-            f"zig extra, or run the commands in {final / 'LINK.txt'}; --allow-unlinked accepts this"
+            f"zig extra, or run the commands in {final / 'LINK.txt'}; allow_unlinked=True accepts this"
         )
     return Bundle(final, parse_manifest(manifest, str(final)))
 
@@ -218,7 +218,7 @@ def _bundle_folder(path: Path, target: str | None) -> Path:
 def _bundles_below(path: Path) -> str:
     """What someone may have meant who names a folder that is no bundle."""
     if not path.is_dir():
-        return ": there is no such folder"
+        return ", which is a folder: this is a file" if path.exists() else ": there is no such folder"
     found = sorted(p.parent for p in path.glob("*/index.json"))
     return f"; there are bundles in {', '.join(map(str, found))}" if found else ": it has no index.json"
 
@@ -242,7 +242,7 @@ def _check_free(root: Path, final: Path, name: str, force: bool) -> None:
     if (root / "index.json").exists() and (other := read_index(root)["name"]) != name:
         raise ConfigError(f"{root} holds the bundle '{other}'; choose another folder for '{name}'")
     if final.exists() and not force:
-        raise ConfigError(f"{final} exists; --force replaces it")
+        raise ConfigError(f"{final} exists; force=True replaces it")
 
 
 def _identity(inputs: Mapping[str, str], toolchain: Toolchain | None, target: Target) -> dict[str, object]:

@@ -124,7 +124,7 @@ def test_index_pins_the_manifest(bundle: Bundle) -> None:
 
 def test_existing_bundle_is_replaced_by_force_only(bundle: Bundle, objects: bytes) -> None:
     library = dataclasses.replace(tiny_library(objects), plan={"groups": 4})
-    with pytest.raises(ConfigError, match="--force"):
+    with pytest.raises(ConfigError, match="force=True replaces it"):
         tiny_bundle(library, HOST, bundle.path.parent)
     assert read_bundle(bundle.path) == bundle
     again = tiny_bundle(library, HOST, bundle.path.parent, force=True)
