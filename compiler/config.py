@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from compiler.calibration.metrics import METRICS
 from compiler.errors import ConfigError
+from compiler.ir.names import RULE, is_c_name
 from compiler.ir.types import DType, TensorType
 from compiler.settings import (
     DEFAULT_PASSES,
@@ -31,8 +31,6 @@ from compiler.toml_table import Table, amount, flag, kind, number, seed, shape, 
 
 MOST_EVERY = 10
 """Tasks up to which `include = "every"` lists all combinations: 1,023 functions."""
-
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -50,8 +48,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         if file.suffix == ".onnx":
             advice = f". It looks like a network; `taskgraft init {file.name}` writes a release file for it"
         raise ConfigError(f"{file}: not valid TOML: {error}{advice}") from None
-    for override in overrides:
-        _override(data, override)
+    _override(data, overrides)
     return parse_config(data, file.parent, str(file))
 
 
@@ -66,20 +63,34 @@ def parse_config(data: Mapping[str, Any], folder: Path, where: str = "config") -
     return config
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: write key.path=value")
+def _override(data: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Put values of `key.path=value` in their places; ConfigError where one cannot be read or undoes another."""
+    done: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        path = key.strip()
+        if not equals or not path:
+            raise ConfigError(f"--set {override}: write key.path=value")
+        if lost := [done[p] for p in done if p == path or p.startswith(f"{path}.")]:
+            raise ConfigError(f"--set {override}: would undo --set {lost[0]}; give one of them")
+        done[path] = override
+        _put(data, path.split("."), _parsed(value), override)
+
+
+def _parsed(value: str) -> object:
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value
-    *parents, last = key.strip().split(".")
+        return value
+
+
+def _put(data: dict[str, Any], path: Sequence[str], value: object, override: str) -> None:
+    *parents, last = path
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise ConfigError(f"--set {override}: '{parent}' is not a table")
-    data[last] = parsed
+    data[last] = value
 
 
 # ---------------------------------------------------------------------- tables
@@ -336,10 +347,8 @@ def _unknown_task(name: str, tasks: Sequence[str]) -> str:
 # ---------------------------------------------------------------------- values
 def _name(value: object) -> str:
     name = text(value)
-    if not _NAME.fullmatch(name) or "__" in name:
-        raise ValueError(
-            f"'{name}' becomes part of C names: lower-case letters, digits and single underscores only"
-        )
+    if not is_c_name(name):
+        raise ValueError(f"'{name}' becomes part of C names: {RULE}")
     return name
 
 

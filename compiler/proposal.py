@@ -19,6 +19,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from compiler.errors import ConfigError, UnsupportedModelError, listed
 from compiler.ir.levels import LEVELS_KEY, ORDER_KEY
+from compiler.ir.names import c_name
 from compiler.ir.onnx_nodes import dtype_of
 from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
@@ -101,8 +102,7 @@ def task_names(files: Sequence[Path]) -> tuple[str, ...]:
         words = [w[:-1] for w in words]
     found: list[str] = []
     for parts in words:
-        base = "_".join(parts)
-        base = base if base[0].isalpha() else f"task_{base}"
+        base = c_name("_".join(parts), "task")
         numbers = (base if n == 1 else f"{base}_{n}" for n in range(1, len(files) + 2))
         found.append(next(n for n in numbers if n not in found))
     return tuple(found)

@@ -57,6 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compiler.progress",
         "compiler.toml_table",
         "compiler.ir",
+        "compiler.ir.names",
         "compiler",
     ),
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from compiler.codegen.program import Argument, Call, Library, Port, Program
 from compiler.errors import ConfigError
+from compiler.ir.names import RULE, is_c_name
 from compiler.ir.types import DType
 
 ABI = 3
@@ -292,12 +293,9 @@ def _reserved(word: str) -> bool:
 
 def check_names(name: str, tasks: Sequence[str]) -> None:
     """ConfigError that lists what a library and its tasks cannot be called, and why."""
-    rule = re.compile(r"[a-z][a-z0-9_]*\Z")
-    problems = [f"name '{name}' must match [a-z][a-z0-9_]*"] * (not rule.match(name))
+    problems = [f"name '{name}': {RULE}"] * (not is_c_name(name))
     problems += [f"name '{name}': programs would read {name}.h instead of the one of C"] * (name in _HEADERS)
-    for task in tasks:
-        if not rule.match(task) or "__" in task:
-            problems.append(f"task '{task}' must match [a-z][a-z0-9_]* and not contain '__'")
+    problems += [f"task '{task}': {RULE}" for task in tasks if not is_c_name(task)]
     problems += [f"task '{t}' appears twice" for t in _duplicates(tasks)]
     if not 0 < len(tasks) <= MOST_TASKS:
         problems.append(f"{len(tasks)} tasks; a library holds 1 to {MOST_TASKS}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from argparse import Namespace
 from pathlib import Path
@@ -11,7 +10,8 @@ from compiler.codegen.interface import check_names
 from compiler.commands import Grid, Result
 from compiler.commands.common import output_file, shapes_of
 from compiler.config import parse_config
-from compiler.errors import plural
+from compiler.errors import ConfigError, plural
+from compiler.ir.names import RULE, c_name, is_c_name
 from compiler.proposal import Proposal, propose, release_text
 from compiler.release import Say, load_release
 from compiler.staging import write_whole
@@ -22,7 +22,10 @@ def init(args: Namespace, say: Say) -> Result:
     path = output_file(args)
     files = [Path(f) for f in args.paths]
     say(f"read {plural(len(files), 'model')}")
-    name, shapes = _name(args.name or path.stem), shapes_of(args.input)
+    if args.name and not is_c_name(args.name):
+        near = c_name(args.name, "release")
+        raise ConfigError(f"--name {args.name}: becomes part of C names: {RULE}; --name {near} would do")
+    name, shapes = args.name or c_name(path.stem, "release"), shapes_of(args.input)
     proposal = propose(files, name, shapes=shapes, allow_external_data=args.allow_external_data)
     text = release_text(proposal, path.parent)
     config = parse_config(tomllib.loads(text), path.parent, str(path))
@@ -36,12 +39,6 @@ def init(args: Namespace, say: Say) -> Result:
         lines.append(f"check the adapters of {', '.join(proposal.adapted())}: they follow from shapes only")
     lines.append(f"next: taskgraft compile {path}")
     return Result(_record(proposal, path), (_grid(proposal),), tuple(lines))
-
-
-def _name(text: str) -> str:
-    """A C name: what a release file takes."""
-    name = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]+", "_", text.lower())).strip("_")
-    return name if name[:1].isalpha() else f"release_{name}".rstrip("_")
 
 
 def _record(proposal: Proposal, path: Path) -> dict[str, object]:

@@ -20,6 +20,7 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, read_order
 from compiler.ir.levels import read as read_levels
 from compiler.ir.lift import ARITHMETIC, Lift, Problems
+from compiler.ir.names import c_name
 from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
 from compiler.ir.op import OPSET, operator
 from compiler.ir.safety import DEFAULT_LIMITS, Limits, check_size, guard, read_model, shown
@@ -46,7 +47,7 @@ def load(
     """Import a model as a frozen graph with static shapes at the pinned opset.
 
     `inputs` gives the shape of every input with free axes. All outputs belong to one task called `task` (default:
-    the file's stem), unless the model was exported from a multitask graph and names its tasks itself.
+    the file's stem as a C name), unless the model was exported from a multitask graph and names its tasks itself.
 
     Raises ConfigError (no such file, wrong binding), UnsafeInputError (damaged, contradictory, over a limit),
     UnsupportedModelError (free axes, operators that are not compiled: all are listed).
@@ -54,13 +55,16 @@ def load(
     model, where = _guarded(source, allow_external_data, limits)
     version = _opset(model, where)
     _check(model, version, where)
-    name = task or (Path(source).stem if isinstance(source, (str, os.PathLike)) else model.graph.name) or "model"
+    name = task or _name(source, model)
     graph = Graph(name)
     lift = Lift(graph, {(f.domain, f.name): f for f in model.functions}, limits)
     _constants(model, lift, where)
-    for input_name, type_ in _bound(model.graph, inputs or {}, limits, where):
-        lift.values[input_name] = graph.add_input(input_name, type_)
-    lift.main(model.graph, version)
+    try:
+        for input_name, type_ in _bound(model.graph, inputs or {}, limits, where):
+            lift.values[input_name] = graph.add_input(input_name, type_)
+        lift.main(model.graph, version)
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{where}: {error}") from error
     _raise(lift.problems, where)
     _outputs(model, lift, task, name, where)
     _sweep(graph)
@@ -77,6 +81,12 @@ def _guarded(source: Source, allow_external_data: bool, limits: Limits) -> tuple
     where = f"model {shown(source.graph.name)}"
     guard(source, where=where, limits=limits)
     return source, where
+
+
+def _name(source: Source, model: onnx.ModelProto) -> str:
+    """What a network is called that nobody named: after its file, or after the graph in it."""
+    called = model.graph.name if isinstance(source, onnx.ModelProto) else Path(source).stem
+    return c_name(called, "model")
 
 
 # ---------------------------------------------------------------------- soundness
@@ -282,7 +292,7 @@ def _how_to_bind(info: onnx.ValueInfoProto, axes: Sequence[onnx.TensorShapeProto
 
 # ---------------------------------------------------------------------- tasks
 def _outputs(model: onnx.ModelProto, lift: Lift, task: str | None, name: str, where: str) -> None:
-    made = {o.name: _output(lift, o.name) for o in model.graph.output}
+    made = {o.name: _output(lift, o.name, where) for o in model.graph.output}
     if not made:
         raise UnsafeInputError(f"{where}: the model has no outputs")
     recorded = {p.key: p.value for p in model.metadata_props}.get(TASKS_KEY)
@@ -317,11 +327,11 @@ def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[t
         ) from None
 
 
-def _output(lift: Lift, name: str) -> ValueRef:
+def _output(lift: Lift, name: str, where: str) -> ValueRef:
     """The value behind an output. Inputs and constants get an Identity: every output is made by a node."""
     value = lift.values.get(name)
     if value is None:
-        raise UnsafeInputError(f"output {shown(name)} is made by no node")
+        raise UnsafeInputError(f"{where}: output {shown(name)} is made by no node")
     graph = lift.graph
     if value.data is None and value not in graph.inputs:
         return value.ref

@@ -213,10 +213,10 @@ def test_many_calls_share_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("names", "name", "message"),
     [
-        (("Age", "b"), "tiny", "task 'Age' must match"),
+        (("Age", "b"), "tiny", "task 'Age': lower-case letters, digits and single underscores"),
         (("a__b", "b"), "tiny", "task 'a__b'"),
         (("a", "a"), "tiny", "task 'a' appears twice"),
-        (("a", "b"), "Tiny-2", "name 'Tiny-2' must match"),
+        (("a", "b"), "Tiny-2", "name 'Tiny-2': lower-case letters"),
         (("a", "abi"), "tiny", "TINY_ABI"),
         (("a", "workspace_a"), "tiny", "TINY_WORKSPACE_A"),
         (("cpu_avx2", "b"), "tiny", "TINY_CPU_AVX2"),

@@ -207,7 +207,7 @@ def test_size_of_results_counts_empty_tensors_axes():
 def test_import_honours_the_limits_of_the_caller():
     text = "net (float[100] x) => (float[100,100] z) <int64[2] s = {100, 100}> { z = Expand(x, s) }"
     assert load(parse(text)).outputs[0].shape == (100, 100)
-    with pytest.raises(UnsafeInputError, match="would take 40,000 bytes"):
+    with pytest.raises(UnsafeInputError, match="model 'net': tensor 'z' would take 40,000 bytes"):
         load(parse(text), limits=Limits(tensor_bytes=39_999))
 
 
