@@ -152,6 +152,7 @@ def frontier(
     loading, building and the pipeline raise.
     """
     release = load_release(config, allow_external_data=allow_external_data, say=say)
+    evaluation_of(config, release.graph)  # what cannot be measured is told before hours of work
     graph, _ = transform(release, say=say)
     target = find_target(request.target or config.targets[0])
     study = _Study(release, graph, target, request, resources(config, release.graph, say), measure, say)

@@ -190,10 +190,15 @@ def calibration_of(config: Config, graph: Graph) -> Feeds | None:
 
 
 def evaluation_of(config: Config, graph: Graph) -> tuple[CalibrationSet, Arrays] | None:
-    """The labelled inputs as feeds, and every other array by name; None where the config names none."""
+    """The labelled inputs as feeds, and every other array by name; None where the config names none.
+
+    ConfigError where they do not fit, or a metric cannot be imported.
+    """
     source = config.evaluation.data
     if not source:
         return None
+    for name in config.evaluation.metric.values():
+        metric(name)
     arrays = load_arrays(source, config.folder)
     found = CalibrationSet(arrays, graph.inputs, config.evaluation.samples)
     _check_labels(arrays, graph, config.evaluation.metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,19 @@ def named_function(where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+@contextmanager
+def failing_as(where: str) -> Iterator[None]:
+    """ConfigError that names the function of a user where it raises anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"'{where}' failed: {type(error).__name__}: {error}") from error
+
+
 def _called(where: str) -> Arrays:
-    made = named_function(where)()
+    function = named_function(where)
+    with failing_as(where):
+        made = function()
     if not isinstance(made, Mapping) or not all(isinstance(v, np.ndarray) for v in made.values()):
         raise ConfigError(f"'{where}' must return a dict from name to numpy array")
     return dict(made)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.calibration.data import Arrays, CalibrationSet, feed_of, load_arrays, named_function
+from compiler.calibration.data import Arrays, CalibrationSet, failing_as, feed_of, load_arrays, named_function
 from compiler.errors import ConfigError
 from compiler.ir.graph import Value
 
@@ -73,6 +73,8 @@ Feeds = CalibrationSet | StreamedSet
 
 
 def _of(value: Value, sample: Sample) -> np.ndarray:
+    if not isinstance(sample, Mapping):
+        raise ConfigError(f"a sample is {type(sample).__name__}; give dicts from input name to numpy array")
     if value.ref.name not in sample:
         have = ", ".join(sorted(sample)) or "nothing"
         raise ConfigError(f"a sample lacks input '{value.ref}'; it has {have}")
@@ -111,14 +113,19 @@ def open_calibration(source: str, folder: Path, inputs: tuple[Value, ...], limit
 
 def _from_function(where: str, inputs: tuple[Value, ...], limit: int) -> Feeds:
     function = named_function(where)
-    made = function()
+    with failing_as(where):
+        made = function()
     if isinstance(made, Mapping):
         return CalibrationSet(load_arrays(where, Path()), inputs, limit)
     if not isinstance(made, Iterable):
         raise ConfigError(f"'{where}' must return a dict from name to numpy array, or an iterable of such dicts")
-    if iter(made) is made:  # a generator runs once: every start calls the function again
-        return StreamedSet(function, inputs, limit)
-    return StreamedSet(lambda: made, inputs, limit)
+    again = function if iter(made) is made else lambda: made  # a generator runs once: call for another one
+
+    def samples() -> Iterator[Sample]:
+        with failing_as(where):
+            yield from again()
+
+    return StreamedSet(samples, inputs, limit)
 
 
 def _only(inputs: tuple[Value, ...], path: Path) -> str:
@@ -161,6 +168,8 @@ def _folder(path: Path, inputs: tuple[Value, ...]) -> Opener:
 def _folder_per_input(path: Path, inputs: tuple[Value, ...]) -> Opener:
     files = {v.ref.name: sorted((path / v.ref.name).glob("*.npy")) for v in inputs}
     counts = {name: len(found) for name, found in files.items()}
+    if missing := [str(path / name) for name in files if not (path / name).is_dir()]:
+        raise ConfigError(f"{path}: has folders, one per input is expected; there is no {', '.join(missing)}")
     if len(set(counts.values())) != 1 or not all(counts.values()):
         shown = ", ".join(f"'{name}' {count}" for name, count in counts.items())
         raise ConfigError(f"{path}: folders per input hold different numbers of .npy files: {shown}")

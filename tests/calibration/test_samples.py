@@ -46,6 +46,19 @@ def number():
     return 3
 
 
+def words():
+    return "xyz"
+
+
+def failing():
+    return {}["lost"]
+
+
+def failing_later():
+    yield {"x": DATA[0]}
+    raise RuntimeError("no more")
+
+
 HERE = "tests.calibration.test_samples"
 
 
@@ -115,17 +128,26 @@ def test_dicts_and_archives_are_sets_of_arrays(tmp_path):
         ("wide.npy", r"has shape \[4\]; expected \[3\]"),
         ("none.npy", "holds no sample"),
         (f"{HERE}:number", "must return a dict from name to numpy array, or an iterable"),
+        (f"{HERE}:words", "a sample is str; give dicts from input name to numpy array"),
+        (f"{HERE}:failing", "failing' failed: KeyError: 'lost'"),
+        ("folders", "one per input is expected; there is no .*folders/x"),
     ],
 )
 def test_what_does_not_fit(tmp_path, source, message):
-    for name in ("pictures", "empty"):
-        (tmp_path / name).mkdir()
+    for name in ("pictures", "empty", "folders/y"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "pictures" / "a.PNG").write_bytes(b"")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     np.save(tmp_path / "wide.npy", np.zeros((2, 4)))
     np.save(tmp_path / "none.npy", np.zeros((0, 3)))
     with pytest.raises(ConfigError, match=message):
         open_calibration(source, tmp_path, graph_of((1, 3)).inputs, 0)
+
+
+def test_a_function_that_fails_on_the_way_is_named():
+    found = open_calibration(f"{HERE}:failing_later", Path(), graph_of((1, 3)).inputs, 0)
+    with pytest.raises(ConfigError, match="failing_later' failed: RuntimeError: no more"):
+        list(found())
 
 
 def test_one_array_for_several_inputs(tmp_path):
