@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 from compiler import __version__
 from compiler.toml_table import MOST_SEED
@@ -14,9 +15,33 @@ from compiler.toml_table import MOST_SEED
 _Adder = Callable[[argparse.ArgumentParser], None]
 
 
+class _Once(argparse.Action):
+    """Stores a value, as argparse does by default, but refuses a second one, which would replace the first."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._stored = False
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if self._stored:
+            raise argparse.ArgumentError(self, "is given twice, and takes one value")
+        self._stored = True
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose options take one value unless they collect several; it is for one command line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
+
+
 def parser() -> argparse.ArgumentParser:
-    """The whole argument tree."""
-    root = argparse.ArgumentParser(
+    """The whole argument tree, for one command line."""
+    root = _Parser(
         prog="taskgraft",
         description="Compile several single-task ONNX networks into one multitask library in which any subset of "
         "tasks is one C call.",

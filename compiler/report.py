@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from compiler.calibration.evaluation import TaskEvaluation
 from compiler.cost.combine import CostReport, Row
-from compiler.cost.count import node_cost
+from compiler.cost.count import node_cost, totals
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level, level_count
 from compiler.json_form import finite
 
 
@@ -72,6 +73,23 @@ def layer_rows(graph: Graph) -> list[dict[str, object]]:
             }
         )
     return rows
+
+
+def level_rows(graph: Graph) -> list[dict[str, object]]:
+    """One row per sparsity level, the densest first: the share of the weights that it stores, and what it costs."""
+    elements = sum(v.size for v in graph.parameters() if v.dtype.is_float)
+    costs = [totals(at_level(graph, level)) for level in range(level_count(graph))]
+    return [
+        {
+            "level": level,
+            "density": cost.parameters / elements if elements else 1.0,
+            "parameters": cost.parameters,
+            "weight_bytes": cost.weight_bytes,
+            "macs": cost.macs,
+            "flops": cost.flops,
+        }
+        for level, cost in enumerate(costs)
+    ]
 
 
 def summary(costs: CostReport) -> list[dict[str, object]]:

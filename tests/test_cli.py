@@ -117,6 +117,17 @@ def test_inspect(tmp_path, bundle, capsys):
     assert "`-- 1  " in out or "+-- 1  " in out
 
 
+def test_inspect_of_a_large_model_works_for_what_it_prints_alone(tmp_path, capsys, monkeypatch):
+    nodes = [helper.make_node("Relu", [f"x{i}"], [f"x{i + 1}"]) for i in range(300)]
+    onnx.save(model(nodes, {"x0": (1, 4)}, {"x300": (1, 4)}), tmp_path / "m.onnx")
+    monkeypatch.setattr("compiler.commands.common.ExtractTasks", lambda **options: pytest.fail("for costs only"))
+    status, out, _ = run(capsys, "inspect", tmp_path / "m.onnx", "-q")
+    assert status == 0
+    assert "layers (the first 255 of 300; --json prints all)" in out
+    status, out, _ = run(capsys, "inspect", tmp_path / "m.onnx", "--json", "-q")
+    assert len(json.loads(out)["layers"]) == 300
+
+
 def test_explain_plan_of_a_bundle_a_release_and_a_model(tmp_path, bundle, capsys):
     status, out, err = run(capsys, "explain", "plan", bundle, "--seconds", "0.01")
     assert status == 0
@@ -266,6 +277,11 @@ def test_run_with_arrays_that_do_not_fit(tmp_path, bundle, capsys):
     status, _, err = run(capsys, "run", bundle, "--input", tmp_path / "x.npz")
     assert status == 2
     assert "the network wants [1, 3, 8, 8]" in err
+    np.savez(tmp_path / "x.npz", image=np.full((1, 3, 8, 8), "white"))
+    for options in ([], ["--all-combinations"]):
+        status, _, err = run(capsys, "run", bundle, "--input", tmp_path / "x.npz", *options)
+        assert status == 2
+        assert "--input: input 'image' holds <U5 and no real numbers" in err
 
 
 def test_run_writes_exactly_the_file_that_is_named(tmp_path, bundle, capsys):

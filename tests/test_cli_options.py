@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,10 @@ from tests.test_cli import run
 def test_options_of_the_other_kind_of_source_are_refused(tmp_path, capsys):
     path = write_release(tmp_path)
     status, _, err = run(capsys, "cost", path, "--input", "image:1,3,8,8")
+    assert status == 2 and "a release has its shapes in [input.NAME]" in err
+    status, _, err = run(
+        capsys, "explain", "merge", path, "--input", "image:1", "--set", 'passes.pipeline=["merge"]'
+    )
     assert status == 2 and "a release has its shapes in [input.NAME]" in err
     status, _, err = run(capsys, "cost", tmp_path / "a.onnx", "--set", "seed=1")
     assert status == 2 and "only a release file has keys" in err
@@ -138,9 +144,72 @@ def test_missing_labels_are_told_before_anything_is_built(tmp_path, capsys, monk
         assert status == 2 and "the evaluation data lacks labels 'b'; it has a, image" in err
 
 
+def test_a_metric_that_is_none_is_told_before_anything_is_built(tmp_path, capsys, monkeypatch):
+    path = write_release(tmp_path)
+    monkeypatch.setattr("compiler.compile.generate", lambda *given, **options: pytest.fail("it was built"))
+    for command in ("compile", "frontier"):
+        status, _, err = run(
+            capsys, command, path, "--set", 'evaluation.metric.a="json:nothing"', "-o", tmp_path / "o"
+        )
+        assert status == 2 and "'json:nothing' cannot be imported" in err
+
+
 def test_init_refuses_a_name_that_compile_would_refuse(tmp_path, capsys):
     onnx.save(network("x", 3), tmp_path / "m.onnx")
     release = tmp_path / "release.toml"
     status, _, err = run(capsys, "init", tmp_path / "m.onnx", "--name", "stdio", "-o", release)
     assert status == 2 and "programs would read stdio.h" in err
     assert not release.exists()
+
+
+@pytest.mark.parametrize("name", ["a__b", "My-Net", "2nd"])
+def test_init_says_at_once_that_a_name_is_none_of_c(tmp_path, capsys, name):
+    status, _, err = run(capsys, "init", tmp_path / "missing.onnx", "--name", name, "-o", tmp_path / "r.toml")
+    near = {"a__b": "a_b", "My-Net": "my_net", "2nd": "release_2nd"}[name]
+    assert status == 2 and f"--name {name}: becomes part of C names" in err and f"--name {near} would do" in err
+
+
+def test_a_file_is_named_in_c_by_itself(tmp_path, capsys):
+    onnx.save(network("x", 3), tmp_path / "Model-ea45e9.onnx")
+    status, out, _ = run(
+        capsys, "explain", "plan", tmp_path / "Model-ea45e9.onnx", "--seconds", "0", "--json", "-q"
+    )
+    assert status == 0
+    assert json.loads(out)["steps"][0]["tasks"] == ["model_ea45e9"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["extract", "m.onnx", "--tasks", "a", "--tasks", "b", "-o", "p.onnx"],
+        ["extract", "m.onnx", "--level", "0", "--level", "1", "-o", "p.onnx"],
+        ["prune", "m.onnx", "-o", "p.onnx", "--output", "q.onnx"],
+        ["compile", "r.toml", "--tune", "--tune", "3"],
+    ],
+    ids=lambda o: " ".join(o[2:4]),
+)
+def test_an_option_of_one_value_is_given_once(capsys, options):
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, *options)
+    assert "is given twice, and takes one value" in capsys.readouterr().err
+
+
+def test_what_would_undo_what_was_said_before_is_refused(tmp_path, capsys):
+    path = write_release(tmp_path)
+    for first, second in (
+        ("seed=1", "seed=2"),
+        ("gates.max_library=1MB", "gates={ max_workspace = 5 }"),
+    ):
+        status, _, err = run(capsys, "cost", path, "--set", first, "--set", second)
+        assert status == 2 and f"--set {second}: would undo --set {first}" in err
+    assert run(capsys, "cost", path, "--set", "gates={}", "--set", "gates.max_library=1MB", "-q")[0] == 0
+    pruned = ["prune", tmp_path / "a.onnx", "--flops", "0.5", "-o", tmp_path / "p.onnx"]
+    status, _, err = run(capsys, *pruned, "--option", "min_keep=0.1", "--option", "min-keep=0.2")
+    assert status == 2 and "--option min-keep=0.2: 'min_keep' has a value already" in err
+
+
+def test_an_output_that_can_be_no_file_is_told_before_any_work(tmp_path, capsys):
+    for name, reason in (("a" * 300, "File name too long"), ("folder", "is a folder; -o names a file")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        status, _, err = run(capsys, "extract", tmp_path / "no.onnx", "--tasks", "a", "-o", tmp_path / name)
+        assert status == 2 and reason in err

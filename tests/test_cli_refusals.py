@@ -155,11 +155,11 @@ def test_outputs_that_cannot_be_written(tmp_path, capsys):
     path = write_release(tmp_path)
     status, _, err = run(capsys, "compile", path, "-o", path / "out", "-q")
     assert status == 2
-    assert "choose another with -o" in err
+    assert "choose another output folder" in err
     (tmp_path / "out" / "host").mkdir(parents=True)
     status, _, err = run(capsys, "compile", path, "-o", tmp_path / "out", "-q")
     assert status == 2
-    assert "already holds host; --force" in err
+    assert "already holds host; --force, in Python force=True, replaces" in err
 
 
 def test_an_unknown_target_costs_no_time(tmp_path, capsys):

@@ -42,12 +42,14 @@ class Port:
         return array
 
     def converted(self, array: np.ndarray) -> np.ndarray:
-        """`array` in this type and C order, aligned; ValueError if the shape differs, or if integers are needed
-        and its values are none of that type.
+        """`array` in this type and C order, aligned; ValueError if the shape differs, if it holds no real numbers,
+        or if integers are needed and its values are none of that type.
         """
         given = np.asarray(array)
         if given.shape != self.shape:
             raise ValueError(f"input '{self.name}' has shape {list(given.shape)}; needed is {self}")
+        if given.dtype.kind not in "biuf":
+            raise ValueError(f"input '{self.name}' holds {given.dtype} and no real numbers; needed is {self}")
         if self.dtype.kind == "f" or np.can_cast(given.dtype, self.dtype):
             return np.require(given, self.dtype, ("C", "A"))
         with np.errstate(invalid="ignore"):

@@ -198,6 +198,10 @@ def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
     for i, task in enumerate(record["tasks"]):
         if task["bit"] != i or not all(0 <= n < count for n in task["outputs"]):
             yield f"tasks[{i}] has bit {task['bit']} and outputs {task['outputs']}; there are {count} outputs"
+    names = {task["name"] for task in record["tasks"]}
+    for i, subset in enumerate(record["subsets"]):
+        if unknown := sorted(set(subset["tasks"]) - names):
+            yield f"subsets[{i}] names {', '.join(unknown)}, which is no task"
     for side, ports in record["io"].items():
         for i, port in enumerate(ports if isinstance(ports, list) else ()):
             if port["dtype"] not in _DTYPES or not all(n >= 0 for n in port["shape"]):

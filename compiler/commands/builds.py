@@ -18,6 +18,7 @@ from compiler.calibration.data import load_arrays
 from compiler.calibration.evaluation import Measured, TaskEvaluation
 from compiler.check import Verification, verify_bundle, verify_model
 from compiler.codegen.emulate import run_bench
+from compiler.codegen.foreign import Outputs
 from compiler.codegen.interface import MOST_THREADS
 from compiler.codegen.remote import bench_remote
 from compiler.codegen.runtime import Network, open_bundle
@@ -314,7 +315,7 @@ def run(args: Namespace, say: Say) -> Result:
     if unknown or not tasks:
         there = f"there is no {', '.join(unknown)}" if unknown else f"'{args.tasks}' names none"
         raise ConfigError(f"--tasks: {there}; the tasks are {', '.join(network.tasks)}")
-    outputs = flat(network.run(inputs, tasks=tasks, level=args.level))
+    outputs = flat(_called(network, inputs, tasks, args.level))
     if path:
         archive = io.BytesIO()
         np.savez(archive, **outputs)  # type: ignore[arg-type]
@@ -339,6 +340,14 @@ def _sample(given: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> 
     return array
 
 
+def _called(network: Network, inputs: dict[str, np.ndarray], tasks: Sequence[str], level: int) -> Outputs:
+    """Outputs of a call; ConfigError where the numbers of an array are none of its input."""
+    try:
+        return network.run(inputs, tasks=tasks, level=level)
+    except ValueError as error:
+        raise ConfigError(f"--input: {error}") from None
+
+
 def _every_combination(network: Network, inputs: dict[str, np.ndarray], level: int) -> Result:
     """Run each combination at a level and compare its outputs with those of all tasks, bit by bit."""
     if len(network.tasks) > MOST_TASKS:
@@ -346,7 +355,7 @@ def _every_combination(network: Network, inputs: dict[str, np.ndarray], level: i
             f"--all-combinations: {len(network.tasks)} tasks have more than {2**MOST_TASKS:,} combinations; name "
             "some with --tasks"
         )
-    full = flat(network.run(inputs, level=level))
+    full = flat(_called(network, inputs, network.tasks, level))
     rows: list[tuple[Cell, ...]] = []
     records = []
     subsets = [s for n in range(1, len(network.tasks) + 1) for s in combinations(network.tasks, n)]

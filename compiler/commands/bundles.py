@@ -33,13 +33,13 @@ def bundle_costs(path: Path, targets: list[str]) -> Result:
     """The rows of a bundle's manifest: every listed subset with its planned workspace."""
     bundle = chosen(path, targets)
     columns = ("tasks", "level", "macs", "flops", "parameters", "weight_bytes", "workspace_bytes", "symbol")
-    rows = list(bundle.manifest["subsets"])
+    rows = _ordered(bundle)
     grid = Grid(f"{bundle.name} for {bundle.target}", columns, [_cells(r, columns) for r in rows])
     return Result({"combinations": rows, "separate": []}, (grid,))
 
 
-def inspect_bundle(bundle: Bundle, outline: Sequence[dict[str, object]], picture: Tree) -> Result:
-    """Ports, outline, subsets and files of a bundle."""
+def inspect_bundle(bundle: Bundle, outline: Sequence[dict[str, object]], pictures: Sequence[Grid | Tree]) -> Result:
+    """Ports, pictures of its graph, subsets and files of a bundle."""
     manifest = bundle.manifest
     ports = [("input", p["label"], f"{p['dtype']}{p['shape']}", "") for p in manifest["io"]["inputs"]]
     ports += [("output", p["label"], f"{p['dtype']}{p['shape']}", p["task"]) for p in manifest["io"]["outputs"]]
@@ -48,11 +48,20 @@ def inspect_bundle(bundle: Bundle, outline: Sequence[dict[str, object]], picture
     title = f"{bundle.name} for {bundle.target}, build {str(manifest['build_id'])[:16]}"
     grids = (
         Grid(title, ("port", "name", "type", "task"), ports),
-        picture,
-        Grid("subsets", columns, [_cells(r, columns) for r in manifest["subsets"]]),
+        *pictures,
+        Grid("subsets", columns, [_cells(r, columns) for r in _ordered(bundle)]),
         Grid("files", ("file", "bytes", "sha256"), files),
     )
     return Result({**manifest, "outline": list(outline)}, grids)
+
+
+def _ordered(bundle: Bundle) -> list[dict[str, Any]]:
+    """The subsets of a manifest, level by level, fewer tasks first and then in their order, as costs are shown."""
+    place = {task["name"]: n for n, task in enumerate(bundle.manifest["tasks"])}
+    return sorted(
+        bundle.manifest["subsets"],
+        key=lambda row: (row["level"], len(row["tasks"]), [place[t] for t in row["tasks"]]),
+    )
 
 
 def _cells(row: dict[str, Any], columns: tuple[str, ...]) -> tuple[Any, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from compiler.commands import Cell, Grid
 from compiler.config import load_config
 from compiler.cost.combine import CostReport, cost_report
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
@@ -36,25 +36,32 @@ def is_release(path: str) -> bool:
     return path.endswith(".toml")
 
 
-def release_of(args: Namespace, say: Say) -> tuple[Release, Graph]:
-    """A release and its graph behind the passes; ConfigError where an option of models is given."""
+def joined_release(args: Namespace, say: Say) -> Release:
+    """A release as its networks are joined; ConfigError where an option of models is given."""
     if args.input:
         raise ConfigError(
             f"--input {args.input[0]}: binds axes of a model; a release has its shapes in [input.NAME] and in "
             "`shapes` of its tasks, which --set replaces"
         )
-    release = load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
+    return load_release(config_of(args), allow_external_data=args.allow_external_data, say=say)
+
+
+def release_of(args: Namespace, say: Say) -> tuple[Release, Graph]:
+    """A release and its graph behind the passes; ConfigError as for `joined_release`."""
+    release = joined_release(args, say)
     return release, transform(release, say=say)[0]
 
 
-def graph_of(args: Namespace, say: Say) -> tuple[Graph, Mapping[str, Graph]]:
-    """(graph, separate networks): a release after its passes, or a model as it is.
+def graph_of(args: Namespace, say: Say) -> Graph:
+    """A release after its passes, or a model as it is.
 
     ConfigError where an option is given that the other kind of source takes.
     """
-    if is_release(args.path):
-        release, graph = release_of(args, say)
-        return graph, release.separate()
+    return release_of(args, say)[1] if is_release(args.path) else model_of(args, say)
+
+
+def model_of(args: Namespace, say: Say) -> Graph:
+    """A model as it is; ConfigError where an option of releases is given."""
     if Path(args.path).is_dir():
         raise ConfigError(
             f"{args.path} is a folder; give a release file or a model. A bundle has its graph as TARGET/merged.onnx"
@@ -62,14 +69,16 @@ def graph_of(args: Namespace, say: Say) -> tuple[Graph, Mapping[str, Graph]]:
     if args.set:
         raise ConfigError(f"--set {args.set[0]}: {args.path} is a model; only a release file has keys")
     say(f"import {args.path}")
-    graph = load(args.path, inputs=shapes_of(args.input), allow_external_data=args.allow_external_data)
-    return graph, {t: ExtractTasks(tasks=(t,))(graph) for t in graph.tasks}
+    return load(args.path, inputs=shapes_of(args.input), allow_external_data=args.allow_external_data)
 
 
 def costs_of(args: Namespace, say: Say) -> tuple[Graph, CostReport]:
     """The graph of the command line and its cost report; workspace is null because nothing is built."""
-    graph, separate = graph_of(args, say)
-    return graph, cost_report(graph, separate)
+    if is_release(args.path):
+        release, graph = release_of(args, say)
+        return graph, cost_report(graph, release.separate())
+    graph = model_of(args, say)
+    return graph, cost_report(graph, {t: ExtractTasks(tasks=(t,))(graph) for t in graph.tasks})
 
 
 def without_target(args: Namespace) -> None:
@@ -135,9 +144,15 @@ def tasks_of(text: str) -> tuple[str, ...]:
 def output_file(args: Namespace) -> Path:
     """The file -o names; ConfigError where it exists and --force is not given, or its folder does not."""
     path = Path(args.output)
-    if path.exists() and not args.force:
+    try:
+        there, below = path.exists(), path.parent.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; -o names a file")
+    if there and not args.force:
         raise ConfigError(f"{path} exists; --force replaces it")
-    if not path.parent.is_dir():
+    if not below:
         raise ConfigError(f"{path.parent} is not a folder")
     return path
 
@@ -145,10 +160,23 @@ def output_file(args: Namespace) -> Path:
 def refusal_grid(records: Sequence[PassRecord]) -> Grid:
     """What the passes left alone and why: for `deduplicate`, where each pair of networks first differs."""
     rows = [(record.name, r.where, r.reason) for record in records for r in record.refusals]
-    title = "left alone"
-    if len(rows) > MOST_REFUSALS:
-        title += f" (the first {MOST_REFUSALS} of {len(rows):,}; --json prints all)"
-    return Grid(title, ("pass", "where", "why"), rows[:MOST_REFUSALS])
+    return capped("left alone", ("pass", "where", "why"), rows, MOST_REFUSALS)
+
+
+def capped(title: str, columns: tuple[str, ...], rows: Sequence[Sequence[Cell]], most: int = MOST_ROWS) -> Grid:
+    """A table of the first `most` rows, whose title says so where there are more."""
+    if len(rows) > most:
+        title += f" (the first {most} of {len(rows):,}; --json prints all)"
+    return Grid(title, columns, rows[:most])
+
+
+def level_grids(rows: Sequence[dict[str, object]]) -> tuple[Grid, ...]:
+    """A table of the sparsity levels, where there are several; `rows` as of `compiler.report.level_rows`."""
+    if len(rows) == 1:
+        return ()
+    columns = ("level", "weights kept", "parameters", "weights B", "MACs", "FLOPs")
+    cells = [(r["level"], f"{r['density']:.1%}", *list(r.values())[2:]) for r in rows]
+    return (Grid(plural(len(rows), "sparsity level"), columns, cells),)  # type: ignore[arg-type]
 
 
 def cost_grid(report: CostReport, title: str) -> Grid:

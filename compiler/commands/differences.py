@@ -74,7 +74,7 @@ def diff(args: Namespace, say: Say) -> Result:
 def _side(path: str, args: Namespace, say: Say) -> _Side:
     if not Path(path).is_dir():
         foreign = "input" if is_release(path) else "set"  # each side takes the options of its kind
-        return _Side(graph_of(Namespace(**{**vars(args), "path": path, foreign: []}), say)[0], {})
+        return _Side(graph_of(Namespace(**{**vars(args), "path": path, foreign: []}), say), {})
     bundle = chosen(Path(path), args.target)
     say(f"read {path} for {bundle.target}")
     accuracy = {(e["task"], e["level"]): _metric(e) for e in read_report(bundle)["evaluation"]}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from compiler.calibration.samples import open_calibration
-from compiler.commands import Grid, Result
+from compiler.commands import Grid, Result, Tree
 from compiler.commands.bundles import bundle_costs, chosen, inspect_bundle
 from compiler.commands.common import (
+    capped,
     cost_grid,
     costs_of,
     graph_of,
     is_release,
+    level_grids,
     of_bundle,
     output_file,
     refusal_grid,
@@ -35,7 +38,7 @@ from compiler.passes.extract import ExtractTasks
 from compiler.passes.extract_level import ExtractLevel
 from compiler.pipeline import PassRecord, Pipeline, make
 from compiler.release import Say, clock, resources
-from compiler.report import layer_rows
+from compiler.report import layer_rows, level_rows
 
 SAMPLES = 256
 """Calibration samples that `prune` uses where none are counted."""
@@ -57,13 +60,13 @@ def inspect(args: Namespace, say: Say) -> Result:
         of_bundle(args)
         bundle = chosen(Path(args.path), args.target)
         graph = load(bundle.path / "merged.onnx")
-        found = inspect_bundle(bundle, outline_records(graph), outline_tree(graph))
+        pictures: list[Grid | Tree] = [*level_grids(level_rows(graph)), outline_tree(graph)]
+        found = inspect_bundle(bundle, outline_records(graph), pictures)
         return Result(found.record, (), (text(graph).rstrip("\n"),)) if args.text else found
     without_target(args)
-    graph, _ = graph_of(args, say)
-    layers = layer_rows(graph)
+    graph = graph_of(args, say)
+    layers, levels = layer_rows(graph), level_rows(graph)
     kinds = Counter(n.op.name for n in graph.nodes())
-    total = totals(graph)
     ports = [("input", v.ref.name, str(v.type), "") for v in graph.inputs]
     ports += [
         ("output", label, str(graph.value(r).type), t.name)
@@ -77,20 +80,20 @@ def inspect(args: Namespace, say: Say) -> Result:
         "inputs": [{"name": p[1], "type": p[2]} for p in ports if p[0] == "input"],
         "outputs": [{"name": p[1], "type": p[2], "task": p[3]} for p in ports if p[0] == "output"],
         "operators": dict(sorted(kinds.items())),
-        "parameters": total.parameters,
-        "macs": total.macs,
-        "flops": total.flops,
+        **{quantity: levels[0][quantity] for quantity in ("parameters", "macs", "flops")},
+        "levels": levels,
         "layers": layers,
         "outline": outline_records(graph),
     }
     if args.text:
         return Result(record, (), (text(graph).rstrip("\n"),))
-    grids = (
+    grids: list[Grid | Tree] = [
         Grid(f"{graph.name}: {sum(kinds.values())} nodes", ("port", "name", "type", "task"), ports),
+        *level_grids(levels),
         outline_tree(graph),
-        Grid("layers", columns, [tuple(row[c] for c in columns) for row in layers]),  # type: ignore[misc]
-    )
-    return Result(record, grids)
+        capped("layers", columns, [tuple(row[c] for c in columns) for row in layers]),  # type: ignore[misc]
+    ]
+    return Result(record, tuple(grids))
 
 
 def extract(args: Namespace, say: Say) -> Result:
@@ -100,7 +103,7 @@ def extract(args: Namespace, say: Say) -> Result:
     if args.alone and args.level is None:
         raise ConfigError("--alone says which levels stay beside --level N; name that level")
     path = output_file(args)
-    part, _ = graph_of(args, say)
+    part = graph_of(args, say)
     if args.tasks:
         part = ExtractTasks(tasks=tasks_of(args.tasks))(part)
     if args.level is not None:
@@ -115,24 +118,22 @@ def prune(args: Namespace, say: Say) -> Result:
     A release brings everything that its own passes use: names that it excludes, workload, seed, evaluation data
     and calibration data, unless --calibration names others.
     """
-    wrong = [pair for pair in args.option if "=" not in pair]
-    if wrong:
-        raise ConfigError(f"--option {wrong[0]}: write K=V; `taskgraft passes` lists the options of prune-channels")
+    options = _options(args.option)
     if args.samples is not None and (args.samples < 0 or not args.calibration):
         raise ConfigError(f"--samples {args.samples}: give a number of those in --calibration, or 0 for all")
+    shares = {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
+    if twice := shares.keys() & options.keys():
+        raise ConfigError(f"--{min(twice)} and --option {min(twice)} are the same; give one of them")
+    options |= shares
+    make("prune-channels", options)  # what cannot be read is told before anything else is
     path = output_file(args)
     if is_release(args.path):
         release, graph = release_of(args, say)
         use = resources(release.config, release.graph, say)
     else:
-        graph, _ = graph_of(args, say)
+        graph = graph_of(args, say)
         use = Resources(say=say, clock=clock)
     check_patterns(graph, args.exclude, "--exclude")
-    options: dict[str, object] = dict(pair.partition("=")[::2] for pair in args.option)
-    shares = {k: v for k, v in (("flops", args.flops), ("parameters", args.parameters)) if v is not None}
-    if twice := shares.keys() & options.keys():
-        raise ConfigError(f"--{min(twice)} and --option {min(twice)} are the same; give one of them")
-    options |= shares
     if args.calibration:
         limit = SAMPLES if args.samples is None else args.samples
         feeds = open_calibration(args.calibration, Path(), graph.inputs, limit)
@@ -146,6 +147,20 @@ def prune(args: Namespace, say: Say) -> Result:
     after, records = Pipeline(tuple(passes), numerics=True).run(graph, use)
     save(after, path)
     return _pruned(path, graph, after, records)
+
+
+def _options(pairs: Sequence[str]) -> dict[str, object]:
+    """`K=V` as option -> text; ConfigError where one cannot be read or names an option twice."""
+    found: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals:
+            raise ConfigError(f"--option {pair}: write K=V; `taskgraft passes` lists the options of prune-channels")
+        if name in found:
+            raise ConfigError(f"--option {pair}: '{name}' has a value already; give each option once")
+        found[name] = value
+    return found
 
 
 def _pruned(path: Path, before: Graph, after: Graph, records: tuple[PassRecord, ...]) -> Result:

@@ -6,13 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from compiler.commands import Grid, Result
-from compiler.commands.common import config_of, cost_grid, graph_of, is_release
+from compiler.commands.common import capped, config_of, cost_grid, graph_of, is_release, joined_release
 from compiler.cost.combine import cost_report
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.op import MacOp
 from compiler.pipeline import PassRecord, Pipeline
-from compiler.release import Say, load_release, resources
+from compiler.release import Say, resources
 
 
 def explain_merge(args: Namespace, say: Say) -> Result:
@@ -20,7 +20,7 @@ def explain_merge(args: Namespace, say: Say) -> Result:
     if Path(args.path).is_dir():
         raise ConfigError(f"{args.path} is a folder; explain merge reads a release file or an ONNX model")
     if not is_release(args.path):
-        graph, _ = graph_of(args, say)
+        graph = graph_of(args, say)
         return _owners(graph)
     config = config_of(args)
     pipeline = Pipeline.parse(config.passes, numerics=False)
@@ -29,7 +29,7 @@ def explain_merge(args: Namespace, say: Say) -> Result:
             f"{args.path}: its pipeline has no merge; add one, or try it with "
             f'--set passes.pipeline=\'["fold-constants", "fold-batch-norm", "merge"]\''
         )
-    release = load_release(config, allow_external_data=args.allow_external_data, say=say)
+    release = joined_release(args, say)
     say(f"passes up to merge: {', '.join(map(str, pipeline.passes))}")
     graph, records = pipeline.run(release.graph, resources(config, release.graph, say), stop_after="merge")
     report = cost_report(graph, release.separate())
@@ -60,6 +60,6 @@ def _owners(graph: Graph) -> Result:
             tasks = " ".join(t for t in order if t in needed[site.node.ref])
             rows.append((str(site.node.ref), site.node.op.name, tasks, site.node.op.macs(site)))
     record = [{"layer": r[0], "op": r[1], "tasks": r[2].split(), "macs": r[3]} for r in rows]
-    grid = Grid(f"{graph.name}: layers and the tasks that need them", ("layer", "op", "tasks", "MACs"), rows)
+    grid = capped(f"{graph.name}: layers and the tasks that need them", ("layer", "op", "tasks", "MACs"), rows)
     report = cost_report(graph)
     return Result({"layers": record, **report.record()}, (grid, cost_grid(report, graph.name)))

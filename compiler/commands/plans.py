@@ -11,6 +11,7 @@ from typing import Any
 from compiler.codegen.bundle import Bundle, read_plan
 from compiler.codegen.explain import Explanation, StepFacts, explain
 from compiler.codegen.generate import generate
+from compiler.codegen.interface import check_names
 from compiler.codegen.profile import TimedBundle, TimedLibrary, TimedProgram, profile
 from compiler.codegen.target import Target, find_target
 from compiler.commands import Cell, Grid, Result
@@ -48,17 +49,17 @@ def _of_bundle(bundle: Bundle, args: Namespace, say: Say) -> Result:
 def _of_graph(args: Namespace, say: Say) -> Result:
     """The plan of a release behind its passes, or of a model behind the default ones; generated, not linked."""
     plans, tuning = paths(args.plan), None if args.tuning is None else Path(args.tuning)
-    graph, _ = graph_of(args, say)
-    name, targets = "model", ["host"]
+    planning, name, targets = Planning(plans, tuning), "model", ["host"]
     if is_release(args.path):
         config = config_of(args)
         planning, name, targets = planning_of(config, plans, tuning), config.name, list(config.targets)
-    else:
-        planning = Planning(plans, tuning)
-        nested = any(v.nested for v in graph.parameters())
-        graph = Pipeline.parse(LEVEL_PASSES if nested else DEFAULT_PASSES).run(graph)[0]
     target = find_target(one_target(args.target) or targets[0])
     sources = planning.sources([target])[target.name]
+    graph = graph_of(args, say)
+    check_names(name, tuple(graph.tasks))
+    if not is_release(args.path):
+        nested = any(v.nested for v in graph.parameters())
+        graph = Pipeline.parse(LEVEL_PASSES if nested else DEFAULT_PASSES).run(graph)[0]
     say(f"{target.name}: generate")
     full = [frozenset(graph.tasks)]
     library = generate(graph, target, name=name, subsets=full, sources=sources)

@@ -74,6 +74,13 @@ def test_wrong_calls_say_what_is_right(network: Network, inputs: object, options
         network.run(inputs, **options)  # type: ignore[arg-type]
 
 
+def test_texts_and_complex_numbers_are_no_inputs() -> None:
+    port = Port("x", "x", "", np.dtype(np.float32), (2,))
+    for wrong in (["a", "b"], [1j, 2]):
+        with pytest.raises(ValueError, match=r"'x' holds .* and no real numbers; needed is float32"):
+            port.converted(np.array(wrong))
+
+
 def test_integers_are_never_made_of_other_numbers() -> None:
     port = Port("x", "x", "", np.dtype(np.uint8), (2,))
     assert port.converted(np.array([0.0, 255.0])).tolist() == [0, 255]
