@@ -16,7 +16,8 @@ _Adder = Callable[[argparse.ArgumentParser], None]
 
 
 class _Once(argparse.Action):
-    """Stores a value, as argparse does by default, but refuses a second one, which would replace the first."""
+    """Stores a value, as argparse does by default, but refuses a second one, which would replace the first, and an
+    empty one, which would count as none: a variable of a shell was not set."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -27,6 +28,8 @@ class _Once(argparse.Action):
     ) -> None:
         if self._stored:
             raise argparse.ArgumentError(self, "is given twice, and takes one value")
+        if values == "":
+            raise argparse.ArgumentError(self, "is empty; give a value, or leave the option out")
         self._stored = True
         setattr(namespace, self.dest, values)
 

@@ -151,12 +151,11 @@ def frontier(
     A budget that cannot be met is a point with the reason. `cache`: folder for finished points. Raises what
     loading, building and the pipeline raise.
     """
+    target, store = find_target(request.target or config.targets[0]), Store(cache)
     release = load_release(config, allow_external_data=allow_external_data, say=say)
     evaluation_of(config, release.graph)  # what cannot be measured is told before hours of work
     graph, _ = transform(release, say=say)
-    target = find_target(request.target or config.targets[0])
     study = _Study(release, graph, target, request, resources(config, release.graph, say), measure, say)
-    store = Store(cache)
     shares = (1.0, *sorted(request.shares, reverse=True))
     rows: list[dict[str, Any]] = []
     networks: dict[int, bytes] = {}

@@ -55,8 +55,9 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
     """Import every network of a config and join them.
 
     All networks are tried, so that one run shows every problem. Raises what the first failing one raised when there
-    is one, else the class of the first with all messages.
+    is one, else the class of the first with all messages; ConfigError before, where a pass cannot be read.
     """
+    Pipeline.parse(config.passes)
     members: dict[str, Graph] = {}
     sources: dict[str, str] = {}
     failures: list[CompilerError] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -213,3 +214,29 @@ def test_an_output_that_can_be_no_file_is_told_before_any_work(tmp_path, capsys)
         (tmp_path / "folder").mkdir(exist_ok=True)
         status, _, err = run(capsys, "extract", tmp_path / "no.onnx", "--tasks", "a", "-o", tmp_path / name)
         assert status == 2 and reason in err
+
+
+@pytest.mark.parametrize("option", ["--output", "--tuning", "--cluster", "--cache", "--stop-after"])
+def test_an_option_without_a_value_is_not_taken_for_none_at_all(tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, "compile", tmp_path / "release.toml", option, "")
+    assert "is empty; give a value, or leave the option out" in capsys.readouterr().err
+
+
+def test_what_needs_no_network_is_told_before_networks_are_read(tmp_path, capsys):
+    path = write_release(tmp_path)
+    (tmp_path / "a.onnx").write_bytes(b"damaged")
+    (tmp_path / "file").write_bytes(b"")
+    passes = ["--set", 'passes.pipeline=["nope"]']
+    for arguments, reason in (
+        (["cost", path, *passes], "unknown pass 'nope'"),
+        (["compile", path, "-o", tmp_path / "out", *passes], "unknown pass 'nope'"),
+        (["compile", path, "-o", tmp_path / "out", "--cache", tmp_path / "file"], "file: is not a folder"),
+        (["frontier", path, "-o", tmp_path / "out", "--cache", tmp_path / "file"], "file: is not a folder"),
+        (["frontier", path, "-o", tmp_path / "out", "--target", "cray"], "unknown target 'cray'"),
+        (["explain", "plan", path, "--plan", tmp_path / "no"], "plan.*no: cannot be read"),
+        (["prune", path, "--option", "nope=1", "-o", tmp_path / "p.onnx"], "there is no option nope"),
+    ):
+        status, _, err = run(capsys, *arguments)
+        assert status == 2 and re.search(reason, err), arguments
+    assert not (tmp_path / "out").exists()

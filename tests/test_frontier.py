@@ -220,7 +220,7 @@ def test_an_interrupt_says_what_is_kept(tmp_path, capsys, monkeypatch) -> None:
     [
         (["--shares", "0.5,1.5"], "budgets are shares between 0 and 1"),
         (["--shares", "half"], "write numbers between 0 and 1"),
-        (["--shares", ""], "not none"),
+        (["--shares", ","], "not none"),
         (["--shares", "0.5,0.5"], "a budget is listed twice: 0.5, 0.5"),
         (["--points", "99999999"], "at most 100"),
         (["--shares", "0.5", "--points", "3"], "either --shares or --points"),

@@ -13,7 +13,7 @@ from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen
 from compiler.commands.common import MOST_ROWS, graph_of, is_release, output_file
 from compiler.difference import Change, CostChange, changes, cost_changes
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.release import Say
@@ -88,7 +88,7 @@ def _metric(evaluation: dict[str, Any]) -> Metric:
 
 # ---------------------------------------------------------------------- tables
 def _change_grid(found: Sequence[Change]) -> Grid:
-    title = f"{len(found):,} differences of the graphs"
+    title = f"{plural(len(found), 'difference')} of the graphs"
     if len(found) > MOST_ROWS:
         title += f" (the first {MOST_ROWS}; --json prints all)"
     rows = [(c.part, c.name, c.kind, c.what, c.before, c.after) for c in found[:MOST_ROWS]]

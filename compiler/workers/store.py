@@ -20,6 +20,9 @@ class Store:
     """
 
     def __init__(self, folder: Path | None) -> None:
+        """ConfigError where `folder` is something else."""
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"cache {folder}: is not a folder; name another")
         self._folder = folder
 
     def load(self, key: str) -> bytes | None:

@@ -140,8 +140,10 @@ def test_a_store_on_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
 
 def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written: File exists; name another"):
-        Store(tmp_path / "file").save("a", b"")
+    with pytest.raises(ConfigError, match="file: is not a folder; name another"):
+        Store(tmp_path / "file")
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory; name another"):
+        Store(tmp_path / "file" / "below").save("a", b"")
     Store(None).save("a", b"")
 
 

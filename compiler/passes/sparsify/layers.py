@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from compiler.errors import plural
 from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import NodeRef, ValueRef, splat_value
@@ -134,9 +135,9 @@ def _too_small(site: Site, weight: Value, limits: Limits) -> str | None:
         return "all elements of its weight are equal"
     rows, inputs = (weight.shape[a] for a in axes(site))
     if inputs < limits.min_inputs:
-        return f"it has {inputs} inputs, fewer than min_inputs={limits.min_inputs}"
+        return f"it has {plural(inputs, 'input')}, fewer than min_inputs={limits.min_inputs}"
     if rows < limits.height:
-        return f"it has {rows} outputs, fewer than one block of {limits.height}"
+        return f"it has {plural(rows, 'output')}, fewer than one block of {limits.height}"
     return None
 
 
