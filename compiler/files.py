@@ -18,6 +18,15 @@ def missing(folder: Path) -> tuple[Path, ...]:
     return tuple(p for p in (folder, *folder.parents) if not p.exists())
 
 
+def takes_files(folder: Path) -> bool:
+    """Whether files can be made in `folder`, which may have to be made first."""
+    try:
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    except OSError:  # a name that is too long
+        return False
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 def remove_empty(folders: Sequence[Path]) -> None:
     """Remove folders, the innermost first, but for those that hold something."""
     for folder in folders:

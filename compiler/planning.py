@@ -16,6 +16,7 @@ from compiler.codegen.search import tune
 from compiler.codegen.target import Target, runs_here
 from compiler.codegen.tuning import NO_DATABASE, TuningDatabase, database_of
 from compiler.errors import ConfigError, TargetError
+from compiler.files import takes_files
 from compiler.ir.graph import Graph
 from compiler.release import Say, tuning_of
 from compiler.settings import Config
@@ -43,6 +44,8 @@ class Planning:
             raise ConfigError(f"--tune {self.tune:g}: give the seconds to measure for, more than 0")
         if self.tune is not None and self.tuning == Path(NO_DATABASE):
             raise ConfigError("--tune writes its measurements to a database, and the database given is 'none'")
+        if self.tune is not None and isinstance(self.tuning, Path) and not takes_files(self.tuning.parent):
+            raise ConfigError(f"tuning database {self.tuning}: cannot be written there; name another")
 
     def sources(self, targets: Sequence[Target]) -> dict[str, Sources]:
         """What code generation chooses from, by name of the target; nothing is measured.

@@ -132,9 +132,12 @@ def joined(failures: Sequence[CompilerError]) -> CompilerError:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 (hex) of a file; ConfigError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def member_of(task: TaskConfig, graph: Graph, shared: Mapping[str, TensorType]) -> Member:

@@ -13,7 +13,7 @@ from pathlib import Path
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import ConfigError
-from compiler.files import DISK_FULL, missing, remove_empty, replace_whole
+from compiler.files import DISK_FULL, missing, remove_empty, replace_whole, takes_files
 
 
 @contextlib.contextmanager
@@ -24,6 +24,7 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     and `force` is not set, where bundles of another library than `name` would stay beside the new ones, or where
     nothing can be written. ConfigError too where the disk is full in the end.
     """
+    check_folder(root)
     real = Path(os.path.realpath(root))
     place = real if real.is_dir() else real.parent  # what is there may be another file system than its parent
     made = missing(place)
@@ -49,7 +50,6 @@ def _reserved(root: Path, place: Path) -> Iterator[Path]:
     """A fresh folder in `place`, for this process alone; ConfigError where there can be none."""
     with contextlib.ExitStack() as stack:
         try:
-            check_folder(root)
             place.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(place / f".{root.name}.lock"))
             folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=place))
@@ -100,8 +100,8 @@ def _refuse_existing(root: Path, targets: Sequence[str], force: bool) -> None:
 
 
 def check_folder(root: Path) -> None:
-    """ConfigError where something is at `root` that is no folder, or one that cannot be written to."""
-    if root.exists() and not (root.is_dir() and os.access(root, os.W_OK)):
+    """ConfigError where something is at `root` that is no folder, or nothing can be written there."""
+    if not takes_files(root):
         raise ConfigError(f"{root}: not a folder that can be written to; choose another output folder")
 
 

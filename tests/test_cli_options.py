@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 
 import numpy as np
@@ -209,11 +211,43 @@ def test_what_would_undo_what_was_said_before_is_refused(tmp_path, capsys):
     assert status == 2 and "--option min-keep=0.2: 'min_keep' has a value already" in err
 
 
-def test_an_output_that_can_be_no_file_is_told_before_any_work(tmp_path, capsys):
+def test_an_output_that_can_be_no_file_is_told_before_any_work(tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    extract = ["extract", tmp_path / "no.onnx", "--tasks", "a", "-o"]
     for name, reason in (("a" * 300, "File name too long"), ("folder", "is a folder; -o names a file")):
-        (tmp_path / "folder").mkdir(exist_ok=True)
-        status, _, err = run(capsys, "extract", tmp_path / "no.onnx", "--tasks", "a", "-o", tmp_path / name)
+        status, _, err = run(capsys, *extract, tmp_path / name)
         assert status == 2 and reason in err
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    status, _, err = run(capsys, *extract, tmp_path / "folder" / "new.onnx")
+    assert status == 2 and "new.onnx: cannot be written: no file can be made in" in err
+
+
+def test_output_folders_where_nothing_can_be_written_are_told_before_any_work(tmp_path, capsys, monkeypatch):
+    path = write_release(tmp_path)
+    path.write_text(path.read_text().replace("a.onnx", "missing.onnx"))
+    tuning = ["--tune", "1", "--tuning", tmp_path / "readonly" / "t.json"]
+    (tmp_path / "readonly").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path == tmp_path)
+    for options, reason in (
+        (["compile", "-o", tmp_path / ("a" * 300)], "choose another output folder"),
+        (["compile", "-o", tmp_path / "readonly" / "out"], "choose another output folder"),
+        (["compile", "-o", tmp_path / "out", "--cache", tmp_path / "readonly" / "c"], "name another"),
+        (["compile", "-o", tmp_path / "out", *tuning], "cannot be written there; name another"),
+        (["frontier", "-o", tmp_path / "readonly" / "out"], "choose another output folder"),
+    ):
+        status, _, err = run(capsys, options[0], path, *options[1:])
+        assert status == 2 and reason in err and "missing.onnx" not in err, options
+
+
+def test_data_that_may_not_be_read_are_no_defect(tmp_path, capsys, monkeypatch):
+    path = write_release(tmp_path)
+
+    def refused(file, kind):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.name)
+
+    monkeypatch.setattr("hashlib.file_digest", refused)
+    status, _, err = run(capsys, "cost", path)
+    assert status == 2 and "a.onnx: cannot be read: Permission denied" in err
 
 
 @pytest.mark.parametrize("option", ["--output", "--tuning", "--cluster", "--cache", "--stop-after"])
@@ -231,8 +265,8 @@ def test_what_needs_no_network_is_told_before_networks_are_read(tmp_path, capsys
     for arguments, reason in (
         (["cost", path, *passes], "unknown pass 'nope'"),
         (["compile", path, "-o", tmp_path / "out", *passes], "unknown pass 'nope'"),
-        (["compile", path, "-o", tmp_path / "out", "--cache", tmp_path / "file"], "file: is not a folder"),
-        (["frontier", path, "-o", tmp_path / "out", "--cache", tmp_path / "file"], "file: is not a folder"),
+        (["compile", path, "-o", tmp_path / "out", "--cache", tmp_path / "file"], "file: not a folder that can"),
+        (["frontier", path, "-o", tmp_path / "out", "--cache", tmp_path / "file"], "file: not a folder that can"),
         (["frontier", path, "-o", tmp_path / "out", "--target", "cray"], "unknown target 'cray'"),
         (["explain", "plan", path, "--plan", tmp_path / "no"], "plan.*no: cannot be read"),
         (["prune", path, "--option", "nope=1", "-o", tmp_path / "p.onnx"], "there is no option nope"),

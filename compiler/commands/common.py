@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from compiler.commands import Cell, Grid
 from compiler.config import load_config
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import ConfigError, plural
+from compiler.files import takes_files
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
@@ -154,6 +156,9 @@ def output_file(args: Namespace) -> Path:
         raise ConfigError(f"{path} exists; --force replaces it")
     if not below:
         raise ConfigError(f"{path.parent} is not a folder")
+    device = there and not path.is_file()
+    if not (device or takes_files(Path(os.path.realpath(path)).parent)):
+        raise ConfigError(f"{path}: cannot be written: no file can be made in {path.parent}")
     return path
 
 

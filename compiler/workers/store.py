@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from compiler.errors import ConfigError
-from compiler.files import missing, remove_empty, replace_whole
+from compiler.files import missing, remove_empty, replace_whole, takes_files
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -20,9 +20,9 @@ class Store:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """ConfigError where `folder` is something else."""
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise ConfigError(f"cache {folder}: is not a folder; name another")
+        """ConfigError where nothing can be kept in `folder`."""
+        if folder is not None and not takes_files(folder):
+            raise ConfigError(f"cache {folder}: not a folder that can be written to; name another")
         self._folder = folder
 
     def load(self, key: str) -> bytes | None:

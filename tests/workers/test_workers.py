@@ -140,10 +140,13 @@ def test_a_store_on_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
 
 def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file: is not a folder; name another"):
-        Store(tmp_path / "file")
-    with pytest.raises(ConfigError, match="cannot be written: Not a directory; name another"):
-        Store(tmp_path / "file" / "below").save("a", b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="not a folder that can be written to; name another"):
+            Store(folder)
+    store = Store(tmp_path / "gone")
+    (tmp_path / "gone").touch()
+    with pytest.raises(ConfigError, match="cannot be written: File exists; name another"):
+        store.save("a", b"")
     Store(None).save("a", b"")
 
 
