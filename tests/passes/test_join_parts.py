@@ -209,6 +209,9 @@ FOLLOWS = {
     "squares": lambda b, x, parts: [b.apply("Mul", p, p) for p in parts],
     "two rows": two_rows("Sub"),
     "gated": lambda b, x, parts: [b.apply("Mul", b.apply("Sigmoid", p), p) for p in parts],
+    "gated by another": lambda b, x, parts: [
+        b.apply("Mul", b.apply("Tanh", p), b.apply("Sigmoid", p)) for p in parts
+    ],
 }
 
 
@@ -217,6 +220,16 @@ def test_what_does_the_same_to_each_channel_goes_on_with_a_row(name):
     graph = pair(FOLLOWS[name])
     made = joined(graph)
     assert not count(made, "Concat") and 2 * len(made.nodes()) == len(graph.nodes())
+
+
+def test_each_task_goes_on_with_a_row_by_itself():
+    b = Builder()
+    x = b.input("x", 1, 4, 6, 6)
+    parts = [b.conv(x, n, 3) for n in (3, 5)]
+    for task in "ab":
+        b.task(task, b.apply("Tanh", b.apply("Concat", *with_constant("Mul")(b, x, parts), axis=1)))
+    made = joined(b.done())
+    assert [count(made, op) for op in ("Conv", "Mul", "Tanh", "Concat")] == [1, 2, 2, 0]
 
 
 def normalised(b, x, parts):
