@@ -378,14 +378,15 @@ def _one_range(app: Application, scope: Scope) -> Application:
 def _one_split(app: Application, scope: Scope) -> Application:
     """Sizes, which pruning can make unequal, instead of a number of parts.
 
-    The last part is smaller where the axis does not divide (ONNX Split-18).
+    The last part is smaller where the axis does not divide (ONNX Split-18); sizes that do not add up, as the last
+    would be below 0, are refused when types are inferred.
     """
     parts, axis, shape = len(app.outputs), app.attrs["axis"], scope.type(app.inputs[0]).shape
     if app.attrs.get("num_outputs") != parts or not -len(shape) <= axis < len(shape):
         return app  # refused when its type is inferred, with the reason
     size = shape[axis]
     chunk = -(-size // parts)
-    sizes = [max(min(chunk, size - i * chunk), 0) for i in range(parts)]
+    sizes = [min(chunk, size - i * chunk) for i in range(parts)]
     return replace(app, inputs=(app.inputs[0], _ints(scope, sizes, "split")), attrs=_without(app, "num_outputs"))
 
 

@@ -80,6 +80,12 @@ CONVERSIONS = {
         "net (float[1,4,3,3] x) => (float[1,4,3,3] z) <float[2] s = {1, 2}, float[2] b = {0, 1}> {"
         " z = GroupNormalization <num_groups = 2> (x, s, b) }",
     ),
+    "dft-of-a-constant": (
+        17,
+        "net (float[4,3,2] x) => (float[4,3,2] z)"
+        " <float[4,3,1] c = {1, 2, 4, 0, 3, -1, 2, 5, 1, 0, 2, 7}, int64 n = {4}> {"
+        " d = DFT <axis = 0> (c, n) z = Add (x, d) }",
+    ),
     "scatter": (
         10,
         "net (float[3,3] x) => (float[3,3] z) <int64[1,2] i = {1, 2}, float[1,2] u = {5, 6}> {"

@@ -251,6 +251,8 @@ CONTRADICTIONS = {
     "matmul": "net (float[2,3] x, float[4,5] y) => (float[2,5] z) { z = MatMul(x, y) }",
     "axis": "net (float[2,3] x) => (float[2,3] z) { z = Softmax <axis = 7> (x) }",
     "split": "net (float[7] x) => (float[2] a, float[2] b, float[3] c) { a, b, c = Split <num_outputs = 2> (x) }",
+    "split-into-too-many": "net (float[5] x) => (float[2] a, float[2] b, float[1] c, float[0] d)"
+    " { a, b, c, d = Split <num_outputs = 4> (x) }",
     "groups": "net (float[1,4,5,5] x, float[2,2,3,3] w) => (float[1,2,3,3] z) { z = Conv <group = 3> (x, w) }",
     "lstm": "net (float[2,1,3] x, float[1,8] w, float[1,8,2] r) => (float[2,1,1,2] z)"
     " { z = LSTM <hidden_size = 2> (x, w, r) }",

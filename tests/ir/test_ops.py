@@ -14,7 +14,8 @@ import pytest
 from compiler.codegen.generic.run import run_site
 from compiler.errors import CompilerError, VerifyError
 from compiler.ir.graph import Site
-from compiler.ir.op import Op, infer_by_onnx
+from compiler.ir.op import MacOp, Op, infer_by_onnx
+from compiler.ir.ops.recurrent import R, Recurrent, W
 from compiler.ir.types import NodeRef
 from tests.ir.op_case import OpCase, site_of
 from tests.ir.op_cases import CASES, DISAGREEMENTS, NOT_INFERRED, REFUSED
@@ -107,6 +108,20 @@ def test_cost_is_the_formula(case: OpCase):
     flops = site.node.op.flops(site)
     if case.macs or case.flops is not None:
         assert flops == (2 * case.macs if case.flops is None else case.flops)
+
+
+FACTORS = [c for c in CASES if isinstance(Op.registry[c.op], MacOp) and c.macs]
+
+
+@pytest.mark.parametrize("case", FACTORS, ids=case_id)
+def test_what_elements_of_matrices_save_adds_up_to_the_cost(case: OpCase):
+    """Of a layer's weights; a product of three matrices has none that save a part of their own."""
+    site = site_of(case)
+    op, values = site.node.op, dict(site.operands.present())
+    weights = (W, R) if isinstance(op, Recurrent) else (1,)
+    saved = {i: op.products(site, i) * v.size for i, v in values.items()}
+    assert sum(saved[i] for i in weights) == (0 if op.name == "Einsum" and len(values) > 2 else case.macs)
+    assert not any(n for i, n in saved.items() if i > max(weights))
 
 
 # ---------------------------------------------------------------------- ties

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -17,8 +18,8 @@ from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import Axis, NodeRef, ValueRef
 from compiler.ir.verify import verify
 from compiler.passes.base import Resources
-from compiler.passes.budget.limits import Limit
-from compiler.passes.prune.budget import Ladder, Meter, Quantity, narrowed, select
+from compiler.passes.budget.limits import Limit, OverBudget
+from compiler.passes.prune.budget import Ladder, Meter, Quantity, Selection, narrowed, select
 from compiler.passes.prune.channels import PruneChannels, first_difference
 from compiler.passes.prune.criteria import activation_scores, fisher_scores, gated_axes, scores
 from compiler.passes.prune.surgery import complement, join_shared, masked_difference, remove, split_shared
@@ -419,3 +420,53 @@ def test_a_difference_is_found_where_it_begins() -> None:
     assert masked_difference(graph, wrong, removal) > 1e-2
     assert first_difference(graph, wrong, removal, 1e-5) == ValueRef("matmul.1:0")
     assert first_difference(graph, after, removal, 1e-5) == graph.outputs[0].ref
+
+
+@pytest.mark.parametrize(
+    ("allowed", "tried", "kept"),
+    [(62.0, [0.525], 0.525), (22.5, [0.03125, 0.515625, 0.2734375, 0.15234375, 0.212890625, 0.1826171875], 0.0)],
+)
+def test_shares_are_tried_until_most_of_an_absolute_budget_is_used(
+    allowed: float, tried: list[float], kept: float
+) -> None:
+    """Of a cost of 100 the meter sees 80; shares below 0.2 are too narrow, and at the narrowest 15 remain."""
+    assert searched(allowed) == (pytest.approx(tried), kept)
+
+
+def test_a_share_is_above_nothing_however_small_the_budget() -> None:
+    """What the meter sees would not do: from the narrowest the search goes half way back to everything."""
+    tried, kept = searched(16.0)
+    assert tried[:2] == pytest.approx([0, 0.5], abs=1e-5) and min(tried) > 0 and kept == 0
+    with pytest.raises(OverBudget, match="15 remain when every removable channel is gone"):
+        searched(14.0)
+
+
+def searched(allowed: float) -> tuple[list[float], float]:
+    """The shares that were tried, and what is kept."""
+    tried: list[float] = []
+
+    class Search(PruneChannels):
+        def scorer(self, *_):
+            return None
+
+        def meter(self, *_):
+            return SimpleNamespace(total=80.0)
+
+        def _select(self, graph, closure, use, quantity, share, *_):
+            tried.append(share)
+            if share < 0.2:
+                raise PassError("too narrow")
+            return Selection((), share, 0.0)
+
+        def _narrowest(self, *_):
+            return Selection((), 0.0, 0.0)
+
+        def _cost(self, graph, closure, selection, *_):
+            return 20 + 80 * selection.kept if selection.kept else 15.0
+
+    class Given(Limit):
+        def cost(self, *_):
+            return 100.0
+
+    search, closure = Search(weight_bytes=allowed), SimpleNamespace(groups=())
+    return tried, search._within(Graph("g"), closure, Resources(), Given("weight_bytes", allowed), ()).kept
