@@ -330,6 +330,14 @@ def test_a_kernel_shorter_than_its_stride_makes_less_than_same():
     assert_same_outputs(parse(text), {"x": noise((1, 1, 4, 3)), "w": noise((1, 2, 2, 1), seed=1)})
 
 
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (4, 3)])
+def test_same_covers_the_output_padding(auto: str, kernel: int, stride: int):
+    text = f"""net (float[1, 1, 4] x, float[1, 2, {kernel}] w) => (float[1, 2, {4 * stride}] y) {{
+        y = ConvTranspose <strides = [{stride}], auto_pad = "{auto}", output_padding = [1]> (x, w) }}"""
+    assert_same_outputs(parse(text), {"x": noise((1, 1, 4)), "w": noise((1, 2, kernel), seed=1)})
+
+
 def test_an_element_is_gathered_by_its_position():
     text = "net (float[2, 3] x, int64[2] at) => (float y) { y = GatherND (x, at) }"
     model = parse(text)

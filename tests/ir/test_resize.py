@@ -14,8 +14,6 @@ from tests.ir.onnx_models import noise, parse, run
 
 FRAMES = ["asymmetric", "half_pixel", "half_pixel_symmetric"]
 ROUNDINGS = ["floor", "ceil", "round_prefer_ceil", "round_prefer_floor"]
-OPEN = {("half_pixel_symmetric", "floor")}
-"""Differs from onnxruntime where a position is an integer up to rounding errors."""
 
 
 def positions(size: int, out: int, frame: str, rounding: str) -> np.ndarray:
@@ -48,7 +46,7 @@ def test_nearest_positions_are_those_of_onnxruntime(frame: str, rounding: str) -
             axis_table(attrs, AxisSpec(size, out, out / size)).index[:, 0] != positions(size, out, frame, rounding)
         ).any()
     ]
-    assert bool(different) is ((frame, rounding) in OPEN), different
+    assert not different
 
 
 @pytest.mark.parametrize("opset", [10, 13, 21])

@@ -126,10 +126,12 @@ class Conv(Convolving):
 class ConvTranspose(Convolving):
     """Transposed convolution: x [N, C, ...], weight [C, O / group, ...], optional bias [O].
 
-    Element i of x adds to y at i * stride + tap * dilation - pad. `output_shape` and `auto_pad` become pads.
+    Element i of x adds to y at i * stride + tap * dilation - pad. `output_shape` and `auto_pad` become pads; SAME
+    means as many entries as x has, times the stride; ONNX's inference adds `output_padding` to them.
     """
 
     name = "ConvTranspose"
+    onnx_infers = False
     transposed = True
 
     def normalise(self, attrs: Attrs, operands: Operands) -> Attrs:

@@ -64,7 +64,8 @@ class AxisSpec:
 def source_coordinates(mode: str, axis: AxisSpec) -> np.ndarray:
     """Where every result position lies on the operand's axis.
 
-    In float32 and in this order of operations, as runtimes do it: `nearest` hangs on the last bit.
+    In float32 and in this order of operations, as onnxruntime does it: `nearest` hangs on the last bit. It adds up
+    half_pixel_symmetric in float64.
     """
     one = np.float32
     at, scale, half = np.arange(axis.out, dtype=np.float32), one(axis.scale), one(0.5)
@@ -81,7 +82,8 @@ def source_coordinates(mode: str, axis: AxisSpec) -> np.ndarray:
         return np.zeros(1, np.float32)
     if mode == "half_pixel_symmetric":
         adjustment = one(axis.out) / (scale * one(axis.size))
-        return one(axis.size) / one(2) * (one(1) - adjustment) + (at + half) / scale - half
+        offset = one(axis.size) / one(2) * (one(1) - adjustment)
+        return (np.float64(offset) + (at + half).astype(np.float64) / scale - half).astype(np.float32)
     return (at + half) / scale - half
 
 
