@@ -75,9 +75,9 @@ class Emitter(Protocol):
     def call(self, function: str, *arguments: Expr) -> Expr:
         """Scalar function: exp log sqrt tanh sigmoid erf sin cos tan asin acos atan sinh cosh asinh acosh atanh
         floor ceil round (half to even) trunc abs pow fmod isnan isinf; min max (the second argument where one is
-        NaN), minimum maximum (NaN where one is); and or not xor on bools; bitand bitor bitxor bitnot shl shr, add
-        and sub (wrapped around where + and - must not leave the type) and quotient (towards zero, of a divisor
-        other than 0 and -1) on integers."""
+        NaN), minimum maximum (NaN where one is); and or not xor on bools; bitand bitor bitxor bitnot shl shr and
+        quotient (towards zero, of a divisor other than 0 and -1) on integers; div on floats (the divisor may be the
+        number 0, unlike that of /); add sub mul (integers wrap around where + - * must not leave their type)."""
 
     def recurrent(self, site: Site, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The results of an LSTM, GRU or RNN site: the one form with state carried from step to step.

@@ -38,6 +38,8 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "maximum": torch.maximum,
     "add": torch.add,
     "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
     "quotient": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "and": torch.logical_and,
     "or": torch.logical_or,

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from compiler.codegen.epilogues import BINARY, UNARY
+from compiler.codegen.generate import generate
 from compiler.codegen.groups import Group, make_groups
+from compiler.codegen.target import find_target
+from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
+from tests.codegen.native import NativeLibrary
 from tests.codegen.test_generate import check
 from tests.graphs import Builder
 
@@ -74,6 +78,21 @@ def test_activations_with_constant_operands(tmp_path: Path) -> None:
     high = b.apply("Clip", low, None, number(b, 0.75))
     b.task("t", b.apply("Sqrt", b.apply("Abs", high)))
     assert check(b.done(), tmp_path) == {"gemm"}
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("name", ["PRelu", "Clip", "Mul", "Add"])
+def test_infinite_numbers_do_what_they_do_elsewhere(name: str, value: float, tmp_path: Path) -> None:
+    b = Builder()
+    y = b.conv(b.input("x", 1, 5, 6, 6), 11, 3)
+    y = b.apply(name, y, number(b, value))
+    b.task("t", b.conv(b.apply("Clip", y, number(b, -1), number(b, 1)), 13, 1))
+    graph = b.done()
+    library = generate(graph, find_target("host"))
+    feeds = {"x": np.random.default_rng(3).normal(size=(1, 5, 6, 6)).astype(np.float32)}
+    ((found,),) = NativeLibrary(library, tmp_path).run(library.full, feeds).values()
+    (expected,) = evaluate(graph, feeds).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", COMPOSED)

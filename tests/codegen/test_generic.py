@@ -15,9 +15,10 @@ from compiler.codegen.layout import Blocked, Layout, Plain, to_physical
 from compiler.codegen.lower import compile_kernels
 from compiler.codegen.target import find_target
 from compiler.ir.graph import Graph, Value
+from compiler.ir.reference import evaluate
 from compiler.ir.types import DType, ValueRef
 from tests.codegen.emulated import check_emulated, linkable
-from tests.codegen.native import aligned, loaded
+from tests.codegen.native import NativeLibrary, aligned, loaded
 from tests.graphs import Builder
 
 CLOSE = 1e-5
@@ -443,3 +444,24 @@ def test_generic_kernels_under_emulation(name: str, tmp_path: Path):
     target, graph = linkable(name), mixture()
     library = generate(graph, target, templates=False)
     check_emulated(library, graph, target, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [DType.INT32, DType.INT64], ids=str)
+def test_what_wraps_around_is_not_taken_to_fit(dtype: DType, tmp_path: Path) -> None:
+    """Nodes in one kernel: from a product that fits LLVM concludes its factors, from a sum how large it is."""
+    b = Builder()
+    low, high = np.iinfo(dtype.value).min, np.iinfo(dtype.value).max
+    values = np.array([low, low + 1, low // 2, -1, 0, 1, high // 2 + 1, high - 1, high] * 2 + [low], dtype.numpy)
+    x = b.input("x", len(values), dtype=dtype)
+    two, one, zero = (b.const(np.array(n, dtype.numpy)) for n in (2, 1, 0))
+    b.task("half", b.apply("Div", b.apply("Mul", x, two), two))
+    b.task("opposite", b.apply("Less", b.apply("Neg", x), zero))
+    b.task("size", b.apply("Less", b.apply("Abs", x), zero))
+    b.task("next", b.apply("Greater", b.apply("Add", x, one), x))
+    b.task("before", b.apply("Less", b.apply("Sub", x, one), x))
+    b.task("pair", b.apply("Less", b.apply("ReduceSum", b.apply("Abs", x), b.const([0]), keepdims=0), zero))
+    graph = b.done()
+    library = generate(graph, find_target("host"))
+    found = NativeLibrary(library, tmp_path).run(library.full, {"x": values})
+    for task, expected in zip(graph.tasks, evaluate(graph, {"x": values}).values(), strict=True):
+        np.testing.assert_array_equal(found[task][0], expected, task)

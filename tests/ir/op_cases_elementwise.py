@@ -28,9 +28,9 @@ def by_numpy(site: Site, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
 
 
 def wrapped(site: Site, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
-    """Sums and differences as numpy wraps them; onnxruntime has none of some types."""
+    """Sums, differences and products as numpy wraps them; onnxruntime has none of some types."""
     with np.errstate(over="ignore"):
-        return [a + b if site.node.op.name == "Add" else a - b]
+        return [{"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[site.node.op.name](a, b)]
 
 
 # ---------------------------------------------------------------------- functions of one tensor
@@ -56,6 +56,16 @@ HALVES = np.array([0.5, 1.5, 2.5, -0.5, -1.5], np.float32)
 CASES += [
     OpCase("Relu", "not-finite", [EDGES]),
     OpCase("LeakyRelu", "not-finite", [EDGES], {"alpha": 0.2}),
+    *(
+        OpCase(name, f"{value}", [EDGES], {"alpha": value})
+        for name in ("LeakyRelu", "ThresholdedRelu")
+        for value in (np.inf, -np.inf, np.nan)
+    ),
+    *(
+        OpCase("PRelu", f"slope-{value}{end}", [EDGES, kind(np.array([value], np.float32))])
+        for value in (np.inf, -np.inf, np.nan)
+        for end, kind in (("", np.asarray), ("-fixed", Constant))
+    ),
     OpCase("Softplus", "large", [np.array([100, -100, 0], np.float32)]),
     OpCase("Elu", "alpha", [real(9)], {"alpha": 2.0}),
     OpCase("Selu", "attributes", [real(9)], {"alpha": 3.0, "gamma": 2.0}),
@@ -119,11 +129,17 @@ LOWEST = {t: np.full(4, np.iinfo(t).min, t) for t in (np.int8, np.int32, np.int6
 """The number without an opposite, over divisors at which processors trap or round another way."""
 for t, least in LOWEST.items():
     CASES.append(OpCase("Div", f"lowest-{t.__name__}", [least, np.array([-1, 3, 0, -3], t)], oracle="reference"))
+    rounds = [least, np.array([-1, 3, 1, -3], t)]
+    CASES += [OpCase("Mod", f"lowest-{t.__name__}-{k}", rounds, {"fmod": k}, oracle="reference") for k in (0, 1)]
+    CASES += [OpCase(name, f"lowest-{t.__name__}", [least]) for name in ("Abs", "Neg")]
+CASES.append(OpCase("Div", "lowest-by-minus-one", [LOWEST[np.int32], scalar(-1, np.int32)], oracle="reference"))
 for t in (np.uint8, np.int64):
     CASES += [
         OpCase(name, f"by-zero-{t.__name__}", [whole(3, low=1, dtype=t), np.array([0, 2, 0], t)], oracle=by_numpy)
         for name in ("Div", "Mod")
     ]
+for zero in (0.0, -0.0):
+    CASES.append(OpCase("Div", f"by-the-number-{zero}", [EDGES, scalar(zero)]))
 CASES.append(OpCase("Mod", "float-floored", [real(7), real(7, seed=1)]))
 CASES.append(OpCase("Mod", "float", [real(7), within(0.5, 2, 7)], {"fmod": 1}))
 
@@ -133,7 +149,7 @@ for dtype in (np.int8, np.int32, np.int64, np.uint8, np.uint32, np.uint64):
     for end, side in ((e, s) for e in ends for s in (0, 1)):
         operands = [values, scalar(end, dtype)][:: 1 - 2 * side]
         label = f"wraps-{np.dtype(dtype)}-{end}-{side}"
-        CASES += [OpCase(name, label, operands, oracle=wrapped) for name in ("Add", "Sub")]
+        CASES += [OpCase(name, label, operands, oracle=wrapped) for name in ("Add", "Sub", "Mul")]
 
 BASES, POWERS = np.array([1, 2, 3]), np.array([3, 0, 2])
 for a, b in ((np.float32, np.int64), (np.int64, np.float32), (np.int32, np.int32), (np.float32, np.float32)):
@@ -151,12 +167,33 @@ CASES += [
     OpCase("Clip", "computed-low", [real(2, 3), real()], flops=6),
     OpCase("Clip", "bound-of-one-axis", [real(), floats(0.5)]),
     OpCase("Clip", "none", [real(2, 3)], flops=0),
+    *(
+        OpCase("Clip", f"{low}-to-{high}{end}", [EDGES, kind(np.float32(low)), kind(np.float32(high))])
+        for low, high in ((np.nan, 0.5), (-0.5, np.nan), (-np.inf, 0.5), (np.inf, np.nan))
+        for end, kind in (("", np.asarray), ("-fixed", Constant))
+    ),
     OpCase("Clip", "int64", [whole(7), scalar(-2, np.int64), scalar(3, np.int64)]),
 ]  # fmt: skip
+
+for t in (np.uint8, np.uint32, np.uint64):
+    bits = 8 * np.dtype(t).itemsize
+    for count in (np.array([0, 1, bits, 99], t), scalar(bits, t)):
+        label = f"by-all-bits-{np.dtype(t)}-{type(count).__name__}"
+        for way in ("LEFT", "RIGHT"):
+            operands = [np.full(4, 200, t), count]
+            CASES.append(OpCase("BitShift", f"{label}-{way}", operands, {"direction": way}, oracle="reference"))
 
 # ---------------------------------------------------------------------- logic, selection, casts
 for name in ("And", "Or", "Xor"):
     CASES.append(OpCase(name, "row", [truth(3, 4), truth(4, seed=1)], free="i0.0 i0.1 i1.0 o0.0 o0.1", flops=12))
+for t in (np.int32, np.int64):
+    limits = np.iinfo(t)
+    numbers = np.array([limits.min, limits.min + 1, -1, 0, 1, limits.max - 1, limits.max] * 3, t)
+    for name in ("Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Equal"):
+        for end in (limits.min, limits.max):
+            CASES.append(OpCase(name, f"{limits.dtype}-to-{end}", [numbers, scalar(end, t)]))
+            CASES.append(OpCase(name, f"{end}-to-{limits.dtype}", [scalar(end, t), numbers]))
+    CASES.append(OpCase("Equal", f"{limits.dtype}-table", [numbers, Constant(np.full(21, limits.min, t))]))
 CASES += [
     OpCase("Equal", "positions", [Constant(np.arange(12).reshape(3, 4)), whole(3, 4)]),
     OpCase("Equal", "bool", [truth(3, 4), truth(4, seed=1)]),

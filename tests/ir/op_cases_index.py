@@ -91,6 +91,14 @@ for name in ("ArgMax", "ArgMin"):
         CASES.append(OpCase(name, f"drop-last{last}", [ties], {**attrs, "axis": -1, "keepdims": 0}))
         CASES.append(OpCase(name, f"not-finite-last{last}", [NOT_FINITE], attrs, oracle="reference"))
     CASES += [OpCase(name, "int64", [whole(3, 4)], {"axis": 1}), OpCase(name, "default", [real(3, 4)])]
+for t in (np.int32, np.int64):
+    large = whole(3, 5, 7, dtype=t) * (np.iinfo(t).max // 8)
+    for name in ("ReduceSum", "ReduceProd"):
+        for axis in (0, 2):  # onnxruntime stops at the largest number
+            CASES.append(OpCase(name, f"wraps-{t.__name__}-{axis}", [large, longs(axis)], oracle="reference"))
+    CASES.append(OpCase("CumSum", f"wraps-{t.__name__}", [large, longs(1)]))
+    CASES.append(OpCase("ReduceL1", f"lowest-{t.__name__}", [np.full(3, np.iinfo(t).min, t)], oracle="reference"))
+CASES.append(OpCase("ReduceSumSquare", "wraps", [large, longs(2)], oracle="reference"))
 CASES.append(OpCase("CumSum", "vector-axis", [whole(2, 3, dtype=np.int32), longs(-1)]))
 for reverse in (0, 1):
     for exclusive in (0, 1):

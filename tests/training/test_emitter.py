@@ -124,6 +124,8 @@ CALLS = {
     "fmod": (np.fmod(A, B_), A, B_),
     "add": (A + B_, A, B_),
     "sub": (A - B_, A, B_),
+    "mul": (A * B_, A, B_),
+    "div": (A / B_, A, B_),
     "quotient": ([3, -3, 2, 5], A, B_),
     "min": (np.minimum(A, B_), A, B_),
     "max": (np.maximum(A, B_), A, B_),

@@ -47,23 +47,57 @@ def _or_nan(larger: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _added(a: Any, b: Any) -> Any:
-    """The sum of two integers, wrapped around where it does not fit: to LLVM a plain one of 32 or 64 bits never
-    overflows, and with constants it draws conclusions from that."""
-    kind = dtype_of(a)
-    if kind.endswith("int32"):
-        return tirx.Cast(kind, tirx.Cast("int64", a) + tirx.Cast("int64", b))
-    if not kind.endswith("int64"):
-        return a + b
-    x, y = tirx.reinterpret("uint64", a), tirx.reinterpret("uint64", b)
-    low, high = tirx.const(2**63 - 1, "uint64"), tirx.const(2**63, "uint64")
-    carried = tirx.bitwise_and(x, low) + tirx.bitwise_and(y, low)
-    return tirx.reinterpret(kind, tirx.bitwise_xor(carried, tirx.bitwise_and(tirx.bitwise_xor(x, y), high)))
+_WIDE = {"int32": "int64", "int64": "int128"}
+"""Types in which sums, differences and products of integers fit."""
 
 
-def _subtracted(a: Any, b: Any) -> Any:
-    """The difference of two integers, wrapped around: ~a + b is ~(a - b)."""
-    return tirx.bitwise_not(_added(tirx.bitwise_not(a), b))
+def _wrapping(operation: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """`operation`, of integers wrapped around where the result does not fit.
+
+    To LLVM a plain sum or product of 32 or 64 bits never overflows, and it draws conclusions from that. So does
+    TVM, which bounds results by those of their operands unless bits are inverted. One instruction is left of it.
+    """
+
+    def call(a: Any, b: Any) -> Any:
+        kind = dtype_of(a)
+        if kind.removeprefix("u") not in _WIDE:
+            return operation(a, b)
+        if isinstance(a, tirx.IntImm) and isinstance(b, tirx.IntImm):
+            return tirx.const(_lowest_bits(operation(int(a.value), int(b.value)), kind), kind)
+        return tirx.bitwise_not(tirx.bitwise_not(tirx.Cast(kind, operation(_widened(a), _widened(b)))))
+
+    return call
+
+
+def _lowest_bits(number: int, kind: str) -> int:
+    """A number wrapped around in an integer type."""
+    limits = np.iinfo(kind)
+    return (number - int(limits.min)) % (1 << limits.bits) + int(limits.min)
+
+
+def _widened(value: Any) -> Any:
+    """An integer in the wide type, by its bits: an unsigned one as if it were signed."""
+    kind = dtype_of(value)
+    signed = kind.removeprefix("u")
+    if isinstance(value, tirx.IntImm):  # TVM makes no unsigned literal of a negative one
+        return tirx.const(_lowest_bits(int(value.value), signed), _WIDE[signed])
+    return tirx.Cast(_WIDE[signed], value if kind == signed else tirx.Cast(signed, value))
+
+
+def _divided(a: Any, b: Any) -> Any:
+    """a / b; TVM refuses to divide by the number zero, and times infinity is the same."""
+    if isinstance(b, tirx.FloatImm) and b.value == 0:
+        return a * literal(math.copysign(math.inf, b.value), DType(dtype_of(b)))
+    return a / b
+
+
+def _absolute(x: Any) -> Any:
+    """|x|; the lowest integer stays, as it has no opposite."""
+    kind = dtype_of(x)
+    if not kind.startswith("int"):
+        return tirx.abs(x)
+    zero = tirx.const(0, kind)
+    return tirx.Select(x < zero, FUNCTIONS["sub"](zero, x), x)
 
 
 def _erf(x: Any) -> Any:
@@ -76,7 +110,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         name: getattr(tirx, name)
         for name in (
             "exp log sqrt tanh sigmoid sin cos tan asin acos atan asinh acosh atanh "
-            "floor ceil trunc abs isnan isinf min max"
+            "floor ceil trunc isnan isinf min max"
         ).split()
     },
     **{name: _from_library(name) for name in ("sinh", "cosh", "fmod")},
@@ -84,9 +118,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "round": tirx.nearbyint,
     "maximum": _or_nan(tirx.max),
     "minimum": _or_nan(tirx.min),
+    "div": _divided,
     "quotient": tirx.truncdiv,
-    "add": _added,
-    "sub": _subtracted,
+    "abs": _absolute,
+    **{name: _wrapping(getattr(operator, name)) for name in ("add", "sub", "mul")},
     "pow": tirx.power,
     "xor": lambda a, b: tirx.And(tirx.Or(a, b), tirx.Not(tirx.And(a, b))),
     "bitand": tirx.bitwise_and,
@@ -100,7 +135,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 LOGIC: dict[str, Callable[..., Any]] = {"and": both, "or": either, "not": negated}
 """Functions of conditions, which settle what they can."""
 
-INDEXED: dict[str, Callable[..., Any]] = {"add": operator.add, "sub": operator.sub}
+INDEXED: dict[str, Callable[..., Any]] = {name: getattr(operator, name) for name in ("add", "sub", "mul")}
 """Functions that of two indices give an index, which fits."""
 
 NO_HALF = frozenset("erf asin acos atan sinh cosh asinh acosh atanh fmod".split())
@@ -117,7 +152,10 @@ def literal(value: bool | int | float, dtype: DType) -> Any:
     if dtype is DType.BOOL:
         return tirx.const(bool(value), "bool")
     if dtype.is_integer:
-        return tirx.const(int(value), dtype.value)
+        whole = int(value)
+        if dtype in (DType.INT32, DType.INT64) and whole == np.iinfo(dtype.value).min:
+            return tirx.bitwise_not(tirx.const(~whole, dtype.value))  # TVM moves numbers between sides, negated
+        return tirx.const(whole, dtype.value)
     number = float(value)
     if math.isinf(number):
         bound = tirx.infinity(dtype.value)
@@ -142,8 +180,6 @@ def identity(kind: Combine, dtype: DType) -> Any:
 
 def combine(kind: Combine, a: Any, b: Any) -> Any:
     """One step of a reduction: what was combined so far, and the next term."""
-    if kind == "sum":
-        return a + b
-    if kind == "prod":
-        return a * b
+    if kind in ("sum", "prod"):
+        return FUNCTIONS["add" if kind == "sum" else "mul"](a, b)
     return FUNCTIONS[kind](b, a)  # what decides about NaN looks at the term, beside the chain of steps

@@ -36,7 +36,7 @@ def piece(table: np.ndarray, at: Sequence[Any], breaks: list[Break]) -> Any:
     indices = [i for i in known if i is not None]
     box = tuple(_within(i, size) for i, size in zip(indices, table.shape, strict=True))
     part = table[box].astype(np.int64)
-    if part.size > _LARGEST or np.abs(part).max() >= _LIMIT:
+    if part.size > _LARGEST or part.min() <= -_LIMIT or part.max() >= _LIMIT:
         return None
     found = _line(part, indices, box)
     if found is None:

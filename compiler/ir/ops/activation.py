@@ -32,6 +32,20 @@ def unit_clip(emit: Emitter, site: Site, x: Expr) -> Expr:
     return emit.call("min", emit.const(1, site.results[0].dtype), positive_part(emit, site, x))
 
 
+def sloped(emit: Emitter, site: Site, x: Expr, slope: Expr, finite: bool) -> Expr:
+    """x where x >= 0, else slope x. A slope that may be infinite or NaN is not multiplied with the zero that is the
+    negative part of other x."""
+    dtype = site.results[0].dtype
+    if finite and dtype.is_float:
+        return positive_part(emit, site, x) + slope * negative_part(emit, site, x)
+    return emit.select(x < emit.const(0, dtype), emit.call("mul", slope, x), x)
+
+
+def sloped_values(x: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """The same in numpy; onnx.reference multiplies zero too."""
+    return np.where(x < 0, np.asarray(slope * x, x.dtype), x)
+
+
 def exponential_part(emit: Emitter, site: Site, x: Expr) -> Expr:
     """exp(min(0, x)) - 1."""
     return emit.call("exp", negative_part(emit, site, x)) - emit.const(1, site.results[0].dtype)
@@ -58,9 +72,13 @@ class LeakyRelu(Unary):
     name = "LeakyRelu"
     cost = 2
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x = required(arrays)
+        return (sloped_values(x, np.asarray(site.float("alpha"), x.dtype)),)
+
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        slope = emit.const(site.float("alpha"), site.results[0].dtype)
-        return positive_part(emit, site, x[0]) + slope * negative_part(emit, site, x[0])
+        alpha = site.float("alpha")
+        return sloped(emit, site, x[0], emit.const(alpha, site.results[0].dtype), math.isfinite(alpha))
 
 
 class PRelu(Broadcast):
@@ -76,8 +94,12 @@ class PRelu(Broadcast):
         check(node, fits, f"the slope {slope.type} does not broadcast to {x.type}")
         return super().infer(node, operands, count)
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        return (sloped_values(required(arrays), required(arrays, 1)),)
+
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return positive_part(emit, site, x[0]) + x[1] * negative_part(emit, site, x[0])
+        slope = site.operands[1].data
+        return sloped(emit, site, x[0], x[1], slope is not None and bool(np.isfinite(slope).all()))
 
 
 class Elu(Unary):

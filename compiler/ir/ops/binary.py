@@ -25,7 +25,7 @@ def truncated_quotient(emit: Emitter, dtype: DType, a: Expr, b: Expr) -> Expr:
     minus = emit.const(-1, dtype)
     trapped = emit.call("or", b == zero, b == minus)
     whole = emit.call("quotient", a, emit.select(trapped, one, b))
-    return emit.select(b == zero, zero, emit.select(b == minus, zero - a, whole))
+    return emit.select(b == zero, zero, emit.select(b == minus, emit.call("sub", zero, a), whole))
 
 
 class Add(Broadcast):
@@ -34,7 +34,7 @@ class Add(Broadcast):
     name = "Add"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return x[0] + x[1] if site.results[0].dtype.is_float else emit.call("add", *x)
+        return emit.call("add", *x)
 
 
 class Sub(Broadcast):
@@ -43,16 +43,16 @@ class Sub(Broadcast):
     name = "Sub"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return x[0] - x[1] if site.results[0].dtype.is_float else emit.call("sub", *x)
+        return emit.call("sub", *x)
 
 
 class Mul(Broadcast):
-    """a * b."""
+    """a * b; integers wrap around."""
 
     name = "Mul"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return x[0] * x[1]
+        return emit.call("mul", *x)
 
 
 class Div(Broadcast):
@@ -62,7 +62,7 @@ class Div(Broadcast):
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype = site.results[0].dtype
-        return x[0] / x[1] if dtype.is_float else truncated_quotient(emit, dtype, x[0], x[1])
+        return emit.call("div", *x) if dtype.is_float else truncated_quotient(emit, dtype, *x)
 
 
 class Mod(Broadcast):
@@ -83,7 +83,8 @@ class Mod(Broadcast):
         if dtype.is_float:
             rest = emit.call("fmod", a, b)
         else:
-            rest = emit.select(b == zero, zero, a - truncated_quotient(emit, dtype, a, b) * b)
+            whole = emit.call("mul", truncated_quotient(emit, dtype, a, b), b)
+            rest = emit.select(b == zero, zero, emit.call("sub", a, whole))
         if site.int("fmod") or dtype.numpy.kind == "u":
             return rest
         differ = emit.call("and", rest != zero, emit.call("xor", rest < zero, b < zero))
@@ -104,7 +105,7 @@ class Pow(Broadcast):
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         power, dtype = whole_power(site), site.results[0].dtype
         if power is not None:
-            return reduce(lambda product, _: product * x[0], range(power - 1), x[0])
+            return reduce(lambda product, _: emit.call("mul", product, x[0]), range(power - 1), x[0])
         if dtype.is_float:
             return emit.call("pow", x[0], emit.cast(x[1], dtype))
         wide = DType.FLOAT64
@@ -176,13 +177,20 @@ class Min(Folded):
 
 
 class Clip(Broadcast):
-    """min(max(x, low), high); either bound may be absent, both are scalars."""
+    """min(max(x, low), high); either bound may be absent, or NaN, which limits nothing; both are scalars."""
 
     name = "Clip"
 
     def infer(self, node: Node, operands: Operands, count: int) -> tuple[TensorType, ...]:
         check(node, all(b.size == 1 for b in operands[1:]), "a bound is not a scalar")
         return super().infer(node, operands, count)
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, low, high = (*arrays, None, None)[:3]
+        assert x is not None
+        for bound, beyond in ((low, np.less), (high, np.greater)):  # no comparison with NaN holds
+            x = x if bound is None else np.where(beyond(x, bound.reshape(())), bound.reshape(()), x)
+        return (np.asarray(x),)
 
     def flops(self, site: Site) -> int:
         return (len(site.operands.present()) - 1) * site.results[0].size
@@ -235,7 +243,7 @@ class BitwiseXor(Bitwise):
 
 
 class BitShift(Broadcast):
-    """Unsigned a shifted by b bits, `direction` LEFT or RIGHT."""
+    """Unsigned a shifted by b bits, `direction` LEFT or RIGHT; nothing is left of it by as many as it has."""
 
     name = "BitShift"
 
@@ -244,4 +252,9 @@ class BitShift(Broadcast):
         return super().infer(node, operands, count)
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return emit.call("shl" if site.str("direction") == "LEFT" else "shr", *x)
+        dtype, (value, count) = site.results[0].dtype, x
+        most = emit.const(8 * dtype.numpy.itemsize - 1, dtype)  # processors agree up to here
+        shifted = emit.call(
+            "shl" if site.str("direction") == "LEFT" else "shr", value, emit.call("min", count, most)
+        )
+        return emit.select(count > most, emit.const(0, dtype), shifted)

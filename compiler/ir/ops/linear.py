@@ -41,17 +41,19 @@ class Gemm(MacOp):
 
         def product(i: Expr, j: Expr, k: Expr) -> Expr:
             left = a(k, i) if site.int("transA") else a(i, k)
-            return left * (b(j, k) if site.int("transB") else b(k, j))
+            return emit.call("mul", left, b(j, k) if site.int("transB") else b(k, j))
 
         total = emit.reduce(y.shape, y.dtype, (depth,), "sum", product)
         alpha, beta = site.float("alpha"), site.float("beta")
 
         def element(*at: Expr) -> Expr:
-            value = total(*at) if alpha == 1 else total(*at) * emit.const(alpha, y.dtype)
+            value = total(*at) if alpha == 1 else emit.call("mul", total(*at), emit.const(alpha, y.dtype))
             if addend is None:
                 return value
             extra = aligned(addend, at)
-            return value + (extra if beta == 1 else extra * emit.const(beta, y.dtype))
+            return emit.call(
+                "add", value, extra if beta == 1 else emit.call("mul", extra, emit.const(beta, y.dtype))
+            )
 
         if alpha == 1 and addend is None:
             return (total,)
@@ -93,7 +95,7 @@ class MatMul(MacOp):
         def product(*index: Expr) -> Expr:
             batch, rest, k = index[:lead], list(index[lead:-1]), index[-1]
             row = [rest.pop(0)] if has_row else []
-            return _batched(a, batch, [*row, k]) * _batched(b, batch, [k, *rest])
+            return emit.call("mul", _batched(a, batch, [*row, k]), _batched(b, batch, [k, *rest]))
 
         return (emit.reduce(y.shape, y.dtype, (a.shape[-1],), "sum", product),)
 
@@ -209,12 +211,14 @@ class Einsum(MacOp):
             if number < len(operands):
                 factors.append((required(tensors, number), operands[number]))
             shape, inner = [sizes[x] for x in kept], [sizes[x] for x in summed]
-            have = emit.reduce(shape, kind, inner, "sum", _product(factors, [*kept, *summed]))
+            have = emit.reduce(shape, kind, inner, "sum", _product(emit, factors, [*kept, *summed]))
             labels = kept
         return (have,)
 
 
-def _product(factors: Sequence[tuple[Tensor, list[Label]]], order: Sequence[Label]) -> Callable[..., Expr]:
+def _product(
+    emit: Emitter, factors: Sequence[tuple[Tensor, list[Label]]], order: Sequence[Label]
+) -> Callable[..., Expr]:
     """Product of the factors at an index given in the label order `order`."""
 
     def element(*at: Expr) -> Expr:
@@ -222,7 +226,7 @@ def _product(factors: Sequence[tuple[Tensor, list[Label]]], order: Sequence[Labe
         for tensor, labels in factors:
             own = [0 if n == 1 else index[x] for x, n in zip(labels, tensor.shape, strict=True)]
             value = tensor(*own)
-            total = value if total is None else total * value
+            total = value if total is None else emit.call("mul", total, value)
         return total
 
     return element

@@ -180,7 +180,7 @@ class ReduceSumSquare(Reduce):
     per_input = 2
 
     def before(self, emit: Emitter, x: Expr, dtype: DType) -> Expr:
-        return x * x
+        return emit.call("mul", x, x)
 
 
 class ReduceL2(ReduceSumSquare):

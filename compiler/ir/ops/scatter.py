@@ -16,9 +16,7 @@ from compiler.ir.types import DType, TensorType
 
 def combined(emit: Emitter, how: str, old: Expr, new: Expr) -> Expr:
     """One update of an element."""
-    if how == "add":
-        return old + new
-    return old * new if how == "mul" else emit.call(f"{how}imum", old, new)
+    return emit.call(how if how in ("add", "mul") else f"{how}imum", old, new)
 
 
 def reducer(how: str, dtype: DType) -> tuple[Combine, float | int]:

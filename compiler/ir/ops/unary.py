@@ -8,19 +8,20 @@ from compiler.ir.ops.elementwise import Called, Unary
 
 
 class Abs(Called):
-    """|x|."""
+    """|x|; the lowest integer stays, as it has no opposite."""
 
     name = "Abs"
     function = "abs"
 
 
 class Neg(Unary):
-    """-x."""
+    """-x; the lowest integer stays, as it has no opposite."""
 
     name = "Neg"
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        return -x[0]
+        dtype = site.results[0].dtype
+        return -x[0] if dtype.is_float else emit.call("sub", emit.const(0, dtype), x[0])
 
 
 class Sign(Unary):
