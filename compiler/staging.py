@@ -21,8 +21,8 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     """A fresh folder, whose contents are moved into `root` when the block ends well; removed when it does not.
 
     Checks before any work is done: ConfigError where another process writes `root`, where a target's bundle exists
-    and `force` is not set, where bundles of another library than `name` would stay beside the new ones, or where
-    nothing can be written. ConfigError too where the disk is full in the end.
+    and `force` is not set, where something else is in its place, where bundles of another library than `name` would
+    stay beside the new ones, or where nothing can be written. ConfigError too where the disk is full in the end.
     """
     check_folder(root)
     real = Path(os.path.realpath(root))
@@ -97,6 +97,15 @@ def _refuse_existing(root: Path, targets: Sequence[str], force: bool) -> None:
         raise ConfigError(
             f"{root} already holds {', '.join(existing)}; --force, in Python force=True, replaces what is there"
         )
+    if mine := [str(root / t) for t in existing if _is_of_others(root / t)]:
+        raise ConfigError(
+            f"{', '.join(mine)}: no bundle, and would be lost; move it away, or choose another output folder"
+        )
+
+
+def _is_of_others(place: Path) -> bool:
+    """Whether something is at the place of a bundle that no build has written."""
+    return not place.is_dir() or (any(place.iterdir()) and not (place / "manifest.json").exists())
 
 
 def check_folder(root: Path) -> None:

@@ -114,6 +114,7 @@ def test_inspect(tmp_path, bundle, capsys):
     assert "= Conv(" in out
     status, out, _ = run(capsys, "inspect", bundle)
     assert "pair_run_a__b" in out
+    assert "\npair: image float32[1,3,8,8]; " in out
     assert "`-- 1  " in out or "+-- 1  " in out
 
 

@@ -107,6 +107,19 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path, there):
     assert (root / "host" / "manifest.json").read_text() == "new"
 
 
+def test_what_is_no_bundle_is_not_replaced(tmp_path):
+    root = tmp_path / "out"
+    (root / "host").mkdir(parents=True)
+    made(root, "new")  # an empty folder is nobody's
+    (root / "arm").mkdir()
+    (root / "arm" / "notes").write_text("mine")
+    (root / "x86").write_text("mine")
+    for target in ("arm", "x86"):
+        with pytest.raises(ConfigError, match=f"out/{target}: no bundle, and would be lost; move it away"):
+            made(root, "new", target=target)
+    assert (root / "arm" / "notes").read_text() == (root / "x86").read_text() == "mine"
+
+
 def test_no_bundle_is_put_into_the_bundle_of_a_target(tmp_path):
     made(tmp_path / "out", "old")
     with pytest.raises(ConfigError, match="out/host is the bundle of one target; name the folder above it"):

@@ -165,7 +165,7 @@ def _target_grid(compiled: Compiled) -> Grid:
         status = "" if test is None else f"{test.status}{': ' * bool(test.reason)}{test.reason}"
         sizes = built.library_bytes, len(built.library.pool), built.workspace_max
         rows.append((built.target.name, built.target.preset, *sizes, status))
-    return Grid("targets", ("target", "preset", "library B", "weights B", "workspace B", "self-test"), rows)
+    return Grid("targets", ("target", "preset", "library B", "pool B", "workspace B", "self-test"), rows)
 
 
 def _passed(gates: Sequence[GateResult]) -> str:

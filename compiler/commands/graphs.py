@@ -59,7 +59,8 @@ def inspect(args: Namespace, say: Say) -> Result:
     if Path(args.path).is_dir():
         of_bundle(args)
         bundle = chosen(Path(args.path), args.target)
-        graph = load(bundle.path / "merged.onnx")
+        graph = Graph(bundle.name)  # the file's is that of every bundle
+        graph.assign(load(bundle.path / "merged.onnx"))
         pictures: list[Grid | Tree] = [*level_grids(level_rows(graph)), outline_tree(graph)]
         found = inspect_bundle(bundle, outline_records(graph), pictures)
         return Result(found.record, (), (text(graph).rstrip("\n"),)) if args.text else found
