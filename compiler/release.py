@@ -15,6 +15,7 @@ from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds, open_calibration
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed, plural
+from compiler.files import takes_files
 from compiler.ir.graph import Graph, Value
 from compiler.ir.onnx_in import load
 from compiler.ir.reference import evaluate, random_feeds
@@ -248,9 +249,12 @@ def labels_of(config: Config, graph: Graph) -> Arrays:
 def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
     """What the passes of a release may use; `graph` is the originals joined, before any pass.
 
-    ConfigError where a pattern of `exclude` names nothing in it.
+    ConfigError where a pattern of `exclude` names nothing in it, or nothing can be written to the cache.
     """
     check_patterns(graph, config.exclude, "passes.exclude")
+    cache = config.path(config.calibration.cache) if config.calibration.cache else None
+    if cache and not takes_files(cache):
+        raise ConfigError(f"calibration.cache {cache}: not a folder that can be written to; name another")
     calibration = calibration_of(config, graph)
     return Resources(
         calibration=calibration,
@@ -260,7 +264,7 @@ def resources(config: Config, graph: Graph, say: Say = silent) -> Resources:
         teacher=graph,
         labels=labels_of(config, graph),
         say=say,
-        cache=config.path(config.calibration.cache) if config.calibration.cache else None,
+        cache=cache,
         clock=clock_of(config),
         judge=judge_of(config, graph),
     )

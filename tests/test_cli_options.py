@@ -239,6 +239,12 @@ def test_output_folders_where_nothing_can_be_written_are_told_before_any_work(tm
         assert status == 2 and reason in err and "missing.onnx" not in err, options
 
 
+def test_a_cache_of_statistics_that_is_none_is_told_before_the_first_pass(tmp_path, capsys):
+    status, _, err = run(capsys, "cost", write_release(tmp_path), "--set", "calibration.cache=data.npz")
+    assert status == 2 and "data.npz: not a folder that can be written to; name another" in err
+    assert "pass 1" not in err
+
+
 def test_data_that_may_not_be_read_are_no_defect(tmp_path, capsys, monkeypatch):
     path = write_release(tmp_path)
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.calibration.moments import content_key, data_key
-from compiler.errors import PassError, VerifyError, plural
+from compiler.errors import ConfigError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import level_count
 from compiler.ir.text import digest
@@ -93,7 +93,10 @@ class Distil(Pass):
             problems.append("labels asks for class labels; the calibration data has no array named as a task")
         problems += teacher_problems(graph, use.teacher)
         if not problems:
-            torch_module("distilling", self.name)
+            try:
+                torch_module("distilling", self.name).chosen_device(self.device)
+            except ConfigError as error:
+                problems.append(str(error))
         return problems
 
     def levels_problem(self, count: int) -> str:

@@ -57,7 +57,7 @@ def chosen_device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"distil: device '{name}' cannot be used: {error}") from None
+        raise ConfigError(f"device '{name}' cannot be used: {error}") from None
 
 
 def distil(

@@ -318,6 +318,13 @@ def test_a_network_without_weights_has_nothing_to_train(torch, use):
         Distil(epochs=1)(graph, replace(use, teacher=graph))
 
 
+def test_a_device_that_is_not_there_is_told_before_the_first_pass(torch, original, use):
+    told: list[str] = []
+    with pytest.raises(ConfigError, match="device 'tpu9' cannot be used"):
+        Pipeline.parse(["fold-constants", "distil{device=tpu9}"]).run(original, replace(use, say=told.append))
+    assert not told
+
+
 # ---------------------------------------------------------------------- what is handed on, told and checked
 class Handed(Exception):
     """Stops a pass where training would begin."""

@@ -173,7 +173,7 @@ def test_every_fifth_sample_judges_and_is_not_trained_on():
 def test_devices_are_chosen_by_name_and_unknown_ones_refused():
     assert chosen_device("cpu").type == "cpu"
     assert chosen_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match="distil: device 'tpu9' cannot be used"):
+    with pytest.raises(ConfigError, match="device 'tpu9' cannot be used"):
         chosen_device("tpu9")
 
 
