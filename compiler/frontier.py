@@ -28,13 +28,14 @@ from compiler.compile import build
 from compiler.cost.count import totals
 from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
+from compiler.ir.levels import level_count
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.text import digest
 from compiler.ir.types import TaskSet
 from compiler.measure import evaluate_release
 from compiler.passes.base import Pass, Resources
 from compiler.passes.budget.limits import Limit, Quantity
-from compiler.pipeline import parse
+from compiler.pipeline import Pipeline, parse
 from compiler.progress import tracked
 from compiler.release import Release, Say, evaluation_of, load_release, resources, silent, transform, tuning_of
 from compiler.report import to_csv
@@ -153,6 +154,7 @@ def frontier(
     """
     target, store = find_target(request.target or config.targets[0]), Store(cache)
     release = load_release(config, allow_external_data=allow_external_data, say=say)
+    _refuse_levels(release, request)
     evaluation_of(config, release.graph)  # what cannot be measured is told before hours of work
     graph, _ = transform(release, say=say)
     study = _Study(release, graph, target, request, resources(config, release.graph, say), measure, say)
@@ -173,6 +175,15 @@ def frontier(
         if network:
             networks[number] = network
     return Frontier(study.record(rows), networks)
+
+
+def _refuse_levels(release: Release, request: Request) -> None:
+    """ConfigError where the pass would lose the sparsity levels that the pipeline leaves."""
+    count = level_count(release.graph)
+    for pass_ in Pipeline.parse(release.config.passes).passes:
+        count = pass_.levels_after(count)
+    if problem := request.at(request.shares[0], request.target).levels_problem(count):
+        raise ConfigError(f"a frontier with {request.spec}: {problem}")
 
 
 @dataclass(frozen=True)
