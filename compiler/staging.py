@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -52,7 +53,10 @@ def _reserved(root: Path, place: Path) -> Iterator[Path]:
         try:
             place.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(place / f".{root.name}.lock"))
-            folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=place))
+            prefix = f".{root.name}.staging-"
+            for left in place.glob(f"{glob.escape(prefix)}*"):  # by a build that was killed: others are locked out
+                shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         except BlockingIOError:
             raise ConfigError(
                 f"{root}: another process writes a bundle there; let it finish, or choose another output folder"

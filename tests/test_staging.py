@@ -105,6 +105,7 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path, there):
         other.kill()  # no chance to clean up
     made(root, "new")
     assert (root / "host" / "manifest.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.rglob(".*")) == []
 
 
 def test_what_is_no_bundle_is_not_replaced(tmp_path):
