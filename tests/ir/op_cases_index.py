@@ -99,6 +99,10 @@ for t in (np.int32, np.int64):
     CASES.append(OpCase("CumSum", f"wraps-{t.__name__}", [large, longs(1)]))
     CASES.append(OpCase("ReduceL1", f"lowest-{t.__name__}", [np.full(3, np.iinfo(t).min, t)], oracle="reference"))
 CASES.append(OpCase("ReduceSumSquare", "wraps", [large, longs(2)], oracle="reference"))
+for shape, axis in (((0, 3), 0), ((3, 0), 1)):
+    CASES.append(OpCase("ReduceMean", f"of-nothing-{axis}", [np.zeros(shape, np.float32), longs(axis)]))
+EXACT = np.array([[2**60 + 1, 2**60 + 2, 2**60 + 3], [-7, -1, 0]])
+CASES.append(OpCase("ReduceMean", "exact", [EXACT, longs(1)], oracle=lambda *_: [np.array([[2**60 + 2], [-2]])]))
 CASES.append(OpCase("CumSum", "vector-axis", [whole(2, 3, dtype=np.int32), longs(-1)]))
 for reverse in (0, 1):
     for exclusive in (0, 1):

@@ -120,6 +120,8 @@ CASES += [
     *(moved("Trilu", f"upper{u}-k{k}", real(2, 4, 5), scalar(k, np.int64), upper=u, free="i0.0 o0.0")
       for u in (0, 1) for k in (-2, 0, 1)),
     moved("Transpose", "scalar", real()),
+    *(OpCase("Trilu", f"upper{u}-beyond{k}", [real(4, 5), scalar(k, np.int64)], {"upper": u})
+      for u in (0, 1) for k in (-(2**63), 2**63 - 1)),
     moved("Trilu", "default", real(4, 5), free=""),
 ]  # fmt: skip
 

@@ -193,8 +193,7 @@ class Trilu(Static, Movement):
         yield from (identity(x, dim, y, dim) for dim in range(x.rank - 2))
 
     def lower(self, emit: Emitter, site: Site, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        x, y, operand = required(tensors), site.results[0], site.operands.optional(1)
-        k = 0 if operand is None else int(operand.constant.reshape(-1)[0])
+        x, y, k = required(tensors), site.results[0], self._diagonal(site)
         zero = emit.const(0, y.dtype)
 
         def element(*at: Expr) -> Expr:
@@ -203,6 +202,16 @@ class Trilu(Static, Movement):
             return emit.select(taken, x(*at), zero)
 
         return (emit.compute(y.shape, y.dtype, element),)
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        triangle = np.triu if site.int("upper") else np.tril
+        return (triangle(required(arrays), self._diagonal(site)),)
+
+    def _diagonal(self, site: Site) -> int:
+        """k, limited to the matrix: beyond it nothing changes, and numpy takes no number of 64 bits."""
+        operand, (rows, columns) = site.operands.optional(1), site.results[0].shape[-2:]
+        k = 0 if operand is None else int(operand.constant.reshape(-1)[0])
+        return min(max(k, -rows), columns)
 
 
 class FromShape(Static, Movement):

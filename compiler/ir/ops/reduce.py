@@ -128,11 +128,19 @@ class ReduceSum(Reduce):
 
 
 class ReduceMean(Reduce):
-    """Sum / count; integers are rounded towards zero."""
+    """Sum / count; integers are rounded towards zero, and of nothing it is zero."""
 
     name = "ReduceMean"
     kind = Kind.MIXED
     per_result = 1
+
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, y, axes = required(arrays), site.results[0], reduced_axes(site)
+        if y.dtype.is_float and x.size:
+            return super().evaluate(site, arrays)
+        total = np.sum(x, axis=axes, dtype=x.dtype)  # onnx.reference divides integers as float64, and zero by zero
+        count = np.asarray(max(math.prod(x.shape[d] for d in axes), 1), x.dtype)
+        return (np.asarray((total - np.fmod(total, count)) // count, x.dtype).reshape(y.shape),)
 
     def after(self, emit: Emitter, x: Expr, dtype: DType, count: int) -> Expr:
         size = emit.const(count, dtype)
