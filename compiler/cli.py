@@ -111,7 +111,8 @@ def _run(args: argparse.Namespace) -> int:
 def _check_release(args: argparse.Namespace) -> None:
     """Refuse a broken release file before its command loads the tensor compiler, which takes seconds."""
     path = getattr(args, "path", None)
-    if "set" in args and isinstance(path, str) and path.endswith(".toml"):
+    only_releases = "input" not in args  # which models have
+    if "set" in args and isinstance(path, str) and (only_releases or path.endswith(".toml")):
         importlib.import_module("compiler.config").load_config(path, args.set)
 
 

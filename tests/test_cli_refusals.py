@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -160,6 +161,16 @@ def test_outputs_that_cannot_be_written(tmp_path, capsys):
     status, _, err = run(capsys, "compile", path, "-o", tmp_path / "out", "-q")
     assert status == 2
     assert "already holds host; --force, in Python force=True, replaces" in err
+
+
+@pytest.mark.parametrize("command", ["compile", "evaluate", "frontier"])
+def test_what_is_no_release_is_refused_before_the_command_is_loaded(tmp_path, capsys, monkeypatch, command):
+    onnx.save(network("x", 3), tmp_path / "m.onnx")
+    monkeypatch.setitem(sys.modules, "compiler.commands.builds", None)
+    monkeypatch.setitem(sys.modules, "compiler.commands.frontiers", None)
+    for name, reason in (("m.onnx", "`taskgraft init m.onnx` writes a release file"), ("", "Is a directory")):
+        status, _, err = run(capsys, command, tmp_path / name)
+        assert status == 2 and reason in err
 
 
 def test_an_unknown_target_costs_no_time(tmp_path, capsys):
