@@ -26,7 +26,7 @@ from compiler.passes.base import (
     torch_module,
 )
 from compiler.passes.dead import RemoveDeadCode
-from compiler.passes.spec import changed, convert, named_number, render, split, written
+from compiler.passes.spec import changed, convert, named_numbers, render, split, task_numbers, written
 from tests.graphs import Builder
 
 
@@ -152,14 +152,22 @@ def test_all_problems_are_told_at_once_and_values_of_toml_are_taken() -> None:
     )
 
 
-def test_a_name_with_a_number() -> None:
-    def read(given: str) -> tuple[str, float]:
-        return named_number(given, {"a", "a:b"}.__contains__, "wrong")
+def test_names_with_numbers() -> None:
+    def read(*given: str) -> dict[str, float]:
+        return named_numbers("option", given, lambda name: name if name in ("a", "a:b") else None, "NAME:X")
 
-    assert read("a:1.5") == ("a", 1.5) and read("a:b:0") == ("a:b", 0.0)
-    for given in ("c:1", "a:-1", "a:inf", "a:nan", "a:x", "a", ":1", "a:"):
-        with pytest.raises(ValueError, match=r"^wrong$"):
-            read(given)
+    assert read("a:1.5", "a:b:0") == {"a": 1.5, "a:b": 0.0}
+    for wrong in ("c:1", "a:-1", "a:inf", "a:nan", "a:x", "a", ":1", "a:"):
+        with pytest.raises(ValueError, match=f"^option: '{wrong}' is not NAME:X$"):
+            read(wrong)
+    with pytest.raises(ValueError, match=r"^option: 'a' is given twice$"):
+        read("a:1", "a:b:2", "a:1")
+
+
+def test_every_task_has_its_number_or_the_default() -> None:
+    assert task_numbers("option", ("b:2",), ("a", "b"), "X", 0.5) == {"a": 0.5, "b": 2.0}
+    with pytest.raises(ValueError, match=r"^option: 'c:2' is not TASK:X with one of a, b$"):
+        task_numbers("option", ("c:2",), ("a", "b"), "X", 0.5)
 
 
 # ---------------------------------------------------------------------- calibration inputs
