@@ -446,6 +446,15 @@ def test_generic_kernels_under_emulation(name: str, tmp_path: Path):
     check_emulated(library, graph, target, tmp_path)
 
 
+def test_the_sign_of_an_unsigned_product_with_zero(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.input("x", 3, 7, dtype=DType.UINT64)
+    b.task("t", b.apply("Sign", b.apply("Mul", x, b.const(np.uint64(0)))))
+    library = generate(b.done(), find_target("host"))
+    ((found,),) = NativeLibrary(library, tmp_path).run(library.full, {"x": np.arange(21).reshape(3, 7)}).values()
+    np.testing.assert_array_equal(found, np.zeros((3, 7), np.uint64))
+
+
 @pytest.mark.parametrize("dtype", [DType.INT32, DType.INT64], ids=str)
 def test_what_wraps_around_is_not_taken_to_fit(dtype: DType, tmp_path: Path) -> None:
     """Nodes in one kernel: from a product that fits LLVM concludes its factors, from a sum how large it is."""

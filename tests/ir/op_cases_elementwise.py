@@ -155,6 +155,7 @@ BASES, POWERS = np.array([1, 2, 3]), np.array([3, 0, 2])
 for a, b in ((np.float32, np.int64), (np.int64, np.float32), (np.int32, np.int32), (np.float32, np.float32)):
     CASES.append(OpCase("Pow", f"{a.__name__}-{b.__name__}", [BASES.astype(a), POWERS.astype(b)]))
 CASES.append(OpCase("Pow", "negative-int64", [np.array([1, -1, 2, 5]), np.array([-3, -1, -1, 2])]))
+CASES.append(OpCase("Pow", "half-of-not-finite", [EDGES, scalar(0.5)]))
 CASES += [OpCase("Pow", f"constant-{p}", [within(0.1, 2, 4), scalar(p)]) for p in (0.5, 1, 2, 3, 4, -1)]
 CASES += [
     OpCase("BitShift", "left", [whole(3, dtype=np.uint8, low=1), whole(3, dtype=np.uint8, low=0, high=7)],

@@ -100,7 +100,8 @@ class Pow(Broadcast):
         a, b = required(arrays), required(arrays, 1)
         if a.dtype.kind == "i" and b.dtype.kind == "i" and (b < 0).any():  # numpy has no such powers
             return (np.power(a.astype(np.float64), b).astype(a.dtype),)
-        return super().evaluate(site, arrays)
+        each = np.broadcast_to(b, site.results[0].shape).copy()  # of one exponent 0.5 numpy takes square roots
+        return super().evaluate(site, (a, each))
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         power, dtype = whole_power(site), site.results[0].dtype

@@ -33,7 +33,10 @@ class Sign(Unary):
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
         dtype = site.results[0].dtype
         zero = emit.const(0, dtype)
-        sign = emit.cast(x[0] > zero, dtype) - emit.cast(x[0] < zero, dtype)
+        above = emit.cast(x[0] > zero, dtype)
+        if dtype.numpy.kind == "u":  # TVM makes no literal of 0 - 1
+            return above
+        sign = above - emit.cast(x[0] < zero, dtype)
         return emit.select(emit.call("isnan", x[0]), x[0], sign) if dtype.is_float else sign
 
 
