@@ -167,6 +167,46 @@ def test_dishonest_tensors_are_refused(bad, words):
     refused(model, words)
 
 
+# ---------------------------------------------------------------------- names
+NAMED = {
+    "opset": (lambda m: m.opset_import[0], "domain"),
+    "metadata": (lambda m: m.metadata_props.add(), "key"),
+    "graph": (lambda m: m.graph, "name"),
+    "input": (lambda m: m.graph.input[0], "name"),
+    "output": (lambda m: m.graph.output[0], "name"),
+    "value": (lambda m: m.graph.value_info.add(), "name"),
+    "axis": (lambda m: m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param"),
+    "node": (lambda m: m.graph.node[0], "name"),
+    "operator": (lambda m: m.graph.node[0], "op_type"),
+    "domain of a node": (lambda m: m.graph.node[0], "domain"),
+    "operand": (lambda m: m.graph.node[0], "input"),
+    "result": (lambda m: m.graph.node[0], "output"),
+    "attribute": (lambda m: m.graph.node[0].attribute.add(), "name"),
+    "attribute of a function": (lambda m: m.graph.node[0].attribute.add(), "ref_attr_name"),
+    "function": (lambda m: m.functions.add(), "name"),
+    "domain of a function": (lambda m: m.functions.add(), "domain"),
+    "opset of a function": (lambda m: m.functions.add().opset_import.add(), "domain"),
+    "operand of a function": (lambda m: m.functions.add(), "input"),
+    "result of a function": (lambda m: m.functions.add(), "output"),
+    "option of a function": (lambda m: m.functions.add(), "attribute"),
+}
+
+
+@pytest.mark.parametrize("place", NAMED)
+def test_names_are_short_wherever_they_are(place):
+    for length in (4096, 4097):
+        model = parse(RELU)
+        holder, field = NAMED[place][0](model), NAMED[place][1]
+        if isinstance(getattr(holder, field), str):
+            setattr(holder, field, "n" * length)
+        else:
+            getattr(holder, field).append("n" * length)
+        if length == 4096:
+            guard(model, where="here")
+        else:
+            refused(model, "has 4097 characters; at most 4096")
+
+
 # ---------------------------------------------------------------------- limits
 def test_limits_on_counts():
     model = parse("net (float[4] x) => (float[4] z) { a = Relu(x) b = Relu(a) z = Relu(b) }")

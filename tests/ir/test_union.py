@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from compiler.errors import ConfigError
+from compiler.ir.adapters import _natural
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.text import digest
@@ -131,6 +132,18 @@ def test_only_three_colours_are_reversed(shape):
         ConfigError, match=r"bgr reverses three colours, and axis 1, of channels in NCHW, has another"
     ):
         adapted([{"bgr": True}], shape, TensorType(DType.FLOAT32, shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        *(((1, colours, 8, 8), "NCHW") for colours in (1, 3, 4)),
+        *(((1, 8, 8, colours), "NHWC") for colours in (1, 3, 4)),
+        *((shape, "NCHW") for shape in ((1, 3, 8, 3), (1, 8, 8, 8), (1, 8, 8, 2), (1, 8, 3), (8,))),
+    ],
+)
+def test_the_layout_of_an_image_is_that_of_its_colours(shape, layout):
+    assert _natural(shape) == layout
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

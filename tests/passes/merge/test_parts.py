@@ -15,6 +15,7 @@ from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Resources
 from compiler.passes.merge.channels import ChannelMap, Role
+from compiler.passes.merge.join import Joiner
 from compiler.passes.merge.labels import (
     Channel,
     Slab,
@@ -32,6 +33,7 @@ from compiler.passes.merge.match import align
 from compiler.passes.merge.merging import Merge, _deepest, _uniform, caps_of
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment
+from compiler.passes.merge.readings import readings
 from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
 from compiler.passes.merge.rows import held_out, restored, value_rows
 from compiler.passes.merge.solve import BETTER, Freedom, measure, solve
@@ -369,6 +371,27 @@ def test_a_channel_is_worth_what_its_readers_lose_without_it(pair) -> None:
     rise = (w**2).sum(axis=1) / np.diag(inverse)
     power = np.sum(w * (originals.own(source).central()[0][0] @ w))
     np.testing.assert_allclose(found[group], rise / power, rtol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(8, 6), (2, 2)])
+def test_channels_are_joined_as_far_as_a_label_can_compute_them(widths: tuple[int, int]) -> None:
+    """With budget enough all of the narrower network's, however few; none where a label could read nothing."""
+    graph = joined(*(plain(task, n, (width, 5)) for n, (task, width) in enumerate(zip("ab", widths, strict=True))))
+    streams = streams_of(graph)
+    originals = Originals(graph, streams, list(data(graph, 12).batches(graph)))
+    stream = next(s for s in streams.streams if [streams.group(g).width for g in s.groups] == [*widths])
+    known, likeness = readings(streams, originals, stream.index), Likeness(streams, originals)
+    prices = Prices(streams, Runs(streams.alignment.tasks, {}))
+
+    def shared(lost: float) -> int:
+        def reach(group: int, groups: tuple[int, ...]) -> np.ndarray:
+            return np.full(streams.group(group).width, lost)
+
+        budgets = dict.fromkeys(stream.groups, 1e6)
+        found = Joiner(streams, stream, known, likeness, prices, reach, budgets).run()
+        return sum(len(c.groups) > 1 for c in found)
+
+    assert shared(0.0) == min(widths) and shared(np.inf) == 0
 
 
 # ---------------------------------------------------------------------- limits

@@ -10,6 +10,7 @@ import pytest
 
 from compiler.ir.graph import Graph, NodeRef
 from compiler.ir.types import ValueRef
+from compiler.passes.merge import trunks
 from compiler.passes.merge.cuts import Cut, _exits
 from compiler.passes.merge.lattice import Limits
 from compiler.passes.merge.match import align
@@ -227,6 +228,40 @@ def test_what_is_not_computed_by_itself_any_more_is_no_offer() -> None:
     assert list(search._trials("b", "a", Cut(0, common, by_b, 1))) == []  # 'a' does not compute it
     assert list(search._trials("b", "a", Cut(0, ValueRef("gone"), common, 1))) == []
     assert search._why == {} and len(list(search._trials("a", "b", Cut(0, common, by_b, 1)))) == 1
+
+
+class Refit(Trunks):
+    """Networks b and c, which go on from a; `losses`: what tasks lose, which stands for outputs too."""
+
+    def __init__(self, losses: dict[str, float]) -> None:
+        self.attached = [*trial(1.0, task="b").added, *trial(1.0, task="c").added]
+        self.graph, self._now, self._feeds, self._fits_behind = Graph("before"), losses, [], True
+
+    def _fitted(self, trial: Trial) -> Trial:
+        return Trial(0.0, Graph(trial.added[0].task), ())
+
+    def _losses(self, outputs: dict[str, float]) -> dict[str, float]:
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("fitted", "name"),
+    [
+        ([(0.0, 0.1, 0.2), (0.0, 0.1, 0.2)], "b"),
+        ([(0.0, 0.1, 0.3), (0.0, 0.3, 0.1)], "before"),
+        ([(0.0, 0.2, 0.1), (0.0, 0.1, 0.1)], "c"),
+    ],
+)
+def test_a_fit_behind_a_cut_stays_where_its_task_loses_less_and_no_other_more(monkeypatch, fitted, name) -> None:
+    """`fitted`: what a, b and c lose with the layers of b fitted, then with those of c."""
+    outcomes = iter(dict(zip("abc", losses, strict=True)) for losses in fitted)
+    monkeypatch.setattr(trunks, "Samples", lambda *_: SimpleNamespace(outputs=next(outcomes)))
+    search = Refit({"a": 0.0, "b": 0.2, "c": 0.2})
+    search.refit()
+    assert search.graph.name == name and next(outcomes, None) is None
+    exact = Refit({"a": 0.0, "b": 0.0, "c": 0.0})
+    exact.refit()
+    assert exact.graph.name == "before"
 
 
 # ---------------------------------------------------------------------- what is told
