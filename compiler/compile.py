@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.bundle_report import BundleReport
-from compiler.calibration.data import feed_of
+from compiler.calibration.data import typed
 from compiler.calibration.evaluation import TaskEvaluation
 from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
@@ -298,7 +298,7 @@ def _fitting(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[di
         if lacking := [v.ref.name for v in graph.inputs if v.ref.name not in feed]:
             named = ", ".join(map(repr, lacking))
             raise ConfigError(f"feeds: a golden input lacks {named}; it has {', '.join(feed)}")
-    return [{v.ref.name: feed_of(v, np.asarray(feed[v.ref.name])) for v in graph.inputs} for feed in feeds]
+    return [{v.ref.name: typed(v, np.asarray(feed[v.ref.name])) for v in graph.inputs} for feed in feeds]
 
 
 def _outputs(graph: Graph, feed: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -113,10 +113,18 @@ class CalibrationSet:
 
 
 def feed_of(value: Value, array: np.ndarray) -> np.ndarray:
+    """`array` as `typed`; ConfigError too for data that hold NaN, which nothing can be learned or judged by."""
+    made = typed(value, array)
+    if value.dtype.is_float and np.isnan(made).any():
+        raise ConfigError(f"data for input '{value.ref}' hold NaN; nothing can be learned or judged by it")
+    return made
+
+
+def typed(value: Value, array: np.ndarray) -> np.ndarray:
     """A copy of `array` in the element type of a network input, in C order.
 
-    ConfigError for data that are no numbers or hold NaN, and where an integer or boolean input would get other
-    values than the data have: fractions, say, because they were scaled for another network.
+    ConfigError for data that are no numbers, and where an integer or boolean input would get other values than the
+    data have: fractions, say, because they were scaled for another network.
     """
     if array.dtype.kind not in "biuf":
         raise ConfigError(f"data for input '{value.ref}' are {array.dtype}; the network reads {value.dtype.value}")
@@ -127,8 +135,6 @@ def feed_of(value: Value, array: np.ndarray) -> np.ndarray:
             f"data for input '{value.ref}' hold numbers from {array.min():g} to {array.max():g} that its type "
             f"{value.dtype.value} does not have; give the values that the network was trained on"
         )
-    if value.dtype.is_float and np.isnan(made).any():
-        raise ConfigError(f"data for input '{value.ref}' hold NaN; nothing can be learned or judged by it")
     return made
 
 
