@@ -180,7 +180,8 @@ def level_grids(rows: Sequence[dict[str, object]]) -> tuple[Grid, ...]:
     if len(rows) == 1:
         return ()
     columns = ("level", "weights kept", "parameters", "weights B", "MACs", "FLOPs")
-    cells = [(r["level"], f"{r['density']:.1%}", *list(r.values())[2:]) for r in rows]
+    counts = ("parameters", "weight_bytes", "macs", "flops")
+    cells = [(r["level"], f"{r['density']:.1%}", *(r[c] for c in counts)) for r in rows]
     return (Grid(plural(len(rows), "sparsity level"), columns, cells),)  # type: ignore[arg-type]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from compiler.codegen import kernels
 from compiler.codegen.generate import generate
 from compiler.codegen.generic.kernel import GenericKernel
 from compiler.codegen.kernels import plane
@@ -37,7 +39,7 @@ def shape_of(dims: tuple[int, ...], layout: Blocked, blocking: bool, lanes: int)
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_every_bit_arrives_and_cells_outside_are_zero(lanes: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(lanes)
-    kernels, wanted = [], []
+    calls, wanted = [], []
     for dims, blocked in CASES.values():
         array = rng.integers(0, 2**32, dims, dtype=np.uint32).view(np.float32)  # also those of NaN
         layouts: tuple[Layout, Layout] = (Plain(), blocked)
@@ -47,10 +49,10 @@ def test_every_bit_arrives_and_cells_outside_are_zero(lanes: int, tmp_path: Path
             expected = to_physical(array, target)
             made = GenericKernel(relayout_kernel(shape), (), (), shape.units.count)
             out = aligned(expected.nbytes).view(np.float32).reshape(expected.shape)
-            kernels.append((made, [to_physical(array, source)], [out]))
+            calls.append((made, [to_physical(array, source)], [out]))
             wanted.append(expected)
-    run_kernels(kernels, tmp_path)
-    for (_, _, (got,)), expected in zip(kernels, wanted, strict=True):
+    run_kernels(calls, tmp_path)
+    for (_, _, (got,)), expected in zip(calls, wanted, strict=True):
         np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
@@ -75,7 +77,9 @@ def wide_ends() -> Builder:
 
 
 def test_a_network_of_wide_ends(tmp_path: Path) -> None:
-    check(wide_ends().done(), tmp_path)
+    with mock.patch.object(kernels, "relayout_kernel", wraps=relayout_kernel) as made:
+        check(wide_ends().done(), tmp_path)
+    assert [call.args[0].blocking for call in made.call_args_list] == [True, False]
 
 
 @pytest.mark.cross

@@ -165,7 +165,7 @@ class Joiner:
         """[channels of the group]: what is lost of each where `groups` read it."""
         if len(groups) > 1:
             return self._reach(group, groups)
-        return np.zeros(self._streams.group(group).width)
+        return np.broadcast_to(0.0, self._streams.group(group).width)
 
     def _correlation(self, a: Unit, b: Unit) -> float:
         both = self._likeness.between(a.group, b.group)
