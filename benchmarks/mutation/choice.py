@@ -1,4 +1,9 @@
-"""The tests that are run on a mutant: those that run the changed statement, shortest first, within some time."""
+"""The tests that are run on a mutant: those that run the changed statement, most specific first, within some time.
+
+Tests of the module's own files come first, then those that run the fewest lines of the compiler; functions take
+turns, so that many cases of one do not keep out another. `recording.MOST` tests of a file are known for a line.
+The first that fails ends it; a mutant that passes all of them counts as unnoticed although others might notice it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.mutation.recording import Recording, file_of, spread
+from benchmarks.mutation.recording import Recording, file_of
 
 LOOKING = "tests/test_public_api.py"
 """Looks at what importing made, such as defaults of options, and so is asked where only importing runs a line."""
@@ -67,23 +72,23 @@ class Chooser:
             self._spans[module] = Spans.of(self.sources[module])
         lines = self.recording.lines.get(module, {})
         statement, *bodies = [*self._spans[module].around(line), range(1, max(lines, default=0) + 1)]
-        if found := self._running(lines, statement):
-            return list(self._within(found))
-        looking = self._asked(t for t in self.recording.seconds if file_of(t) == LOOKING)
-        every = (test for body in bodies for test in self._running(lines, body))
+        if asked := self._asked(_running(lines, statement), module):
+            return list(self._within(asked))
+        looking = self._asked((t for t in self.recording.seconds if file_of(t) == LOOKING), module)
+        every = (test for body in bodies for test in self._asked(_running(lines, body), module))
         return list(self._within(dict.fromkeys([*looking, *every])))
 
-    def _running(self, lines: Mapping[int, Sequence[str]], span: range) -> list[str]:
-        return self._asked({t for n in span for t in lines.get(n, ())})
-
-    def _asked(self, tests: Iterable[str]) -> list[str]:
-        seconds = self.recording.seconds
-        return spread((t for t in tests if seconds[t] <= self.longest), seconds)
+    def _asked(self, tests: Iterable[str], module: str) -> list[str]:
+        return self.recording.ranked((t for t in tests if self.recording.seconds[t] <= self.longest), module)
 
     def _within(self, tests: Iterable[str]) -> Iterator[str]:
+        """Less the tests that do not fit into what the ones before them leave."""
         left = self.most
         for test in tests:
-            left -= self.recording.seconds[test]
-            if left < 0:
-                return
-            yield test
+            if self.recording.seconds[test] <= left:
+                left -= self.recording.seconds[test]
+                yield test
+
+
+def _running(lines: Mapping[int, Sequence[str]], span: range) -> set[str]:
+    return {t for n in span for t in lines.get(n, ())}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,29 +25,37 @@ if TYPE_CHECKING:
 
 FIXTURE = "fixture "
 """Start of the context of a fixture that several tests share."""
-MOST = 8
-"""Tests of one file that are kept for a line: of different functions first, the shortest of each first."""
+MOST = 40
+"""Tests of one file that are kept for a line: of different functions first, the most specific of each first."""
 
 
 @dataclass
 class Recording:
-    """`seconds`: processor time of every test that passed, by its pytest id; `lines`: file, line -> ids.
+    """`seconds`: processor time of every test that passed, by its pytest id; `lines`: file, line -> ids;
+    `reach`: how many lines of the compiler a test runs.
 
     The file of an id is what stands before its first colon. Lines that only importing runs have no tests.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    reach: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(asdict(self)))
+        """Write as JSON; in the lines tests are numbers, in the order of `seconds`."""
+        number = {test: i for i, test in enumerate(self.seconds)}
+        lines = {m: {n: [number[t] for t in ids] for n, ids in of.items()} for m, of in self.lines.items()}
+        path.write_text(json.dumps({"seconds": self.seconds, "lines": lines, "reach": self.reach}))
 
     @classmethod
     def read(cls, path: Path) -> Recording:
         """What `save` wrote."""
         held = json.loads(path.read_text())
-        return cls(held["seconds"], {m: {int(n): ids for n, ids in of.items()} for m, of in held["lines"].items()})
+        tests = list(held["seconds"])
+        lines = {
+            m: {int(n): [tests[i] for i in numbers] for n, numbers in of.items()} for m, of in held["lines"].items()
+        }
+        return cls(held["seconds"], lines, held["reach"])
 
     def without(self, files: Iterable[str]) -> Recording:
         """Less the tests of some files."""
@@ -55,7 +64,8 @@ class Recording:
             m: {n: [i for i in ids if file_of(i) not in gone] for n, ids in of.items()}
             for m, of in self.lines.items()
         }
-        return Recording({i: s for i, s in self.seconds.items() if file_of(i) not in gone}, lines)
+        kept = [i for i in self.seconds if file_of(i) not in gone]
+        return Recording({i: self.seconds[i] for i in kept}, lines, {i: self.reach[i] for i in kept})
 
     def with_(self, other: Recording) -> Recording:
         """Both; the lines are of the same sources."""
@@ -66,7 +76,23 @@ class Recording:
             }
             for m in sorted({*self.lines, *other.lines})
         }
-        return Recording({**self.seconds, **other.seconds}, lines)
+        return Recording({**self.seconds, **other.seconds}, lines, {**self.reach, **other.reach})
+
+    def ranked(self, tests: Iterable[str], module: str = "") -> list[str]:
+        """The most specific first: tests of the module's own files, then the others; both in turns of their
+        functions, of each the test that runs the fewest lines first (then the shortest)."""
+
+        def breadth(test: str) -> tuple[bool, int, float, str]:
+            return not own(test, module), self.reach[test], self.seconds[test], test
+
+        turn: Counter[str] = Counter()
+        placed = []
+        for test in sorted(tests, key=breadth):
+            foreign, *rest = breadth(test)
+            name = test.partition("[")[0]
+            turn[name] += 1
+            placed.append((foreign, turn[name], *rest))
+        return [test for *_, test in sorted(placed)]
 
 
 def file_of(test: str) -> str:
@@ -74,15 +100,9 @@ def file_of(test: str) -> str:
     return test.partition("::")[0]
 
 
-def spread(tests: Iterable[str], seconds: dict[str, float]) -> list[str]:
-    """Tests in turns of their functions, every function's shortest first."""
-    turn: dict[str, int] = {}
-    placed = []
-    for test in sorted(tests, key=lambda t: (seconds[t], t)):
-        name = test.partition("[")[0]
-        turn[name] = turn.get(name, 0) + 1
-        placed.append((turn[name], seconds[test], test))
-    return [test for _, _, test in sorted(placed)]
+def own(test: str, module: str) -> bool:
+    """Whether a test stands in a file that is named after the module: test_match.py or test_some_match.py."""
+    return f"_{Path(module).stem}_" in f"_{Path(file_of(test)).stem}_"
 
 
 class Recorder:
@@ -128,26 +148,33 @@ class Recorder:
         """What was noted, with paths below `root`."""
         data = self.coverage.get_data()
         seconds = {t: round(s, 4) for t, s in self.seconds.items() if t in self.passed}
-        made = Recording(seconds)
-        known: dict[tuple[str, ...], list[str]] = {}  # neighbouring lines are mostly run by the same tests
-        for path in sorted(data.measured_files()):
-            found = data.contexts_by_lineno(path)
+        by_line = {
+            path: {n: frozenset(found) for n, found in data.contexts_by_lineno(path).items()}
+            for path in sorted(data.measured_files())
+        }
+        count = Counter(found for of in by_line.values() for found in of.values())
+        tests = {found: self._tests(found, seconds) for found in count}  # neighbouring lines mostly share theirs
+        reach: Counter[str] = Counter()
+        for found, times in count.items():
+            reach.update(dict.fromkeys(tests[found], times))
+        made = Recording(seconds, {}, {t: reach[t] for t in seconds})
+        kept = {found: _most(made.ranked(tests[found])) for found in count}
+        for path, of in by_line.items():
             module = Path(path).relative_to(root).as_posix()
-            lines = made.lines.setdefault(module, {})
-            for number, contexts in sorted(found.items()):
-                key = tuple(contexts)
-                if key not in known:
-                    known[key] = self._tests(key, seconds)
-                lines[number] = known[key]
+            made.lines[module] = {n: kept[found] for n, found in sorted(of.items())}
         return made
 
-    def _tests(self, contexts: Sequence[str], seconds: dict[str, float]) -> list[str]:
-        by_file: dict[str, set[str]] = {}
-        for context in contexts:
-            for test in self.fixtures.get(context, [context]):
-                if test in seconds:
-                    by_file.setdefault(file_of(test), set()).add(test)
-        return [t for file in sorted(by_file) for t in spread(by_file[file], seconds)[:MOST]]
+    def _tests(self, contexts: Iterable[str], seconds: Mapping[str, float]) -> set[str]:
+        """The tests of contexts, which may be those of fixtures."""
+        return {t for c in contexts for t in self.fixtures.get(c, [c]) if t in seconds}
+
+
+def _most(ranked: Iterable[str]) -> list[str]:
+    """The first of every file."""
+    by_file: dict[str, list[str]] = {}
+    for test in ranked:
+        by_file.setdefault(file_of(test), []).append(test)
+    return [t for file in sorted(by_file) for t in by_file[file][:MOST]]
 
 
 def main(arguments: Sequence[str]) -> int:

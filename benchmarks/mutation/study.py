@@ -60,7 +60,7 @@ def recorded(tree: Path, kept: Path, tests: Sequence[str]) -> Recording:
     path, state = kept / "recording.json", kept / "recorded.json"
     files = sorted({f for t in tests for f in ([tree / t] if t.endswith(".py") else (tree / t).rglob("test_*.py"))})
     now = {f.relative_to(tree).as_posix(): digest_of([f]) for f in files}
-    sources = digest_of([tree / m for m in modules(tree)])
+    sources = digest_of([tree / m for m in [*modules(tree), "benchmarks/mutation/recording.py"]])
     was = json.loads(state.read_text()) if state.exists() and path.exists() else {}
     held = was.get("files", {}) if was.get("sources") == sources else {}
     known = Recording.read(path) if held else Recording()

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.mutation.choice import LOOKING, Chooser, Spans
 from benchmarks.mutation.mutants import Mutant, Place, draw, meaning, mutant_of
-from benchmarks.mutation.recording import Recording, spread
+from benchmarks.mutation.recording import MOST, Recorder, Recording, own
 from benchmarks.mutation.study import Kept, interval, record, text
 from benchmarks.mutation.trial import Bench, Outcome
 
@@ -118,6 +118,7 @@ RECORDING = Recording(
             9: ["tests/a.py::two"],
         }
     },
+    {"tests/a.py::one[1]": 10, "tests/a.py::one[2]": 20, "tests/a.py::two": 30, "tests/b.py::three": 90},
 )
 
 
@@ -139,7 +140,7 @@ def test_tests_run_the_statement_within_the_time(line: int, most: float, wanted:
 
 def test_what_looks_at_modules_from_outside_is_asked_first_where_only_importing_runs_a_line() -> None:
     looking = f"{LOOKING}::golden"
-    recording = Recording({**RECORDING.seconds, looking: 0.5}, RECORDING.lines)
+    recording = Recording({**RECORDING.seconds, looking: 0.5}, RECORDING.lines, {**RECORDING.reach, looking: 5})
     chooser = Chooser(recording, {"compiler/ir/door.py": SOURCE}, 4.5)
     assert chooser.tests("compiler/ir/door.py", 3) == [looking, "tests/a.py::one[1]", "tests/a.py::two"]
     assert looking not in chooser.tests("compiler/ir/door.py", 8)
@@ -158,8 +159,56 @@ def test_a_statement_over_several_lines_is_one() -> None:
     assert next(spans.around(1)) == range(1, 3)
 
 
-def test_functions_take_turns() -> None:
-    assert spread(["f[2]", "g", "f[1]"], {"f[1]": 1.0, "f[2]": 2.0, "g": 5.0}) == ["f[1]", "g", "f[2]"]
+def test_functions_take_turns_and_what_runs_fewer_lines_comes_first() -> None:
+    made = Recording(
+        {"f[1]": 2.0, "f[2]": 1.0, "f[3]": 1.0, "g": 5.0}, {}, {"f[1]": 7, "f[2]": 9, "f[3]": 9, "g": 8}
+    )
+    assert made.ranked(["f[3]", "f[2]", "g", "f[1]"]) == ["f[1]", "g", "f[2]", "f[3]"]
+
+
+def test_tests_of_the_modules_own_files_come_before_all_others() -> None:
+    files = ["tests/test_door.py", "tests/test_small.py", "tests/test_steel_door_parts.py", "tests/test_doors.py"]
+    tests = [f"{name}::test[{i}]" for name in files for i in range(2)]
+    made = Recording(dict.fromkeys(tests, 1.0), {}, {t: 9 if own(t, "door.py") else 1 for t in tests})
+    ranked = made.ranked(tests, "compiler/ir/door.py")
+    assert {t.partition("::")[0] for t in ranked[:4]} == {files[0], files[2]}
+    assert [own(t, "door.py") for t in ranked] == [True] * 4 + [False] * 4
+
+
+def test_what_does_not_fit_leaves_its_time_to_the_next() -> None:
+    chooser = Chooser(RECORDING, {"compiler/ir/door.py": SOURCE}, 6.5)
+    assert [t.partition("::")[2] for t in chooser.tests("compiler/ir/door.py", 8)] == ["one[1]", "two", "one[2]"]
+
+
+class Noted:
+    """What coverage.py tells of one file: line -> contexts."""
+
+    def __init__(self, path: Path, lines: dict[int, list[str]]) -> None:
+        self.path, self.lines = path, lines
+
+    def get_data(self) -> Noted:
+        return self
+
+    def measured_files(self) -> list[str]:
+        return [str(self.path)]
+
+    def contexts_by_lineno(self, path: str) -> dict[int, list[str]]:
+        return self.lines
+
+
+def test_a_line_keeps_the_most_specific_tests_of_every_file(tmp_path: Path) -> None:
+    many = [f"tests/a.py::t{n}" for n in range(MOST + 5)]
+    lines = {1: ["", *many, "fixture tests/b.py big"], 2: many[:9], 3: ["tests/b.py::failed"]}
+    recorder = Recorder(Noted(tmp_path / "compiler/ir/door.py", lines))  # type: ignore[arg-type]
+    recorder.fixtures = {"fixture tests/b.py big": ["tests/b.py::x", "tests/b.py::failed"]}
+    recorder.seconds = dict.fromkeys([*many, "tests/b.py::x", "tests/b.py::failed"], 1.0)
+    recorder.passed = {*many, "tests/b.py::x"}
+    made = recorder.recording(tmp_path)
+    kept = made.lines["compiler/ir/door.py"]
+    assert len(kept[1]) == MOST + 1 and kept[1][-1] == "tests/b.py::x"
+    assert set(kept[1][MOST - 4 : MOST]) == set(many[:4])  # nine run two lines, so of these only four are kept
+    assert sorted(kept[2]) == many[:9] and kept[3] == []
+    assert (made.reach[many[0]], made.reach[many[9]], made.reach["tests/b.py::x"]) == (2, 1, 1)
 
 
 def test_recordings_are_saved_reduced_and_joined(tmp_path: Path) -> None:
