@@ -210,6 +210,7 @@ REFUSED += [
     (OpCase("GatherND", "range", [real(3, 6), Constant(np.array([[1, 6]]))]), "GatherND [6] (3, 6)"),
     (OpCase("ScatterND", "range", [real(3, 6), Constant(np.array([[3]])), real(1, 6)]), "ScatterND [3]"),
     (OpCase("ScatterND", "updates", [real(3, 6), Constant(np.array([[2]])), real(1, 5)]), "updates (1, 5) (1, 6)"),
+    (OpCase("ScatterND", "wider", [real(3, 6), Constant(np.array([[2]])), real(1, 7)]), "updates (1, 7) (1, 6)"),
     (
         OpCase("ScatterND", "choice", [real(3), Constant(np.array([[2]])), real(1)], {"reduction": "mean"}),
         "'mean' add",

@@ -155,6 +155,23 @@ def test_an_axis_lies_within_the_rank_at_every_opset(operator, opset, axis):
         load(model)
 
 
+ONE_BEYOND = {
+    "Flatten": "net (float[2,3] x) => (float z) {{ z = Flatten <axis = {}> (x) }}",
+    "OneHot": """net (int64[2,3] x) => (float z) <int64 depth = {{4}}, float[2] v = {{0, 1}}> {{
+        z = OneHot <axis = {}> (x, depth, v)
+    }}""",
+}
+
+
+@pytest.mark.parametrize("operator", ONE_BEYOND)
+def test_an_axis_in_front_of_which_or_that_is_put_may_lie_one_beyond_the_rank(operator):
+    for axis in (-2, 2):
+        load(parse(ONE_BEYOND[operator].format(axis)))
+    for axis in (-4, 3):
+        with pytest.raises(UnsafeInputError, match=f"attribute axis={axis} is {AXIS.format(2)}"):
+            load(parse(ONE_BEYOND[operator].format(axis)))
+
+
 def test_the_default_axis_of_old_opsets_wants_two_axes():
     """It is 1 before opset 13, and -1 since."""
     text = "net (float[3] x) => (float[3] z) { z = Softmax (x) }"

@@ -53,6 +53,13 @@ def test_two_producers() -> None:
         verify(graph)
 
 
+def test_an_output_that_is_gone() -> None:
+    graph = small()
+    graph._g.remove_node(ValueRef("add:0"))
+    with pytest.raises(VerifyError, match="task 't': output 'add:0' does not exist"):
+        verify(graph)
+
+
 def test_cycle() -> None:
     graph = small()
     graph.set_operand(NodeRef("relu"), 0, ValueRef("add:0"))

@@ -15,6 +15,7 @@ from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Resources
 from compiler.passes.merge.channels import ChannelMap, Role
+from compiler.passes.merge.emit import present_members
 from compiler.passes.merge.join import Joiner
 from compiler.passes.merge.labels import (
     Channel,
@@ -100,6 +101,20 @@ def test_slabs_are_no_wider_than_the_narrowest_network(pair) -> None:
     assert separate(streams, stream) == tuple(
         own(Unit(g, i)) for g in (a, b) for i in range(streams.group(g).width)
     )
+
+
+def test_members_of_the_networks_that_are_there_weigh_one_together() -> None:
+    channel = Channel((0, 1, 2), (Unit(0, 5), Unit(1, 6), Unit(2, 7)), (1.0,) * 3, (0.5, 0.25, 0.25))
+    sources = [SimpleNamespace(groups=(g, 9)) for g in range(3)]
+
+    def found(channel: Channel, *numbers: int) -> list[tuple[int, Unit, float]]:
+        there = [sources[n] for n in numbers]
+        return [(sources.index(s), u, w) for s, u, w in present_members(there, channel)]  # type: ignore[arg-type]
+
+    assert found(channel, 0, 1, 2) == [(0, Unit(0, 5), 0.5), (1, Unit(1, 6), 0.25), (2, Unit(2, 7), 0.25)]
+    assert found(channel, 0, 2) == [(0, Unit(0, 5), 2 / 3), (2, Unit(2, 7), 1 / 3)]
+    silent = Channel((0, 1, 2), channel.members, channel.slopes, (1.0, 0.0, 0.0))
+    assert found(silent, 1, 2) == [(1, Unit(1, 6), 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,18 @@ def test_what_must_stay_costs_more_than_is_wanted():
     assert taking.down_to(copies.full(), loss, bill.runs({}), 1.0) is None
 
 
+def test_what_counts_is_the_share_of_calls_and_not_their_number():
+    """Down to savings of far less than one multiply-add per call."""
+    copies, bill, _ = parts(families.residual, "abc")
+    runs, start = bill.runs({}), copies.full()
+    loss = by_readers(bill, np.random.default_rng(2).random((copies.count, 8)))
+    wanted, rare = 0.5 * float(bill.by_label(start) @ runs), 2.0**-30
+    often = Taking(bill, False).down_to(start, loss, runs, wanted)
+    assert often is not None and np.array_equal(
+        often, Taking(bill, False).down_to(start, loss, runs * rare, wanted * rare)
+    )
+
+
 def test_the_least_loss_per_saving_goes_first():
     copies, bill, _ = parts(families.residual, "abc")
     runs = bill.runs({})
