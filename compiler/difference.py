@@ -137,9 +137,13 @@ def _node(site: Site) -> Mapping[str, str]:
 
 def _outputs(graph: Graph) -> Properties:
     return {
-        f"{task.name}/{label}": {"value": str(ref), "type": str(graph.value(ref).type)}
+        f"{task.name}/{label}{f' at level {level}' if level else ''}": {
+            "value": str(ref),
+            "type": str(graph.value(ref).type),
+        }
         for task in graph.tasks.values()
-        for ref, label in zip(task.outputs, task.labels, strict=True)
+        for level, outputs in enumerate(task.ladder)
+        for ref, label in zip(outputs, task.labels, strict=True)
     }
 
 

@@ -115,7 +115,7 @@ def stages(graph: Graph) -> tuple[Stage, ...]:
         folding.add(site)
     givers: dict[ValueRef, list[str]] = {}
     for task in graph.tasks.values():
-        for ref in dict.fromkeys(task.outputs):
+        for ref in dict.fromkeys(task.returned):
             givers.setdefault(ref, []).append(task.name)
     return tuple(_stage(n, chain, list(graph.tasks), givers) for n, chain in enumerate(folding.chains, 1))
 

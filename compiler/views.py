@@ -77,7 +77,7 @@ def drawing(graph: Graph, layers: Sequence[Mapping[str, object]], steps: Sequenc
         edges += _arrows(made, (v.ref for _, v in site.operands.present()), index)
         made |= {v.ref: index for v in site.results}
     for bit, task in enumerate(graph.tasks.values()):
-        for ref, label in zip(task.outputs, task.labels, strict=True):
+        for ref, label in zip(task.returned, task.labels * len(task.ladder), strict=True):
             name = task.name if len(task.outputs) == 1 else f"{task.name}/{label}"
             edges += _arrows(made, [ref], len(nodes))
             nodes.append({"node": name, "op": "output", "mask": 1 << bit, "type": str(graph.value(ref).type)})

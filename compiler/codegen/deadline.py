@@ -11,9 +11,10 @@ the level when they enter the step. Everything is on the stack or the caller's: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from compiler.codegen.interface import Interface
+from compiler.codegen.variants import by_level, program_names
 
 MOST_ROUNDS = 31
 """Runs per level that a table of times is taken from."""
@@ -62,17 +63,22 @@ def functions_text(face: Interface) -> Iterator[str]:
     yield "  switch (tasks) {"
     for entry in face.entries:
         if entry.specialised:
-            yield f"    case UINT64_C({entry.mask:#x}): {_dispatch(f'{entry.mask:x}', entry.shares)}"
-    yield f"    default: {_dispatch('table', face.shares) if face.needs_table else 'return 3;'}"
+            yield f"    case UINT64_C({entry.mask:#x}): {_dispatch(program_names(entry), entry.shares)}"
+    yield f"    default: {_dispatch(['table'], face.shares) if face.needs_table else 'return 3;'}"
     yield "  }\n}\n"
     yield _named(_FUNCTIONS, face)
 
 
-def _dispatch(program: str, shares: bool) -> str:
-    """C: run a program under a clock, with the call's pool where it has one and the program something to share."""
-    given = "tasks, in, out, call->workspace, call->level"
-    pooled = f"if (POOL(call)) return with_pool(POOL(call), within_{program}, {given}, clock); "
-    return f"{pooled * shares}return within_{program}({given}, 0, clock);"
+def _dispatch(programs: Sequence[str], shares: bool) -> str:
+    """C: run the program of a level under a clock, with the call's pool where it has one and the program something
+    to share."""
+    given = "AT_LEVEL(tasks, call->level), in, out, call->workspace, call->level"
+
+    def run(program: str) -> str:
+        pooled = f"if (POOL(call)) return with_pool(POOL(call), within_{program}, {given}, clock); "
+        return f"{pooled * shares}return within_{program}({given}, 0, clock);"
+
+    return by_level(programs, "call->level", run)
 
 
 def _named(text: str, face: Interface) -> str:

@@ -23,6 +23,7 @@ from compiler.codegen.interface import (
 from compiler.codegen.program import Argument, Call, Library
 from compiler.codegen.target import Target
 from compiler.codegen.threads import feature_macros, includes, pool_text, step_macros
+from compiler.codegen.variants import by_level, level_macros, program_names
 
 
 def header_text(face: Interface, target: Target) -> str:
@@ -100,7 +101,9 @@ def prototype(face: Interface, entry: Entry) -> str:
 def _constants(face: Interface, target: Target) -> Iterator[str]:
     up = face.upper
     yield f"#define {up}_ABI {ABI}u"
-    yield f"#define {up}_LEVELS {face.levels}u  /* level 0 is the densest */"
+    yield f"#define {up}_LEVELS {face.levels}u  /* {_LEVELS[face.portfolio]} */"
+    if face.portfolio:
+        yield f"#define {up}_CHEAPEST 0xffffffffu  /* as level: the one with fewest operations for these tasks */"
     yield f"#define {up}_INPUTS {len(face.inputs)}u"
     yield f"#define {up}_OUTPUTS {len(face.outputs)}u  /* of all tasks */"
     if face.threads:
@@ -128,12 +131,13 @@ typedef struct {
   size_t size;            /* sizeof(@name@_call); one that ends before `pool` or `sparsest` is taken too */
   void *workspace;        /* 64-byte aligned, owned by the caller, contents undefined */
   size_t workspace_bytes;
-  uint32_t level;         /* asked sparsity level */
+  uint32_t level;         /* asked level */
   uint32_t level_used;    /* out: level that ran */
   @name@_pool *pool;      /* @pool@ */
   uint32_t sparsest;      /* @sparsest@ */
 } @name@_call;
 """
+_LEVELS = ("level 0 is the densest", "networks of their own for the same tasks")
 _SPARSEST_FIELD = (
     "0: this library has one level",
     "a call with a budget falls to this level at most; 0: to any",
@@ -180,6 +184,7 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
     yield "#define IN(i) ((void *)in[i])"
     yield "#define OUT(i) (out[i])"
     yield f"#define WEIGHTS(offset) ((void *)({face.pool_symbol} + (offset)))"
+    yield from level_macros(face)
     if face.levels > 1:
         yield "#define LEVELLED(offset, stride) WEIGHTS((offset) + (size_t)level * (stride))"
     yield "#define WS(offset) ((void *)(ws + (offset)))"
@@ -274,7 +279,7 @@ static int check(uint64_t tasks, const void *const *in, void *const *out, CALL_T
   if (call->size != sizeof(CALL_T) && call->size != offsetof(CALL_T, sparsest) &&
       call->size != offsetof(CALL_T, pool)) return 6;
   if (@name@_cpu_missing()) return 5;
-  if (call->level >= @NAME@_LEVELS) return 4;
+  if (!HAS_LEVEL(call->level)) return 4;
   if (!call->workspace || ((uintptr_t)call->workspace & @low@)) return 1;
   if (bad_pointer(input_ports, @NAME@_INPUTS, tasks, in)) return 1;
   if (bad_pointer(output_ports, @NAME@_OUTPUTS, tasks, (const void *const *)out)) return 1;
@@ -291,8 +296,9 @@ _GIVEN = "tasks, in, out, ws, level"
 def _programs(library: Library, face: Interface) -> Iterator[str]:
     for entry in face.entries:
         if entry.specialised:
-            steps = [_step(face, call, entry.mask) for call in entry.calls]
-            yield from _program(face, f"{entry.mask:x}", steps, entry.shares)
+            for name, program in zip(program_names(entry), entry.programs, strict=True):
+                steps = [_step(face, call, program.mask) for call in program.calls]
+                yield from _program(face, name, steps, entry.shares)
     if face.needs_table:
         yield "/* The calls of all tasks in order; each runs when a task that needs it is asked for. */"
         steps = [f"if (tasks & UINT64_C({call.mask:#x})) {_step(face, call)}" for call in library.full.calls]
@@ -355,21 +361,20 @@ def _entries(face: Interface) -> Iterator[str]:
         yield f"  void *const out[] = {{{outputs}}};"
         yield f"  int code = check({mask}, in, out, call, {entry.workspace_macro});"
         yield "  if (code) return code;"
-        yield from _dispatch(_program_name(entry), mask, entry.shares)
+        yield f"  const uint32_t level = call->level_used = LEVEL_OF(call, {mask});"
+        yield f"  {_dispatch(program_names(entry), mask, entry.shares)}"
         yield "}\n"
 
 
-def _program_name(entry: Entry) -> str:
-    return f"{entry.mask:x}" if entry.specialised else "table"
+def _dispatch(programs: Sequence[str], tasks: str, shares: bool) -> str:
+    """Run the program of a level: with the call's pool where it has one and the program something to share."""
+    arguments = f"AT_LEVEL({tasks}, level), in, out, call->workspace, level"
 
+    def run(program: str) -> str:
+        pooled = f"if (POOL(call)) return with_pool(POOL(call), team_{program}, {arguments}, 0); "
+        return f"{pooled * shares}return program_{program}({arguments});"
 
-def _dispatch(program: str, tasks: str, shares: bool, indent: str = "  ") -> Iterator[str]:
-    """Run a program: with the call's pool where it has one and the program something to share."""
-    arguments = f"{tasks}, in, out, call->workspace, call->level"
-    yield f"{indent}call->level_used = call->level;"
-    if shares:
-        yield f"{indent}if (POOL(call)) return with_pool(POOL(call), team_{program}, {arguments}, 0);"
-    yield f"{indent}return program_{program}({arguments});"
+    return by_level(programs, "level", run)
 
 
 def _dispatcher(face: Interface) -> Iterator[str]:
@@ -377,22 +382,20 @@ def _dispatcher(face: Interface) -> Iterator[str]:
     yield f"  if (tasks == 0 || (tasks & ~{face.upper}_ALL)) return 3;"
     yield f"  int code = check(tasks, in, out, call, {face.name}_workspace(tasks, 0));"
     yield "  if (code) return code;"
+    yield "  const uint32_t level = call->level_used = LEVEL_OF(call, tasks);"
     yield "  switch (tasks) {"
     for entry in face.entries:
         if entry.specialised:
             yield f"    case UINT64_C({entry.mask:#x}):"
-            yield from _dispatch(_program_name(entry), "tasks", entry.shares, "      ")
+            yield f"      {_dispatch(program_names(entry), 'tasks', entry.shares)}"
     yield "    default:"
-    if face.needs_table:
-        yield from _dispatch("table", "tasks", face.shares, "      ")
-    else:
-        yield "      return 3;"
+    yield f"      {_dispatch(['table'], 'tasks', face.shares) if face.needs_table else 'return 3;'}"
     yield "  }\n}\n"
 
 
 def _queries(face: Interface, build_id: str) -> Iterator[str]:
     yield f"size_t {face.name}_workspace(uint64_t tasks, uint32_t level) {{"
-    yield f"  if (level >= {face.upper}_LEVELS || tasks == 0 || (tasks & ~{face.upper}_ALL)) return 0;"
+    yield f"  if (!HAS_LEVEL(level) || tasks == 0 || (tasks & ~{face.upper}_ALL)) return 0;"
     yield "  switch (tasks) {"
     for entry in face.entries:
         yield f"    case UINT64_C({entry.mask:#x}): return {entry.workspace_macro};"

@@ -20,10 +20,12 @@ from compiler.codegen.programs import Programs
 from compiler.codegen.record import plan_record
 from compiler.codegen.steps import steps_of
 from compiler.codegen.target import Target
+from compiler.codegen.variants import flattened, with_outputs_of
+from compiler.cost.combine import cheapest_levels
 from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, LoweringError
 from compiler.ir.graph import Graph, Value
-from compiler.ir.levels import level_count
+from compiler.ir.levels import at_level, is_portfolio, level_count
 from compiler.ir.types import ValueRef
 from compiler.progress import Say, silent
 from compiler.workers.jobs import Workers
@@ -55,27 +57,34 @@ def generate(
     Raises ConfigError for an unknown task or a plan that does not fit, LoweringError where a node cannot be
     compiled.
     """
-    sources, masks = sources or Sources(), _listed(graph, subsets)
-    groups = form(graph, make_groups(graph, templates=templates), target, sources)
-    decisions = decide(graph, groups, target, sources)
-    layouts = assign_layouts(graph, groups, wanted_borders(groups, decisions), target.machine)
-    _check_sizes(graph, layouts)
+    sources, masks, flat = sources or Sources(), _listed(graph, subsets), flattened(graph)
+    groups = form(flat, make_groups(flat, templates=templates), target, sources)
+    decisions = decide(flat, groups, target, sources)
+    layouts = assign_layouts(flat, groups, wanted_borders(groups, decisions), target.machine)
+    _check_sizes(flat, layouts)
     pool = Pool()
-    builder = Builder(graph, target, layouts, pool)
+    builder = Builder(flat, target, layouts, pool)
     steps = steps_of(builder, groups, decisions, say)
     symbols = steps.symbols(name or graph.name)
     compiled = compile_kernels({s: b.func for b, s in symbols.values()}, target, workers, say)
     programs = Programs(steps, symbols, compiled.scratch)
-    every = (1 << len(graph.tasks)) - 1
-    full = programs.program(every)
+    every = (1 << len(flat.tasks)) - 1
+    full = with_outputs_of(graph, programs.program(every))
     _check_workspace(graph, full, target)
+
+    def listed(level: int) -> tuple[Program, ...]:
+        chosen = (mask << level * len(graph.tasks) for mask in masks)
+        return tuple(full if m == every else with_outputs_of(graph, programs.program(m)) for m in chosen)
+
     return Library(
         name=name or graph.name,
         inputs=tuple(_port(v, v.ref.name) for v in graph.inputs),
         tasks=tuple(_task_io(graph, t) for t in graph.tasks),
         kernels=programs.kernels,
         full=full,
-        programs=tuple(full if m == every else programs.program(m) for m in masks),
+        programs=listed(0),
+        variants=tuple(listed(level) for level in range(1, level_count(graph)) if is_portfolio(graph)),
+        cheapest=cheapest_levels(graph) if is_portfolio(graph) else (),
         pool=pool.data,
         pool_table=pool.table,
         objects=tuple(compiled.objects.values()),
@@ -123,7 +132,7 @@ def _listed(graph: Graph, subsets: Iterable[frozenset[str]] | None) -> tuple[int
 
 
 def _level(graph: Graph, level: int) -> Level:
-    constants = [v.at(level) for v in graph.parameters() if v.dtype.is_float]
+    constants = [v for v in at_level(graph, level, alone=True).parameters() if v.dtype.is_float]
     costs = [parameter_cost(v) for v in constants]
     return Level(
         sum(v.size for v in constants), sum(c.parameters for c in costs), sum(c.weight_bytes for c in costs)

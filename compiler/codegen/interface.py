@@ -4,6 +4,7 @@ manifest and the Python runtime must agree on is decided here, once.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ class Entry:
     workspace_bytes: int
     specialised: bool
     """False where the subset runs through the table of the full program."""
-    calls: tuple[Call, ...]
+    programs: tuple[Program, ...]
+    """What it calls: of a portfolio a program for every level, else one for all levels."""
     shares: bool
     """Whether threads of a pool have something to share; else the calling thread does not even wake them."""
 
@@ -138,7 +140,9 @@ class Interface:
     scratch_bytes: int
     """Memory of its own that every thread of a pool needs."""
     levels: int = 1
-    """Sparsity levels; level 0 is the densest."""
+    """Levels; of sparsity levels 0 is the densest."""
+    cheapest: tuple[int, ...] = ()
+    """Of a portfolio, whose levels are networks of their own: by mask of tasks, the level with the fewest FLOPs."""
     switch_points: tuple[tuple[str, ...], ...] = ()
     """Nodes of the calls that take another time at another level, in order of the full program: before each of them
     a call with a budget may fall to a sparser level."""
@@ -156,6 +160,11 @@ class Interface:
     def workspace_max(self) -> int:
         """Bytes that are enough for every subset."""
         return max([e.workspace_bytes for e in self.entries] + [self.table_workspace] * self.needs_table)
+
+    @property
+    def portfolio(self) -> bool:
+        """Whether levels are networks of their own."""
+        return bool(self.cheapest)
 
     def workspace(self, mask: int) -> int:
         """Bytes the subset `mask` needs."""
@@ -195,11 +204,13 @@ def interface(library: Library, *, threads: bool = True) -> Interface:
     tasks = tuple(t.name for t in library.tasks)
     check_names(library.name, tasks)
     inputs, outputs = _parameters(library)
-    specialised = sum(len(p.calls) for p in library.programs) <= SPECIALISED_CALLS
+    every = itertools.chain(library.programs, *library.variants)
+    specialised = sum(len(p.calls) for p in every) <= SPECIALISED_CALLS
     table_workspace = _round_up(library.full.workspace_bytes)
+    ladders = zip(library.programs, *library.variants, strict=True)
     entries = tuple(
-        _entry(library, tasks, p, table_workspace, specialised, threads)
-        for p in sorted(library.programs, key=lambda p: p.mask)
+        _entry(library, tasks, ladder, table_workspace, specialised, threads)
+        for ladder in sorted(ladders, key=lambda ladder: ladder[0].mask)
     )
     needs_table = not specialised or len(entries) < (1 << len(tasks)) - 1
     face = Interface(
@@ -214,6 +225,7 @@ def interface(library: Library, *, threads: bool = True) -> Interface:
         threads and _shares(library.full.calls),
         library.scratch_bytes,
         len(library.levels),
+        library.cheapest,
         tuple(call.nodes for call in library.full.calls if call.levelled),
     )
     _check_header(face)
@@ -223,22 +235,23 @@ def interface(library: Library, *, threads: bool = True) -> Interface:
 def _entry(
     library: Library,
     tasks: tuple[str, ...],
-    program: Program,
+    ladder: tuple[Program, ...],
     table_workspace: int,
     specialised: bool,
     threads: bool,
 ) -> Entry:
-    name, chosen = library.name, task_names(tasks, program.mask)
-    joined = "__".join(chosen)
+    name, mask = library.name, ladder[0].mask
+    chosen = task_names(tasks, mask)
+    joined, calls = "__".join(chosen), itertools.chain.from_iterable(p.calls for p in ladder)
     return Entry(
-        mask=program.mask,
+        mask=mask,
         tasks=chosen,
         symbol=f"{name}_run_{joined}",
         workspace_macro=f"{name.upper()}_WORKSPACE_{joined.upper()}",
-        workspace_bytes=_round_up(program.workspace_bytes) if specialised else table_workspace,
+        workspace_bytes=_round_up(max(p.workspace_bytes for p in ladder)) if specialised else table_workspace,
         specialised=specialised,
-        calls=program.calls,
-        shares=threads and _shares(program.calls if specialised else library.full.calls),
+        programs=ladder,
+        shares=threads and _shares(calls if specialised else library.full.calls),
     )
 
 
@@ -257,7 +270,7 @@ def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Paramete
     for call in library.full.calls:
         for argument in call.arguments:
             if argument.kind == "input":
-                readers[argument.at] |= call.mask
+                readers[argument.at] |= _tasks_of(call.mask, len(library.tasks))
     inputs = tuple(
         Parameter(port, "", _identifier(port.name, taken), mask)
         for port, mask in zip(library.inputs, readers, strict=True)
@@ -268,6 +281,15 @@ def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Paramete
         for port in task.outputs
     )
     return inputs, outputs
+
+
+def _tasks_of(mask: int, tasks: int) -> int:
+    """The tasks whose bit is set in `mask`, at whatever level of a portfolio."""
+    found = 0
+    while mask:
+        found |= mask & ((1 << tasks) - 1)
+        mask >>= tasks
+    return found
 
 
 def _output_name(task: str, port: Port, count: int) -> str:
@@ -306,7 +328,7 @@ def check_names(name: str, tasks: Sequence[str]) -> None:
 def _check_header(face: Interface) -> None:
     """ConfigError where two macros or two functions of the header would have one name."""
     fixed = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "THREADS_MAX", "WORKSPACE_MAX")
-    macros = [f"{face.upper}_{m}" for m in fixed]
+    macros = [f"{face.upper}_{m}" for m in (*fixed, *(["CHEAPEST"] if face.portfolio else []))]
     macros += [face.task_macro(t) for t in face.tasks] + [e.workspace_macro for e in face.entries]
     clashes = _duplicates(macros) + [face.task_macro(t) for t in face.tasks if t.startswith("cpu_")]
     clashes += _duplicates(face.symbols)

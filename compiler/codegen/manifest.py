@@ -125,8 +125,8 @@ def _level_record(library: Library, level: int) -> dict[str, object]:
     """All levels are in the one pool; `weight_bytes` of it are read at this level."""
     if len(library.levels) == 1:
         return {"level": 0, "kind": "dense", "density": 1, "weight_bytes": len(library.pool)}
-    facts = library.levels[level]
-    return {"level": level, "kind": "nested", "density": facts.density, "weight_bytes": facts.weight_bytes}
+    facts, kind = library.levels[level], "variant" if library.variants else "nested"
+    return {"level": level, "kind": kind, "density": facts.density, "weight_bytes": facts.weight_bytes}
 
 
 def build_id(inputs: Mapping[str, str], toolchain: Mapping[str, str], target: Mapping[str, object]) -> str:
@@ -238,6 +238,7 @@ def _subset_records(face: Interface, costs: Sequence[Mapping[str, Any]]) -> list
 
 
 def _entry_record(entry: Entry, level: int) -> dict[str, object]:
+    calls = entry.programs[level if len(entry.programs) > 1 else 0].calls
     return {
         "tasks": list(entry.tasks),
         "mask": entry.mask,
@@ -245,6 +246,6 @@ def _entry_record(entry: Entry, level: int) -> dict[str, object]:
         "symbol": entry.symbol,
         "entry": "specialised" if entry.specialised else "table",
         "workspace_bytes": entry.workspace_bytes,
-        "kernels": len(entry.calls),
-        "shared_kernels": sum(call.shared for call in entry.calls),
+        "kernels": len(calls),
+        "shared_kernels": sum(call.shared for call in calls),
     }

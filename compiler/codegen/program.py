@@ -142,7 +142,12 @@ class Library:
     objects: tuple[bytes, ...]
     """Relocatable objects that hold the kernels."""
     levels: tuple[Level, ...] = (Level(),)
-    """Sparsity levels, the densest first."""
+    """Sparsity levels, the densest first, or the networks of a portfolio."""
+    variants: tuple[tuple[Program, ...], ...] = ()
+    """Of a portfolio: the listed subsets at levels 1, 2 ... Then bit k * tasks + i of every mask in programs and
+    calls is task i at level k, and `full` is all of it."""
+    cheapest: tuple[int, ...] = ()
+    """Of a portfolio: by mask of tasks, the level that needs the fewest FLOPs."""
     scratch_bytes: int = 0
     """What every thread of a pool needs for itself: the largest scratch of a shared call."""
     plan: Mapping[str, object] = field(default_factory=dict)

@@ -17,7 +17,7 @@ import numpy as np
 from compiler.cost.count import Cost, items
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
-from compiler.ir.levels import at_level, level_count
+from compiler.ir.levels import at_level, is_portfolio, level_count
 
 MOST_TASKS = 16
 """Up to this many tasks every combination gets a row (65,535)."""
@@ -112,17 +112,24 @@ def _record(tasks: tuple[str, ...], level: int, values: Sequence[int], planned: 
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A row per combination at the densest level, the same rows for the separate networks side by side (none where
-    unknown), and rows of every sparser level."""
+    """A row per combination at level 0, the same rows for the separate networks side by side (none where unknown),
+    and rows of every further level, which are sparser ones or, of a `portfolio`, other networks."""
 
     combinations: Rows
     separate: Rows | None = None
-    sparser: tuple[Rows, ...] = ()
+    further: tuple[Rows, ...] = ()
+    portfolio: bool = False
 
     @property
     def levels(self) -> tuple[Rows, ...]:
         """The rows of every level."""
-        return (self.combinations, *self.sparser)
+        return (self.combinations, *self.further)
+
+    def cheapest(self) -> Iterator[Row]:
+        """What a call of each combination costs at least at the accuracy of level 0: of a portfolio the row of the
+        level with the fewest FLOPs, else that of level 0."""
+        for rows in zip(*(self.levels if self.portfolio else self.levels[:1]), strict=True):
+            yield min(rows, key=lambda row: row.cost.flops)
 
     def record(self) -> dict[str, object]:
         """JSON-ready: `combinations` and `separate`."""
@@ -150,10 +157,23 @@ def cost_report(
     """
     names = tuple(graph.tasks)
     refuse_too_many(names)
-    densest, *sparser = (
-        Rows(names, _table(at_level(graph, level)), workspace or {}, level) for level in range(level_count(graph))
+    first, *further = (
+        Rows(names, _table(at_level(graph, level, alone=True)), workspace or {}, level)
+        for level in range(level_count(graph))
     )
-    return CostReport(densest, _separate_rows(names, separate or {}), tuple(sparser))
+    return CostReport(first, _separate_rows(names, separate or {}), tuple(further), is_portfolio(graph))
+
+
+def cheapest_levels(graph: Graph) -> tuple[int, ...]:
+    """Of a portfolio: by mask of tasks, the level at which they take the fewest FLOPs, the first of several.
+
+    Entry 0, for no task, is 0. ConfigError beyond MOST_TASKS tasks.
+    """
+    refuse_too_many(graph.tasks)
+    flops = [
+        _table(at_level(graph, level, alone=True))[:, _FIELDS.index("flops")] for level in range(level_count(graph))
+    ]
+    return tuple(np.argmin(flops, axis=0).tolist())
 
 
 def _table(graph: Graph) -> np.ndarray:

@@ -67,7 +67,7 @@ class Graph:
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        """Every task's outputs, task by task."""
+        """Every task's outputs, task by task; of a portfolio those of level 0."""
         return tuple(self.value(r) for t in self._tasks.values() for r in t.outputs)
 
     def __contains__(self, ref: Ref) -> bool:
@@ -135,11 +135,13 @@ class Graph:
         return tuple((self.node(n), k) for n, k in sorted(self._out_of(ref)))
 
     def is_output(self, ref: ValueRef) -> bool:
-        """Whether some task returns this value."""
-        return any(ref in t.outputs for t in self._tasks.values())
+        """Whether some task returns this value, at any level."""
+        return any(ref in t.returned for t in self._tasks.values())
 
     def needed_masks(self) -> dict[Ref, int]:
-        """Bit mask of the tasks that need each vertex (bit i = i-th task); vertices nobody needs are left out."""
+        """Bit mask of the tasks that need each vertex (bit i = i-th task), at any level; vertices nobody needs are
+        left out.
+        """
         if self._masks is None:
             self._masks = self._needed()
         return dict(self._masks)
@@ -276,8 +278,8 @@ class Graph:
             self._g.remove_edge(old, node.ref, key=index)
             self._g.add_edge(new, node.ref, key=index)
         for task in tuple(self._tasks.values()):
-            outputs = tuple(new if r == old else r for r in task.outputs)
-            self._tasks[task.name] = replace(task, outputs=outputs)
+            outputs, *variants = (tuple(new if r == old else r for r in level) for level in task.ladder)
+            self._tasks[task.name] = replace(task, outputs=outputs, variants=tuple(variants))
         self._order = None
 
     def set_operand(self, node: NodeRef, index: int, new: ValueRef) -> None:
@@ -336,14 +338,20 @@ class Graph:
             order = value.order if data is None and sparser is None and new_type == value.type else ()
         self._g.nodes[ref]["payload"] = checked_value(ref, new_type, new_data, levels, order)
 
-    def set_task(self, name: str, outputs: Sequence[ValueRef], labels: Sequence[str] | None = None) -> Task:
-        """Declare (or replace) a task and its outputs."""
+    def set_task(
+        self,
+        name: str,
+        outputs: Sequence[ValueRef],
+        labels: Sequence[str] | None = None,
+        variants: Sequence[Sequence[ValueRef]] = (),
+    ) -> Task:
+        """Declare (or replace) a task and its outputs, at further levels too where it is one of a portfolio."""
         self._writable()
-        for ref in outputs:
-            self.value(ref)
         if not outputs:
             raise VerifyError(f"task '{name}' has no outputs")
-        task = Task(name, tuple(outputs), tuple(labels or (r.name for r in outputs)))
+        task = Task(name, tuple(outputs), tuple(labels or (r.name for r in outputs)), tuple(map(tuple, variants)))
+        for ref in task.returned:
+            self.value(ref)
         self._tasks[name] = task
         return task
 
@@ -382,7 +390,7 @@ class Graph:
     def _needed(self) -> dict[Ref, int]:
         masks: dict[Ref, int] = {}
         for bit, task in enumerate(self._tasks.values()):
-            for ref in task.outputs:
+            for ref in task.returned:
                 masks[ref] = masks.get(ref, 0) | 1 << bit
         for node in reversed(self.nodes()):
             mask = 0

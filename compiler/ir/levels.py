@@ -1,8 +1,12 @@
-"""Sparsity levels of a graph: one network at several densities, level 0 the densest.
+"""Levels of a graph: what its tasks can be answered with at run time, chosen call by call. Of two kinds.
 
-Nested: the blocks of weights that a level stores are among those of the level before it, with the same bits, so
-all levels are stored as the densest one; vectors such as biases may differ. A parameter holds the data of every
-level (`Value.sparser`); parameters without any are the same at all levels.
+Nested sparsity: one network at several densities, level 0 the densest. The blocks of weights that a level
+stores are among those of the level before it, with the same bits, so all levels are stored as the densest one;
+vectors such as biases may differ. A parameter holds the data of every level (`Value.sparser`); parameters without
+any are the same at all levels.
+
+A portfolio (`compiler.ir.portfolio`): several networks for the same tasks, one per level, each cheaper than the
+rest for some combinations of tasks. A task holds its outputs at every level (`Task.variants`).
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import ConfigError
+from compiler.ir.dead import sweep
 from compiler.ir.encoding import BlockSparse, Dense, Encoding
 from compiler.ir.graph import Graph, Operands, Site, Value
+from compiler.ir.types import Task, TensorType
 
 LEVELS_KEY = "taskgraft.levels"
 """Metadata entry of an exported model with levels: see `written`."""
@@ -30,7 +36,16 @@ MOST_LEVELS = 16
 
 def level_count(graph: Graph) -> int:
     """Levels of the graph; 1 where it has none besides its own data."""
-    return 1 + max((len(v.sparser) for v in graph.parameters()), default=0)
+    return 1 + max([_variants(graph), *(len(v.sparser) for v in graph.parameters())])
+
+
+def is_portfolio(graph: Graph) -> bool:
+    """Whether the levels of the graph are networks of their own."""
+    return _variants(graph) > 0
+
+
+def _variants(graph: Graph) -> int:
+    return max((len(t.variants) for t in graph.tasks.values()), default=0)
 
 
 def level_problems(graph: Graph) -> Iterator[str]:
@@ -38,7 +53,11 @@ def level_problems(graph: Graph) -> Iterator[str]:
     count = level_count(graph)
     if count > MOST_LEVELS:
         yield f"the graph has {count} levels; at most {MOST_LEVELS} are possible"
+    for task in graph.tasks.values():
+        yield from _variant_problems(graph, task)
     for value in graph.parameters():
+        if value.sparser and is_portfolio(graph):
+            yield f"value '{value.ref}': has sparsity levels, and the graph is a portfolio; it can be one of both"
         if value.sparser and len(value.sparser) + 1 != count:
             yield f"value '{value.ref}': has {len(value.sparser) + 1} levels, another one has {count}"
         if len(value.order) >= MOST_LEVELS:
@@ -50,7 +69,7 @@ def at_level(graph: Graph, level: int, *, alone: bool = False, order: bool = Tru
 
     A library of it repeats the bits of this level: where it has no levels left, weights keep the order of their
     blocks (`Value.order`) and run by lists as weights with levels do, unless `order` is False. ConfigError where
-    there is no such level.
+    there is no such level. Of a portfolio only what the levels that are left need stays.
     """
     count = level_count(graph)
     if not 0 <= level < count:
@@ -62,7 +81,27 @@ def at_level(graph: Graph, level: int, *, alone: bool = False, order: bool = Tru
             left = () if alone else chosen.sparser
             kept = _order(chosen) if order and not left else ()
             made.update(value.ref, type=value.type, data=chosen.data, sparser=left, order=kept)
+    if is_portfolio(graph):
+        for task in graph.tasks.values():
+            outputs, *variants = task.ladder[level:]
+            made.set_task(task.name, outputs, task.labels, () if alone else variants)
+        sweep(made)
     return made.freeze()
+
+
+def _variant_problems(graph: Graph, task: Task) -> Iterator[str]:
+    """What is wrong with a task of a portfolio."""
+    if len(task.variants) != _variants(graph):
+        yield f"task '{task.name}': has {len(task.ladder)} levels, another one has {_variants(graph) + 1}"
+    wanted = [graph.value(r).type for r in task.outputs]
+    for level, outputs in enumerate(task.variants, 1):
+        found = [graph.value(r).type for r in outputs]
+        if found != wanted:
+            yield f"task '{task.name}': gives {_types(found)} at level {level}, {_types(wanted)} at level 0"
+
+
+def _types(types: Iterable[TensorType]) -> str:
+    return ", ".join(map(str, types)) or "nothing"
 
 
 def _order(value: Value) -> tuple[np.ndarray, ...]:

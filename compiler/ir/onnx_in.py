@@ -14,6 +14,7 @@ import onnx
 from onnx import checker, defs
 
 from compiler.errors import ConfigError, UnsafeInputError, UnsupportedModelError, VerifyError, plural
+from compiler.ir.dead import sweep
 from compiler.ir.encoding import Dense, Encoding
 from compiler.ir.encoding import parse as parse_encoding
 from compiler.ir.graph import Graph, Value
@@ -28,7 +29,9 @@ from compiler.ir.types import NodeRef, TensorType, ValueRef
 from compiler.ir.verify import verify
 
 TASKS_KEY = "taskgraft.tasks"
-"""Metadata entry of an exported model: [[task, [output value, ...], [label, ...]], ...]."""
+"""Metadata entry of an exported model: [[task, [output value, ...], [label, ...]], ...]. The row of a task of a
+portfolio has a fourth entry: its outputs at levels 1, 2 ..., [[output value, ...], ...].
+"""
 
 ENCODINGS_KEY = "taskgraft.encodings"
 """Metadata entry of an exported model with sparse weights: {initializer: text of its encoding}."""
@@ -67,7 +70,7 @@ def load(
         raise UnsafeInputError(f"{where}: {error}") from error
     _raise(lift.problems, where)
     _outputs(model, lift, task, name, where)
-    _sweep(graph)
+    sweep(graph)
     try:
         verify(graph)
     except (VerifyError, *ARITHMETIC) as error:
@@ -299,8 +302,9 @@ def _outputs(model: onnx.ModelProto, lift: Lift, task: str | None, name: str, wh
     if recorded is None or task is not None:
         lift.graph.set_task(name, list(made.values()), list(made))
         return
-    for task_name, outputs, labels in _recorded(recorded, made, where):
-        lift.graph.set_task(task_name, [made[o] for o in outputs], labels)
+    for task_name, outputs, labels, variants in _recorded(recorded, made, where):
+        further = [[made[o] for o in level] for level in variants]
+        lift.graph.set_task(task_name, [made[o] for o in outputs], labels, further)
 
 
 def output_names(recorded: str | None) -> dict[tuple[str, str], str]:
@@ -309,18 +313,24 @@ def output_names(recorded: str | None) -> dict[tuple[str, str], str]:
     Empty without one: then labels are the outputs' own names.
     """
     rows = json.loads(recorded) if recorded is not None else ()
-    return {(t, label): o for t, outputs, labels in rows for o, label in zip(outputs, labels, strict=True)}
+    return {(t, label): o for t, outputs, labels, *_ in rows for o, label in zip(outputs, labels, strict=True)}
 
 
-def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[tuple[str, list[str], list[str]]]:
+_Row = tuple[str, list[str], list[str], list[list[str]]]
+
+
+def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[_Row]:
     try:
-        rows = json.loads(text)
-        for task, outputs, labels in rows:
-            if not outputs or len(outputs) != len(labels) or not all(o in made for o in outputs):
+        for task, outputs, labels, *more in json.loads(text):
+            (variants,) = more or ([],)
+            ladder = [outputs, *variants]
+            if not outputs or any(len(o) != len(labels) for o in ladder):
                 raise ValueError(task)
-            if not all(isinstance(s, str) for s in (task, *outputs, *labels)):
+            if not all(isinstance(s, str) for s in (task, *labels)):
                 raise TypeError(task)
-            yield task, outputs, labels
+            if not all(isinstance(o, str) and o in made for level in ladder for o in level):
+                raise ValueError(task)
+            yield task, outputs, labels, variants
     except (ValueError, TypeError):
         raise UnsafeInputError(
             f"{where}: metadata '{TASKS_KEY}' does not fit the model's outputs; give the task a name to ignore it"
@@ -348,14 +358,3 @@ def _renamed(value: Value, taken: str) -> Value:
     if value.ref.name != taken:
         return value
     return replace(value, ref=ValueRef(f"{taken}.constant"))
-
-
-def _sweep(graph: Graph) -> None:
-    """Remove what no output needs: folding leaves shape arithmetic's operands behind."""
-    needed = graph.needed_masks()
-    for node in reversed(graph.nodes()):
-        if node.ref not in needed:
-            graph.remove(node.ref)
-    for value in graph.parameters():
-        if value.ref not in needed:
-            graph.remove(value.ref)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ _SPLAT_ELEMENTS = 256
 def to_onnx(graph: Graph) -> onnx.ModelProto:
     """The graph as an ONNX model; the same graph gives the same bytes.
 
-    Each value is an output once, in the order of the tasks; metadata says which task has which. Large splats
-    become ConstantOfShape. Zeros of sparse weights are written out, and metadata names their encodings. Sparsity
-    levels are metadata too: tensors are those of level 0.
+    Each value is an output once, in the order of the tasks, those of a portfolio's further levels behind; metadata
+    says which task has which. Large splats become ConstantOfShape. Zeros of sparse weights are written out, and
+    metadata names their encodings. Sparsity levels are metadata too: tensors are those of level 0.
     VerifyError where ONNX's checker or strict inference refuses the result.
     """
     splats = [v for v in graph.parameters() if _is_large_splat(v)]
@@ -37,7 +37,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         [*map(_splat_node, splats), *(_node(graph, n) for n in graph.nodes())],
         graph.name,
         [_info(v) for v in graph.inputs],
-        [_info(v) for v in dict.fromkeys(graph.outputs)],
+        [_info(v) for v in _outputs(graph)],
         list(_initializers(graph)),
     )
     opsets = [helper.make_opsetid("", OPSET)]
@@ -67,8 +67,17 @@ def _check(model: onnx.ModelProto, graph: Graph) -> None:
         raise VerifyError(f"graph '{graph.name}' does not make a valid ONNX model: {error}") from None
 
 
+def _outputs(graph: Graph) -> Iterable[Value]:
+    """What tasks return, level 0 first, each value once."""
+    further = (graph.value(r) for t in graph.tasks.values() for r in t.returned)
+    return dict.fromkeys([*graph.outputs, *further])
+
+
 def _tasks(graph: Graph) -> str:
-    rows = [[t.name, [r.name for r in t.outputs], list(t.labels)] for t in graph.tasks.values()]
+    rows: list[list[object]] = []
+    for task in graph.tasks.values():
+        outputs, *variants = ([r.name for r in level] for level in task.ladder)
+        rows.append([task.name, outputs, list(task.labels), *([variants] if variants else [])])
     return json.dumps(rows)
 
 

@@ -95,7 +95,9 @@ def _lines(graph: Graph, digits: int) -> Iterator[str]:
 
 def _outputs(task: Task) -> str:
     pairs = zip(task.outputs, task.labels, strict=True)
-    return ", ".join(f"{_name(r.name)} as {json.dumps(label)}" for r, label in pairs)
+    first = ", ".join(f"{_name(r.name)} as {json.dumps(label)}" for r, label in pairs)
+    further = (", ".join(_name(r.name) for r in outputs) for outputs in task.variants)
+    return "; ".join([first, *(f"level {n}: {names}" for n, names in enumerate(further, 1))])
 
 
 def _name(name: str) -> str:

@@ -105,11 +105,25 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A named tuple of graph values; `labels` are the outputs' names in the source model."""
+    """A named tuple of graph values; `labels` are the outputs' names in the source model.
+
+    `variants`: of a portfolio, what the task's outputs are at levels 1, 2 ..., where other networks make them.
+    """
 
     name: str
     outputs: tuple[ValueRef, ...]
     labels: tuple[str, ...]
+    variants: tuple[tuple[ValueRef, ...], ...] = ()
+
+    @property
+    def ladder(self) -> tuple[tuple[ValueRef, ...], ...]:
+        """The outputs at every level of a portfolio; one entry where there is none."""
+        return (self.outputs, *self.variants)
+
+    @property
+    def returned(self) -> tuple[ValueRef, ...]:
+        """The outputs of all levels."""
+        return tuple(r for outputs in self.ladder for r in outputs)
 
 
 TaskSet = frozenset[str]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from compiler.errors import ConfigError
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph, Value
+from compiler.ir.levels import is_portfolio
 from compiler.ir.types import NodeRef, TensorType, ValueRef
 
 
@@ -52,6 +53,11 @@ def union(
     if not found:
         raise ConfigError("a union needs at least one network")
     bindings, problems = _bindings(found, inputs, input)
+    problems += [
+        f"'{key}' is a portfolio of several networks; take one of them (extract-level{{level=0,alone=true}}) first"
+        for key, member in found.items()
+        if is_portfolio(member.graph)
+    ]
     types = dict(inputs) if inputs is not None else _types(found, bindings)
     problems += [
         f"{_where(task, own)} reads shared input '{b.shared}'; there are {_list(types)}"
@@ -123,7 +129,7 @@ def _joined(members: Mapping[str, Member], types: Mapping[str, TensorType], bind
                 continue
             problems += _mismatch(_where(task, value.ref.name), value, binding, sources[value.ref])
         if not problems:
-            names = _copy(graph, task, member, sources)
+            names = copied(graph, task, member.graph, sources)
             problems += _tasks(graph, task, member, names)
     _report(problems)
     return graph.freeze()
@@ -135,21 +141,21 @@ def _mismatch(where: str, wanted: Value, binding: Binding, given: Value) -> Iter
         yield f"{where} wants {wanted.type}; shared input '{binding.shared}'{after} is {given.type}"
 
 
-def _copy(
-    graph: Graph, prefix: str, member: Member, sources: Mapping[ValueRef, Value]
+def copied(
+    graph: Graph, prefix: str, network: Graph, sources: Mapping[ValueRef, Value]
 ) -> Mapping[ValueRef, ValueRef]:
-    """Everything of a member behind its inputs, prefixed; what its values are called in the union.
+    """Copy everything of a network behind its inputs, for which `sources` stand; what its values are called there.
 
-    A name gets a number where a shared input or an adapter has it: a task may be called like an input.
+    Names are prefixed, and get a number where something else has them: a task may be called like an input.
     """
     names = {ref: value.ref for ref, value in sources.items()}
-    for value in member.graph.values():
+    for value in network.values():
         if value.ref not in names:
             made = graph.add_value(
                 graph.fresh(f"{prefix}/{value.ref}"), value.type, value.data, value.sparser, value.order
             )
             names[value.ref] = made.ref
-    for site in member.graph.sites():
+    for site in network.sites():
         reads = [site.operands.optional(i) for i in range(len(site.operands))]
         graph.add_node(
             _unused(graph, f"{prefix}/{site.node.ref}"),

@@ -68,7 +68,7 @@ def _structure(graph: Graph) -> Iterator[str]:
                 f"{', has data' if value.data is not None else ''}; expected exactly one source"
             )
     for task in graph.tasks.values():
-        yield from (f"task '{task.name}': output '{r}' does not exist" for r in task.outputs if r not in graph)
+        yield from (f"task '{task.name}': output '{r}' does not exist" for r in task.returned if r not in graph)
 
 
 def _list(indices: object) -> str:

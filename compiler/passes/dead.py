@@ -7,22 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
 from compiler.passes.base import Pass, Refusal, Resources
-
-
-def sweep(graph: Graph) -> int:
-    """Remove what no task needs from the mutable `graph`; inputs stay. Returns how many vertices went."""
-    needed = graph.needed_masks()
-    inputs = {v.ref for v in graph.inputs}
-    dead = [n for n in reversed(graph.nodes()) if n.ref not in needed]
-    for node in dead:
-        graph.remove(node.ref)
-    loose = [v for v in graph.values() if v.ref not in needed and v.ref not in inputs]
-    orphans = [v for v in loose if graph.producer(v.ref) is None]
-    for value in orphans:
-        graph.remove(value.ref)
-    return len(dead) + len(orphans)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph, Site
 from compiler.ir.op import operator
 from compiler.ir.ops.elementwise import Broadcast, Movement
@@ -25,7 +26,6 @@ from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, NodeRef, ValueRef
 from compiler.passes.base import Pass, Refusal, Resources, check_outputs
 from compiler.passes.constants import GATHERING, LINEAR, Facts, known_elements
-from compiler.passes.dead import sweep
 from compiler.passes.prune.budget import Meter
 from compiler.passes.prune.surgery import complement, join_shared, remove, split_shared
 

@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Attrs, Graph, Node, Ref, Site, Value
 from compiler.ir.text import parameter_digest
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Pass, Refusal, Resources
-from compiler.passes.dead import sweep
 
 
 def attribute_key(attrs: Attrs) -> Hashable:

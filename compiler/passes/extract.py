@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
 from compiler.passes.base import Pass, Refusal, Resources
-from compiler.passes.dead import sweep
 
 
 @dataclass(frozen=True)

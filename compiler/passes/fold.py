@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph, Node, Operands, Site, Value
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.types import TensorType, splat_value
 from compiler.passes.base import Pass, Refusal, Resources
-from compiler.passes.dead import sweep
 
 _REARRANGE = frozenset(
     "Identity Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Slice Split Gather GatherND Compress "

@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import splat_value
 from compiler.passes.base import Pass, Refusal, Resources
-from compiler.passes.dead import sweep
 from compiler.passes.linear import Affine, Layer, layer_of, only_reader
 
 

@@ -19,12 +19,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Attrs, Graph, Node, Ref, Value
 from compiler.ir.op import Op
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.types import NodeRef, TensorType, ValueRef
 from compiler.passes.base import Note, Pass, Refusal, Resources, check_outputs
-from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate, attribute_key
 from compiler.passes.join_shapes import equal, grouped, joint_axis, same_but_for, spans, wide
 from compiler.passes.linear import per_output

@@ -10,12 +10,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.types import DType, ValueRef
 from compiler.passes import linear
 from compiler.passes.constants import known_elements
-from compiler.passes.dead import RemoveDeadCode, sweep
+from compiler.passes.dead import RemoveDeadCode
 from compiler.passes.dead_channels import DeadChannels
 from compiler.passes.dedupe import Deduplicate, attribute_key
 from compiler.passes.extract import ExtractTasks

@@ -16,11 +16,11 @@ import numpy as np
 
 from compiler.cost.combine import cost_report
 from compiler.errors import PassError, VerifyError, plural
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Note, Pass, Refusal, Resources, rounding
-from compiler.passes.dead import sweep
 from compiler.passes.dedupe import Deduplicate
 from compiler.passes.merge.assemble import Assembly, Decide
 from compiler.passes.merge.channels import ChannelMap

@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compiler.calibration.tape import Feed
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph, NodeRef
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Note, Refusal
-from compiler.passes.dead import sweep
 from compiler.passes.merge.behind import fitted_behind
 from compiler.passes.merge.cuts import Cut, Cuts
 from compiler.passes.merge.labels import base_name

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
 from compiler.ir.reference import difference, evaluate
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Resources
-from compiler.passes.dead import sweep
 from compiler.passes.join import JoinSiblings
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.labels import Labelling, check, check_closure

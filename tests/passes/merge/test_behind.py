@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef
-from compiler.passes.dead import sweep
 from compiler.passes.merge.behind import fitted_behind
 from compiler.passes.merge.cuts import Cut
 from compiler.passes.merge.refit import constant, store

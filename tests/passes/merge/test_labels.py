@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import VerifyError
+from compiler.ir.dead import sweep
 from compiler.ir.reference import difference
 from compiler.ir.verify import verify
-from compiler.passes.dead import sweep
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.merge.assemble import Assembly
 from compiler.passes.merge.channels import ChannelMap

@@ -1,0 +1,79 @@
+"""Portfolios: the networks of several levels as tasks of their own, so that code is generated for them as for any.
+
+Bit k * tasks + i of a mask then stands for task i at level k; a program of some tasks at a level is one of those
+bits, and what several levels have in common is in the pool, and in the table of calls, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from compiler.codegen.interface import MOST_TASKS, Entry, Interface
+from compiler.codegen.program import Argument, Program
+from compiler.errors import ConfigError
+from compiler.ir.graph import Graph
+from compiler.ir.levels import is_portfolio, level_count
+
+
+def flattened(graph: Graph) -> Graph:
+    """The graph with a task for every task and level of a portfolio, level by level; any other graph as it is.
+
+    ConfigError where a library cannot hold as many.
+    """
+    if not is_portfolio(graph):
+        return graph
+    count, levels = len(graph.tasks), level_count(graph)
+    if count * levels > MOST_TASKS:
+        raise ConfigError(
+            f"'{graph.name}' is a portfolio of {levels} networks for {count} tasks; a library holds at most "
+            f"{MOST_TASKS} tasks of all levels together. Leave out networks that are rarely the cheapest"
+        )
+    flat = graph.copy()
+    for task in graph.tasks.values():
+        flat.drop_task(task.name)
+    for level in range(levels):
+        for task in graph.tasks.values():
+            flat.set_task(f"{task.name}@{level}", task.ladder[level], task.labels)
+    return flat.freeze()
+
+
+def with_outputs_of(graph: Graph, program: Program) -> Program:
+    """A program of the flattened graph whose calls write to the outputs of the graph's own tasks."""
+    count = len(graph.outputs)
+
+    def place(argument: Argument) -> Argument:
+        return replace(argument, at=argument.at % count) if argument.kind == "output" else argument
+
+    calls = (replace(c, arguments=tuple(map(place, c.arguments))) for c in program.calls)
+    return replace(program, calls=tuple(calls))
+
+
+# C -----------------------------------------------------------------------------------------------------------
+
+
+def level_macros(face: Interface) -> Iterator[str]:
+    """C: which levels there are, the one that a call means, and the bits of tasks at it."""
+    if not face.portfolio:
+        yield f"#define HAS_LEVEL(level) ((level) < {face.upper}_LEVELS)"
+        yield "#define LEVEL_OF(call, tasks) ((call)->level)"
+        yield "#define AT_LEVEL(tasks, level) (tasks)"
+        return
+    cheapest = f"{face.upper}_CHEAPEST"
+    yield f"#define HAS_LEVEL(level) ((level) < {face.upper}_LEVELS || (level) == {cheapest})"
+    yield f"#define LEVEL_OF(call, tasks) ((call)->level == {cheapest} ? cheapest[tasks] : (call)->level)"
+    yield f"#define AT_LEVEL(tasks, level) ((tasks) << {len(face.tasks)} * (level))"
+    yield "/* By subset, the level that needs the fewest operations. */"
+    yield f"static const unsigned char cheapest[] = {{{', '.join(map(str, face.cheapest))}}};"
+
+
+def program_names(entry: Entry) -> Sequence[str]:
+    """What the driver calls the programs of an entry."""
+    return [f"{p.mask:x}" for p in entry.programs] if entry.specialised else ["table"]
+
+
+def by_level(programs: Sequence[str], level: str, run: Callable[[str], str]) -> str:
+    """C that runs the program of a level: one of several of a portfolio, else the only one."""
+    first, *further = programs
+    cases = "".join(f"case {n}: {run(p)} " for n, p in enumerate(further, 1))
+    return f"switch ({level}) {{ {cases}default: {run(first)} }}" if further else run(first)
