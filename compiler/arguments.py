@@ -159,7 +159,7 @@ def _tasks(required: bool) -> _Adder:
 
 
 def _extract(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--level", type=int, metavar="N", help="sparsity level, with those nested in it")
+    p.add_argument("--level", type=int, metavar="N", help="level, with those nested in it or behind it")
     p.add_argument("--alone", action="store_true", help="without the levels nested in it")
 
 
@@ -205,9 +205,21 @@ def _verify(p: argparse.ArgumentParser) -> None:
     p.add_argument("--range", action="append", default=[], metavar="NAME:LO:HI", help="uniform values of an input")
 
 
+def _level(text: str) -> int | str:
+    if text == "cheapest" or text.lstrip("-").isdecimal():
+        return text if text == "cheapest" else int(text)
+    raise argparse.ArgumentTypeError(f"{text}: give the number of a level, or cheapest")
+
+
 def _run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--input", required=True, metavar="X.npz", help="arrays by input name")
-    p.add_argument("--level", type=int, default=0, metavar="N", help="sparsity level, 0 the densest")
+    p.add_argument(
+        "--level",
+        type=_level,
+        default=0,
+        metavar="N",
+        help="level, default 0; of a portfolio also `cheapest`: that of the fewest operations",
+    )
     p.add_argument("--all-combinations", action="store_true", help="run every subset and compare the bits")
 
 

@@ -380,7 +380,7 @@ def _measured(
     costs = release.costs(graph, builds[0].workspace if builds else None)
     limits = release.config.gates
     gates = [_selftest_gate(b) for b in builds if b.selftest is not None]
-    gates += [*check_tasks(limits, evaluation), *check_costs(limits, costs)]
+    gates += [*check_tasks(limits, evaluation, portfolio=costs.portfolio), *check_costs(limits, costs)]
     for built in builds:
         gates += check_target(limits, built.target.name, built.library_bytes, built.workspace_max)
     return Compiled(release, graph, records, costs, evaluation, tuple(builds), tuple(gates), folder)

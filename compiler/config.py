@@ -114,6 +114,7 @@ def _config(root: Table, folder: Path) -> Config:
         evaluation=evaluation,
         workload=workload,
         passes=passes.take("pipeline", texts, DEFAULT_PASSES),
+        variants=_variants(passes.table("variants")),
         exclude=passes.take("exclude", texts, ()),
         numerics=passes.take("numerics", flag, True),
         subsets=_subsets(root.table("subsets"), names, workload),
@@ -260,6 +261,14 @@ def _targets(table: Table) -> tuple[str, ...]:
     if not names:
         table.problem("build", "lists nothing; leave it out for this machine, or name targets")
     return names
+
+
+def _variants(table: Table) -> dict[str, tuple[str, ...]]:
+    """Pipelines by name."""
+    nothing: tuple[str, ...] = ()
+    found = {name: table.take(name, texts, nothing) for name in table}
+    table.close()
+    return found
 
 
 def _planning(table: Table) -> PlanningConfig:

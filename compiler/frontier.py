@@ -178,7 +178,12 @@ def frontier(
 
 
 def _refuse_levels(release: Release, request: Request) -> None:
-    """ConfigError where the pass would lose the sparsity levels that the pipeline leaves."""
+    """ConfigError where the pass would lose the levels that the pipeline leaves, or the networks of a portfolio."""
+    if release.config.variants:
+        raise ConfigError(
+            f"a frontier with {request.spec}: it changes one network, and passes.variants makes several; leave "
+            "them out (--set passes.variants={})"
+        )
     count = level_count(release.graph)
     for pass_ in Pipeline.parse(release.config.passes).passes:
         count = pass_.levels_after(count)

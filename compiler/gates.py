@@ -51,30 +51,43 @@ def at_most(name: str, where: str, value: float, limit: float) -> GateResult:
     return GateResult(name, where, value, limit, "passed" if value <= limit else "failed")
 
 
-def check_tasks(gates: Gates, rows: Sequence[TaskEvaluation]) -> Iterator[GateResult]:
-    """Accuracy and drift gates, on the compiled library where it ran, else on the graph; of the densest level."""
-    by_task = {r.task: r for r in rows if r.level == 0}
+def check_tasks(gates: Gates, rows: Sequence[TaskEvaluation], *, portfolio: bool = False) -> Iterator[GateResult]:
+    """Accuracy and drift gates, on the compiled library where it ran, else on the graph.
+
+    Of sparsity levels the densest is judged, of a portfolio every level: a call may ask for whichever is cheapest.
+    """
+    levels = sorted({r.level for r in rows}) if portfolio else [0]
+    for level in levels or [0]:
+        at = f" at level {level}" if portfolio else ""
+        yield from _check_level(gates, [r for r in rows if r.level == level], at)
+
+
+def _check_level(gates: Gates, rows: Sequence[TaskEvaluation], at: str) -> Iterator[GateResult]:
+    """The gates of `check_tasks` on the rows of one level, which results name as `at`."""
+    by_task = {r.task: r for r in rows}
     gone = "the pipeline leaves no such task" if rows else ""
     for task, limit in gates.max_accuracy_drop.items():
         row = by_task.get(task)
         drop = row.worse_by(row.final) if row else None
         if drop is None:
             reason = "there are no labels for this task"
-            yield GateResult("max_accuracy_drop", task, None, limit, "skipped", reason if row else gone or reason)
+            why = reason if row else gone or reason
+            yield GateResult("max_accuracy_drop", task + at, None, limit, "skipped", why)
         else:
-            yield at_most("max_accuracy_drop", task, drop, limit)
+            yield at_most("max_accuracy_drop", task + at, drop, limit)
     for task, limit in gates.max_output_drift.items():
         row = by_task.get(task)
         if row is None:
             reason = gone or "there is neither calibration nor evaluation data"
-            yield GateResult("max_output_drift", task, None, limit, "skipped", reason)
+            yield GateResult("max_output_drift", task + at, None, limit, "skipped", reason)
         else:
-            yield at_most("max_output_drift", task, row.final.drift, limit)
+            yield at_most("max_output_drift", task + at, row.final.drift, limit)
 
 
 def check_costs(gates: Gates, costs: CostReport) -> Iterator[GateResult]:
-    """FLOPs gates; skipped for a combination of which the pipeline has left a part only."""
-    flops = {frozenset(r.tasks): r.cost.flops for r in costs.combinations}
+    """FLOPs gates, of a portfolio on the cheapest level; skipped for a combination of which the pipeline has left a
+    part only."""
+    flops = {frozenset(r.tasks): r.cost.flops for r in costs.cheapest()}
     for subset, limit in gates.max_flops.items():
         where = "+".join(sorted(subset))
         if subset in flops:

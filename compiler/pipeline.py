@@ -56,11 +56,14 @@ class PassRecord:
     refusals: tuple[Refusal, ...]
     drift: Mapping[str, float] | None = None
     notes: tuple[Note, ...] = ()
+    variant: str = ""
+    """The pipeline that it is of, where it is not the first of a release."""
 
     def record(self) -> dict[str, object]:
         """JSON-ready, for the manifest."""
         return {
             "spec": self.spec,
+            **({"variant": self.variant} if self.variant else {}),
             "exact": self.exact,
             "before": _fact_record(self.before),
             "after": _fact_record(self.after),
@@ -112,7 +115,7 @@ class Pipeline:
         records = []
         if stop_after is not None and all(p.name != stop_after for p in self.passes):
             raise ConfigError(f"the pipeline has no pass '{stop_after}': {', '.join(map(str, self.passes))}")
-        self._check(graph, use, stop_after)
+        self.check(graph, use, stop_after)
         known = Facts.of(graph)
         for number, pass_ in enumerate(tracked(use.say, "passes", self.passes), 1):
             use.say(f"pass {number} of {len(self.passes)}: {pass_}")
@@ -126,8 +129,11 @@ class Pipeline:
                 break
         return graph, tuple(records)
 
-    def _check(self, graph: Graph, use: Resources, stop_after: str | None) -> None:
-        """ConfigError with all that keeps passes from starting, before the first of them takes its time."""
+    def check(self, graph: Graph, use: Resources, stop_after: str | None = None) -> int:
+        """How many levels there will be behind the last pass.
+
+        ConfigError with all that keeps passes from starting, before the first of them takes its time.
+        """
         problems: dict[str, list[str]] = {}
         levels = level_count(graph)
         for pass_ in self.passes:
@@ -142,6 +148,7 @@ class Pipeline:
                 break
         if problems:
             raise ConfigError("\n".join(f"{', '.join(passes)}: {what}" for what, passes in problems.items()))
+        return levels
 
     def _step(self, pass_: Pass, before: Graph, known: Facts, use: Resources) -> tuple[Graph, PassRecord]:
         try:

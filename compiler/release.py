@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ import numpy as np
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, with_samples
 from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds, open_calibration
-from compiler.cost.combine import CostReport, cost_report
+from compiler.cost.combine import CostReport, cheapest_levels, cost_report
 from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed, plural
 from compiler.files import takes_files
 from compiler.ir.graph import Graph, Value
 from compiler.ir.onnx_in import load
+from compiler.ir.portfolio import portfolio
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.safety import read_model
 from compiler.ir.types import TensorType
@@ -29,6 +30,9 @@ from compiler.progress import Say as Say
 from compiler.progress import silent as silent
 from compiler.progress import tracked
 from compiler.settings import Config, TaskConfig
+
+SHARING = ("deduplicate",)
+"""What runs on a portfolio: what its networks have in common, such as adapters, is computed and stored once."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def load_release(config: Config, *, allow_external_data: bool = False, say: Say 
     All networks are tried, so that one run shows every problem. Raises what the first failing one raised when there
     is one, else the class of the first with all messages; ConfigError before, where a pass cannot be read.
     """
-    Pipeline.parse(config.passes)
+    for passes in (config.passes, *config.variants.values()):
+        Pipeline.parse(passes)
     members: dict[str, Graph] = {}
     sources: dict[str, str] = {}
     failures: list[CompilerError] = []
@@ -337,8 +342,43 @@ def transform(
     observers: Sequence[Observer] = (),
     say: Say = silent,
 ) -> tuple[Graph, tuple[PassRecord, ...]]:
-    """Run the pipeline of the config on the joined graph."""
-    pipeline = Pipeline.parse(release.config.passes, release.config.numerics)
+    """Run the pipeline of the config on the joined graph.
+
+    Where it has variants they run too, and the result is a portfolio of all, unless `stop_after` ends the first
+    pipeline at a pass. `observers` see the first pipeline.
+    """
+    config = release.config
+    pipeline = Pipeline.parse(config.passes, config.numerics)
+    variants = {} if stop_after else {n: Pipeline.parse(p, config.numerics) for n, p in config.variants.items()}
+    use = resources(config, release.graph, say)
+    if variants:
+        _refuse_levels(release.graph, use, {"pipeline": pipeline, **variants})
     say(f"{plural(len(pipeline.passes), 'pass')}: {', '.join(map(str, pipeline.passes))}")
-    use = resources(release.config, release.graph, say)
-    return pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)
+    graph, records = pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)
+    if not variants:
+        return graph, records
+    found = [graph]
+    for name, variant in variants.items():
+        say(f"variant {name}, {plural(len(variant.passes), 'pass')}: {', '.join(map(str, variant.passes))}")
+        graph, more = variant.run(release.graph, use)
+        found.append(graph)
+        records += tuple(replace(r, variant=name) for r in more)
+    graph, more = Pipeline.parse(SHARING, config.numerics).run(portfolio(found), use)
+    _say_cheapest(graph, variants, say)
+    return graph, records + more
+
+
+def _say_cheapest(graph: Graph, variants: Iterable[str], say: Say) -> None:
+    """Tell for how many combinations each network of a portfolio is the cheapest."""
+    levels = cheapest_levels(graph)[1:]
+    for level, name in enumerate(["pipeline", *variants]):
+        say(f"level {level}, {name}: the cheapest for {levels.count(level)} of {len(levels)} combinations of tasks")
+
+
+def _refuse_levels(graph: Graph, use: Resources, pipelines: Mapping[str, Pipeline]) -> None:
+    """ConfigError, before any pass runs, where a network of a portfolio would have levels of its own."""
+    if lost := [name for name, pipeline in pipelines.items() if pipeline.check(graph, use) > 1]:
+        raise ConfigError(
+            f"passes: {', '.join(lost)} would make sparsity levels, and networks of a portfolio have none; leave "
+            "out nest, or the variants"
+        )

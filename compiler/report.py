@@ -76,7 +76,7 @@ def layer_rows(graph: Graph) -> list[dict[str, object]]:
 
 
 def level_rows(graph: Graph) -> list[dict[str, object]]:
-    """One row per sparsity level, the densest first: the share of the weights that it stores, and what it costs."""
+    """One row per level: the share of all weights that it stores, and what it costs."""
     elements = sum(v.size for v in graph.parameters() if v.dtype.is_float)
     costs = [totals(at_level(graph, level, alone=True)) for level in range(level_count(graph))]
     return [

@@ -90,6 +90,8 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     workload: Mapping[frozenset[str], float] = field(default_factory=dict)
     passes: tuple[str, ...] = DEFAULT_PASSES
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> another pipeline for the same networks: together a portfolio, whose levels are in this order."""
     exclude: tuple[str, ...] = ()
     numerics: bool = True
     """Compare every pass on seeded inputs; exact ones are held to a limit."""
@@ -135,6 +137,7 @@ def _resolved(config: Config) -> dict[str, Any]:
         "workload": {join[s]: p for s, p in config.workload.items()},
         "passes": {
             "pipeline": list(config.passes),
+            "variants": {name: list(passes) for name, passes in config.variants.items()},
             "exclude": list(config.exclude),
             "numerics": config.numerics,
         },

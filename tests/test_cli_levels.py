@@ -44,7 +44,7 @@ def test_inspect_tells_levels_and_what_each_keeps(nested, capsys, source):
 def test_a_frontier_behind_levels_is_refused_before_the_first_pass(nested, tmp_path, capsys):
     command = ["frontier", nested / "release.toml", "-o", tmp_path / "f", "--budget", "flops"]
     status, _, err = run(capsys, *command, "--pass", "prune-channels")
-    assert status == 2 and "a frontier with prune-channels: there are 3 sparsity levels here" in err
+    assert status == 2 and "a frontier with prune-channels: there are 3 levels here" in err
     assert "pass 1" not in err and not (tmp_path / "f").exists()
 
 

@@ -20,6 +20,8 @@ UPDATE = "run: python -m tests.test_public_api --update-golden; read the diff"
 
 def described(name: str) -> str:
     thing = getattr(compiler, name)
+    if isinstance(thing, int):
+        return f"{name} = {thing}"
     if isinstance(thing, str):
         return f"{name}: str"
     if not isinstance(thing, type):

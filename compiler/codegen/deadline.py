@@ -1,4 +1,4 @@
-"""Calls with a budget of time, as C: part of the driver of a library with sparsity levels.
+"""Calls with a budget of time, as C: part of the driver of a library with nested sparsity levels.
 
 Before every step whose work depends on the level the driver reads the clock. What is left at the present level is
 taken from a table that the library measures of itself, times the slowness of this call so far; while that is more
@@ -11,10 +11,9 @@ the level when they enter the step. Everything is on the stack or the caller's: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from compiler.codegen.interface import Interface
-from compiler.codegen.variants import by_level, program_names
 
 MOST_ROUNDS = 31
 """Runs per level that a table of times is taken from."""
@@ -25,60 +24,55 @@ reserve is such a part of what is left at most."""
 
 def feature_macros(face: Interface) -> tuple[str, ...]:
     """What must stand before the first include."""
-    return ("#define _POSIX_C_SOURCE 200809L",) if face.levels > 1 else ()
+    return ("#define _POSIX_C_SOURCE 200809L",) if face.budgets else ()
 
 
 def includes(face: Interface) -> tuple[str, ...]:
     """Headers the clock needs."""
-    return ("#include <time.h>",) if face.levels > 1 else ()
+    return ("#include <time.h>",) if face.budgets else ()
 
 
 def imports(face: Interface) -> frozenset[str]:
     """Functions the clock asks of libc."""
-    return frozenset({"clock_gettime"} if face.levels > 1 else ())
+    return frozenset({"clock_gettime"} if face.budgets else ())
 
 
 def header_part(face: Interface) -> Iterator[str]:
     """Declarations of the public header; nothing for a library of one level."""
-    if face.levels > 1:
+    if face.budgets:
         yield _named(_HEADER, face)
 
 
 def step_macros(face: Interface) -> str:
     """C of SWITCH and FOLLOW, which steps with levels are written in."""
-    return "" if face.levels == 1 else _TEAM_STEPS if face.shares else _PLAIN_STEPS
+    return "" if not face.budgets else _TEAM_STEPS if face.shares else _PLAIN_STEPS
 
 
 def clock_text(face: Interface) -> Iterator[str]:
     """C before the programs: the clock of a call and what happens at a switch point."""
-    yield _named(_CLOCK, face) if face.levels > 1 else _NO_CLOCK
+    yield _named(_CLOCK, face) if face.budgets else _NO_CLOCK
 
 
 def functions_text(face: Interface) -> Iterator[str]:
     """C behind the dispatcher: the two public functions."""
-    if face.levels == 1:
+    if not face.budgets:
         return
     yield f"#define THREADS(call) {'(POOL(call) ? POOL(call)->threads : 1u)' if face.threads else '1u'}"
     yield "static int within(uint64_t tasks, const void *const *in, void *const *out, CALL_T *call, watch *clock) {"
     yield "  switch (tasks) {"
     for entry in face.entries:
         if entry.specialised:
-            yield f"    case UINT64_C({entry.mask:#x}): {_dispatch(program_names(entry), entry.shares)}"
-    yield f"    default: {_dispatch(['table'], face.shares) if face.needs_table else 'return 3;'}"
+            yield f"    case UINT64_C({entry.mask:#x}): {_dispatch(f'{entry.mask:x}', entry.shares)}"
+    yield f"    default: {_dispatch('table', face.shares) if face.needs_table else 'return 3;'}"
     yield "  }\n}\n"
     yield _named(_FUNCTIONS, face)
 
 
-def _dispatch(programs: Sequence[str], shares: bool) -> str:
-    """C: run the program of a level under a clock, with the call's pool where it has one and the program something
-    to share."""
-    given = "AT_LEVEL(tasks, call->level), in, out, call->workspace, call->level"
-
-    def run(program: str) -> str:
-        pooled = f"if (POOL(call)) return with_pool(POOL(call), within_{program}, {given}, clock); "
-        return f"{pooled * shares}return within_{program}({given}, 0, clock);"
-
-    return by_level(programs, "call->level", run)
+def _dispatch(program: str, shares: bool) -> str:
+    """C: run a program under a clock, with the call's pool where it has one and the program something to share."""
+    given = "tasks, in, out, call->workspace, call->level"
+    pooled = f"if (POOL(call)) return with_pool(POOL(call), within_{program}, {given}, clock); "
+    return f"{pooled * shares}return within_{program}({given}, 0, clock);"
 
 
 def _named(text: str, face: Interface) -> str:

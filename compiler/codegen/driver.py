@@ -12,6 +12,7 @@ from compiler.codegen import deadline
 from compiler.codegen.interface import (
     ABI,
     ALIGNMENT,
+    CHEAPEST,
     MESSAGES,
     MOST_THREADS,
     Entry,
@@ -23,7 +24,6 @@ from compiler.codegen.interface import (
 from compiler.codegen.program import Argument, Call, Library
 from compiler.codegen.target import Target
 from compiler.codegen.threads import feature_macros, includes, pool_text, step_macros
-from compiler.codegen.variants import by_level, level_macros, program_names
 
 
 def header_text(face: Interface, target: Target) -> str:
@@ -42,7 +42,7 @@ def header_text(face: Interface, target: Target) -> str:
         "",
         _STRUCTURE.replace("@name@", face.name)
         .replace("@pool@", _POOL_FIELD[face.threads])
-        .replace("@sparsest@", _SPARSEST_FIELD[face.levels > 1]),
+        .replace("@sparsest@", _SPARSEST_FIELD[face.budgets]),
         *_port_table("inputs", face.inputs),
         *_port_table("outputs", face.outputs),
         "/* One function per listed subset. Pointers of inputs that the subset does not read may be null. */",
@@ -103,7 +103,7 @@ def _constants(face: Interface, target: Target) -> Iterator[str]:
     yield f"#define {up}_ABI {ABI}u"
     yield f"#define {up}_LEVELS {face.levels}u  /* {_LEVELS[face.portfolio]} */"
     if face.portfolio:
-        yield f"#define {up}_CHEAPEST 0xffffffffu  /* as level: the one with fewest operations for these tasks */"
+        yield f"#define {up}_CHEAPEST {CHEAPEST:#x}u  /* asks for the level of the fewest operations */"
     yield f"#define {up}_INPUTS {len(face.inputs)}u"
     yield f"#define {up}_OUTPUTS {len(face.outputs)}u  /* of all tasks */"
     if face.threads:
@@ -139,7 +139,7 @@ typedef struct {
 """
 _LEVELS = ("level 0 is the densest", "networks of their own for the same tasks")
 _SPARSEST_FIELD = (
-    "0: this library has one level",
+    "0: no call of this library has a budget",
     "a call with a budget falls to this level at most; 0: to any",
 )
 _POOL_FIELD = ("0: this library has no threads", "0: the calling thread does everything")
@@ -184,7 +184,7 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
     yield "#define IN(i) ((void *)in[i])"
     yield "#define OUT(i) (out[i])"
     yield f"#define WEIGHTS(offset) ((void *)({face.pool_symbol} + (offset)))"
-    yield from level_macros(face)
+    yield from _level_macros(face)
     if face.levels > 1:
         yield "#define LEVELLED(offset, stride) WEIGHTS((offset) + (size_t)level * (stride))"
     yield "#define WS(offset) ((void *)(ws + (offset)))"
@@ -203,6 +203,26 @@ def _declarations(library: Library, face: Interface) -> Iterator[str]:
         numbers = bool(kernel.members) + (2 if kernel.parts else 0)
         types = ["void *"] * kernel.parameters + ["int32_t"] * numbers
         yield f"extern HIDDEN int32_t {kernel.symbol}({', '.join(types) or 'void'});"
+
+
+def _level_macros(face: Interface) -> Iterator[str]:
+    """C: which levels there are, the one that a call means, and the bits of tasks at it."""
+    if not face.portfolio:
+        yield f"#define HAS_LEVEL(level) ((level) < {face.upper}_LEVELS)"
+        yield "#define LEVEL_OF(call, tasks) ((call)->level)"
+        yield "#define AT_LEVEL(tasks, level) (tasks)"
+        return
+    cheapest = f"{face.upper}_CHEAPEST"
+    yield f"#define HAS_LEVEL(level) ((level) < {face.upper}_LEVELS || (level) == {cheapest})"
+    yield f"#define LEVEL_OF(call, tasks) ((call)->level == {cheapest} ? cheapest[tasks] : (call)->level)"
+    yield f"#define AT_LEVEL(tasks, level) ((tasks) << {len(face.tasks)} * (level))"
+    yield "/* By subset, the level that needs the fewest operations. */"
+    yield f"static const unsigned char cheapest[] = {{{', '.join(map(str, face.cheapest))}}};"
+
+
+def _program_names(entry: Entry) -> Sequence[str]:
+    """What the driver calls the programs of an entry."""
+    return [f"{p.mask:x}" for p in entry.programs] if entry.specialised else ["table"]
 
 
 def _cpu_includes(target: Target) -> list[str]:
@@ -296,7 +316,7 @@ _GIVEN = "tasks, in, out, ws, level"
 def _programs(library: Library, face: Interface) -> Iterator[str]:
     for entry in face.entries:
         if entry.specialised:
-            for name, program in zip(program_names(entry), entry.programs, strict=True):
+            for name, program in zip(_program_names(entry), entry.programs, strict=True):
                 steps = [_step(face, call, program.mask) for call in program.calls]
                 yield from _program(face, name, steps, entry.shares)
     if face.needs_table:
@@ -315,7 +335,7 @@ def _program(face: Interface, name: str, steps: Sequence[str], shares: bool) -> 
     yield f"static int program_{name}(ARGUMENTS) {{ return steps_{name}({_GIVEN}, 0, 0); }}"
     if shares:
         yield f"static int team_{name}{walker} {{ (void)clock; return steps_{name}({_GIVEN}, me, 0); }}"
-    if face.levels > 1:
+    if face.budgets:
         yield f"static int within_{name}{walker} {{ return steps_{name}({_GIVEN}, me, clock); }}"
     yield ""
 
@@ -361,20 +381,23 @@ def _entries(face: Interface) -> Iterator[str]:
         yield f"  void *const out[] = {{{outputs}}};"
         yield f"  int code = check({mask}, in, out, call, {entry.workspace_macro});"
         yield "  if (code) return code;"
-        yield f"  const uint32_t level = call->level_used = LEVEL_OF(call, {mask});"
-        yield f"  {_dispatch(program_names(entry), mask, entry.shares)}"
+        yield f"  call->level_used = LEVEL_OF(call, {mask});"
+        yield f"  {_dispatch(_program_names(entry), mask, entry.shares)}"
         yield "}\n"
 
 
 def _dispatch(programs: Sequence[str], tasks: str, shares: bool) -> str:
-    """Run the program of a level: with the call's pool where it has one and the program something to share."""
-    arguments = f"AT_LEVEL({tasks}, level), in, out, call->workspace, level"
+    """C that runs the program of the level that is used, of those of a portfolio or the only one: with the call's
+    pool where it has one and the program something to share."""
+    arguments = f"AT_LEVEL({tasks}, call->level_used), in, out, call->workspace, call->level_used"
 
     def run(program: str) -> str:
-        pooled = f"if (POOL(call)) return with_pool(POOL(call), team_{program}, {arguments}, 0); "
-        return f"{pooled * shares}return program_{program}({arguments});"
+        pooled = f"POOL(call) ? with_pool(POOL(call), team_{program}, {arguments}, 0) : "
+        return f"return {pooled * shares}program_{program}({arguments});"
 
-    return by_level(programs, "level", run)
+    first, *further = programs
+    cases = "".join(f"case {n}: {run(p)} " for n, p in enumerate(further, 1))
+    return f"switch (call->level_used) {{ {cases}default: {run(first)} }}" if further else run(first)
 
 
 def _dispatcher(face: Interface) -> Iterator[str]:
@@ -382,12 +405,12 @@ def _dispatcher(face: Interface) -> Iterator[str]:
     yield f"  if (tasks == 0 || (tasks & ~{face.upper}_ALL)) return 3;"
     yield f"  int code = check(tasks, in, out, call, {face.name}_workspace(tasks, 0));"
     yield "  if (code) return code;"
-    yield "  const uint32_t level = call->level_used = LEVEL_OF(call, tasks);"
+    yield "  call->level_used = LEVEL_OF(call, tasks);"
     yield "  switch (tasks) {"
     for entry in face.entries:
         if entry.specialised:
             yield f"    case UINT64_C({entry.mask:#x}):"
-            yield f"      {_dispatch(program_names(entry), 'tasks', entry.shares)}"
+            yield f"      {_dispatch(_program_names(entry), 'tasks', entry.shares)}"
     yield "    default:"
     yield f"      {_dispatch(['table'], 'tasks', face.shares) if face.needs_table else 'return 3;'}"
     yield "  }\n}\n"

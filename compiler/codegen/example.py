@@ -13,13 +13,13 @@ from compiler.codegen.threads import libraries
 def example_files(face: Interface, target: Target) -> dict[str, str]:
     """Path in the bundle -> text. `hold.c` is there where the library has levels to hold a target with."""
     made = {"example/main.c": _main_text(face, target), "example/CMakeLists.txt": _cmake_text(face)}
-    return made | ({"example/hold.c": _hold_text(face, target)} if face.levels > 1 else {})
+    return made | ({"example/hold.c": _hold_text(face, target)} if face.budgets else {})
 
 
 def _main_text(face: Interface, target: Target) -> str:
     """C of a minimal consumer: all tasks once on a golden input, first values printed."""
     lines = [
-        f"/* How to call {face.name}: every task, once{', and within a budget of time' * (face.levels > 1)}.",
+        f"/* How to call {face.name}: every task, once{', and within a budget of time' * (face.budgets)}.",
         "   In the folder above this one:",
         f"     {_build(face, target, 'main.c', 'demo')}",
         "     ./demo golden",
@@ -32,7 +32,7 @@ def _main_text(face: Interface, target: Target) -> str:
             f'  printf("{p.identifier}[0] = %g\\n", (double){variable}[0]);'
             for variable, p in zip(_variables("out", face), face.outputs, strict=True)
         ),
-        *([_filled(_BUDGET, face)] if face.levels > 1 else []),
+        *([_filled(_BUDGET, face)] if face.budgets else []),
         "  return 0;",
         "}",
     ]
@@ -138,7 +138,7 @@ _HOLD = r"""
 
 def _cmake_text(face: Interface) -> str:
     """CMake project of the examples; shows how to link the static library."""
-    programs = {"example": "main.c"} | ({"hold": "hold.c"} if face.levels > 1 else {})
+    programs = {"example": "main.c"} | ({"hold": "hold.c"} if face.budgets else {})
     made = "".join(
         f"\nadd_executable({program} {source})\ntarget_link_libraries({program} PRIVATE {face.name})\n"
         for program, source in programs.items()

@@ -23,6 +23,9 @@ MOST_THREADS = 256
 SPECIALISED_CALLS = 6_000
 """Above this many calls over all listed subsets they share the table: 140 KB of code, seconds of the C compiler."""
 
+CHEAPEST = 0xFFFFFFFF
+"""Asked of a portfolio, this level is the one at which the tasks of the call need the fewest FLOPs."""
+
 MESSAGES = (
     "done",
     "null or misaligned pointer",
@@ -166,6 +169,11 @@ class Interface:
         """Whether levels are networks of their own."""
         return bool(self.cheapest)
 
+    @property
+    def budgets(self) -> bool:
+        """Whether a call can fall to another level on its way."""
+        return self.levels > 1 and not self.portfolio
+
     def workspace(self, mask: int) -> int:
         """Bytes the subset `mask` needs."""
         return next((e.workspace_bytes for e in self.entries if e.mask == mask), self.table_workspace)
@@ -178,7 +186,7 @@ class Interface:
         """Every function the library exports, sorted."""
         fixed = ["abi", "build_id", "cpu_missing", "run", "strerror", "workspace"]
         fixed += ["pool_create", "pool_destroy"] * self.threads
-        fixed += ["measure", "run_within"] * (self.levels > 1)
+        fixed += ["measure", "run_within"] * (self.budgets)
         return tuple(sorted([*(f"{self.name}_{f}" for f in fixed), *(e.symbol for e in self.entries)]))
 
     @property

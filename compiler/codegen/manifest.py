@@ -18,6 +18,8 @@ from compiler.errors import BundleError, listed
 from compiler.ir.types import DType
 
 SCHEMA = 1
+VARIANT = "variant"
+"""Kind of the levels of a portfolio."""
 
 ANY = "*"
 """Key of a form that stands for every key."""
@@ -125,7 +127,7 @@ def _level_record(library: Library, level: int) -> dict[str, object]:
     """All levels are in the one pool; `weight_bytes` of it are read at this level."""
     if len(library.levels) == 1:
         return {"level": 0, "kind": "dense", "density": 1, "weight_bytes": len(library.pool)}
-    facts, kind = library.levels[level], "variant" if library.variants else "nested"
+    facts, kind = library.levels[level], VARIANT if library.variants else "nested"
     return {"level": level, "kind": kind, "density": facts.density, "weight_bytes": facts.weight_bytes}
 
 
@@ -231,18 +233,19 @@ def _subset_records(face: Interface, costs: Sequence[Mapping[str, Any]]) -> list
     """One row per listed subset and level, with the cost row of the same tasks and level merged in."""
     by_tasks = {(frozenset(row["tasks"]), row.get("level", 0)): row for row in costs}
     return [
-        {**by_tasks.get((frozenset(e.tasks), level), {}), **_entry_record(e, level)}
+        {**by_tasks.get((frozenset(e.tasks), level), {}), **_entry_record(face, e, level)}
         for e in face.entries
         for level in range(face.levels)
     ]
 
 
-def _entry_record(entry: Entry, level: int) -> dict[str, object]:
+def _entry_record(face: Interface, entry: Entry, level: int) -> dict[str, object]:
     calls = entry.programs[level if len(entry.programs) > 1 else 0].calls
     return {
         "tasks": list(entry.tasks),
         "mask": entry.mask,
         "level": level,
+        **({"cheapest": face.cheapest[entry.mask] == level} if face.portfolio else {}),
         "symbol": entry.symbol,
         "entry": "specialised" if entry.specialised else "table",
         "workspace_bytes": entry.workspace_bytes,

@@ -19,7 +19,7 @@ from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
 from compiler.codegen.deadline import MOST_ROUNDS
 from compiler.codegen.foreign import Call, Functions, Outputs, Port, addresses, aligned
 from compiler.codegen.interface import ABI
-from compiler.codegen.manifest import parse_manifest
+from compiler.codegen.manifest import VARIANT, parse_manifest
 from compiler.codegen.target import machine_arch
 from compiler.errors import BundleError
 
@@ -68,8 +68,14 @@ class Network:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Share of the weights that each sparsity level stores, the densest first."""
+        """Share of its weights that each level stores: sparsity levels, the densest first, or the networks of a
+        portfolio."""
         return tuple(float(record["density"]) for record in self.bundle.manifest["levels"])
+
+    @property
+    def portfolio(self) -> bool:
+        """Whether levels are networks of their own, so that a call can ask for the `CHEAPEST`."""
+        return any(record.get("kind") == VARIANT for record in self.bundle.manifest["levels"])
 
     def workspace_bytes(self, tasks: Iterable[str] | None = None, level: int = 0) -> int:
         """Bytes of workspace one call with these tasks uses."""
@@ -92,7 +98,9 @@ class Network:
         strict: bool = False,
         pool: ThreadPool | None = None,
     ) -> Outputs:
-        """Outputs of `tasks` (default: all) at sparsity `level`; the same bits with any `pool` and without.
+        """Outputs of `tasks` (default: all) at `level`; the same bits with any `pool` and without.
+
+        Of a portfolio `level` may be CHEAPEST: the one at which these tasks need the fewest FLOPs.
 
         `inputs` is one array, or a dict by input name. Arrays of the right type and C order are passed by address;
         others are converted, or refused with ValueError where `strict`. Shapes must match exactly.
@@ -116,8 +124,8 @@ class Network:
 
         ValueError for other rounds, or where the bundle has one level only.
         """
-        if len(self.levels) == 1:
-            raise ValueError(f"'{self.bundle.name}' has one level: a call cannot become faster")
+        if len(self.levels) == 1 or self.portfolio:
+            raise ValueError(_no_falling(self))
         if not 1 <= rounds <= MOST_ROUNDS:
             raise ValueError(f"times are medians of 1 to {MOST_ROUNDS} rounds, not of {rounds}")
         names = self._task_names(tasks)
@@ -144,6 +152,8 @@ class Network:
         would take longer than is left. ValueError as for `run`, and where `sparsest` is denser than `level` or
         leaves nothing to fall to. BundleError where `times` were measured with another number of threads.
         """
+        if self.portfolio:
+            raise ValueError(_no_falling(self))
         _check_budget(budget_us, level, sparsest, len(self.levels))
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
@@ -172,7 +182,7 @@ class Network:
         mask = self._mask(names)
         workspace = aligned(self._functions.workspace(mask, 0))
         call = Call.make(workspace, self._handle(pool), 0)
-        outputs, levels = self._by_task(names, results), len(self.levels)
+        outputs, levels = self._by_task(names, results), 1 if self.portfolio else len(self.levels)
         made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, levels)
         if pool is not None:
             pool.serves(made)
@@ -323,6 +333,11 @@ class ThreadPool:
         self._bound.add(call)
 
 
+def _no_falling(network: Network) -> str:
+    what = "levels that are networks of their own" if network.portfolio else "one level"
+    return f"'{network.bundle.name}' has {what}: a call cannot become faster on its way"
+
+
 def _check_budget(budget_us: int, level: int, sparsest: int | None, levels: int) -> None:
     """ValueError unless a call may have this budget and fall from `level` to `sparsest` (None: to any)."""
     if not 0 <= budget_us <= MOST_BUDGET:
@@ -337,7 +352,7 @@ def _closed(*_: object) -> NoReturn:
 
 
 def _no_budget(*_: object) -> NoReturn:
-    raise ValueError("the library has one level: a call cannot become faster")
+    raise ValueError("the library has no level to fall to: a call cannot become faster on its way")
 
 
 def _refuse_unknown(given: Mapping[str, object], known: list[str], what: str) -> None:

@@ -6,10 +6,9 @@ bits, and what several levels have in common is in the pool, and in the table of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from compiler.codegen.interface import MOST_TASKS, Entry, Interface
+from compiler.codegen.interface import MOST_TASKS
 from compiler.codegen.program import Argument, Program
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
@@ -47,33 +46,3 @@ def with_outputs_of(graph: Graph, program: Program) -> Program:
 
     calls = (replace(c, arguments=tuple(map(place, c.arguments))) for c in program.calls)
     return replace(program, calls=tuple(calls))
-
-
-# C -----------------------------------------------------------------------------------------------------------
-
-
-def level_macros(face: Interface) -> Iterator[str]:
-    """C: which levels there are, the one that a call means, and the bits of tasks at it."""
-    if not face.portfolio:
-        yield f"#define HAS_LEVEL(level) ((level) < {face.upper}_LEVELS)"
-        yield "#define LEVEL_OF(call, tasks) ((call)->level)"
-        yield "#define AT_LEVEL(tasks, level) (tasks)"
-        return
-    cheapest = f"{face.upper}_CHEAPEST"
-    yield f"#define HAS_LEVEL(level) ((level) < {face.upper}_LEVELS || (level) == {cheapest})"
-    yield f"#define LEVEL_OF(call, tasks) ((call)->level == {cheapest} ? cheapest[tasks] : (call)->level)"
-    yield f"#define AT_LEVEL(tasks, level) ((tasks) << {len(face.tasks)} * (level))"
-    yield "/* By subset, the level that needs the fewest operations. */"
-    yield f"static const unsigned char cheapest[] = {{{', '.join(map(str, face.cheapest))}}};"
-
-
-def program_names(entry: Entry) -> Sequence[str]:
-    """What the driver calls the programs of an entry."""
-    return [f"{p.mask:x}" for p in entry.programs] if entry.specialised else ["table"]
-
-
-def by_level(programs: Sequence[str], level: str, run: Callable[[str], str]) -> str:
-    """C that runs the program of a level: one of several of a portfolio, else the only one."""
-    first, *further = programs
-    cases = "".join(f"case {n}: {run(p)} " for n, p in enumerate(further, 1))
-    return f"switch ({level}) {{ {cases}default: {run(first)} }}" if further else run(first)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 Cell = str | int | float | None
 
+CHEAPEST_TITLE = " (*: at its cheapest level)"
+"""Behind the title of a table of a portfolio's combinations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:

@@ -19,7 +19,7 @@ from compiler.calibration.evaluation import Measured, TaskEvaluation
 from compiler.check import Verification, verify_bundle, verify_model
 from compiler.codegen.emulate import run_bench
 from compiler.codegen.foreign import Outputs
-from compiler.codegen.interface import MOST_THREADS
+from compiler.codegen.interface import CHEAPEST, MOST_THREADS
 from compiler.codegen.remote import bench_remote
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import find_target
@@ -41,6 +41,7 @@ from compiler.compile import Compiled, FailedGates, build, compile_release
 from compiler.cost.combine import MOST_TASKS
 from compiler.errors import ConfigError
 from compiler.gates import GateResult, check_tasks
+from compiler.ir.levels import is_portfolio
 from compiler.ir.onnx_out import save
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
@@ -243,7 +244,7 @@ def evaluate(args: Namespace, say: Say) -> Result:
         raise ConfigError(
             f"{args.path}: names neither [evaluation] nor [calibration] data, so nothing can be measured"
         )
-    gates = tuple(check_tasks(config.gates, rows))
+    gates = tuple(check_tasks(config.gates, rows, portfolio=is_portfolio(graph)))
     failed = sum(g.verdict == "failed" for g in gates)
     record = {"tasks": [r.record() for r in rows], "gates": [g.record() for g in gates]}
     line = f"FAILED: {failed} of {len(gates)} gates" if failed else _passed(gates)
@@ -304,18 +305,19 @@ def run(args: Namespace, say: Say) -> Result:
     network = open_bundle(args.path, one_target(args.target))
     given = load_arrays(args.input, Path())
     inputs = {name: _sample(given, name, shape) for name, (_, shape) in network.inputs.items()}
-    if not 0 <= args.level < len(network.levels):
-        raise ConfigError(f"--level {args.level}: the bundle has levels 0 to {len(network.levels) - 1}")
+    level = _level(args.level, network)
     if args.all_combinations:
         if args.tasks or path:
             raise ConfigError("--all-combinations runs every subset and writes nothing; leave --tasks and -o out")
-        return _every_combination(network, inputs, args.level)
+        if level == CHEAPEST:
+            raise ConfigError("--all-combinations compares what one level gives; name it by its number")
+        return _every_combination(network, inputs, level)
     tasks = tasks_of(args.tasks) if args.tasks else network.tasks
     unknown = [t for t in tasks if t not in network.tasks]
     if unknown or not tasks:
         there = f"there is no {', '.join(unknown)}" if unknown else f"'{args.tasks}' names none"
         raise ConfigError(f"--tasks: {there}; the tasks are {', '.join(network.tasks)}")
-    outputs = flat(_called(network, inputs, tasks, args.level))
+    outputs = flat(_called(network, inputs, tasks, level))
     if path:
         archive = io.BytesIO()
         np.savez(archive, **outputs)  # type: ignore[arg-type]
@@ -326,6 +328,17 @@ def run(args: Namespace, say: Say) -> Result:
     record = {name: a.tolist() for name, a in outputs.items()}
     lines = (f"wrote {args.output}",) if args.output else ()
     return Result(record, (Grid("outputs", ("task", "type", "shape", "largest at", "values"), rows),), lines)
+
+
+def _level(level: int | str, network: Network) -> int:
+    """The level as calls have it; ConfigError where the bundle has no such level."""
+    if isinstance(level, str):
+        if not network.portfolio:
+            raise ConfigError(f"--level {level}: the bundle is no portfolio; its levels have numbers")
+        return CHEAPEST
+    if not 0 <= level < len(network.levels):
+        raise ConfigError(f"--level {level}: the bundle has levels 0 to {len(network.levels) - 1}")
+    return level
 
 
 def _sample(given: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

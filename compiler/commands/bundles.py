@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.codegen.bundle import Bundle, read_bundle, read_index
-from compiler.commands import Grid, Result, Tree
+from compiler.commands import CHEAPEST_TITLE, Grid, Result, Tree
 from compiler.errors import ConfigError
 
 
@@ -34,7 +34,9 @@ def bundle_costs(path: Path, targets: list[str]) -> Result:
     bundle = chosen(path, targets)
     columns = ("tasks", "level", "macs", "flops", "parameters", "weight_bytes", "workspace_bytes", "symbol")
     rows = _ordered(bundle)
-    grid = Grid(f"{bundle.name} for {bundle.target}", columns, [_cells(r, columns) for r in rows])
+    starred = [{**r, "level": f"{r['level']}*"} if r.get("cheapest") else r for r in rows]
+    title = f"{bundle.name} for {bundle.target}{CHEAPEST_TITLE * (starred != rows)}"
+    grid = Grid(title, columns, [_cells(r, columns) for r in starred])
     return Result({"combinations": rows, "separate": []}, (grid,))
 
 

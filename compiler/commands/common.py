@@ -8,16 +8,18 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.commands import Cell, Grid
+from compiler.commands import CHEAPEST_TITLE, Cell, Grid
 from compiler.config import load_config
 from compiler.cost.combine import CostReport, cost_report
 from compiler.errors import ConfigError, plural
 from compiler.files import takes_files
 from compiler.ir.graph import Graph
+from compiler.ir.levels import is_portfolio
 from compiler.ir.onnx_in import load
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import PassRecord
 from compiler.release import Release, Say, load_release, transform
+from compiler.report import level_rows
 from compiler.settings import Config
 
 MOST_ROWS = 255
@@ -175,14 +177,16 @@ def capped(title: str, columns: tuple[str, ...], rows: Sequence[Sequence[Cell]],
     return Grid(title, columns, rows[:most])
 
 
-def level_grids(rows: Sequence[dict[str, object]]) -> tuple[Grid, ...]:
-    """A table of the sparsity levels, where there are several; `rows` as of `compiler.report.level_rows`."""
+def level_grids(graph: Graph) -> tuple[Grid, ...]:
+    """A table of the levels, where there are several."""
+    rows = level_rows(graph)
     if len(rows) == 1:
         return ()
+    title = f"a portfolio of {len(rows)} networks" if is_portfolio(graph) else plural(len(rows), "sparsity level")
     columns = ("level", "weights kept", "parameters", "weights B", "MACs", "FLOPs")
     counts = ("parameters", "weight_bytes", "macs", "flops")
     cells = [(r["level"], f"{r['density']:.1%}", *(r[c] for c in counts)) for r in rows]
-    return (Grid(plural(len(rows), "sparsity level"), columns, cells),)  # type: ignore[arg-type]
+    return (Grid(title, columns, cells),)  # type: ignore[arg-type]
 
 
 def cost_grid(report: CostReport, title: str) -> Grid:
@@ -203,6 +207,9 @@ def cost_grid(report: CostReport, title: str) -> Grid:
     total = sum(len(rows) for rows in report.levels)
     if total > MOST_ROWS:
         title += f" ({MOST_ROWS - 1:,} of {total:,} rows and the last one; --json prints all)"
+    cheapest = {(row.tasks, row.level) for row in report.cheapest()} if report.portfolio else set()
+    if cheapest:
+        title += CHEAPEST_TITLE
     for number, (row, other) in enumerate(report.pairs(), 1):
         if MOST_ROWS <= number < total:
             continue
@@ -212,7 +219,7 @@ def cost_grid(report: CostReport, title: str) -> Grid:
         rows.append(
             (
                 " ".join(row.tasks),
-                row.level,
+                f"{row.level}*" if (row.tasks, row.level) in cheapest else row.level,
                 cost.macs,
                 cost.flops,
                 flops,

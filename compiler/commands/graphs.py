@@ -61,7 +61,7 @@ def inspect(args: Namespace, say: Say) -> Result:
         bundle = chosen(Path(args.path), args.target)
         graph = Graph(bundle.name)  # the file's is that of every bundle
         graph.assign(load(bundle.path / "merged.onnx"))
-        pictures: list[Grid | Tree] = [*level_grids(level_rows(graph)), outline_tree(graph)]
+        pictures: list[Grid | Tree] = [*level_grids(graph), outline_tree(graph)]
         found = inspect_bundle(bundle, outline_records(graph), pictures)
         return Result(found.record, (), (text(graph).rstrip("\n"),)) if args.text else found
     without_target(args)
@@ -90,7 +90,7 @@ def inspect(args: Namespace, say: Say) -> Result:
         return Result(record, (), (text(graph).rstrip("\n"),))
     grids: list[Grid | Tree] = [
         Grid(f"{graph.name}: {sum(kinds.values())} nodes", ("port", "name", "type", "task"), ports),
-        *level_grids(levels),
+        *level_grids(graph),
         outline_tree(graph),
         capped("layers", columns, [tuple(row[c] for c in columns) for row in layers]),  # type: ignore[misc]
     ]

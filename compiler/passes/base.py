@@ -251,19 +251,20 @@ class Pass(abc.ABC):
     """Whether outputs stay the same up to rounding."""
 
     keeps_levels: ClassVar[bool] = False
-    """Whether a graph with sparsity levels may be given to it: what holds for its data must hold at every level."""
+    """Whether a graph with levels may be given to it: what it promises must hold at every level."""
 
     def levels_problem(self, count: int) -> str:
-        """Why the pass cannot start on a graph with `count` sparsity levels; empty where it can."""
+        """Why the pass cannot start on a graph with `count` levels; empty where it can."""
         if count <= 1 or self.keeps_levels:
             return ""
         return (
-            f"there are {count} sparsity levels here, which this pass would not keep; run it before nest, leave it "
-            "out for a network that comes with levels, or take one level (extract-level{level=0,alone=true}) first"
+            f"there are {count} levels here, which this pass would not keep; run it before nest, on each network "
+            "of a portfolio, leave it out for a network that comes with levels, or take one level "
+            "(extract-level{level=0,alone=true}) first"
         )
 
     def levels_after(self, count: int) -> int:
-        """How many sparsity levels there are behind the pass where there are `count` in front of it."""
+        """How many levels there are behind the pass where there are `count` in front of it."""
         return count
 
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
@@ -290,7 +291,7 @@ class Pass(abc.ABC):
     def run(self, graph: Graph, use: Resources | None = None) -> Outcome:
         """wrong, requires -> copy -> rewrite -> verify -> ensures -> freeze.
 
-        ConfigError where something is wrong, where sparsity levels would not be kept, and where a pattern of the
+        ConfigError where something is wrong, where levels would not be kept, and where a pattern of the
         option `exclude`, which some passes have, names nothing in `graph`.
         """
         use = Resources() if use is None else use

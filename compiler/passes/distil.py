@@ -18,7 +18,7 @@ import numpy as np
 from compiler.calibration.moments import content_key, data_key
 from compiler.errors import ConfigError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph, Value
-from compiler.ir.levels import level_count
+from compiler.ir.levels import is_portfolio, level_count
 from compiler.ir.text import digest
 from compiler.passes.base import Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.spec import task_numbers
@@ -102,6 +102,10 @@ class Distil(Pass):
     def levels_problem(self, count: int) -> str:
         lost = self.rounds > 0 and count == 1
         return "rounds are for networks with sparsity levels; run nest before" if lost else ""
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        if is_portfolio(graph):
+            raise PassError(f"{self.name}: train the networks of a portfolio one by one, before they become one")
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None

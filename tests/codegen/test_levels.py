@@ -284,10 +284,10 @@ def test_a_bundle_of_one_level_has_no_budgets(tmp_path: Path) -> None:
     net = open_bundle(build(b.done(), "host", tmp_path, name="plain", selftest=False).path)
     assert net.levels == (1.0,)
     assert not any(word in net.bundle.header.read_text() for word in ("plain_measure", "plain_run_within"))
-    with pytest.raises(ValueError, match="one level: a call cannot become faster"):
+    with pytest.raises(ValueError, match="a call cannot become faster"):
         net.measure(np.zeros((1, 8), np.float32))
     none = LevelTimes(("t",), times_type(1, 0)())
-    with pytest.raises(ValueError, match="one level: a call cannot become faster"):
+    with pytest.raises(ValueError, match="a call cannot become faster"):
         net.bind(["t"], x=np.zeros((1, 8), np.float32)).within(1, none)
     with pytest.raises(BundleError, match="'plain' has one level: no call has a budget"):
         net.run_within(np.zeros((1, 8), np.float32), 1, none)

@@ -107,15 +107,15 @@ def test_options_are_spelled_back() -> None:
 )
 def test_passes_that_would_lose_levels_refuse_them(spec: str) -> None:
     after = parse_pass("nest{levels=0+0.5}")(network())
-    with pytest.raises(ConfigError, match="there are 2 sparsity levels here, which this pass would not keep"):
+    with pytest.raises(ConfigError, match="there are 2 levels here, which this pass would not keep"):
         parse_pass(spec)(after)
 
 
 @pytest.mark.parametrize(
     ("behind", "message"),
     [
-        ("fold-constants", "fold-constants: there are 2 sparsity levels here, which this pass would not keep"),
-        ("nest{levels=0+0.5}", "nest.*: there are 2 sparsity levels here"),
+        ("fold-constants", "fold-constants: there are 2 levels here, which this pass would not keep"),
+        ("nest{levels=0+0.5}", "nest.*: there are 2 levels here"),
         ("extract-level{level=2}", r"extract-level\{level=2\}: there is no level 2; there are levels 0 to 1"),
     ],
 )

@@ -1,0 +1,163 @@
+"""Libraries of a portfolio: each level has the bits of its network compiled alone; a call finds the cheapest."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import CHEAPEST, ConfigError, build, cost_report, open_bundle, parse_pass, portfolio
+from compiler.codegen.generate import generate
+from compiler.codegen.runtime import Network
+from compiler.codegen.target import find_target
+from compiler.codegen.variants import flattened
+from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level
+from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.union import union
+from tests.ir.test_portfolio import TASKS, apart, shared
+from tests.passes.merge.families import plain
+
+SUBSETS = [c for n in (1, 2, 3) for c in itertools.combinations(TASKS, n)]
+
+
+@dataclass
+class Made:
+    graph: Graph
+    net: Network
+    alone: tuple[Network, Network]
+    feeds: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """The self-test of the build runs every subset at every level, and at the cheapest, with pools."""
+    networks, folder = (shared(), apart()), tmp_path_factory.mktemp("portfolio")
+    graph = parse_pass("deduplicate")(portfolio(networks))
+    net = open_bundle(build(graph, "host", folder / "both", name="both").path)
+    first, second = (
+        open_bundle(build(n, "host", folder / str(k), name=f"only{k}", selftest=False).path)
+        for k, n in enumerate(networks)
+    )
+    yield Made(graph, net, (first, second), random_feeds(graph, np.random.default_rng(5)))
+
+
+def test_every_level_has_the_bits_of_its_network(made: Made) -> None:
+    for (level, alone), subset in itertools.product(enumerate(made.alone), SUBSETS):
+        wanted = alone.run(made.feeds, tasks=subset)
+        found = made.net.run(made.feeds, tasks=subset, level=level)
+        assert {t: a.tobytes() for t, a in found.items()} == {t: a.tobytes() for t, a in wanted.items()}
+
+
+def test_every_level_agrees_with_the_reference(made: Made) -> None:
+    for level in (0, 1):
+        graph = at_level(made.graph, level)
+        wanted = evaluate(graph, made.feeds)
+        found = made.net.run(made.feeds, level=level)
+        for name, task in graph.tasks.items():
+            assert difference(found[name], wanted[task.outputs[0].name]) < 1e-5
+
+
+def test_a_call_finds_the_level_of_the_fewest_operations(made: Made) -> None:
+    levels = {r.tasks: r.level for r in cost_report(made.graph).cheapest()}
+    assert set(levels.values()) == {0, 1}
+    for subset in SUBSETS:
+        wanted = made.net.run(made.feeds, tasks=subset, level=levels[subset])
+        other = made.net.run(made.feeds, tasks=subset, level=1 - levels[subset])
+        found = made.net.run(made.feeds, tasks=subset, level=CHEAPEST)
+        assert all(np.array_equal(found[t], wanted[t]) and not np.array_equal(found[t], other[t]) for t in subset)
+    call = made.net.bind(("a",), x=made.feeds["x"])
+    assert np.array_equal(call(CHEAPEST)["a"], made.net.run(made.feeds, tasks="a", level=levels["a",])["a"])
+
+
+def test_threads_share_calls_at_any_level(made: Made) -> None:
+    with made.net.pool(2) as pool:
+        for level in (0, 1, CHEAPEST):
+            wanted = made.net.run(made.feeds, level=level)
+            found = made.net.run(made.feeds, level=level, pool=pool)
+            assert all(np.array_equal(found[t], wanted[t]) for t in TASKS)
+
+
+def test_the_library_holds_what_networks_share_once() -> None:
+    """Outputs that are those of two levels are copied to the caller."""
+    target = find_target("host")
+    one = generate(shared(), target, name="one")
+    same = generate(parse_pass("deduplicate")(portfolio([shared(), shared()])), target, name="one")
+    assert same.pool == one.pool
+    assert len(same.kernels) == len(one.kernels) + 1
+    assert same.cheapest == (0,) * 8
+
+
+def test_the_manifest_names_the_kind_of_the_levels(made: Made) -> None:
+    manifest = made.net.bundle.manifest
+    assert [level["kind"] for level in manifest["levels"]] == ["variant", "variant"]
+    assert [t["name"] for t in manifest["tasks"]] == list(TASKS) and len(manifest["io"]["outputs"]) == 3
+    rows = {(tuple(r["tasks"]), r["level"]): r["kernels"] for r in manifest["subsets"]}
+    assert rows[("a",), 1] < rows[TASKS, 1] and rows[TASKS, 0] != rows[TASKS, 1]
+    assert made.net.portfolio and not made.alone[0].portfolio
+
+
+def test_a_call_stays_in_its_network(made: Made) -> None:
+    assert not any(word in made.net.bundle.header.read_text() for word in ("both_measure", "both_run_within"))
+    with pytest.raises(ValueError, match="levels that are networks of their own: a call cannot become faster"):
+        made.net.measure(made.feeds)
+    with pytest.raises(ValueError, match="level 2 is not in this bundle"):
+        made.net.run(made.feeds, level=2)
+    with pytest.raises(ValueError, match="is not in this bundle"):
+        made.alone[0].run(made.feeds, level=CHEAPEST)
+
+
+def test_subsets_without_a_function_run_through_the_table(tmp_path: Path) -> None:
+    """Eight tasks: singles and the whole have functions, and nothing else."""
+    tasks = "abcdefgi"
+    single = union({t: plain(t, i, (4, 6)) for i, t in enumerate(tasks)}, name="net")
+    graph = portfolio([shared(tuple(tasks)), single])
+    bundle = build(graph, "host", tmp_path, name="eight")
+    net, feeds = open_bundle(bundle.path), random_feeds(graph, np.random.default_rng(1))
+    cheapest = {r.tasks: r.level for r in cost_report(graph).cheapest()}
+    some = [("a",), ("b", "c"), tuple("adg"), tuple("bcdefg"), tuple(tasks)]
+    assert {cheapest[s] for s in some} == {0, 1}
+    for subset, level in itertools.product(some, (0, 1, CHEAPEST)):
+        wanted = evaluate(g := at_level(graph, cheapest[subset] if level == CHEAPEST else level), feeds)
+        found = net.run(feeds, tasks=subset, level=level)
+        assert set(found) == set(subset)
+        assert all(difference(found[t], wanted[g.tasks[t].outputs[0].name]) < 1e-5 for t in subset)
+
+
+def test_a_c_program_asks_for_the_cheapest_level(made: Made, tmp_path: Path) -> None:
+    """The header compiles as C and as C++, and `level_used` tells which level it was."""
+    program = """
+    #include "both.h"
+    #include <stdio.h>
+    #include <stdlib.h>
+    int main(void) {
+      static float x[192], a[3], b[3], c[3];
+      both_call call = {0};
+      call.size = sizeof call, call.workspace_bytes = BOTH_WORKSPACE_MAX, call.level = BOTH_CHEAPEST;
+      if (posix_memalign(&call.workspace, 64, BOTH_WORKSPACE_MAX)) return 9;
+      if (both_run_a(x, a, &call)) return 1;
+      printf("%u ", call.level_used);
+      if (both_run_a__b__c(x, a, b, c, &call)) return 2;
+      printf("%u of %u", call.level_used, BOTH_LEVELS);
+      return 0;
+    }
+    """
+    folder = made.net.bundle.path
+    for compiler in filter(shutil.which, ("gcc", "g++")):
+        source = tmp_path / ("main.c" if compiler == "gcc" else "main.cpp")
+        source.write_text(program)
+        command = [compiler, "-Wall", "-Werror", f"-I{folder}", str(source), str(made.net.bundle.archive)]
+        subprocess.run([*command, "-lpthread", "-o", str(tmp_path / "main")], check=True)
+        assert subprocess.run([tmp_path / "main"], capture_output=True, text=True).stdout == "1 0 of 2"
+
+
+def test_more_levels_than_a_library_has_bits_for_are_refused() -> None:
+    graph = portfolio([shared(tuple(f"t{i}" for i in range(23)))] * 3)
+    with pytest.raises(ConfigError, match="a portfolio of 3 networks for 23 tasks; a library holds at most 64"):
+        flattened(graph)
