@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.merging.methods import macs
+from benchmarks.merging.portfolios import PORTFOLIO
 from benchmarks.merging.rule import Subset, all_subsets
-from compiler import build, find_target, load
+from compiler import Graph, build, cost_report, find_target, load, portfolio
 from compiler.codegen.emulate import fastest_calls
+from compiler.passes.dedupe import Deduplicate
 from compiler.passes.join import JoinSiblings
 
 SECONDS, TURNS = 0.03, 5
 """Time that a subset is measured for in a turn, and how often the methods take turns."""
 
 
-def latency_record(networks: Mapping[str, Path]) -> dict[Subset, dict[str, dict[str, Any]]]:
+def latency_record(
+    networks: Mapping[str, Path], together: Sequence[Path] = ()
+) -> dict[Subset, dict[str, dict[str, Any]]]:
     """Subset -> milliseconds of one call, and multiply-adds, by method; host target, one thread.
 
-    Layers side by side are joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest
-    of several turns counts: what disturbs a run only adds to it.
+    `together`: networks of a portfolio, whose calls are those at the cheapest level. Layers side by side are
+    joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest of several turns counts:
+    what disturbs a run only adds to it.
     """
-    graphs = {method: JoinSiblings()(load(file)) for method, file in networks.items()}
+    graphs = {method: _joined(file) for method, file in networks.items()}
+    if together:
+        graphs[PORTFOLIO] = Deduplicate()(portfolio([_joined(file) for file in together]))
     names = {m: [frozenset(q) for q in all_subsets(tuple(g.tasks))] for m, g in graphs.items()}
     target = find_target("host")
     with tempfile.TemporaryDirectory(prefix="taskgraft-merging-") as work:
@@ -32,7 +38,7 @@ def latency_record(networks: Mapping[str, Path]) -> dict[Subset, dict[str, dict[
             for m, g in graphs.items()
         }
         turns = [{m: fastest_calls(b, target, seconds=SECONDS) for m, b in bundles.items()} for _ in range(TURNS)]
-    costs = {m: macs(g) for m, g in graphs.items()}
+    costs = {m: {r.tasks: r.cost.macs for r in cost_report(g).cheapest()} for m, g in graphs.items()}
     return {
         q: {
             "latency_ms": {m: round(1e3 * min(t[m][frozenset(q)] for t in turns), 6) for m in graphs},
@@ -40,3 +46,7 @@ def latency_record(networks: Mapping[str, Path]) -> dict[Subset, dict[str, dict[
         }
         for q in next(iter(costs.values()))
     }
+
+
+def _joined(file: Path) -> Graph:
+    return JoinSiblings()(load(file))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.merging.portfolios import PORTFOLIO, with_portfolio
 from benchmarks.merging.rule import AtRule, Point, Subset, all_subsets, at_rule, drops, mean_points
 
 OURS = "lattice"
@@ -85,16 +86,29 @@ def chosen(seeds: Sequence[Seeded]) -> dict[str, Chosen]:
 
 
 def rule_networks(seeds: Sequence[Seeded]) -> dict[str, Path]:
-    """Method -> the first seed's network at the smallest budget that keeps the rule; ours and the separate ones,
-    those of them that were kept.
-    """
-    files = {}
-    for method, found in chosen(seeds).items():
-        if method in (OURS, "separate") and found.found is not None:
-            swept = seeds[0].sweeps[method][found.pipeline]
-            number = [p.budget for p in swept.points].index(found.found.budget)
-            files[method] = swept.networks[number]
-    return {method: file for method, file in files.items() if file.exists()}
+    """Method -> `network_at` of ours and the separate ones, those of them that were kept."""
+    found = {m: network_at(seeds, c, c.pipeline, m) for m, c in chosen(seeds).items() if m in (OURS, "separate")}
+    return {method: file for method, file in found.items() if file is not None}
+
+
+def network_at(seeds: Sequence[Seeded], chosen: Chosen, pipeline: str, method: str) -> Path | None:
+    """The first seed's network of a method's pipeline at the smallest budget within the rule; None: not kept."""
+    found, sweeps = chosen.each.get(pipeline), seeds[0].sweeps[method]
+    if found is None or pipeline not in sweeps:
+        return None
+    number = [p.budget for p in sweeps[pipeline].points].index(found.budget)
+    file = sweeps[pipeline].networks[number]
+    return file if file.exists() else None
+
+
+def portfolio_networks(seeds: Sequence[Seeded], family: Mapping[str, Any]) -> list[Path]:
+    """`network_at` of the networks of a family's portfolio; none unless all were kept."""
+    methods = chosen(seeds)
+    found = [
+        network_at(seeds, methods[n["method"]], n["pipeline"], n["method"])
+        for n in family.get(PORTFOLIO, {}).get("networks", ())
+    ]
+    return [] if None in found else [file for file in found if file is not None]
 
 
 def mean_accuracy(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -120,7 +134,7 @@ def family_record(name: str, what: str, seeds: Sequence[Seeded]) -> dict[str, An
         "points": [seed_record(s) for s in seeds],
     }
     record["misses"] = misses(record["subsets"])
-    return record
+    return with_portfolio(record)
 
 
 def method_record(chosen: Chosen, single: Mapping[str, float]) -> dict[str, Any]:
@@ -193,7 +207,7 @@ def _rounded(found: Mapping[str, float]) -> dict[str, float]:
 
 def table(record: Mapping[str, Any]) -> str:
     """A family as Markdown."""
-    names = list(record["methods"])
+    names = [*record["methods"], *([PORTFOLIO] if PORTFOLIO in record else [])]
     lines = [f"| {record['name']} | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
     for row in record["subsets"]:
         cells = (row["macs"][m] for m in names)
@@ -201,6 +215,6 @@ def table(record: Mapping[str, Any]) -> str:
             f"| {' + '.join(row['tasks'])} | {' | '.join('–' if n is None else f'{n:,}' for n in cells)} |"
         )
     for key, what in (("drop_mean", "mean drop, points"), ("drop_worst", "worst drop, points")):
-        cells = (record["methods"][m][key] for m in names)
+        cells = (record["methods"].get(m, {}).get(key) for m in names)
         lines.append(f"| {what} | {' | '.join('–' if n is None else f'{n:.2f}' for n in cells)} |")
     return "\n".join(lines)

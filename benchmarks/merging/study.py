@@ -24,7 +24,14 @@ from benchmarks.merging import families, pairs, releases, rule
 from benchmarks.merging.families import FAMILIES, Data, Family
 from benchmarks.merging.latency import latency_record
 from benchmarks.merging.methods import METHODS
-from benchmarks.merging.record import Seeded, family_record, kept_notes, rule_networks, table
+from benchmarks.merging.record import (
+    Seeded,
+    family_record,
+    kept_notes,
+    portfolio_networks,
+    rule_networks,
+    table,
+)
 from benchmarks.merging.seeded import prepared, run_seed
 from benchmarks.results import keep
 
@@ -143,7 +150,7 @@ def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str,
     if latency and len(networks) < 2:
         say(f"{family.name}: no latency: the networks of these sweeps were not kept, or a method is missing")
     elif latency:
-        found = latency_record(networks)
+        found = latency_record(networks, portfolio_networks(seeds, record))
         record["subsets"] = [row | found[tuple(row["tasks"])] for row in record["subsets"]]
     return record
 

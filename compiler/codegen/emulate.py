@@ -64,10 +64,17 @@ def run_bench(bundle: Bundle, target: Target, *, seconds: float = 0.5, threads: 
 def fastest_calls(bundle: Bundle, target: Target, *, seconds: float) -> dict[TaskSet, float]:
     """Seconds of a call of every combination: the fastest round, as what disturbs a run only adds to it.
 
-    `seconds`: time that every combination is measured for. TargetError where it cannot run natively.
+    At level 0, of a portfolio at the cheapest level. `seconds`: time that every combination is measured for at
+    every level. TargetError where it cannot run natively.
     """
     found = json.loads(run_bench(bundle, target, seconds=seconds))
-    return {frozenset(s["tasks"].split("+")): float(s["seconds_min"]) for s in found["subsets"]}
+    rows = bundle.manifest["subsets"]
+    wanted = {("+".join(r["tasks"]), r["level"]) for r in rows if r.get("cheapest", r["level"] == 0)}
+    return {
+        frozenset(s["tasks"].split("+")): float(s["seconds_min"])
+        for s in found["subsets"]
+        if (s["tasks"], s["level"]) in wanted
+    }
 
 
 def build_program(
