@@ -83,13 +83,19 @@ def listed(title: str, about: str, command: Callable[[Namespace, Any], Result]) 
     return "\n\n".join(parts) + "\n"
 
 
+CONSTANTS = {
+    "__version__": "The version",
+    "CHEAPEST": "The `level` of a call that asks a portfolio for the network with the fewest FLOPs for its tasks",
+}
+
+
 def python() -> str:
     """Every public name with its signature and docstring."""
     parts = ["# Python\n\nThe names of `import compiler`; each is loaded on first use."]
     for name in compiler.__all__:
         thing = getattr(compiler, name)
-        if isinstance(thing, str):
-            parts.append(f"## `{name}`\n\nThe version, `{thing}`.")
+        if isinstance(thing, str | int):
+            parts.append(f"## `{name}`\n\n{CONSTANTS[name]}, `{thing}`.")
             continue
         shown = "" if isinstance(thing, type) and issubclass(thing, Exception) else str(inspect.signature(thing))
         parts.append(f"## `{name}`\n\n```python\n{name}{shown}\n```\n\n{inspect.getdoc(thing) or ''}")
