@@ -93,9 +93,11 @@ def level_rows(graph: Graph) -> list[dict[str, object]]:
 
 
 def summary(costs: CostReport) -> list[dict[str, object]]:
-    """Costs of all tasks together: the separate models, where they are known, and what is compiled."""
+    """Costs of all tasks together: the separate models, where they are known, and what is compiled, of a portfolio
+    at its cheapest level."""
     rows = [_stage("separate", costs.separate[-1])] if costs.separate else []
-    return [*rows, _stage("compiled", costs.combinations[-1])]
+    *_, whole = costs.cheapest()
+    return [*rows, _stage("compiled", whole)]
 
 
 def _stage(name: str, row: Row) -> dict[str, object]:

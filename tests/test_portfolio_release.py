@@ -73,6 +73,12 @@ def test_the_bundle_runs_and_reports_every_level(tmp_path, capsys):
     for source in (found.folder, path):
         status, out, _ = run(capsys, "cost", source, "-q")
         assert status == 0 and "its cheapest level" in out and "1*" in out and "0*" not in out
+    for source in (found.folder, path):
+        status, out, _ = run(capsys, "explain", "plan", source, "--seconds", "0.01", "--json", "-q")
+        steps = json.loads(out)["steps"]
+        assert status == 0 and all(step["seconds"] is not None for step in steps)
+        assert {task for step in steps for task in step["tasks"]} == {"a@0", "b@0", "a@1", "b@1"}
+    assert found.record()["summary"][-1]["flops"] == found.costs.levels[1][-1].cost.flops
     status, out, _ = run(capsys, "inspect", found.folder, "-q")
     assert status == 0 and "a portfolio of 2 networks" in out
 

@@ -37,6 +37,11 @@ def flattened(graph: Graph) -> Graph:
     return flat.freeze()
 
 
+def level_of(task: str) -> int:
+    """The level of a task of a flattened graph; 0 for one of any other graph."""
+    return int(task.partition("@")[2] or 0)
+
+
 def with_outputs_of(graph: Graph, program: Program) -> Program:
     """A program of the flattened graph whose calls write to the outputs of the graph's own tasks."""
     count = len(graph.outputs)

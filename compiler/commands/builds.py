@@ -147,7 +147,7 @@ def _row(record: dict[str, Any], names: Sequence[str]) -> tuple[Cell, ...]:
 def _pass_grid(records: Sequence[PassRecord]) -> Grid:
     rows = [
         (
-            r.spec,
+            f"{r.variant}: {r.spec}" if r.variant else r.spec,
             "exact" if r.exact else "approximate",
             r.before.nodes,
             r.after.nodes,
