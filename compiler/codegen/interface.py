@@ -186,7 +186,7 @@ class Interface:
         """Every function the library exports, sorted."""
         fixed = ["abi", "build_id", "cpu_missing", "run", "strerror", "workspace"]
         fixed += ["pool_create", "pool_destroy"] * self.threads
-        fixed += ["measure", "run_within"] * (self.budgets)
+        fixed += ["measure", "run_within"] * self.budgets
         return tuple(sorted([*(f"{self.name}_{f}" for f in fixed), *(e.symbol for e in self.entries)]))
 
     @property
