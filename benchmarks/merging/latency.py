@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ SECONDS, TURNS = 0.03, 5
 """Time that a subset is measured for in a turn, and how often the methods take turns."""
 
 
-def latency_record(
-    networks: Mapping[str, Path], together: Sequence[Path] = ()
-) -> dict[Subset, dict[str, dict[str, Any]]]:
-    """Subset -> milliseconds of one call, and multiply-adds, by method; host target, one thread.
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """`rows`: subset -> milliseconds of one call, and multiply-adds, by method. `pool_bytes`: weights by method."""
+
+    rows: dict[Subset, dict[str, dict[str, Any]]]
+    pool_bytes: dict[str, int]
+
+
+def latency_record(networks: Mapping[str, Path], together: Sequence[Path] = ()) -> Compiled:
+    """What networks of some methods take as compiled code; host target, one thread.
 
     `together`: networks of a portfolio, whose calls are those at the cheapest level. Layers side by side are
     joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest of several turns counts:
@@ -39,13 +46,14 @@ def latency_record(
         }
         turns = [{m: fastest_calls(b, target, seconds=SECONDS) for m, b in bundles.items()} for _ in range(TURNS)]
     costs = {m: {r.tasks: r.cost.macs for r in cost_report(g).cheapest()} for m, g in graphs.items()}
-    return {
+    rows = {
         q: {
             "latency_ms": {m: round(1e3 * min(t[m][frozenset(q)] for t in turns), 6) for m in graphs},
             "latency_macs": {m: costs[m][q] for m in graphs},
         }
         for q in next(iter(costs.values()))
     }
+    return Compiled(rows, {m: int(b.manifest["pool"]["bytes"]) for m, b in bundles.items()})
 
 
 def _joined(file: Path) -> Graph:

@@ -151,7 +151,8 @@ def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str,
         say(f"{family.name}: no latency: the networks of these sweeps were not kept, or a method is missing")
     elif latency:
         found = latency_record(networks, portfolio_networks(seeds, record))
-        record["subsets"] = [row | found[tuple(row["tasks"])] for row in record["subsets"]]
+        record["subsets"] = [row | found.rows[tuple(row["tasks"])] for row in record["subsets"]]
+        record["pool_bytes"] = found.pool_bytes
     return record
 
 

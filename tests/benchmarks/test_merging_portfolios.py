@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.merging import latency
 from benchmarks.merging.portfolios import best, candidates, with_portfolio
 from benchmarks.merging.record import Seeded, family_record, portfolio_networks
+from compiler import save
 from tests.benchmarks.test_merging import SINGLE, point, swept
+from tests.ir.test_portfolio import apart, shared
 from tests.shared import ROOT
 
 APART = {"a": 10.0, "b": 20.0, "a+b": 30.0}
@@ -94,3 +97,24 @@ def test_the_portfolio_of_a_checked_in_record_is_the_best_of_its_networks(name: 
     for pair in itertools.combinations_with_replacement(found.values(), 2):
         costs = [min(c["+".join(row["tasks"])] for c in pair) for row in record["subsets"]]
         assert told <= statistics.fmean(costs) + 1
+
+
+def test_calls_of_the_portfolio_are_timed_at_their_cheapest_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0005)
+    monkeypatch.setattr(latency, "TURNS", 1)
+    files = {"separate": tmp_path / "separate.onnx", "lattice": tmp_path / "lattice.onnx"}
+    save(apart(), files["separate"])
+    save(shared(), files["lattice"])
+    found = latency.latency_record(files, list(files.values()))
+    for row in found.rows.values():
+        macs = row["latency_macs"]
+        assert macs["portfolio"] <= min(macs["separate"], macs["lattice"])
+        assert row["latency_ms"]["portfolio"] > 0
+    levels = {
+        q: row["latency_macs"]["portfolio"] == row["latency_macs"]["separate"] for q, row in found.rows.items()
+    }
+    assert levels["a",] and not levels["a", "b", "c"]
+    sizes = found.pool_bytes
+    assert max(sizes["separate"], sizes["lattice"]) < sizes["portfolio"] <= sizes["separate"] + sizes["lattice"]
