@@ -1,8 +1,8 @@
 """One case through every stage of the compiler.
 
 Import, reference against onnxruntime, union, each pass, extraction of random subsets, export and import, compiled
-library with every subset on one thread and all tasks on two. Anything but a right result or a refusal with a reason
-is a finding.
+library with every subset on one thread and all tasks on two; of some cases a portfolio of the network before the
+passes and behind them. Anything but a right result or a refusal with a reason is a finding.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from compiler.calibration.engine import Engine
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.interface import CHEAPEST
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
 from compiler.compile import write_library
@@ -31,8 +32,10 @@ from compiler.cost.combine import cost_report
 from compiler.cost.count import totals
 from compiler.errors import ConfigError, PassError, UnsupportedModelError
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
+from compiler.ir.portfolio import portfolio
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.ir.union import Binding, union
@@ -44,6 +47,8 @@ from compiler.pipeline import parse
 Arrays = dict[str, np.ndarray]
 CALIBRATION = 8
 """Random inputs for passes that want some."""
+TOGETHER = 3
+"""One case of so many is compiled as a portfolio too, where it has several tasks."""
 DRAWS = 4
 """Inputs tried until every output is finite."""
 
@@ -94,6 +99,7 @@ def check(case: Case, tell: Tell = lambda stage: None) -> Done:
     judge = Judge(graph, feeds, case.seed, reference, (other, expected))
     done.unjudged = judge.allowed.unjudged
     _hold(judge.wrong(reference, expected))
+    first = graph, reference
     graph, reference = _passes(case, graph, feeds, reference, done, tell)
     judge = Judge(graph, feeds, case.seed, reference)
     tell("extract")
@@ -101,6 +107,8 @@ def check(case: Case, tell: Tell = lambda stage: None) -> Done:
     tell("export")
     _exported(graph, feeds, reference, judge)
     _compiled(case, graph, feeds, reference, judge, tell)
+    if case.seed % TOGETHER == 0 and len(graph.tasks) > 1 and find_target(case.target).native:
+        _together(case, (first, (graph, reference)), feeds, tell)
     return done
 
 
@@ -290,6 +298,36 @@ def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge:
             _same_bits(full, _by_value(graph, network.run(given, tasks=tasks), tasks), "+".join(tasks))
         with network.pool(2) as pool:
             _same_bits(full, _by_value(graph, network.run(given, pool=pool), graph.tasks), "two threads")
+
+
+# ---------------------------------------------------------------------- portfolios
+def _together(case: Case, networks: Sequence[tuple[Graph, Arrays]], feeds: Arrays, tell: Tell) -> None:
+    """Networks with their outputs as levels of one library: each gives what it gives alone, files keep all of them,
+    and a call at the cheapest level has the bits of that level.
+    """
+    tell("portfolio")
+    if any(level_count(graph) > 1 for graph, _ in networks):
+        return
+    whole = parse("deduplicate")(portfolio([graph for graph, _ in networks]))
+    if digest(load(to_onnx(whole))) != digest(whole):
+        raise Wrong("the exported portfolio is another one when it is read")
+    library = generate(whole, find_target(case.target), name="fuzzed")
+    with tempfile.TemporaryDirectory(prefix="taskgraft-fuzz-") as work:
+        bundle = write_library(library, find_target(case.target), Path(work), Golden(0, ()), whole)
+        tell("run the portfolio")
+        network = open_bundle(bundle.path)
+        for level, (graph, reference) in enumerate(networks):
+            alone = at_level(whole, level, alone=True)
+            if totals(alone) != totals(parse("deduplicate")(graph)):
+                raise Wrong(f"level {level} of the portfolio costs {totals(alone)}, not what its network costs")
+            judge = Judge(graph, _own(graph, feeds), case.seed, reference)
+            found = network.run(_own(whole, feeds), level=level)
+            _hold(judge.wrong(_by_value(graph, found, graph.tasks), _outputs(graph, reference)))
+        levels = {row.tasks: row.level for row in cost_report(whole).cheapest()}
+        for tasks in _subsets(whole, case.seed, most=7):
+            calls = [network.run(_own(whole, feeds), tasks=tasks, level=n) for n in (levels[tasks], CHEAPEST)]
+            wanted, found = (_by_value(whole, call, tasks) for call in calls)
+            _same_bits(wanted, found, f"{'+'.join(tasks)} at the cheapest level")
 
 
 _INACCURATE = re.compile(r"sample \d+, (?P<output>\S+): error (?P<error>\S+) of scale, limit")
