@@ -67,12 +67,25 @@ def with_portfolio(family: dict[str, Any]) -> dict[str, Any]:
         if (least := min(n for m, n in row["macs"].items() if m != PORTFOLIO and n is not None))
         < row["macs"][PORTFOLIO]
     ]
-    networks = [
-        {
-            "method": method,
-            "pipeline": pipeline,
-            "combinations": sum(found[method, pipeline][q] <= costs[q] for q in costs),
-        }
-        for method, pipeline in names
-    ]
-    return {**family, "subsets": rows, PORTFOLIO: {"networks": networks, "misses": cheaper}}
+    networks = [_network(family, name, found[name], costs) for name in names]
+    drops = {key: _largest([n[key] for n in networks]) for key in ("drop_mean", "drop_worst")}
+    return {**family, "subsets": rows, PORTFOLIO: {"networks": networks, "misses": cheaper, **drops}}
+
+
+def _network(family: Mapping[str, Any], name: tuple[str, str], own: Costs, least: Costs) -> dict[str, Any]:
+    """One network of a portfolio; what it loses on the report data, where that of its pipeline is told."""
+    method, pipeline = name
+    record = family["methods"][method]
+    told = all(round(own["+".join(row["tasks"])]) == row["macs"][method] for row in family["subsets"])
+    return {
+        "method": method,
+        "pipeline": pipeline,
+        "combinations": sum(own[q] <= least[q] for q in least),
+        "drop_mean": record.get("drop_mean") if told else None,
+        "drop_worst": record.get("drop_worst") if told else None,
+    }
+
+
+def _largest(drops: Sequence[float | None]) -> float | None:
+    known = [d for d in drops if d is not None]
+    return max(known) if len(known) == len(drops) else None

@@ -215,6 +215,6 @@ def table(record: Mapping[str, Any]) -> str:
             f"| {' + '.join(row['tasks'])} | {' | '.join('–' if n is None else f'{n:,}' for n in cells)} |"
         )
     for key, what in (("drop_mean", "mean drop, points"), ("drop_worst", "worst drop, points")):
-        cells = (record["methods"].get(m, {}).get(key) for m in names)
+        cells = ({**record["methods"], PORTFOLIO: record.get(PORTFOLIO, {})}[m].get(key) for m in names)
         lines.append(f"| {what} | {' | '.join('–' if n is None else f'{n:.2f}' for n in cells)} |")
     return "\n".join(lines)

@@ -34,7 +34,10 @@ def test_a_network_that_is_always_the_cheapest_needs_no_other() -> None:
 
 
 def family(**costs: dict[str, float] | None) -> dict[str, object]:
-    methods = {m: {"pipeline": m, "pipelines": {m: c}} for m, c in costs.items()}
+    methods: dict[str, dict[str, object]] = {m: {"pipeline": m, "pipelines": {m: c}} for m, c in costs.items()}
+    methods["separate"] |= {"drop_mean": 0.1, "drop_worst": 0.3}
+    if "mtz" in methods:
+        methods["mtz"] |= {"drop_mean": 0.2, "drop_worst": 0.25}
     rows = [
         {"tasks": q.split("+"), "macs": {m: c and c[q] for m, c in costs.items()}, "latency_ms": {}} for q in APART
     ]
@@ -46,10 +49,12 @@ def test_the_record_names_networks_and_what_calls_cost() -> None:
     assert [row["macs"]["portfolio"] for row in found["subsets"]] == [10, 20, 25]
     assert found["portfolio"] == {
         "networks": [
-            {"method": "separate", "pipeline": "separate", "combinations": 2},
-            {"method": "mtz", "pipeline": "mtz", "combinations": 1},
+            {"method": "separate", "pipeline": "separate", "combinations": 2, "drop_mean": 0.1, "drop_worst": 0.3},
+            {"method": "mtz", "pipeline": "mtz", "combinations": 1, "drop_mean": 0.2, "drop_worst": 0.25},
         ],
         "misses": [],
+        "drop_mean": 0.2,
+        "drop_worst": 0.3,
     }
     assert with_portfolio(found) == found, "told once, however often it is asked"
 
