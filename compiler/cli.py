@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.arguments import parser
-from compiler.errors import CompilerError, TargetError
-from compiler.files import DISK_FULL
+from compiler.errors import DISK_FULL, CompilerError, TargetError
 from compiler.progress import silent
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ are collected and reported together.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -82,6 +83,20 @@ class VerifyError(CompilerError):
     """The graph broke a rule of the IR: a defect of taskgraft, not of the model."""
 
     exit_code = 70
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an OSError that say that there is no room for what is written."""
+
+
+def unwritable(where: object, error: OSError, advice: str = "choose another place") -> CompilerError:
+    """The error for a file or folder that cannot be written: TargetError where there is no room, else ConfigError
+    with `advice`.
+    """
+    told = f"{where}: cannot be written: {error.strerror}; "
+    if error.errno in DISK_FULL:
+        return TargetError(f"{told}make room there, or {advice}")
+    return ConfigError(told + advice)
 
 
 def printable(text: str) -> str:

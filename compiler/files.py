@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import get_native_id
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of an OSError that say that there is no room for what is written."""
 
 
 def missing(folder: Path) -> tuple[Path, ...]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
-from compiler.errors import ConfigError
-from compiler.files import DISK_FULL, missing, remove_empty, replace_whole, takes_files
+from compiler.errors import DISK_FULL, ConfigError, unwritable
+from compiler.files import missing, remove_empty, replace_whole, takes_files
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
 
     Checks before any work is done: ConfigError where another process writes `root`, where a target's bundle exists
     and `force` is not set, where something else is in its place, where bundles of another library than `name` would
-    stay beside the new ones, or where nothing can be written. ConfigError too where the disk is full in the end.
+    stay beside the new ones, or where nothing can be written. TargetError where the disk is full in the end.
     """
     check_folder(root)
     real = Path(os.path.realpath(root))
@@ -38,10 +38,7 @@ def staged(root: Path, targets: Sequence[str], force: bool, name: str) -> Iterat
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        where = error.filename or root
-        raise ConfigError(
-            f"{where}: cannot be written: {error.strerror}; make room there, or choose another output folder"
-        ) from error
+        raise unwritable(error.filename or root, error, "choose another output folder") from error
     finally:
         remove_empty(made)  # not those that hold the bundle
 
@@ -136,12 +133,14 @@ def _refuse_strangers(root: Path, targets: Sequence[str], name: str) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all; folders on the way are made. ConfigError where it cannot."""
+    """Write a file that appears whole or not at all; folders on the way are made. ConfigError where it cannot,
+    TargetError where the disk is full.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(path, data)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        raise unwritable(path, error) from None
 
 
 def _publish(folder: Path, root: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from compiler.cli import main
+from compiler.codegen.tuning import TuningDatabase
+from compiler.errors import TargetError
 from tests.small_models import RELEASE, model, network, write_release
 from tests.test_cli import run
 
@@ -48,6 +50,29 @@ def test_a_full_disk_is_no_defect(tmp_path, capsys, monkeypatch):
     status, out, err = run(capsys, "inspect", write_release(tmp_path))
     assert (status, out) == (5, "")
     assert "No space left on device" in err and "make room" in err and "defect" not in err
+
+
+def test_no_room_for_an_output_file_is_no_wrong_option(tmp_path, capsys, monkeypatch):
+    """Wherever a file is written: an ONNX file, another output, tuning measurements."""
+    path = write_release(tmp_path)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for module in ("ir.onnx_out", "staging", "codegen.tuning"):
+        monkeypatch.setattr(f"compiler.{module}.replace_whole", full)
+    outputs = tmp_path / "x.onnx", tmp_path / "x.json"
+    commands = [
+        ["extract", path, "--tasks", "a", "-o", outputs[0]],
+        ["compile", path, "--stop-after", "fold-constants", "-o", outputs[0]],
+        ["diff", tmp_path / "a.onnx", tmp_path / "a.onnx", "-o", outputs[1]],
+    ]
+    for command in commands:
+        status, _, err = run(capsys, *command)
+        assert status == 5 and "cannot be written: No space left on device; make room there" in err, command
+    with pytest.raises(TargetError, match="make room there, or name another file"):
+        TuningDatabase().save(tmp_path / "tuning.json")
+    assert not any(p.exists() for p in outputs)
 
 
 def broken(folder):

@@ -13,7 +13,7 @@ import pytest
 
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, TargetError
 from compiler.staging import staged
 
 ENTRY = {"manifest_sha256": "0" * 64, "linked": True}
@@ -59,7 +59,7 @@ def test_what_was_there_stays_where_the_replacement_is_stopped_halfway(tmp_path,
 
 def test_a_full_disk_is_told_with_its_place(tmp_path):
     with (
-        pytest.raises(ConfigError, match=r"out: cannot be written: No space left on device; make room"),
+        pytest.raises(TargetError, match=r"out: cannot be written: No space left on device; make room"),
         staged(tmp_path / "deep" / "out", ["host"], False, "net"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -31,7 +31,7 @@ from compiler.codegen.manifest import (
 )
 from compiler.codegen.program import PLAN_SCHEMA, Library
 from compiler.codegen.target import Target
-from compiler.errors import BundleError, ConfigError, TargetError, listed
+from compiler.errors import BundleError, ConfigError, TargetError, listed, unwritable
 
 INDEX_SCHEMA = 1
 _INDEX: dict[str, object] = {"name": str, "targets": {ANY: {"manifest_sha256": str, "linked": bool}}}
@@ -140,7 +140,7 @@ def read_bundle(path: Path, target: str | None = None) -> Bundle:
     """The bundle in `path`, a bundle directory or a folder with an `index.json`, with all digests checked.
 
     BundleError names every file that is missing, changed, or not a plain file inside the bundle. ConfigError where
-    the folder does not hold `target`, or holds several and none is named.
+    there is no such folder, where it does not hold `target`, or holds several and none is named.
     """
     folder = _bundle_folder(path, target)
     manifest = parse_manifest(read_plain(folder, "manifest.json"), str(folder / "manifest.json"))
@@ -202,7 +202,8 @@ def plain_path(folder: Path, name: str) -> Path:
 def _bundle_folder(path: Path, target: str | None) -> Path:
     if not (path / "index.json").exists():
         if not (path / "manifest.json").exists():
-            raise BundleError(f"{path} is no bundle{_bundles_below(path)}")
+            told = f"{path} is no bundle{_bundles_below(path)}"
+            raise BundleError(told) if path.exists() else ConfigError(told)
         return path
     targets = read_index(path)["targets"]
     if target is None and len(targets) == 1:
@@ -288,7 +289,7 @@ def _staging(root: Path, name: str) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
     except OSError as error:
-        raise ConfigError(f"cannot write to {root}: {error.strerror}") from error
+        raise unwritable(root, error, "choose another folder") from error
     try:
         folder.chmod(0o755)
         yield folder

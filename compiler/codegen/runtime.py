@@ -31,7 +31,7 @@ def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Netw
 
     Without `target` the richest one this processor runs is taken. Digests are checked before the library is
     loaded. BundleError if the bundle is damaged, not linked, or needs another processor; it says what each
-    candidate lacks. ConfigError if it does not hold `target`.
+    candidate lacks. ConfigError if it is not there or does not hold `target`.
     """
     root = Path(path)
     names = [target] if target or not (root / "index.json").exists() else _ranked(root)

@@ -19,7 +19,7 @@ from compiler.codegen.strategies.base import Choice, weight_form
 from compiler.codegen.strategies.convolution import facts
 from compiler.codegen.strategies.matrix import matrix_extent
 from compiler.codegen.target import Target
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, unwritable
 from compiler.files import replace_whole
 
 SCHEMA = 1
@@ -97,7 +97,7 @@ class TuningDatabase:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_whole(path, self.text().encode("ascii"))
         except OSError as error:
-            raise ConfigError(f"tuning database {path}: cannot be written: {error.strerror}") from None
+            raise unwritable(f"tuning database {path}", error, "name another file") from None
 
     @classmethod
     def load(cls, path: Path) -> TuningDatabase:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
-from compiler.errors import ConfigError, VerifyError
+from compiler.errors import VerifyError, unwritable
 from compiler.files import replace_whole
 from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
@@ -48,13 +48,16 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write the graph as an ONNX file, aside first and then renamed. ConfigError where it cannot be written."""
+    """Write the graph as an ONNX file, aside first and then renamed.
+
+    ConfigError where it cannot be written, TargetError where the disk is full.
+    """
     target = Path(path)
     data = to_onnx(graph).SerializeToString(deterministic=True)
     try:
         replace_whole(target, data)
     except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror}") from None
+        raise unwritable(target, error) from None
 
 
 def _check(model: onnx.ModelProto, graph: Graph) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, unwritable
 from compiler.files import missing, remove_empty, replace_whole, takes_files
 
 _DIGEST = hashlib.sha256().digest_size
@@ -46,4 +46,4 @@ class Store:
             replace_whole(self._folder / key, hashlib.sha256(content).digest() + content)
         except OSError as error:
             remove_empty(made)
-            raise ConfigError(f"cache {self._folder}: cannot be written: {error.strerror}; name another") from None
+            raise unwritable(f"cache {self._folder}", error, "name another") from None

@@ -13,7 +13,7 @@ from compiler.codegen.bundle import Bundle
 from compiler.codegen.foreign import Port
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import Feature, find_target
-from compiler.errors import BundleError
+from compiler.errors import BundleError, ConfigError
 from tests.codegen.handmade import X, compile_kernels, expected, tiny_bundle, tiny_library
 
 HOST = find_target("host")
@@ -191,7 +191,7 @@ def test_several_outputs_per_task(objects: bytes, tmp_path: Path) -> None:
 
 
 def test_missing_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="nowhere is no bundle: there is no such folder"):
+    with pytest.raises(ConfigError, match="nowhere is no bundle: there is no such folder"):
         open_bundle(tmp_path / "nowhere")
 
 

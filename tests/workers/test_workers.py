@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.errors import ConfigError, JobError, LoweringError
+from compiler.errors import ConfigError, JobError, LoweringError, TargetError
 from compiler.workers import jobs as jobs_module
 from compiler.workers.choose import open_workers
 from compiler.workers.jobs import Here, Workers, again, call, code_version
@@ -133,7 +133,7 @@ def test_a_store_on_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.setattr("compiler.workers.store.replace_whole", full)
     for folder in (tmp_path / "there", tmp_path / "out" / "cache"):
-        with pytest.raises(ConfigError, match="No space left on device; name another"):
+        with pytest.raises(TargetError, match="No space left on device; make room there, or name another"):
             Store(folder).save("a", b"")
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
