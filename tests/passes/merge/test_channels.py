@@ -214,6 +214,11 @@ def test_why_channels_are_read_whole(make, reason: str) -> None:
     assert [g.reason for g in found.groups if not g.split and g.reason == reason]
 
 
+def test_a_channel_that_is_taken_twice_keeps_its_group_together() -> None:
+    found, _, _ = behind(lambda b, x, y, z: b.apply("Gather", y, b.const([0, 0, 1, 2, 3, 4, 5]), axis=1))
+    assert any("its channels have different numbers of entries on" in g.reason for g in found.groups if not g.split)
+
+
 def test_groups_say_where_their_channels_lie() -> None:
     """Two groups side by side, in the order of their entries; pieces of six channels with four entries each."""
     b = Builder()

@@ -37,7 +37,7 @@ from compiler.passes.merge.pairing import classes_by_assignment
 from compiler.passes.merge.readings import readings
 from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
 from compiler.passes.merge.rows import held_out, restored, value_rows
-from compiler.passes.merge.solve import BETTER, Freedom, measure, solve
+from compiler.passes.merge.solve import BETTER, Fit, Freedom, measure, solve
 from compiler.passes.merge.stages import label, owners, stages
 from compiler.passes.merge.streams import Stream, Streams, _classes
 from compiler.passes.merge.trunks import Trunks
@@ -286,6 +286,11 @@ def test_the_fit_is_the_best_that_is_allowed(freedom: Freedom, offset: bool) -> 
     np.testing.assert_allclose(found.power, variance, rtol=1e-6)
     assert found.residual == pytest.approx(error.sum() / variance.sum())
     np.testing.assert_allclose(found.residuals, error / variance)
+
+
+def test_what_is_lost_is_a_share_however_small_the_targets_are() -> None:
+    fit = Fit(np.zeros((1, 1, 2)), np.zeros((1, 2)), np.array([1e-9, 3e-9]), np.array([2e-9, 6e-9]), True)
+    assert fit.residual == pytest.approx(0.5) and fit.residuals == pytest.approx([0.5, 0.5])
 
 
 def test_weights_that_are_as_good_as_exact_or_hardly_worse_stay() -> None:

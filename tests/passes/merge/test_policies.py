@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from compiler.passes.merge.pam import (
     own_labels,
     regroup,
 )
+from compiler.passes.merge.policies import Pam
 
 
 def moment(rng, d):
@@ -146,3 +148,19 @@ def test_irrelevant_channels_are_found_greedily():
 def test_labels_from_a_networks_own_decisions():
     assert own_labels(np.array([[0.1, 0.9], [0.8, 0.2]])).tolist() == [[-1, 1], [1, -1]]
     assert own_labels(np.array([[1.0], [2.0], [9.0]])).tolist() == [[-1], [-1], [1]]
+
+
+def test_pam_looks_at_the_first_128_samples_as_published():
+    """At the largest of the five positions of each, standardised."""
+    rng = np.random.default_rng(0)
+    rows, scores = [rng.standard_normal((130 * 5, n)) for n in (3, 2)], rng.standard_normal((130, 4))
+    graph = SimpleNamespace(tasks={"a": SimpleNamespace(outputs=("y",))})
+    pam = Pam(
+        SimpleNamespace(graph=graph),
+        SimpleNamespace(samples=130, outputs={"y": scores}),
+        SimpleNamespace(together=lambda groups: rows),
+        *({}, (), 1),
+    )
+    peaks = np.concatenate(rows, axis=1).reshape(130, 5, 5).max(axis=1)[:128]
+    np.testing.assert_allclose(pam._features((0, 1)), (peaks - peaks.mean(axis=0)) / peaks.std(axis=0))
+    np.testing.assert_array_equal(pam._labels("a"), own_labels(scores)[:128])
