@@ -318,6 +318,21 @@ def test_networks_that_differ_are_told_by_task() -> None:
             check_same(graph, other, feeds)
 
 
+def test_copies_have_the_name_of_their_task_where_there_are_several() -> None:
+    """A parameter that two nodes read has a copy for each, one for several tasks keeps its name once."""
+    b = Builder()
+    h = b.apply("Relu", b.apply("MatMul", b.input("x", 1, 3), b.weight(3, 4)))
+    head = b.weight(4, 2)
+    for task in "ab":
+        b.task(task, b.apply("Tanh", b.apply("MatMul", h, head)))
+    copies = Copies(b.done()).graph
+    own = ["matmul.1", "matmul.2", "tanh", "tanh.1"]
+    assert sorted(n.ref.name for n in copies.nodes()) == ["a/matmul", "a/relu", "b/matmul", "b/relu", *own]
+    assert sorted(v.ref.name for v in copies.parameters()) == ["a/w.1", "b/w", "b/w.1", "w"]
+    again = Copies(copies).graph
+    assert sorted(n.ref.name for n in again.nodes()) == sorted(n.ref.name for n in copies.nodes())
+
+
 def test_labels_become_channels_of_just_these_tasks() -> None:
     copies, _, first, _ = of("a", "b")
     labels = copies.full()
