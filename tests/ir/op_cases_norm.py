@@ -28,6 +28,12 @@ CASES += [
         [real(2, 3), positive(3), weight(3), weight(3, seed=3), positive(3, seed=4)],
         flops=2 * 6,
     ),
+    OpCase(
+        "BatchNormalization",
+        "computed",
+        [real(2, 3, 4), real(3), real(3, seed=1), real(3, seed=3), real(3, seed=4) ** 2],
+        flops=2 * 24,
+    ),
 ]
 REFUSED += [
     (

@@ -118,6 +118,93 @@ def test_old_broadcasting_aligns_at_the_axis():
     assert np.array_equal(got, x + y[:, None])
 
 
+OLD = {
+    "reshape": (
+        4,
+        "(float[2,3] x) => (float[3,2] z) { z = Reshape <shape = [3,2]> (x) }",
+        lambda x: x.reshape(3, 2),
+    ),
+    "concat": (3, "(float[2,3] x) => (float[2,6] z) { z = Concat (x, x) }", lambda x: np.tile(x, (1, 2))),
+    "concat-rows": (
+        3,
+        "(float[2,3] x) => (float[4,3] z) { z = Concat <axis = 0> (x, x) }",
+        lambda x: np.tile(x, (2, 1)),
+    ),
+    "cast": (5, '(float[2,3] x) => (int32[2,3] z) { z = Cast <to = "INT32"> (x) }', lambda x: x.astype(np.int32)),
+    "tile": (
+        5,
+        "(float[2,3] x) => (float[2,9] z) <float n = {3}, float axis = {1}> { z = Tile (x, n, axis) }",
+        lambda x: np.tile(x, (1, 3)),
+    ),
+    "slope": (
+        6,
+        "(float[2,3,4] x) => (float[2,3,4] z) <float[3] s = {0.5, 0.25, 2}> { z = PRelu (x, s) }",
+        lambda x: np.where(x < 0, x * np.array([0.5, 0.25, 2], np.float32)[:, None], x),
+    ),
+    "norm": (
+        1,
+        "(float[1,2,3,4] x) => (float[1,2,1,1] z) { z = GlobalLpPool <p = 1.0> (x) }",
+        lambda x: np.abs(x).sum(axis=(2, 3), keepdims=True),
+    ),
+    "upsample": (
+        1,
+        "(float[1,1,2,3] x) => (float[1,1,4,9] z) {"
+        ' z = Upsample <height_scale = 2.0, width_scale = 3.0, mode = "nearest"> (x) }',
+        lambda x: x.repeat(2, axis=2).repeat(3, axis=3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_operators_older_than_other_implementations_mean_what_they_say(name):
+    opset, text, expected = OLD[name]
+    graph = load(parse("net " + text, opset))
+    x = noise(graph.inputs[0].shape)
+    np.testing.assert_allclose(outputs_by_label(to_onnx(graph), graph, {"x": x})["z"], expected(x), rtol=1e-6)
+
+
+def test_the_old_misspelling_of_a_direction_is_forward():
+    text = "net (float[3,1,2] x, float[1,4,2] w, float[1,4,4] r) => (float[3,1,1,4] y) {{ y = RNN <{}> (x, w, r) }}"
+    graphs = [load(parse(text.format(f'hidden_size = 4, direction = "{d}"'), 6)) for d in ("foward", "forward")]
+    assert [n.attrs["direction"] for g in graphs for n in g.nodes()] == ["forward"] * 2
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+def test_a_retired_way_to_resize_is_another_one_or_refused(rounding):
+    attrs = (
+        f'mode = "nearest", coordinate_transformation_mode = "tf_half_pixel_for_nn", nearest_mode = "{rounding}"'
+    )
+    text = f"""net (float[1,1,4,5] x) => (float[1,1,6,3] z)
+        <float[0] r = {{}}, float[0] s = {{}}, int64[4] n = {{1, 1, 6, 3}}> {{
+        z = Resize <{attrs}> (x, r, s, n) }}"""
+    if rounding == "floor":
+        assert_same_outputs(parse(text, 11, ir_version=8), {"x": noise((1, 1, 4, 5))})
+        return
+    with pytest.raises(UnsupportedModelError, match="tf_half_pixel_for_nn other than nearest, rounded down"):
+        load(parse(text, 11))
+
+
+def test_parts_that_are_equal_only_by_name_are_refused():
+    with pytest.raises(UnsupportedModelError, match="splits 7 entries into 2 equal parts"):
+        load(parse("net (float[7] x) => (float[3] a, float[4] b) { a, b = Split <axis = 0> (x) }", 13))
+
+
+@pytest.mark.parametrize(
+    ("opset", "attrs", "outputs", "message"),
+    [
+        (6, "is_test = 0", "z", "batch statistics"),
+        (8, "", "z, e, f, g, h", "batch statistics"),
+        (7, "spatial = 0", "z", "statistics per position"),
+    ],
+)
+def test_normalisation_by_the_batch_or_by_position_is_refused(opset, attrs, outputs, message):
+    text = f"""net (float[1,2,3] x) => (float[1,2,3] z)
+        <float[2] s = {{1, 2}}, float[2] b = {{0, 1}}, float[2] m = {{0.5, 0}}, float[2] v = {{1, 4}}> {{
+        {outputs} = BatchNormalization <{attrs}> (x, s, b, m, v) }}"""
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(parse(text.replace("<>", ""), opset))
+
+
 def test_training_mode_of_old_operators_is_refused():
     model = parse("net (float[2,3] x) => (float[2,3] z) { z = Dropout <is_test = 0> (x) }", 6)
     with pytest.raises(UnsupportedModelError, match="random dropping"):

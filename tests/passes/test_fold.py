@@ -121,6 +121,23 @@ def test_affine_chain_behind_gemm(flip, addend):
     same(before, after)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_scale_in_front_of_what_has_no_place_for_a_shift(group):
+    """A transposed convolution, whose taps overlap differently at the border, and a product without a bias."""
+    for shift in (False, True):
+        net = Builder()
+        x = net.apply("Mul", net.input("x", 1, 4, 3, 3), vector(net, 4))
+        moved = net.apply("Add", x, vector(net, 4)) if shift else x
+        net.task("image", net.apply("ConvTranspose", moved, net.weight(4, 3, 2, 2), strides=(2, 2), group=group))
+        rows = net.apply("Mul", net.input("y", 2, 5), vector(net, 5, (1, -1)))
+        moved = net.apply("Add", rows, vector(net, 5, (1, -1))) if shift else rows
+        net.task("rows", net.apply("MatMul", moved, net.weight(5, 3)))
+        before = net.done()
+        after = FoldBatchNorm()(before)
+        assert ("Mul" in kinds(after)) == ("Add" in kinds(after)) == shift
+        same(before, after)
+
+
 def test_matmul_keeps_one_add():
     net = Builder()
     x = net.input("x", 2, 3, 4)

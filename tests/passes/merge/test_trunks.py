@@ -386,6 +386,23 @@ def test_values_without_an_axis_of_channels_cannot_be_compared_and_maps_are_only
     assert ways((1, 3), 1, own=2) == ["through a map"] and ways((1, 3), 1, Freedom.CONSTANTS, own=2) == []
 
 
+def test_layers_that_read_another_number_of_channels_are_fitted_from_nothing() -> None:
+    """Against least squares over the samples that are not held out, with a ridge towards zero."""
+    rng, b = np.random.default_rng(1), Builder()
+    mine = b.apply("Relu", b.input("y", 1, 4))
+    made = b.apply("MatMul", mine, b.weight(4, 2))
+    b.task("t", made)
+    rows = rng.normal(size=(60, 3))
+    targets = {mine: rng.normal(size=(60, 4)), made: rows @ rng.normal(size=(3, 2)) + rng.normal(size=(60, 2))}
+    (way,) = Stitcher(b.done(), targets, 60, Freedom.WEIGHTS, lambda name: False).ways(Cut(0, mine, mine, 1), rows)
+    (fit,) = way.readers.values()
+    kept = np.arange(60) % 4 != 3
+    g, c = rows[kept].T @ rows[kept], rows[kept].T @ targets[made][kept]
+    np.testing.assert_allclose(
+        fit.weights[0], np.linalg.solve(g + 1e-4 * np.trace(g) / 3 * np.eye(3), c), atol=1e-6
+    )
+
+
 def test_channels_are_matched_one_to_one_by_likeness() -> None:
     """Against all orders; where nothing is alike, everything stays where it is."""
     rng = np.random.default_rng(2)
