@@ -44,10 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(args)
     except (Exception, KeyboardInterrupt) as error:
         if came or isinstance(error, KeyboardInterrupt):
-            print("interrupted; nothing half-written remains, the same command starts over", file=sys.stderr)
-            _notes(error)
-            return INTERRUPTED
-        return _failed(error, _status(error), args.debug)
+            told = ["interrupted; nothing half-written remains, the same command starts over"]
+            return _told(error, INTERRUPTED, told, args)
+        return _failed(error, args)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -125,20 +124,23 @@ def _status(error: Exception) -> int:
     return error.exit_code if isinstance(error, CompilerError) else INTERNAL
 
 
-def _failed(error: Exception, status: int, debug: bool) -> int:
-    if debug:
+def _failed(error: Exception, args: argparse.Namespace) -> int:
+    status, kind = _status(error), type(error).__name__
+    if args.debug:
         traceback.print_exception(error, file=sys.stderr)
-    if status == INTERNAL:
-        kind = type(error).__name__
-        print(f"internal error ({kind}): {error}", file=sys.stderr)
-        print("this is a defect of taskgraft; --debug prints the traceback to report", file=sys.stderr)
-    else:
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
-    _notes(error)
+    if status != INTERNAL:
+        return _told(error, status, [f"error: {error or kind}"], args)
+    defect = "this is a defect of taskgraft; --debug prints the traceback to report"
+    return _told(error, status, [f"internal error ({kind}): {error}", defect], args)
+
+
+def _told(error: BaseException, status: int, lines: Sequence[str], args: argparse.Namespace) -> int:
+    """Tell how a command ended, with what those who saw the error pass added to it; the status."""
+    notes = getattr(error, "__notes__", ())
+    if args.progress == "json":
+        record = {"event": "error", "status": status, "message": "\n".join(lines), "notes": list(notes)}
+        print(json.dumps(record), file=sys.stderr)
+        return status
+    for line in (*lines, *(f"  {note}" for note in notes)):
+        print(line, file=sys.stderr)
     return status
-
-
-def _notes(error: BaseException) -> None:
-    """What those who saw an error pass added to it."""
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)

@@ -14,7 +14,7 @@ from compiler.passes.base import Resources
 from compiler.pipeline import Pipeline, parse
 from compiler.progress import counted, heard_by, noted, tracked
 from tests.graphs import Builder
-from tests.small_models import write_release
+from tests.small_models import RELEASE, write_release
 
 
 class Counts:
@@ -106,6 +106,28 @@ def test_json_lines_of_a_release(tmp_path, capsys):
     times = [e["seconds"] for e in events]
     assert times == sorted(times)
     assert {e["seconds_left"] for e in events if e["event"] == "count" and e["done"] == e["total"]} == {0.0}
+
+
+def test_an_error_is_one_of_the_json_lines(tmp_path, capsys):
+    path = write_release(tmp_path, RELEASE.replace("deduplicate", "nest{levels=2}"))
+    assert main(["cost", str(path), "--progress", "json"]) == 2
+    *before, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert {line["event"] for line in before} <= {"stage", "count", "alive"}
+    assert (last["event"], last["status"]) == ("error", 2)
+    assert last["message"].startswith("error: ") and last["notes"] == []
+
+
+def test_an_interrupt_and_a_defect_are_json_lines(tmp_path, capsys, monkeypatch):
+    for error, status, told in ((KeyboardInterrupt(), 130, "interrupted; "), (KeyError("x"), 70, "internal error")):
+        error.add_note("a note")
+
+        def fail(*given, error=error, **options):
+            raise error
+
+        monkeypatch.setattr("compiler.commands.common.load_release", fail)
+        assert main(["cost", str(write_release(tmp_path)), "--progress", "json"]) == status
+        record = json.loads(capsys.readouterr().err.splitlines()[-1])
+        assert record["status"] == status and record["message"].startswith(told) and record["notes"] == ["a note"]
 
 
 def test_no_progress_on_demand(tmp_path, capsys):
