@@ -318,6 +318,17 @@ def test_infinite_and_several_results_are_not_known() -> None:
     assert not facts[log].known.any() and not facts[first].known.any() and not facts[second].known.any()
 
 
+def test_what_is_moved_by_computed_numbers_is_not_known() -> None:
+    b = Builder()
+    zero = b.apply("Mul", b.input("x", 2, 3), b.const(np.zeros((2, 3), np.float32)))
+    picked = b.apply("Gather", zero, b.input("at", 2, dtype=DType.INT64), axis=1)
+    added = b.apply("CumSum", zero, b.const(np.array(1)))
+    made = [b.apply("BatchNormalization", zero, *(b.input(f"s{i}", 3) for i in range(4))), picked, added]
+    b.task("t", *made)
+    facts = known_elements(b.done())
+    assert facts[zero].complete and not any(facts[m].known.any() for m in made[:2])
+
+
 @pytest.mark.parametrize("scales", [(0.0, 1.0, 0.0), (1.0, 1.0, 1.0)])
 def test_a_normalisation_of_scale_zero_is_its_shift(scales: tuple[float, ...]) -> None:
     b = Builder()
@@ -409,6 +420,8 @@ def pair(change: str) -> Graph:
             kind, attrs = "MatMul", {}
         h = b.apply("Relu", b.apply("Gemm", x, b.const(first)))
         operands = [b.const(data)]
+        if change == "left out" and not own:
+            operands.append(b.const(np.ones(3, np.float32)))
         if own and change == "operand":
             operands.append(b.const(np.ones(3, np.float32)))
         b.task(task, b.apply(kind, h, *operands, **attrs))
@@ -423,6 +436,7 @@ def pair(change: str) -> Graph:
         ("attribute", "attribute alpha is 0.5, at Gemm 'gemm.1' it is 1.0"),
         ("operator", "the other network continues with Gemm 'gemm.1'"),
         ("operand", "operand 2 'p.4' has no counterpart"),
+        ("left out", "Gemm 'gemm.1' has other operands"),
     ],
 )
 def test_where_networks_first_differ(change: str, reason: str) -> None:

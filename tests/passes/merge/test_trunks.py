@@ -17,7 +17,7 @@ from compiler.passes.merge.match import align
 from compiler.passes.merge.relevance import Runs
 from compiler.passes.merge.solve import Fit, Freedom, measure
 from compiler.passes.merge.stitch import Samples, Stitch, Stitcher, _order, _placed, readers
-from compiler.passes.merge.trunks import CHEAPER, Attachment, Bill, Trial, Trunks
+from compiler.passes.merge.trunks import CHEAPER, NEAR, Attachment, Bill, Trial, Trunks
 from compiler.passes.prune.fit import POSITIONS, spread
 from tests.graphs import Builder
 
@@ -228,6 +228,41 @@ def test_what_is_not_computed_by_itself_any_more_is_no_offer() -> None:
     assert list(search._trials("b", "a", Cut(0, common, by_b, 1))) == []  # 'a' does not compute it
     assert list(search._trials("b", "a", Cut(0, ValueRef("gone"), common, 1))) == []
     assert search._why == {} and len(list(search._trials("a", "b", Cut(0, common, by_b, 1)))) == 1
+
+
+class Near(Trunks):
+    """`losses`: of b before and behind a fit of the layers behind the cut."""
+
+    def __init__(self, *losses: float, fits: bool = True) -> None:
+        self._limits, self._fits_behind, self._why, self._now = Limits(0.1, {"a": 0.0, "b": 0.1}), fits, {}, {}
+        self._left = list(losses)
+
+    def _changed(self, trial: Trial, known: dict) -> SimpleNamespace:
+        return SimpleNamespace(outputs={})
+
+    def _losses(self, outputs: dict) -> dict[str, float]:
+        return {"a": 0.0, "b": self._left.pop(0)}
+
+    def _fitted(self, trial: Trial) -> Trial:
+        return Trial(5.0, trial.graph, trial.added)
+
+
+@pytest.mark.parametrize(
+    ("losses", "fits", "cost", "lost"),
+    [
+        ((0.1,), True, 1.0, ""),
+        ((0.1 * NEAR, 0.1), True, 5.0, ""),
+        ((0.1 * NEAR, 0.15), True, None, "15.0%"),
+        ((0.1 * NEAR + 0.01,), True, None, f"{0.1 * NEAR + 0.01:.1%}"),
+        ((0.15,), False, None, "15.0%"),
+    ],
+)
+def test_layers_behind_are_fitted_where_a_little_too_much_is_lost(losses, fits, cost, lost) -> None:
+    search = Near(*losses, fits=fits)
+    kept = search._kept(trial(1.0, task="b"))
+    assert not search._left and (None if kept is None else kept.cost) == cost
+    told = f"'b' would lose {lost} of its outputs' variance, 10.0% may be lost"
+    assert list(search._why.values()) == ([told] if lost else [])
 
 
 class Refit(Trunks):
