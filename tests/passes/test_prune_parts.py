@@ -124,6 +124,10 @@ def test_no_axis_may_become_empty() -> None:
     meter.restore(group.atoms[:1])
     assert [a.index for a in narrowed(ladder, meter)] == [a.index for a in group.atoms[:2]]
     assert meter.total == 8 + 4
+    left = ladder_of([2.0, 3.0, 1.0])
+    assert left.key(meter, "global") is None and left.key(meter, "local") is None
+    meter.restore(group.atoms[:1])
+    assert left.key(meter, "local") == 1 / 3
 
 
 # ---------------------------------------------------------------------- ladders

@@ -282,6 +282,29 @@ def test_a_fit_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(outcome.graph.value(value.ref).constant, value.constant)
 
 
+class Statistics(recover.Refit):
+    """One normalisation, and what it reads with the pruned and the whole weights."""
+
+    def __init__(self, graph: Graph, now: np.ndarray, was: np.ndarray) -> None:
+        self.pruned, self._saved, self._read = graph, {}, [(now, was)]
+
+    def _pairs(self, ref: ValueRef) -> list[tuple[np.ndarray, np.ndarray]]:  # type: ignore[override]
+        return self._read
+
+
+def test_statistics_move_with_what_is_read_and_variances_to_a_quarter_at_least_and_fourfold_at_most() -> None:
+    b = Builder()
+    scale, shift, mean, var = (np.array(v, np.float32) for v in ((1, 1, 1), (0, 0, 0), (1, 2, 3), (1, 2, 3)))
+    made = b.apply("BatchNormalization", b.input("x", 5, 3, 8), *map(b.const, (scale, shift, mean, var)))
+    b.task("t", made)
+    was = np.random.default_rng(0).normal(size=(5, 3, 8))
+    now = was * np.array([0.1, 1.5, 10])[:, None] + 7
+    Statistics(b.graph, now, was)._statistics(b.graph.nodes()[0])
+    _, _, _, moved, spread = b.graph.operands(b.graph.nodes()[0])
+    np.testing.assert_allclose(moved.constant, mean + now.mean(axis=(0, 2)) - was.mean(axis=(0, 2)), rtol=1e-5)
+    np.testing.assert_allclose(spread.constant, var * [0.25, 1.5**2, 4], rtol=1e-5)
+
+
 def test_types_stay_float32() -> None:
     graph = small()
     data = inputs(graph, 12)
