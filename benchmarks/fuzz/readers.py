@@ -59,7 +59,19 @@ def _models() -> list[bytes]:
     from benchmarks.fuzz.families import family
 
     found = [m.model.SerializeToString() for s in range(12) for m in family(s).members.values()]
-    return sorted(found, key=len)[:20]
+    return [*sorted(found, key=len)[:20], *_with_levels()]
+
+
+def _with_levels() -> list[bytes]:
+    """Exported networks whose metadata hold levels: of sparsity, and a portfolio."""
+    from benchmarks.fuzz.families import family
+    from compiler import load, parse_pass, portfolio, to_onnx, union
+
+    models = {t: load(m.model, task=t) for t, m in family(8).members.items()}
+    graph = union(models, name="net")
+    nested = parse_pass("nest{levels=0+0.5,pattern=block4x1,dense=(),min_inputs=2}")(graph)
+    both = (to_onnx(g) for g in (nested, portfolio([graph, graph])))
+    return [model.SerializeToString(deterministic=True) for model in both]
 
 
 def _read_model(folder: Path, data: bytes) -> object:
@@ -116,7 +128,8 @@ def _read_bundle(folder: Path, data: bytes) -> object:
     index = json.loads((folder / "index.json").read_bytes())
     index["targets"]["host"]["manifest_sha256"] = hashlib.sha256(data).hexdigest()
     (folder / "index.json").write_text(json.dumps(index))
-    return open_bundle(folder).inputs
+    network = open_bundle(folder)
+    return network.inputs, network.levels, network.portfolio
 
 
 def _read_index(folder: Path, data: bytes) -> object:
