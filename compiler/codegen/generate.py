@@ -58,6 +58,7 @@ def generate(
     compiled.
     """
     sources, masks, flat = sources or Sources(), _listed(graph, subsets), flattened(graph)
+    cheapest = cheapest_levels(graph) if is_portfolio(graph) else ()
     groups = form(flat, make_groups(flat, templates=templates), target, sources)
     decisions = decide(flat, groups, target, sources)
     layouts = assign_layouts(flat, groups, wanted_borders(groups, decisions), target.machine)
@@ -84,7 +85,7 @@ def generate(
         full=full,
         programs=listed(0),
         variants=tuple(listed(level) for level in range(1, level_count(graph)) if is_portfolio(graph)),
-        cheapest=cheapest_levels(graph) if is_portfolio(graph) else (),
+        cheapest=cheapest,
         pool=pool.data,
         pool_table=pool.table,
         objects=tuple(compiled.objects.values()),

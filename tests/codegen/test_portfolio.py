@@ -157,6 +157,13 @@ def test_a_c_program_asks_for_the_cheapest_level(made: Made, tmp_path: Path) -> 
         assert subprocess.run([tmp_path / "main"], capture_output=True, text=True).stdout == "1 0 of 2"
 
 
+def test_more_tasks_than_a_table_of_the_cheapest_has_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.codegen.generate.form", lambda *_: pytest.fail("kernels are planned"))
+    graph = portfolio([shared(tuple(f"t{i}" for i in range(17)))] * 2)
+    with pytest.raises(ConfigError, match="a portfolio for 17 tasks; at most 16 are possible"):
+        generate(graph, find_target("host"))
+
+
 def test_more_levels_than_a_library_has_bits_for_are_refused() -> None:
     graph = portfolio([shared(tuple(f"t{i}" for i in range(23)))] * 3)
     with pytest.raises(ConfigError, match="a portfolio of 3 networks for 23 tasks; a library holds at most 64"):
