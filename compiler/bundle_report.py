@@ -187,19 +187,24 @@ def _times(data: bytes, where: Path) -> dict[str, Any]:
 
 
 def comparison(records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """One row per bundle for summary.csv of several: cost, size, metrics of all tasks at the densest level."""
+    """One row per bundle for summary.csv of several: cost, size, metrics of all tasks at level 0, of a portfolio at
+    the level that is the cheapest for all of them together."""
     rows = []
     tasks = list(dict.fromkeys(t for r in records for t in r["tasks"]))
     for record in records:
         compiled = record["summary"][-1]
+        level = compiled.get("level", 0)
         metrics = {
-            e["task"]: (e["bundle"] or e["graph"])["metric"] for e in record["evaluation"] if not e.get("level")
+            e["task"]: (e["bundle"] or e["graph"])["metric"]
+            for e in record["evaluation"]
+            if e.get("level", 0) == level
         }
         rows.append(
             {
                 "name": record["name"],
                 "target": record["target"],
-                **{k: v for k, v in compiled.items() if k != "stage"},
+                "level": level,
+                **{k: v for k, v in compiled.items() if k not in ("stage", "level")},
                 "pool_bytes": record["pool"]["bytes"],
                 **{f"metric_{t}": metrics.get(t) for t in tasks},
             }

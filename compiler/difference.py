@@ -12,6 +12,7 @@ from typing import Literal
 
 from compiler.cost.combine import Row, cost_report
 from compiler.ir.graph import Graph, Site, Value
+from compiler.ir.levels import level_suffix
 from compiler.ir.text import attributes_text, parameter_digest, type_text
 from compiler.ir.types import TaskSet
 
@@ -137,7 +138,7 @@ def _node(site: Site) -> Mapping[str, str]:
 
 def _outputs(graph: Graph) -> Properties:
     return {
-        f"{task.name}/{label}{f' at level {level}' if level else ''}": {
+        f"{task.name}/{label}{level_suffix(level)}": {
             "value": str(ref),
             "type": str(graph.value(ref).type),
         }

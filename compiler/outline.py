@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from compiler.cost.count import node_cost
 from compiler.ir.graph import Graph, NodeRef, Ref, Site
+from compiler.ir.levels import level_suffix
 from compiler.ir.types import ValueRef
 
 ROOT = 0
@@ -115,8 +116,9 @@ def stages(graph: Graph) -> tuple[Stage, ...]:
         folding.add(site)
     givers: dict[ValueRef, list[str]] = {}
     for task in graph.tasks.values():
-        for ref in dict.fromkeys(task.returned):
-            givers.setdefault(ref, []).append(task.name)
+        for level, outputs in enumerate(task.ladder):
+            for ref in dict.fromkeys(outputs):
+                givers.setdefault(ref, []).append(f"{task.name}{level_suffix(level)}")
     return tuple(_stage(n, chain, list(graph.tasks), givers) for n, chain in enumerate(folding.chains, 1))
 
 

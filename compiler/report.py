@@ -104,6 +104,7 @@ def _stage(name: str, row: Row) -> dict[str, object]:
     cost = row.cost
     return {
         "stage": name,
+        "level": row.level,
         "macs": cost.macs,
         "flops": cost.flops,
         "parameters": cost.parameters,

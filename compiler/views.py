@@ -12,6 +12,7 @@ from typing import Any
 
 from compiler.codegen.program import PoolEntry
 from compiler.ir.graph import Graph, Ref, Site
+from compiler.ir.levels import level_suffix
 from compiler.ir.op import MacOp
 from compiler.ir.types import ValueRef
 
@@ -77,10 +78,12 @@ def drawing(graph: Graph, layers: Sequence[Mapping[str, object]], steps: Sequenc
         edges += _arrows(made, (v.ref for _, v in site.operands.present()), index)
         made |= {v.ref: index for v in site.results}
     for bit, task in enumerate(graph.tasks.values()):
-        for ref, label in zip(task.returned, task.labels * len(task.ladder), strict=True):
-            name = task.name if len(task.outputs) == 1 else f"{task.name}/{label}"
-            edges += _arrows(made, [ref], len(nodes))
-            nodes.append({"node": name, "op": "output", "mask": 1 << bit, "type": str(graph.value(ref).type)})
+        for level, outputs in enumerate(task.ladder):
+            for ref, label in zip(outputs, task.labels, strict=True):
+                name = task.name if len(outputs) == 1 else f"{task.name}/{label}"
+                name += level_suffix(level)
+                edges += _arrows(made, [ref], len(nodes))
+                nodes.append({"node": name, "op": "output", "mask": 1 << bit, "type": str(graph.value(ref).type)})
     return {"nodes": nodes, "edges": edges}
 
 

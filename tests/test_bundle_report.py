@@ -261,11 +261,14 @@ def test_reports_of_another_kind_are_refused(compiled, record, change, message):
         path.write_text(before)
 
 
-def test_bundles_are_compared_at_their_densest_level() -> None:
+@pytest.mark.parametrize(("level", "metric"), [({}, 0.9), ({"level": 0}, 0.9), ({"level": 1}, 0.8)])
+def test_bundles_are_compared_at_the_level_of_their_costs(level, metric) -> None:
+    """Reports of earlier versions name none."""
     rows = [{"task": "a", "level": k, "bundle": None, "graph": {"metric": 0.9 - k / 10}} for k in range(3)]
     record = {"name": "n", "target": "t", "tasks": ["a"], "evaluation": rows, "pool": {"bytes": 1}}
-    (found,) = comparison([{**record, "summary": [{"stage": "compiled", "flops": 5}]}])
-    assert (found["metric_a"], found["flops"]) == (0.9, 5)
+    (found,) = comparison([{**record, "summary": [{"stage": "compiled", **level, "flops": 5}]}])
+    assert found["metric_a"] == pytest.approx(metric)
+    assert (found["level"], found["flops"]) == (level.get("level", 0), 5)
 
 
 def test_a_layer_is_explained_from_the_records(compiled, capsys):

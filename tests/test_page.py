@@ -185,6 +185,21 @@ def test_several_bundles_are_compared_and_chosen(opened, record):
     assert len(shown.query_selector_all("canvas[data-drawn]")) == 6
 
 
+def test_a_portfolio_is_told_at_its_cheapest_level(opened, record):
+    """Metrics are those of the level that costs are of; passes of variants are named."""
+    other = {**copy.deepcopy(record), "name": "several"}
+    other["summary"][-1]["level"] = 1
+    other["evaluation"] += [{**copy.deepcopy(e), "level": 1} for e in other["evaluation"]]
+    for found in other["evaluation"]:
+        (found["bundle"] or found["graph"])["metric"] = 0.25 + found["level"] / 4
+    other["passes"][-1]["variant"] = "alone"
+    shown = opened(record, other).page
+    assert column(shown, "bundles", "level") == ["0", "1"]
+    assert column(shown, "bundles", "metric a")[1] == "0.5"
+    shown.select_option("select", "1")
+    assert column(shown, "passes", "pass")[-1] == f"alone: {record['passes'][-1]['spec']}"
+
+
 def test_measured_times_are_in_table_and_plots(opened, record):
     times = [{"tasks": t, "level": 0, "seconds_median": s} for t, s in (("a", 2e-6), ("b", 3e-6), ("a+b", 4.5e-6))]
     shown = opened({**record, "measured": [{"where": "this machine, 1 thread", "subsets": times}]}).page

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from compiler.bundle_report import comparison, read_report
+from compiler.codegen.bundle import read_bundle
 from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, compile_release
 from compiler.config import load_config, parse_config
@@ -78,9 +80,36 @@ def test_the_bundle_runs_and_reports_every_level(tmp_path, capsys):
         steps = json.loads(out)["steps"]
         assert status == 0 and all(step["seconds"] is not None for step in steps)
         assert {task for step in steps for task in step["tasks"]} == {"a@0", "b@0", "a@1", "b@1"}
-    assert found.record()["summary"][-1]["flops"] == found.costs.levels[1][-1].cost.flops
+    status, out, _ = run(capsys, "explain", "plan", found.folder, "--seconds", "0.01", "-q")
+    assert status == 0 and "time of one run of all tasks at every level" in out
     status, out, _ = run(capsys, "inspect", found.folder, "-q")
-    assert status == 0 and "a portfolio of 2 networks" in out
+    assert status == 0 and "a portfolio of 2 networks" in out and "gives b at level 1" in out
+
+
+def test_reports_tell_costs_and_metrics_of_the_cheapest_level(portfolio_bundle):
+    report = read_report(read_bundle(portfolio_bundle[0]))
+    (row,) = comparison([report])
+    metrics = {(e["task"], e["level"]): (e["bundle"] or e["graph"])["metric"] for e in report["evaluation"]}
+    assert metrics["b", 0] != metrics["b", 1] == row["metric_b"] and row["level"] == 1
+    columns = report["combinations"]["columns"]
+    last = dict(zip(columns, report["combinations"]["rows"][-1], strict=True))
+    assert (last["level"], last["flops"]) == (1, row["flops"])
+    nodes = report["graph"]["nodes"]
+    assert [n["node"] for n in nodes if n["op"] == "output"] == ["a", "a at level 1", "b", "b at level 1"]
+    assert {p.get("variant") for p in report["passes"]} == {None, "alone"}
+
+
+def test_a_file_with_a_portfolio_has_a_plan(portfolio_bundle, capsys):
+    status, out, _ = run(
+        capsys, "explain", "plan", portfolio_bundle[0] / "host/merged.onnx", "--seconds", "0", "-q", "--json"
+    )
+    assert status == 0 and {"a@0", "b@1"} <= {t for step in json.loads(out)["steps"] for t in step["tasks"]}
+
+
+def test_a_merge_of_a_variant_is_explained(tmp_path, capsys):
+    text = VARIANTS.replace(SHORT, SHORT[:-1] + ', "merge{max_drift=0.5,max_loss=0.9}"]')
+    status, out, _ = run(capsys, "explain", "merge", write_release(tmp_path, text), "-q", "--json")
+    assert status == 0 and json.loads(out)["spec"].startswith("merge{")
 
 
 def test_gates_hold_for_every_network_of_a_portfolio(tmp_path):

@@ -16,15 +16,18 @@ from compiler.release import Say, resources
 
 
 def explain_merge(args: Namespace, say: Say) -> Result:
-    """A release: what its merge shared and why the rest is not. A model: which tasks its layers serve."""
+    """A release: what its merge shared and why the rest is not, of variants that of the first with one. A model:
+    which tasks its layers serve.
+    """
     if Path(args.path).is_dir():
         raise ConfigError(f"{args.path} is a folder; explain merge reads a release file or an ONNX model")
     if not is_release(args.path):
         graph = graph_of(args, say)
         return _owners(graph)
     config = config_of(args)
-    pipeline = Pipeline.parse(config.passes, numerics=False)
-    if all(p.name != "merge" for p in pipeline.passes):
+    pipelines = [Pipeline.parse(p, numerics=False) for p in (config.passes, *config.variants.values())]
+    pipeline = next((p for p in pipelines if any(pass_.name == "merge" for pass_ in p.passes)), None)
+    if pipeline is None:
         raise ConfigError(
             f"{args.path}: its pipeline has no merge; add one, or try it with "
             f'--set passes.pipeline=\'["fold-constants", "fold-batch-norm", "merge"]\''

@@ -14,10 +14,12 @@ from compiler.codegen.generate import generate
 from compiler.codegen.interface import check_names
 from compiler.codegen.profile import TimedBundle, TimedLibrary, TimedProgram, profile
 from compiler.codegen.target import Target, find_target
+from compiler.codegen.variants import level_of
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen, one_target
 from compiler.commands.common import config_of, graph_of, is_release, of_bundle
 from compiler.errors import ConfigError, TargetError
+from compiler.ir.levels import is_portfolio
 from compiler.pipeline import Pipeline
 from compiler.planning import Planning, paths, planning_of
 from compiler.release import Say
@@ -58,8 +60,8 @@ def _of_graph(args: Namespace, say: Say) -> Result:
     graph = graph_of(args, say)
     check_names(name, tuple(graph.tasks))
     if not is_release(args.path):
-        nested = any(v.nested for v in graph.parameters())
-        graph = Pipeline.parse(LEVEL_PASSES if nested else DEFAULT_PASSES).run(graph)[0]
+        levels = is_portfolio(graph) or any(v.nested for v in graph.parameters())
+        graph = Pipeline.parse(LEVEL_PASSES if levels else DEFAULT_PASSES).run(graph)[0]
     say(f"{target.name}: generate")
     full = [frozenset(graph.tasks)]
     library = generate(graph, target, name=name, subsets=full, sources=sources)
@@ -127,7 +129,8 @@ def _times(title: str, found: Explanation) -> Grid:
         rate=flops / total if total else None,
         peak=flops / total / found.peak if total else None,
     )
-    return Grid(f"{title}: time of one run of all tasks, one thread", columns, [*rows, _time_row(whole)])
+    run = "all tasks at every level" if any(level_of(t) for s in found.steps for t in s.tasks) else "all tasks"
+    return Grid(f"{title}: time of one run of {run}, one thread", columns, [*rows, _time_row(whole)])
 
 
 def _time_row(step: StepFacts) -> tuple[Cell, ...]:

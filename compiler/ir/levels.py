@@ -44,6 +44,11 @@ def is_portfolio(graph: Graph) -> bool:
     return _variants(graph) > 0
 
 
+def level_suffix(level: int) -> str:
+    """Behind the name of what a task of a portfolio gives at a level: nothing at level 0."""
+    return f" at level {level}" if level else ""
+
+
 def _variants(graph: Graph) -> int:
     return max((len(t.variants) for t in graph.tasks.values()), default=0)
 

@@ -27,7 +27,8 @@ function section(id, title, ...content) {
 function comparisonSections() {
   const tasks = [...new Set(REPORTS.flatMap((r) => r.tasks))];
   const metric = (report, task) => {
-    const found = report.evaluation.find((e) => e.task === task && !e.level);
+    const level = report.summary[report.summary.length - 1].level ?? 0;
+    const found = report.evaluation.find((e) => e.task === task && (e.level ?? 0) === level);
     return found ? (found.bundle || found.graph).metric : null;
   };
   const rows = REPORTS.map((r) => ({
@@ -36,7 +37,7 @@ function comparisonSections() {
     failed: r.gates.filter((g) => g.verdict === "failed").length,
   }));
   const columns = [
-    ["bundle", "bundle"], ["flops", "FLOPs, all tasks"], ["macs", "MACs"], ["parameters", "parameters"], ["pool", "pool B"],
+    ["bundle", "bundle"], ...(rows.some((r) => r.level) ? [["level", "level"]] : []), ["flops", "FLOPs, all tasks"], ["macs", "MACs"], ["parameters", "parameters"], ["pool", "pool B"],
     ["workspace_bytes", "workspace B"], ...tasks.map((t) => [`metric ${t}`, t]), ["failed", "failed gates"],
   ].map(([key, title]) => ({ key, title }));
   return [
@@ -129,14 +130,15 @@ function passContent(report) {
   if (!report.passes.length) return [el("p", { class: "faint", text: "The graph was compiled as given." })];
   const largest = (values) => (values.some(missing) ? measured(null) : Math.max(0, ...values));
   const worst = (drift) => (drift ? largest(Object.values(drift)) : null);
+  const named = (p) => (p.variant ? `${p.variant}: ${p.spec}` : p.spec);
   const rows = report.passes.map((p) => ({
-    pass: p.spec, outputs: p.exact ? "exact" : "approximate", before: p.before.nodes, after: p.after.nodes,
+    pass: named(p), outputs: p.exact ? "exact" : "approximate", before: p.before.nodes, after: p.after.nodes,
     parameters: p.after.parameters, flops: p.after.flops, drift: worst(p.drift),
   }));
   const titles = { pass: "pass", outputs: "outputs", before: "nodes before", after: "after", parameters: "parameters", flops: "FLOPs", drift: "largest drift" };
   const columns = Object.entries(titles).map(([key, title]) => ({ key, title }));
   const told = report.passes.flatMap((p) => [
-    ...p.notes.map((n) => ({ pass: p.spec, what: "did", ...n })), ...p.refusals.map((r) => ({ pass: p.spec, what: "left alone", ...r })),
+    ...p.notes.map((n) => ({ pass: named(p), what: "did", ...n })), ...p.refusals.map((r) => ({ pass: named(p), what: "left alone", ...r })),
   ]);
   const toldColumns = [["pass", "pass"], ["what", ""], ["where", "where"], ["reason", "what and why"]].map(([key, title]) => ({ key, title }));
   const more = told.length ? el("details", {}, el("summary", { text: `${exact(told.length)} things that passes did or left alone, and why` }),
