@@ -95,6 +95,13 @@ def test_without_inputs_a_width_loses_the_share_of_squared_weights_that_read_it(
         assert lost == pytest.approx(tuple(expected))
 
 
+def test_a_width_loses_the_same_whatever_others_are_looked_at(cut_chain) -> None:
+    graph, closure, groups, cuts, scores = cut_chain
+    found = width_losses(graph, closure, groups, cuts, scores, [])
+    ends = [(own[0], own[-1]) for own in cuts]
+    assert width_losses(graph, closure, groups, ends, scores, []) == [(lost[0], lost[-1]) for lost in found]
+
+
 def test_with_inputs_it_loses_what_the_outputs_lose_when_the_rest_is_fitted(cut_chain) -> None:
     """The last layer's outputs are the network's; against least squares over the channels that stay."""
     graph, closure, groups, cuts, scores = cut_chain

@@ -297,6 +297,10 @@ def test_a_fit_behind_a_cut_stays_where_its_task_loses_less_and_no_other_more(mo
     exact = Refit({"a": 0.0, "b": 0.0, "c": 0.0})
     exact.refit()
     assert exact.graph.name == "before"
+    outcomes = iter([{"a": 0.0, "b": 0.0, "c": 0.1}])
+    half = Refit({"a": 0.0, "b": 0.0, "c": 0.2})
+    half.refit()
+    assert half.graph.name == "c"
 
 
 # ---------------------------------------------------------------------- what is told
