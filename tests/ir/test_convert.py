@@ -93,6 +93,30 @@ CONVERSIONS = {
     ),
     "reshape": (5, "net (float[2,3] x) => (float[3,2] z) <int64[2] s = {3, -1}> { z = Reshape (x, s) }"),
     "gemm": (9, "net (float[2,3] x) => (float[2,1] z) <float[3,1] w={1,2,3}, float[1] c={5}> { z = Gemm(x,w,c) }"),
+    "clip-11": (
+        11,
+        "net (float[2,3] x) => (float[2,3] z) <float a = {-0.5}, float b = {0.25}> { z = Clip (x, a, b) }",
+    ),
+    "pad-11": (
+        11,
+        "net (float[2,3] x) => (float[4,4] z) <int64[4] p = {1, 0, 1, 1}, float v = {2}> { z = Pad (x, p, v) }",
+    ),
+    "slice-10": (
+        10,
+        "net (float[4,6] x) => (float[2,6] z) <int64[1] s = {1}, int64[1] e = {3}> { z = Slice (x, s, e) }",
+    ),
+    "split-13": (
+        13,
+        "net (float[6,2] x) => (float[2,2] a, float[4,2] b) <int64[2] s = {2, 4}> { a, b = Split (x, s) }",
+    ),
+    "squeeze-13": (13, "net (float[1,3,1] x) => (float[1,3] z) <int64[1] a = {2}> { z = Squeeze (x, a) }"),
+    "unsqueeze-13": (13, "net (float[3] x) => (float[1,3,1] z) <int64[2] a = {0, 2}> { z = Unsqueeze (x, a) }"),
+    "reduce-sum-13": (13, "net (float[2,3] x) => (float[2,1] z) <int64[1] a = {1}> { z = ReduceSum (x, a) }"),
+    "reduce-max-18": (18, "net (float[2,3] x) => (float[2,1] z) <int64[1] a = {-1}> { z = ReduceMax (x, a) }"),
+    "top-k-10": (
+        10,
+        "net (float[2,5] x) => (float[2,2] v, int64[2,2] i) <int64[1] k = {2}> { v, i = TopK (x, k) }",
+    ),
     "newer": (22, "net (float[2,3] x) => (float[2,3] z) { y = Elu (x) z = Round (y) }"),
 }
 
