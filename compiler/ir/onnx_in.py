@@ -36,6 +36,9 @@ portfolio has a fourth entry: its outputs at levels 1, 2 ..., [[output value, ..
 ENCODINGS_KEY = "taskgraft.encodings"
 """Metadata entry of an exported model with sparse weights: {initializer: text of its encoding}."""
 
+_MISREAD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading JSON that is not of the expected form raises; the last of lists within lists without end."""
+
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 
@@ -190,7 +193,7 @@ def _encodings(model: onnx.ModelProto, where: str) -> dict[str, Encoding]:
             if name not in names:
                 raise ValueError(f"there is no initializer {shown(str(name))}")
             found[name] = parse_encoding(text)
-    except (ValueError, TypeError, AttributeError) as error:
+    except _MISREAD as error:
         raise UnsafeInputError(
             f"{where}: metadata '{ENCODINGS_KEY}' cannot be used: {error}; remove it to load all weights dense"
         ) from None
@@ -224,7 +227,7 @@ def _arrays_named(
     try:
         tensors = {t.name: t for t in model.graph.initializer}
         return read(recorded, lambda name: array_of(tensors[name]), encodings)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except _MISREAD as error:
         raise UnsafeInputError(f"{where}: metadata '{key}' cannot be used: {error}; {advice}") from None
 
 
@@ -331,7 +334,7 @@ def _recorded(text: str, made: Mapping[str, ValueRef], where: str) -> Iterator[_
             if not all(isinstance(o, str) and o in made for level in ladder for o in level):
                 raise ValueError(task)
             yield task, outputs, labels, variants
-    except (ValueError, TypeError):
+    except _MISREAD:
         raise UnsafeInputError(
             f"{where}: metadata '{TASKS_KEY}' does not fit the model's outputs; give the task a name to ignore it"
         ) from None

@@ -6,14 +6,15 @@ import itertools
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from compiler import ConfigError, VerifyError, cost_report, parse_pass, portfolio, to_onnx
 from compiler.cost.combine import cheapest_levels
 from compiler.errors import CompilerError, UnsafeInputError
 from compiler.ir.graph import Graph
-from compiler.ir.levels import at_level, is_portfolio, level_count
-from compiler.ir.onnx_in import TASKS_KEY, load
+from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, at_level, is_portfolio, level_count
+from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY, load
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.ir.union import union
@@ -88,6 +89,14 @@ def test_a_network_may_lack_tasks() -> None:
     assert made.tasks["a"].variants[0] == made.tasks["a"].outputs
     assert answers(at_level(made, 1), ("a", "b")) == answers(shared(), ("a", "b"))
     assert answers(at_level(made, 1), ("c",)) == answers(shared(("c",)), ("c",))
+    made = portfolio([shared(), apart(), shared(("c",))])
+    assert made.tasks["a"].variants[1] == made.tasks["a"].variants[0] != made.tasks["a"].outputs
+
+
+def test_labels_are_those_of_the_first_network() -> None:
+    made = portfolio([apart(), shared()])
+    assert {n: t.labels for n, t in made.tasks.items()} == {n: t.labels for n, t in apart().tasks.items()}
+    assert made.tasks["a"].labels != (made.tasks["a"].outputs[0].name,)
 
 
 def test_files_hold_every_level() -> None:
@@ -107,6 +116,15 @@ def test_damaged_levels_of_a_file_are_refused(variants: object) -> None:
     rows = json.loads(entry.value)
     entry.value = json.dumps([[*rows[0][:3], variants]])
     with pytest.raises(UnsafeInputError, match=f"metadata '{TASKS_KEY}' does not fit"):
+        load(model)
+
+
+@pytest.mark.parametrize("key", [TASKS_KEY, ENCODINGS_KEY, LEVELS_KEY, ORDER_KEY])
+def test_metadata_of_lists_without_end_are_refused(key: str) -> None:
+    model = to_onnx(shared(("a",)))
+    metadata = {p.key: p.value for p in model.metadata_props} | {key: "[" * 100_000}
+    onnx.helper.set_model_props(model, metadata)
+    with pytest.raises(UnsafeInputError, match=f"metadata '{key}'"):
         load(model)
 
 
@@ -142,9 +160,9 @@ def test_without_a_portfolio_level_0_is_what_a_call_costs() -> None:
     assert {r.level for r in cost_report(nested).cheapest()} == {0}
 
 
-def other_input() -> Graph:
+def other_input(name: str = "y", size: int = 8) -> Graph:
     b = Builder("net")
-    b.task("a", head(b, conv(b, b.input("y", 1, 3, 8, 8), 4), 3))
+    b.task("a", head(b, conv(b, b.input(name, 1, 3, size, size), 4), 3))
     return b.done()
 
 
@@ -160,6 +178,10 @@ NESTED = "nest{levels=0+0.5,pattern=block4x1,dense=(),min_inputs=4}"
         ([shared(), shared(("a", "d"))], "network 1 has the task 'd', which the first has not"),
         ([shared(("a",)), shared(("a",), 4)], r"network 1 gives float32\[1,4\] for 'a'; the first gives float32"),
         ([shared(), other_input()], r"network 1 reads 'y' float32\[1,3,8,8\]; the first has no such input"),
+        (
+            [shared(), other_input("x", 6)],
+            r"network 1 reads 'x' float32\[1,3,6,6\]; the first has float32\[1,3,8,8\]",
+        ),
         ([shared(), parse_pass(NESTED)(shared())], "network 1 has 2 levels of its own; take one"),
         ([portfolio([shared(), apart()]), shared()], "network 0 has 2 levels of its own; take one"),
     ],
