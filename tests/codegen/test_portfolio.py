@@ -97,6 +97,8 @@ def test_the_library_holds_what_networks_share_once() -> None:
 def test_the_manifest_names_the_kind_of_the_levels(made: Made) -> None:
     manifest = made.net.bundle.manifest
     assert [level["kind"] for level in manifest["levels"]] == ["variant", "variant"]
+    wanted = [cost_report(n).combinations[-1].cost.weight_bytes for n in (shared(), apart())]
+    assert [level["weight_bytes"] for level in manifest["levels"]] == wanted
     assert [t["name"] for t in manifest["tasks"]] == list(TASKS) and len(manifest["io"]["outputs"]) == 3
     rows = {(tuple(r["tasks"]), r["level"]): r["kernels"] for r in manifest["subsets"]}
     assert rows[("a",), 1] < rows[TASKS, 1] and rows[TASKS, 0] != rows[TASKS, 1]
@@ -165,6 +167,7 @@ def test_more_tasks_than_a_table_of_the_cheapest_has_are_refused_at_once(monkeyp
 
 
 def test_more_levels_than_a_library_has_bits_for_are_refused() -> None:
+    assert len(flattened(portfolio([shared(tuple(f"t{i}" for i in range(16)))] * 4)).tasks) == 64
     graph = portfolio([shared(tuple(f"t{i}" for i in range(23)))] * 3)
     with pytest.raises(ConfigError, match="a portfolio of 3 networks for 23 tasks; a library holds at most 64"):
         flattened(graph)
