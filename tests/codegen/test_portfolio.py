@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from compiler import CHEAPEST, ConfigError, build, cost_report, open_bundle, parse_pass, portfolio
+from compiler.codegen import emulate
 from compiler.codegen.generate import generate
 from compiler.codegen.runtime import Network
 from compiler.codegen.target import find_target
@@ -21,8 +23,9 @@ from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.union import union
+from tests.graphs import Builder
 from tests.ir.test_portfolio import TASKS, apart, shared
-from tests.passes.merge.families import plain
+from tests.passes.merge.families import conv, head, plain
 
 SUBSETS = [c for n in (1, 2, 3) for c in itertools.combinations(TASKS, n)]
 
@@ -76,12 +79,55 @@ def test_a_call_finds_the_level_of_the_fewest_operations(made: Made) -> None:
     assert np.array_equal(call(CHEAPEST)["a"], made.net.run(made.feeds, tasks="a", level=levels["a",])["a"])
 
 
-def test_threads_share_calls_at_any_level(made: Made) -> None:
-    with made.net.pool(2) as pool:
+def sized(width: int) -> Graph:
+    """Two tasks on a trunk, if it has any channels: threads share its convolutions."""
+    b = Builder("net", width)
+    x = b.input("x", 1, 3, 48, 48)
+    x = conv(b, conv(b, x, width), width, strides=(2, 2)) if width else x
+    for task in ("a", "b"):
+        b.task(task, head(b, x, 3))
+    return b.done()
+
+
+def test_threads_share_calls_at_any_level(tmp_path: Path) -> None:
+    """Calls of level 0 are too small to share; the self-test of the build tries pools too."""
+    graph = portfolio([sized(0), sized(32)])
+    net = open_bundle(build(graph, "host", tmp_path, name="sized").path)
+    kernels = [r["shared_kernels"] for r in net.bundle.manifest["subsets"] if r["tasks"] == ["a", "b"]]
+    assert kernels[0] == 0 < kernels[1]
+    driver = (net.bundle.path / "src/sized_driver.c").read_text()
+    assert "case 1: return POOL(call) ? with_pool(POOL(call), team_c, " in driver
+    feeds = random_feeds(graph, np.random.default_rng(2))
+    with net.pool(2) as pool:
         for level in (0, 1, CHEAPEST):
-            wanted = made.net.run(made.feeds, level=level)
-            found = made.net.run(made.feeds, level=level, pool=pool)
-            assert all(np.array_equal(found[t], wanted[t]) for t in TASKS)
+            wanted = net.run(feeds, level=level)
+            found = net.run(feeds, level=level, pool=pool)
+            assert all(np.array_equal(found[t], wanted[t]) for t in ("a", "b"))
+
+
+def test_an_input_that_one_level_reads_and_what_a_level_returns_as_it_is(tmp_path: Path) -> None:
+    """An input, a constant and what two tasks exchange between levels are copied to the callers."""
+    networks = []
+    for level in (0, 1):
+        b = Builder("net", level)
+        x, y = b.input("x", 1, 4), b.input("y", 1, 4)
+        b.task("a", b.apply("Mul", x, y) if level else b.apply("Neg", x))
+        b.task("b", y if level else x)
+        b.task("c", b.const(np.full((1, 4), level + 2, np.float32)))
+        first, second = b.apply("Exp", x), b.apply("Abs", x)
+        b.task("d", second if level else first)
+        b.task("e", first if level else second)
+        networks.append(b.done())
+    graph = parse_pass("deduplicate")(portfolio(networks))
+    net = open_bundle(build(graph, "host", tmp_path, name="odd").path)
+    feeds = random_feeds(graph, np.random.default_rng(4))
+    masks = {p["name"]: p["tasks_mask"] for p in net.bundle.manifest["io"]["inputs"]}
+    assert masks["y"] == 0b00011
+    for level, network in enumerate(networks):
+        wanted = evaluate(network, feeds)
+        for task in network.tasks.values():
+            found = net.run(feeds, tasks=task.name, level=level)[task.name]
+            assert difference(found, wanted[task.outputs[0].name]) < 1e-6
 
 
 def test_the_library_holds_what_networks_share_once() -> None:
@@ -103,6 +149,14 @@ def test_the_manifest_names_the_kind_of_the_levels(made: Made) -> None:
     rows = {(tuple(r["tasks"]), r["level"]): r["kernels"] for r in manifest["subsets"]}
     assert rows[("a",), 1] < rows[TASKS, 1] and rows[TASKS, 0] != rows[TASKS, 1]
     assert made.net.portfolio and not made.alone[0].portfolio
+
+
+def test_times_of_calls_are_those_at_the_cheapest_level(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = made.net.bundle.manifest["subsets"]
+    times = [{"tasks": "+".join(r["tasks"]), "level": r["level"], "seconds_min": r["level"]} for r in rows]
+    monkeypatch.setattr(emulate, "run_bench", lambda *_, **__: json.dumps({"subsets": times}))
+    found = emulate.fastest_calls(made.net.bundle, find_target("host"), seconds=0.01)
+    assert found == {frozenset(r.tasks): r.level for r in cost_report(made.graph).cheapest()}
 
 
 def test_a_call_stays_in_its_network(made: Made) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from compiler import ConfigError, VerifyError, cost_report, parse_pass, portfolio, to_onnx
 from compiler.cost.combine import cheapest_levels
-from compiler.errors import CompilerError, UnsafeInputError
+from compiler.errors import CompilerError, PassError, UnsafeInputError
 from compiler.ir.graph import Graph
 from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, at_level, is_portfolio, level_count
 from compiler.ir.onnx_in import ENCODINGS_KEY, TASKS_KEY, load
@@ -19,6 +19,7 @@ from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.ir.union import union
 from compiler.ir.verify import verify
+from compiler.passes.base import Resources
 from tests.graphs import Builder
 from tests.passes.merge.families import conv, head, plain
 
@@ -128,12 +129,23 @@ def test_metadata_of_lists_without_end_are_refused(key: str) -> None:
         load(model)
 
 
-def test_a_file_whose_levels_do_not_fit_each_other_is_refused() -> None:
-    model = to_onnx(portfolio([shared(("a", "b")), shared(("a", "b"))]))
+@pytest.mark.parametrize(
+    ("variants", "reason"),
+    [
+        ([], "task 'b': has 1 levels, another one has 2"),
+        ([[["gemm:0"]]], r"task 'b': gives float32\[1,3\] at level 1, float32\[1,4\] at level 0"),
+    ],
+)
+def test_a_file_whose_levels_do_not_fit_each_other_is_refused(variants: list[object], reason: str) -> None:
+    b = Builder("net")
+    x = b.input("x", 1, 3, 8, 8)
+    b.task("a", head(b, x, 3))
+    b.task("b", head(b, x, 4))
+    model = to_onnx(portfolio([b.done()] * 2))
     (entry,) = (p for p in model.metadata_props if p.key == TASKS_KEY)
     rows = json.loads(entry.value)
-    entry.value = json.dumps([rows[0], rows[1][:3]])
-    with pytest.raises(UnsafeInputError, match="task 'b': has 1 levels, another one has 2"):
+    entry.value = json.dumps([rows[0], [*rows[1][:3], *variants]])
+    with pytest.raises(UnsafeInputError, match=reason):
         load(model)
 
 
@@ -217,3 +229,8 @@ def test_an_output_of_a_level_cannot_be_removed() -> None:
     assert producer is not None
     with pytest.raises(CompilerError, match="is still used"):
         made.remove(producer.ref)
+
+
+def test_training_sees_one_network() -> None:
+    with pytest.raises(PassError, match="train the networks of a portfolio one by one"):
+        parse_pass("distil").requires(portfolio([shared(), apart()]), Resources())
