@@ -30,13 +30,14 @@ class Compiled:
 def latency_record(networks: Mapping[str, Path], together: Sequence[Path] = ()) -> Compiled:
     """What networks of some methods take as compiled code; host target, one thread.
 
-    `together`: networks of a portfolio, whose calls are those at the cheapest level. Layers side by side are
-    joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest of several turns counts:
-    what disturbs a run only adds to it.
+    `together`: networks of a portfolio, whose calls are those at the cheapest level, or the only one. Layers side by
+    side are joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest of several turns
+    counts: what disturbs a run only adds to it.
     """
     graphs = {method: _joined(file) for method, file in networks.items()}
     if together:
-        graphs[PORTFOLIO] = Deduplicate()(portfolio([_joined(file) for file in together]))
+        members = [_joined(file) for file in together]
+        graphs[PORTFOLIO] = Deduplicate()(portfolio(members)) if len(members) > 1 else members[0]
     names = {m: [frozenset(q) for q in all_subsets(tuple(g.tasks))] for m, g in graphs.items()}
     target = find_target("host")
     with tempfile.TemporaryDirectory(prefix="taskgraft-merging-") as work:

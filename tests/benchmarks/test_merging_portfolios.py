@@ -121,5 +121,7 @@ def test_calls_of_the_portfolio_are_timed_at_their_cheapest_level(
         q: row["latency_macs"]["portfolio"] == row["latency_macs"]["separate"] for q, row in found.rows.items()
     }
     assert levels["a",] and not levels["a", "b", "c"]
+    alone = latency.latency_record(files, [files["lattice"]])
+    assert all(row["latency_macs"]["portfolio"] == row["latency_macs"]["lattice"] for row in alone.rows.values())
     sizes = found.pool_bytes
     assert max(sizes["separate"], sizes["lattice"]) < sizes["portfolio"] <= sizes["separate"] + sizes["lattice"]
