@@ -30,9 +30,9 @@ class Compiled:
 def latency_record(networks: Mapping[str, Path], together: Sequence[Path] = ()) -> Compiled:
     """What networks of some methods take as compiled code; host target, one thread.
 
-    `together`: networks of a portfolio, whose calls are those at the cheapest level, or the only one. Layers side by
-    side are joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest of several turns
-    counts: what disturbs a run only adds to it.
+    `together`: networks of a portfolio, whose calls are those at the cheapest level, or the only one. Layers side
+    by side are joined, as `narrow` leaves them, also in networks that an earlier one left. The fastest of several
+    turns counts: what disturbs a run only adds to it.
     """
     graphs = {method: _joined(file) for method, file in networks.items()}
     if together:
