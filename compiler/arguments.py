@@ -308,7 +308,7 @@ _COMMANDS: tuple[tuple[str, str, str, tuple[_Adder, ...]], ...] = (
     (
         "extract",
         f"{_GRAPHS}:extract",
-        "the exact network of a subset of tasks, or of a sparsity level, as ONNX",
+        "the exact network of a subset of tasks, or of a level, as ONNX",
         (_path("RELEASE.toml|MODEL.onnx"), _config, _input, _tasks(False), _extract, _output(True, "ONNX file")),
     ),
     (

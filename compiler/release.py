@@ -13,6 +13,7 @@ import numpy as np
 from compiler.calibration.data import Arrays, CalibrationSet, load_arrays, with_samples
 from compiler.calibration.metrics import metric
 from compiler.calibration.samples import Feeds, open_calibration
+from compiler.codegen.variants import refuse_too_large
 from compiler.cost.combine import CostReport, cheapest_levels, cost_report
 from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed, plural
 from compiler.files import takes_files
@@ -352,7 +353,7 @@ def transform(
     variants = {} if stop_after else {n: Pipeline.parse(p, config.numerics) for n, p in config.variants.items()}
     use = resources(config, release.graph, say)
     if variants:
-        _refuse_levels(release.graph, use, {"pipeline": pipeline, **variants})
+        _refuse_variants(release.graph, use, {"pipeline": pipeline, **variants})
     say(f"{plural(len(pipeline.passes), 'pass')}: {', '.join(map(str, pipeline.passes))}")
     graph, records = pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)
     if not variants:
@@ -375,8 +376,11 @@ def _say_cheapest(graph: Graph, variants: Iterable[str], say: Say) -> None:
         say(f"level {level}, {name}: the cheapest for {levels.count(level)} of {len(levels)} combinations of tasks")
 
 
-def _refuse_levels(graph: Graph, use: Resources, pipelines: Mapping[str, Pipeline]) -> None:
-    """ConfigError, before any pass runs, where a network of a portfolio would have levels of its own."""
+def _refuse_variants(graph: Graph, use: Resources, pipelines: Mapping[str, Pipeline]) -> None:
+    """ConfigError, before any pass runs, where a network of a portfolio would have levels of its own, or where
+    there are more of them, or tasks, than a library holds."""
+    kept = [p.tasks for p in pipelines["pipeline"].passes if isinstance(p, ExtractTasks)]
+    refuse_too_large(graph.name, len(kept[-1] if kept else graph.tasks), len(pipelines))
     if lost := [name for name, pipeline in pipelines.items() if pipeline.check(graph, use) > 1]:
         raise ConfigError(
             f"passes: {', '.join(lost)} would make sparsity levels, and networks of a portfolio have none; leave "

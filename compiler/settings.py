@@ -15,7 +15,7 @@ SCHEMA = 1
 DEFAULT_PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate", "dead-channels")
 
 LEVEL_PASSES = ("remove-dead-code", "deduplicate")
-"""Those of them that keep sparsity levels, and the bits of a level that was taken from others."""
+"""Those of them that keep levels, and the bits of a level that was taken from others."""
 """Constants first, so that batch norms have constant parameters; sharing before channels are counted."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -83,7 +83,12 @@ def test_the_bundle_runs_and_reports_every_level(tmp_path, capsys):
     status, out, _ = run(capsys, "explain", "plan", found.folder, "--seconds", "0.01", "-q")
     assert status == 0 and "time of one run of all tasks at every level" in out
     status, out, _ = run(capsys, "inspect", found.folder, "-q")
-    assert status == 0 and "a portfolio of 2 networks" in out and "gives b at level 1" in out
+    assert (
+        status == 0
+        and "a portfolio of 2 networks" in out
+        and "of all weights" in out
+        and "gives b at level 1" in out
+    )
 
 
 def test_reports_tell_costs_and_metrics_of_the_cheapest_level(portfolio_bundle):
@@ -157,6 +162,19 @@ def test_levels_within_a_portfolio_are_refused_before_the_first_pass(tmp_path, w
     with pytest.raises(ConfigError, match=f"passes: {where} would make sparsity levels"):
         transform(release, say=told.append)
     assert not any("pass 1" in line for line in told)
+
+
+def test_more_networks_than_a_library_holds_are_refused_before_the_first_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr("compiler.codegen.variants.MOST_TASKS", 3)
+    told: list[str] = []
+    with pytest.raises(ConfigError, match="a portfolio of 2 networks for 2 tasks; a library holds at most 3"):
+        transform(load_release(load_config(write_release(tmp_path, VARIANTS))), say=told.append)
+    assert not any("pass 1" in line for line in told)
+    text = VARIANTS.replace('"deduplicate"]', '"extract-tasks{tasks=b}"]').replace(
+        SHORT, '["extract-tasks{tasks=b}"]'
+    )
+    graph, _ = transform(load_release(load_config(write_release(tmp_path, text))))
+    assert list(graph.tasks) == ["b"] and level_count(graph) == 2
 
 
 def test_stopping_after_a_pass_leaves_variants_out(tmp_path):

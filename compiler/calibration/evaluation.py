@@ -44,7 +44,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class TaskEvaluation:
-    """One task at one sparsity level. `metric_name` is empty without labels; `bundle` is None where no library was
+    """One task at one level. `metric_name` is empty without labels; `bundle` is None where no library was
     run."""
 
     task: str

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from compiler.codegen.interface import MOST_TASKS
 from compiler.codegen.program import Argument, Program
+from compiler.cost.combine import MOST_TASKS as MOST_COMBINED
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.levels import is_portfolio, level_count
@@ -22,12 +23,8 @@ def flattened(graph: Graph) -> Graph:
     """
     if not is_portfolio(graph):
         return graph
-    count, levels = len(graph.tasks), level_count(graph)
-    if count * levels > MOST_TASKS:
-        raise ConfigError(
-            f"'{graph.name}' is a portfolio of {levels} networks for {count} tasks; a library holds at most "
-            f"{MOST_TASKS} tasks of all levels together. Leave out networks that are rarely the cheapest"
-        )
+    levels = level_count(graph)
+    refuse_too_large(graph.name, len(graph.tasks), levels)
     flat = graph.copy()
     for task in graph.tasks.values():
         flat.drop_task(task.name)
@@ -35,6 +32,20 @@ def flattened(graph: Graph) -> Graph:
         for task in graph.tasks.values():
             flat.set_task(f"{task.name}@{level}", task.ladder[level], task.labels)
     return flat.freeze()
+
+
+def refuse_too_large(name: str, tasks: int, levels: int) -> None:
+    """ConfigError where a library cannot hold a portfolio of so many tasks and networks."""
+    if tasks > MOST_COMBINED:
+        raise ConfigError(
+            f"'{name}' is a portfolio for {tasks} tasks; at most {MOST_COMBINED} are possible, since its "
+            "library knows the cheapest level of every combination. Extract the tasks of interest first"
+        )
+    if tasks * levels > MOST_TASKS:
+        raise ConfigError(
+            f"'{name}' is a portfolio of {levels} networks for {tasks} tasks; a library holds at most "
+            f"{MOST_TASKS} tasks of all levels together. Leave out networks that are rarely the cheapest"
+        )
 
 
 def level_of(task: str) -> int:

@@ -183,7 +183,8 @@ def level_grids(graph: Graph) -> tuple[Grid, ...]:
     if len(rows) == 1:
         return ()
     title = f"a portfolio of {len(rows)} networks" if is_portfolio(graph) else plural(len(rows), "sparsity level")
-    columns = ("level", "weights kept", "parameters", "weights B", "MACs", "FLOPs")
+    share = "of all weights" if is_portfolio(graph) else "weights kept"
+    columns = ("level", share, "parameters", "weights B", "MACs", "FLOPs")
     counts = ("parameters", "weight_bytes", "macs", "flops")
     cells = [(r["level"], f"{r['density']:.1%}", *(r[c] for c in counts)) for r in rows]
     return (Grid(title, columns, cells),)  # type: ignore[arg-type]

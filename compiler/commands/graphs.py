@@ -98,7 +98,7 @@ def inspect(args: Namespace, say: Say) -> Result:
 
 
 def extract(args: Namespace, say: Say) -> Result:
-    """The network of a subset of tasks, of a sparsity level, or of both as an ONNX file."""
+    """The network of a subset of tasks, of a level, or of both as an ONNX file."""
     if not args.tasks and args.level is None:
         raise ConfigError("name what to extract: --tasks A,B or --level N, or both")
     if args.alone and args.level is None:

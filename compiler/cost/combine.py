@@ -169,11 +169,7 @@ def cheapest_levels(graph: Graph) -> tuple[int, ...]:
 
     Entry 0, for no task, is 0. ConfigError beyond MOST_TASKS tasks.
     """
-    if len(graph.tasks) > MOST_TASKS:
-        raise ConfigError(
-            f"'{graph.name}' is a portfolio for {len(graph.tasks)} tasks; at most {MOST_TASKS} are possible, since "
-            "its library knows the cheapest level of every combination. Extract the tasks of interest first"
-        )
+    refuse_too_many(graph.tasks)
     flops = [
         _table(at_level(graph, level, alone=True))[:, _FIELDS.index("flops")] for level in range(level_count(graph))
     ]

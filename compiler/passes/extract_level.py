@@ -1,4 +1,4 @@
-"""extract-level: the network of one sparsity level, exactly as the full graph has it."""
+"""extract-level: the network of one level, exactly as the full graph has it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compiler.passes.base import Pass, Refusal, Resources
 
 @dataclass(frozen=True)
 class ExtractLevel(Pass):
-    """Make `level` the densest one: denser levels go, with the weights that only they store.
+    """Make `level` the first one: those before it go, with what only they need.
 
-    The levels nested in it stay; `alone` drops them too, and the result is a network of one level. Either way a
-    library of the result repeats the bits of this level. A network of one level may give that up: without `order`
-    its layers run by whatever kernels are best, which sum in another order.
+    The levels behind it, which are nested in a level of sparsity, stay; `alone` drops them too, and the result is a
+    network of one level. Either way a library of the result repeats the bits of this level. A network of one level
+    may give that up: without `order` its layers run by whatever kernels are best, which sum in another order.
     """
 
     name: ClassVar[str] = "extract-level"

@@ -222,6 +222,6 @@ def test_more_tasks_than_a_table_of_the_cheapest_has_are_refused_at_once(monkeyp
 
 def test_more_levels_than_a_library_has_bits_for_are_refused() -> None:
     assert len(flattened(portfolio([shared(tuple(f"t{i}" for i in range(16)))] * 4)).tasks) == 64
-    graph = portfolio([shared(tuple(f"t{i}" for i in range(23)))] * 3)
-    with pytest.raises(ConfigError, match="a portfolio of 3 networks for 23 tasks; a library holds at most 64"):
+    graph = portfolio([shared(tuple(f"t{i}" for i in range(13)))] * 5)
+    with pytest.raises(ConfigError, match="a portfolio of 5 networks for 13 tasks; a library holds at most 64"):
         flattened(graph)

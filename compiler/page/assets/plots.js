@@ -78,7 +78,7 @@ function poolPlot(report) {
   return stackedPlot(report, "Bytes of the weight pool by storage form, and by the tasks that read them", rows, "bytes");
 }
 
-/** {task, metric, what, value, flops, seconds} of every version and sparsity level of every task that was measured. */
+/** {task, metric, what, value, flops, seconds} of every version and level of every task that was measured. */
 function accuracyPoints(reports) {
   const points = [];
   for (const report of reports) {
