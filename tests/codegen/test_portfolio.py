@@ -220,6 +220,14 @@ def test_more_tasks_than_a_table_of_the_cheapest_has_are_refused_at_once(monkeyp
         generate(graph, find_target("host"))
 
 
+def test_the_example_asks_for_the_cheapest_level(made: Made, tmp_path: Path) -> None:
+    folder = made.net.bundle.path
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I.", "example/main.c", "libboth.a"]
+    subprocess.run([*command, "-lm", "-lpthread", "-o", str(tmp_path / "demo")], cwd=folder, check=True)
+    told = subprocess.run([tmp_path / "demo", folder / "golden"], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines()[-1] == "by the network of level 0"
+
+
 def test_more_levels_than_a_library_has_bits_for_are_refused() -> None:
     assert len(flattened(portfolio([shared(tuple(f"t{i}" for i in range(16)))] * 4)).tasks) == 64
     graph = portfolio([shared(tuple(f"t{i}" for i in range(13)))] * 5)
