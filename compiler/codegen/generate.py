@@ -20,7 +20,7 @@ from compiler.codegen.programs import Programs
 from compiler.codegen.record import plan_record
 from compiler.codegen.steps import steps_of
 from compiler.codegen.target import Target
-from compiler.codegen.variants import flattened, with_outputs_of
+from compiler.codegen.variants import flattened
 from compiler.cost.combine import cheapest_levels
 from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, LoweringError
@@ -65,17 +65,17 @@ def generate(
     _check_sizes(flat, layouts)
     pool = Pool()
     builder = Builder(flat, target, layouts, pool)
-    steps = steps_of(builder, groups, decisions, say)
+    steps = steps_of(builder, groups, decisions, len(graph.outputs), say)
     symbols = steps.symbols(name or graph.name)
     compiled = compile_kernels({s: b.func for b, s in symbols.values()}, target, workers, say)
     programs = Programs(steps, symbols, compiled.scratch)
     every = (1 << len(flat.tasks)) - 1
-    full = with_outputs_of(graph, programs.program(every))
+    full = programs.program(every)
     _check_workspace(graph, full, target)
 
     def listed(level: int) -> tuple[Program, ...]:
         chosen = (mask << level * len(graph.tasks) for mask in masks)
-        return tuple(full if m == every else with_outputs_of(graph, programs.program(m)) for m in chosen)
+        return tuple(full if m == every else programs.program(m) for m in chosen)
 
     return Library(
         name=name or graph.name,

@@ -6,6 +6,7 @@ Written once for all subsets of tasks: a program is the steps that its tasks nee
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -94,14 +95,19 @@ class Steps:
         return found
 
 
-def steps_of(builder: Builder, groups: Sequence[Group], decisions: Decisions, say: Say = silent) -> Steps:
-    """The steps of every group, with copies where a reader, or the caller, wants a value in another layout."""
+def steps_of(
+    builder: Builder, groups: Sequence[Group], decisions: Decisions, outputs: int, say: Say = silent
+) -> Steps:
+    """The steps of every group, with copies where a reader, or the caller, wants a value in another layout.
+
+    `outputs`: how many the caller has; a flattened portfolio returns each of them once per level.
+    """
     steps = Steps(builder.graph, builder, builder.graph.needed_masks(), decisions)
     _add_inputs(steps)
     needs_plain = _plain_readers(groups, builder.layouts)
     for group in tracked(say, f"{builder.target.name}: layers", groups):
         _add_group(steps, group, needs_plain)
-    _add_outputs(steps)
+    _add_outputs(steps, outputs)
     return steps
 
 
@@ -166,28 +172,35 @@ def _alias_view(steps: Steps, group: Group) -> bool:
     return True
 
 
-def _add_outputs(steps: Steps) -> None:
+def _add_outputs(steps: Steps, outputs: int) -> None:
     """Every task output reaches the caller: written there directly where nothing else reads it and only calls for
-    that task write it, else copied."""
-    position = itertools.count()
-    times: dict[ValueRef, int] = {}
-    for value in steps.graph.outputs:
-        times[value.ref] = times.get(value.ref, 0) + 1
+    the tasks that return it there write it, else copied."""
+    returned = _returned(steps.graph, outputs)
+    times = Counter(ref for ref, _ in returned)
     users = _users(steps.calls)
-    for bit, task in enumerate(steps.graph.tasks.values()):
+    for (ref, place), tasks in returned.items():
+        slot, value, stored = Slot("output", at=place), steps.graph.value(ref), Slot("value", ref)
+        sole = times[ref] == 1 and not steps.graph.uses(ref) and users.get(ref) == tasks
+        if not value.size:
+            continue
+        if sole and isinstance(steps.builder.layout(ref), Plain) and stored not in steps.alias:
+            steps.alias[stored] = slot
+            continue
+        if value.data is not None:
+            stored = steps.builder.levelled(ref.name, (value.data, *value.sparser), "plain")
+        built = steps.builder.copy(value, steps.builder.layout(ref), Plain(), (stored, slot))
+        steps.add(built, tasks, (f"store {ref}",))
+
+
+def _returned(graph: Graph, outputs: int) -> dict[tuple[ValueRef, int], int]:
+    """By value and place among the caller's `outputs`: the tasks that return it there."""
+    found: dict[tuple[ValueRef, int], int] = {}
+    place = itertools.count()
+    for bit, task in enumerate(graph.tasks.values()):
         for ref in task.outputs:
-            slot, value = Slot("output", at=next(position)), steps.graph.value(ref)
-            stored = Slot("value", ref)
-            sole = times[ref] == 1 and not steps.graph.uses(ref) and users.get(ref) == 1 << bit
-            if not value.size:
-                continue
-            if sole and isinstance(steps.builder.layout(ref), Plain) and stored not in steps.alias:
-                steps.alias[stored] = slot
-                continue
-            if value.data is not None:
-                stored = steps.builder.levelled(ref.name, (value.data, *value.sparser), "plain")
-            built = steps.builder.copy(value, steps.builder.layout(ref), Plain(), (stored, slot))
-            steps.add(built, 1 << bit, (f"store {ref}",))
+            key = ref, next(place) % outputs
+            found[key] = found.get(key, 0) | 1 << bit
+    return found
 
 
 def _users(steps: Sequence[Step]) -> dict[ValueRef, int]:

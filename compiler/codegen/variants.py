@@ -6,10 +6,7 @@ bits, and what several levels have in common is in the pool, and in the table of
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from compiler.codegen.interface import MOST_TASKS
-from compiler.codegen.program import Argument, Program
 from compiler.cost.combine import MOST_TASKS as MOST_COMBINED
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
@@ -51,14 +48,3 @@ def refuse_too_large(name: str, tasks: int, levels: int) -> None:
 def level_of(task: str) -> int:
     """The level of a task of a flattened graph; 0 for one of any other graph."""
     return int(task.partition("@")[2] or 0)
-
-
-def with_outputs_of(graph: Graph, program: Program) -> Program:
-    """A program of the flattened graph whose calls write to the outputs of the graph's own tasks."""
-    count = len(graph.outputs)
-
-    def place(argument: Argument) -> Argument:
-        return replace(argument, at=argument.at % count) if argument.kind == "output" else argument
-
-    calls = (replace(c, arguments=tuple(map(place, c.arguments))) for c in program.calls)
-    return replace(program, calls=tuple(calls))
