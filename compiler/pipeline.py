@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,13 @@ def _fact_record(facts: Facts) -> dict[str, object]:
     }
 
 
+class Ahead(NamedTuple):
+    """What can be said of a pipeline's result before it runs."""
+
+    levels: int
+    tasks: tuple[str, ...]
+
+
 Observer = Callable[[Graph, Pass, Graph, PassRecord], None]
 """Called after every pass with (before, pass, after, record); an exception stops the pipeline."""
 
@@ -129,8 +136,8 @@ class Pipeline:
                 break
         return graph, tuple(records)
 
-    def check(self, graph: Graph, use: Resources, stop_after: str | None = None) -> int:
-        """How many levels there will be behind the last pass.
+    def check(self, graph: Graph, use: Resources, stop_after: str | None = None) -> Ahead:
+        """What there will be behind the last pass.
 
         ConfigError with all that keeps passes from starting, before the first of them takes its time.
         """
@@ -148,7 +155,7 @@ class Pipeline:
                 break
         if problems:
             raise ConfigError("\n".join(f"{', '.join(passes)}: {what}" for what, passes in problems.items()))
-        return levels
+        return Ahead(levels, tuple(graph.tasks))
 
     def _step(self, pass_: Pass, before: Graph, known: Facts, use: Resources) -> tuple[Graph, PassRecord]:
         try:

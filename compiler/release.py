@@ -377,12 +377,19 @@ def _say_cheapest(graph: Graph, variants: Iterable[str], say: Say) -> None:
 
 
 def _refuse_variants(graph: Graph, use: Resources, pipelines: Mapping[str, Pipeline]) -> None:
-    """ConfigError, before any pass runs, where a network of a portfolio would have levels of its own, or where
-    there are more of them, or tasks, than a library holds."""
-    kept = [p.tasks for p in pipelines["pipeline"].passes if isinstance(p, ExtractTasks)]
-    refuse_too_large(graph.name, len(kept[-1] if kept else graph.tasks), len(pipelines))
-    if lost := [name for name, pipeline in pipelines.items() if pipeline.check(graph, use) > 1]:
+    """ConfigError, before any pass runs, where a network of a portfolio would have levels of its own or tasks that
+    the first has not, or where there are more of them, or tasks, than a library holds."""
+    ahead = {name: pipeline.check(graph, use) for name, pipeline in pipelines.items()}
+    first = ahead["pipeline"].tasks
+    refuse_too_large(graph.name, len(first), len(pipelines))
+    if nested := [name for name, found in ahead.items() if found.levels > 1]:
         raise ConfigError(
-            f"passes: {', '.join(lost)} would make sparsity levels, and networks of a portfolio have none; leave "
+            f"passes: {', '.join(nested)} would make sparsity levels, and networks of a portfolio have none; leave "
             "out nest, or the variants"
+        )
+    if strange := {name: lost for name, found in ahead.items() if (lost := sorted(set(found.tasks) - set(first)))}:
+        told = "; ".join(f"{name} would answer {', '.join(tasks)}" for name, tasks in strange.items())
+        raise ConfigError(
+            f"passes: the pipeline leaves the tasks {', '.join(first)}, and {told}; extract the same tasks, or "
+            "fewer, in every variant"
         )

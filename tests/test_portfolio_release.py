@@ -177,6 +177,19 @@ def test_more_networks_than_a_library_holds_are_refused_before_the_first_pass(tm
     assert list(graph.tasks) == ["b"] and level_count(graph) == 2
 
 
+def test_tasks_that_only_a_variant_would_answer_are_refused_before_the_first_pass(tmp_path):
+    text = VARIANTS.replace('"deduplicate"]', '"deduplicate", "extract-tasks{tasks=a}"]')
+    release = load_release(load_config(write_release(tmp_path, text)))
+    told: list[str] = []
+    with pytest.raises(ConfigError, match="the pipeline leaves the tasks a, and alone would answer b; extract"):
+        transform(release, say=told.append)
+    assert not any("pass 1" in line for line in told)
+    fewer = VARIANTS.replace('"remove-dead-code"]\n[gates]', '"extract-tasks{tasks=b}"]\n[gates]')
+    assert fewer != VARIANTS
+    graph, _ = transform(load_release(load_config(write_release(tmp_path, fewer))))
+    assert list(graph.tasks) == ["a", "b"] and graph.tasks["a"].variants == (graph.tasks["a"].outputs,)
+
+
 def test_stopping_after_a_pass_leaves_variants_out(tmp_path):
     release = load_release(load_config(write_release(tmp_path, VARIANTS)))
     graph, records = transform(release, stop_after="fold-batch-norm")
