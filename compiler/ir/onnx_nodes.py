@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,8 +189,17 @@ _AXIS_END = {"Flatten": 1, "OneHot": 1, "DequantizeLinear": 2, "QuantizeLinear":
 """How far beyond the rank of the first operand an axis may point."""
 
 
+_TERM = r"[A-Za-z ]*(\.\.\.)?[A-Za-z ]*"
+_EQUATION = re.compile(rf"{_TERM}(,{_TERM})*(->{_TERM})?")
+"""Of Einsum."""
+
+
 def _check_attributes(app: Application, operands: Sequence[Value | None]) -> None:
-    """Refuse what ONNX's own inference does not check: it reads or writes out of bounds at some of these."""
+    """Refuse what ONNX's own inference does not check: at some of these it reads or writes out of bounds, or never
+    ends.
+    """
+    if app.op == "Einsum" and not _EQUATION.fullmatch(str(app.attrs.get("equation", ""))):
+        raise BrokenNode(f"{app.attrs['equation']!a:.60} is no equation: a term is letters, with ... at most once")
     if not operands or operands[0] is None:
         return
     parts = app.attrs.get("num_outputs", len(app.outputs)) if app.op == "Split" else len(app.outputs)

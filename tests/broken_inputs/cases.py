@@ -233,6 +233,20 @@ def task_metadata(folder: Path) -> Arguments:
     return saved(folder, model)
 
 
+@case(
+    "an equation of Einsum that ONNX's inference never comes back from",
+    4,
+    "'ab1c' is no equation: a term is letters",
+)
+def einsum_equation(folder: Path) -> Arguments:
+    return saved(folder, parsed('net (float[2,3] x) => (float[3] z) { z = Einsum <equation = "ab1c"> (x) }'))
+
+
+@case("two ellipses in a term of Einsum, likewise", 4, "'i....' is no equation")
+def einsum_dots(folder: Path) -> Arguments:
+    return saved(folder, parsed('net (float[2,3] x) => (float[3] z) { z = Einsum <equation = "i...."> (x) }'))
+
+
 # ---------------------------------------------------------------------- external data
 @case("external data, not allowed", 4, "keeps its data in another file")
 def external_refused(folder: Path) -> Arguments:
