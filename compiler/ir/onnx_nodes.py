@@ -189,7 +189,7 @@ _AXIS_END = {"Flatten": 1, "OneHot": 1, "DequantizeLinear": 2, "QuantizeLinear":
 """How far beyond the rank of the first operand an axis may point."""
 
 
-_TERM = r"[A-Za-z ]*(\.\.\.)?[A-Za-z ]*"
+_TERM = r"[A-Za-z ]*(\.\.\.[A-Za-z ]*)?"
 _EQUATION = re.compile(rf"{_TERM}(,{_TERM})*(->{_TERM})?")
 """Of Einsum."""
 

@@ -242,6 +242,14 @@ def einsum_equation(folder: Path) -> Arguments:
     return saved(folder, parsed('net (float[2,3] x) => (float[3] z) { z = Einsum <equation = "ab1c"> (x) }'))
 
 
+@case("200,000 letters and a digit as an equation of Einsum", 4, "is no equation: a term is letters")
+def einsum_long(folder: Path) -> Arguments:
+    equation = "a" * 200_000 + "1"
+    return saved(
+        folder, parsed(f'net (float[2,3] x) => (float[3] z) {{ z = Einsum <equation = "{equation}"> (x) }}')
+    )
+
+
 @case("two ellipses in a term of Einsum, likewise", 4, "'i....' is no equation")
 def einsum_dots(folder: Path) -> Arguments:
     return saved(folder, parsed('net (float[2,3] x) => (float[3] z) { z = Einsum <equation = "i...."> (x) }'))
