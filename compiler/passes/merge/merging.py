@@ -51,6 +51,7 @@ LIMITED = ("lattice", "prefix")
 
 READ_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("max_drift", "max_loss", "limits"), LIMITED),
+    **dict.fromkeys(("fit", "samples", "exclude"), ("lattice", "shared", "prefix", "mtz", "pam", "zipit")),
     "depth": ("prefix", "mtz", "pam", "zipit", "shared"),
     "multiple": ("lattice",),
     "share": ("mtz",),
@@ -58,7 +59,10 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "beta": ("zipit",),
     "threshold": ("pam",),
 }
-"""Option -> the policies that read it, `shared` being the lattice with that start."""
+"""Option -> the policies that read it, `shared` being the lattice with that start. All read `caps`."""
+
+MOST_ONE = ("alpha", "beta", "threshold")
+"""Options that are shares, or factors that make a likeness less."""
 
 WIRING = 2
 """Inputs on which the way channels are put together is checked."""
@@ -118,6 +122,8 @@ class Merge(Pass):
         for name in ("max_drift", "max_loss", "beta", "alpha", "threshold"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} cannot be negative")
+            elif name in MOST_ONE and getattr(self, name) > 1:
+                problems.append(f"{name} cannot be above 1")
         if not 0 < self.share <= 1 or self.multiple < 1 or self.depth < 0 or self.samples < 1:
             problems.append("share lies in (0, 1], multiple and samples start at 1, depth at 0")
         if self.policy in POLICIES and self.policy != "exact" and use.calibration is None:
@@ -133,18 +139,23 @@ class Merge(Pass):
         return problems
 
     def _idle(self) -> list[str]:
-        """Options that were given and that the policy does not read."""
+        """Options that were given and that the policy does not read, with the policies that do."""
         kind = "shared" if self.start == "shared" else self.policy
+        shown = {"shared": "lattice with start=shared"}
+        if kind == "shared":
+            shown["lattice"] = "lattice with start=separate"
         given = dict(changed(self))
         return [
-            f"{option} says nothing to policy {self.policy}{' with start=shared' * (kind == 'shared')}"
+            f"{option} says nothing to policy {shown.get(kind, kind)}, only to "
+            f"{', '.join(shown.get(k, k) for k in kinds)}"
             for option, kinds in READ_BY.items()
-            if option in given and kind not in kinds
+            if option in given and self.policy in POLICIES and kind not in kinds
         ]
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told = list(Deduplicate().rewrite(graph, use))
         if self.policy == "exact" or len(graph.tasks) < 2:
+            self._check_caps(graph)
             return told
         origin = split_shared(graph, matrices=True)
         trunks, told = self._blocks(graph, use) if has_blocks(graph) else (None, [])

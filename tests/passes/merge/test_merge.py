@@ -228,6 +228,8 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
     [
         ({"policy": "best"}, "policy is 'best'; it can be lattice, exact"),
         *(({n: -1.0}, f"{n} cannot be") for n in ("max_drift", "max_loss", "beta", "alpha", "threshold")),
+        *(({"policy": "zipit", n: 2.0}, f"{n} cannot be above 1") for n in ("alpha", "beta")),
+        ({"policy": "pam", "threshold": 2.0}, "threshold cannot be above 1"),
         *(({"share": wrong}, "share lies in") for wrong in (0.0, 1.5)),
         *(({n: least}, "multiple and samples start at 1") for n, least in (("multiple", 0), ("samples", 0))),
         ({"depth": -1}, "depth at 0"),
@@ -239,8 +241,8 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
         ({"limits": ("a:nan",)}, "limits: 'a:nan' is not TASK:SHARE"),
         ({"caps": ("a/z:10",)}, "caps: 'a/z:10' is not TASK/TASK:MACS"),
         ({"caps": ("a/b:0",)}, "caps: 'a/b:0' is not TASK/TASK:MACS"),
-        ({"policy": "mtz", "max_loss": 0.01}, "max_loss says nothing to policy mtz"),
-        ({"policy": "pam", "share": 0.5}, "share says nothing to policy pam"),
+        ({"policy": "mtz", "max_loss": 0.01}, "max_loss says nothing to policy mtz, only to lattice, prefix"),
+        ({"policy": "pam", "share": 0.5}, "share says nothing to policy pam, only to mtz"),
         ({"start": "shared", "multiple": 4}, "multiple says nothing to policy lattice with start=shared"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +32,7 @@ from compiler.passes.merge.labels import (
 )
 from compiler.passes.merge.lattice import CLOSED, LEAST, Limits, _less, lost_tasks, task_losses
 from compiler.passes.merge.match import align
-from compiler.passes.merge.merging import Merge, _deepest, _uniform, caps_of
+from compiler.passes.merge.merging import POLICIES, Merge, _deepest, _uniform, caps_of
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.pairing import classes_by_assignment
 from compiler.passes.merge.readings import readings
@@ -522,13 +523,61 @@ def test_a_combination_over_its_cap_is_told_with_both_numbers() -> None:
     ("options", "idle"),
     [
         ({"policy": "lattice", "max_loss": 0.1, "multiple": 4}, []),
-        ({"policy": "lattice", "depth": 1}, ["depth says nothing to policy lattice"]),
-        ({"start": "shared", "depth": 1}, []),
-        ({"start": "shared", "max_loss": 0.1}, ["max_loss says nothing to policy lattice with start=shared"]),
+        (
+            {"policy": "lattice", "depth": 1},
+            ["depth says nothing to policy lattice, only to prefix, mtz, pam, zipit, lattice with start=shared"],
+        ),
+        ({"start": "shared", "depth": 1, "samples": 8, "fit": False}, []),
+        (
+            {"start": "shared", "max_loss": 0.1},
+            [
+                "max_loss says nothing to policy lattice with start=shared, only to lattice with start=separate, "
+                "prefix"
+            ],
+        ),
         ({"policy": "zipit", "alpha": 0.5, "beta": 0.5, "depth": 2}, []),
-        ({"policy": "pam", "alpha": 0.5, "threshold": 0.1}, ["alpha says nothing to policy pam"]),
-        ({"policy": "exact", "max_drift": 0.1}, ["max_drift says nothing to policy exact"]),
+        (
+            {"policy": "pam", "alpha": 0.5, "threshold": 0.1},
+            ["alpha says nothing to policy pam, only to zipit"],
+        ),
+        (
+            {"policy": "exact", "max_drift": 0.1},
+            ["max_drift says nothing to policy exact, only to lattice, prefix"],
+        ),
+        ({"policy": "exact", "caps": ("a:1",)}, []),
+        ({"policy": "best", "alpha": 0.5}, []),
     ],
 )
 def test_options_that_a_policy_does_not_read_are_told(options: dict[str, object], idle: list[str]) -> None:
     assert Merge(**options)._idle() == idle  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_option_that_a_policy_does_not_read_is_refused(policy: str) -> None:
+    """Each at another value than its default, under every policy."""
+    other = {
+        "max_drift": 0.1, "max_loss": 0.1, "limits": ("a:0.1",), "multiple": 2, "depth": 1, "share": 0.5,
+        "alpha": 0.5, "beta": 0.5, "threshold": 0.1, "fit": False, "samples": 9, "exclude": ("a/*",),
+        "caps": ("a:9",),
+    }  # fmt: skip
+    assert set(other) | {"policy", "start"} == {f.name for f in fields(Merge)}
+    use = Resources(calibration={})
+    graph = joined(plain("a", 0), plain("b", 1))
+    told = {n: Merge(policy=policy, **{n: v}).wrong(graph, use) for n, v in other.items()}  # type: ignore[arg-type]
+    everybody = {"caps"} if policy == "exact" else {"caps", "fit", "samples", "exclude"}
+    own = {
+        "lattice": {"max_drift", "max_loss", "limits", "multiple"},
+        "prefix": {"max_drift", "max_loss", "limits", "depth"},
+        "mtz": {"depth", "share"},
+        "pam": {"depth", "threshold"},
+        "zipit": {"depth", "alpha", "beta"},
+    }
+    assert {n for n, problems in told.items() if not problems} == everybody | own.get(policy, set())
+
+
+@pytest.mark.parametrize("tasks", ["ab", "a"])
+def test_policy_exact_and_a_single_network_keep_their_caps(tasks: str) -> None:
+    graph = joined(*(plain(t, i) for i, t in enumerate(tasks)))
+    Merge(policy="exact", caps=("a:1e9",))(graph)
+    with pytest.raises(PassError, match=r"a takes [\d,]+ multiply-adds, its cap is 100"):
+        Merge(policy="exact", caps=("a:100",))(graph)
