@@ -30,6 +30,7 @@ from compiler import Graph, Resources, cost_report, load, parse_pass, save
 from compiler.files import replace_whole
 from compiler.ir.levels import at_level, level_count
 from compiler.passes.distil import Distil
+from compiler.passes.extract_level import ExtractLevel
 from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.nest import Nest
 from compiler.settings import DEFAULT_PASSES
@@ -39,7 +40,7 @@ from compiler.training.module import TorchNet
 from models.training.fit import shift_and_flip, shifted_windows
 
 SEED = 0
-METHOD = "1"
+METHOD = "2"
 """Number of how levels are trained, to be changed with it: what another one made is not taken for its own."""
 MOST_LEFT_OUT, SPARSER = 0.99, 0.995
 """The largest share that a level may leave out; and what the level behind it leaves out while one is looked for."""
@@ -49,6 +50,8 @@ CLOSE = 0.002
 """Share of a size aimed at that the search may leave unused."""
 JUDGED = 500
 """Images that are judged at a time."""
+DESCENDED = 1
+"""Epochs of every level after blocks have left, where they are trained to the end only then."""
 ENDING = 20.0
 """Seconds that what follows the last training may take."""
 
@@ -89,7 +92,8 @@ class Recipe:
     `parameters` the share of its weights that is there at most, in widths of a `multiple`; `narrowed`, `settle`,
     `level`: epochs after channels are pruned, of every round, and of every level; `rates`: of the first training,
     and of the others; `draws`: how often every image is there in an epoch, shifted by up to `reach` pixels;
-    `whole`: layers with one level; `mixed`: see `Distil`.
+    `whole`: layers with one level; `mixed`, `normalise`: see `Distil`; `gradual`: blocks leave in rounds from all
+    that pruning left, not from those of the first aim.
     """
 
     channels: float
@@ -109,6 +113,8 @@ class Recipe:
     parameters: float = 1.0
     multiple: int = 16
     mixed: bool = False
+    normalise: bool = False
+    gradual: bool = False
 
     def pruned(self, dense: Graph, use: Resources) -> Graph:
         """Fewer channels: as many as leave the share of FLOPs, and then of weights where these are still more."""
@@ -128,30 +134,45 @@ class Recipe:
             loss="kl",
             labels=self.labels,
             mixed=self.mixed,
+            normalise=self.normalise,
         )
 
-    def levels(self) -> Distil:
-        """Training of levels."""
-        return replace(self.first(), epochs=self.level, rate=self.rates[1], rounds=self.rounds, settle=self.settle)
+    def descent(self) -> Distil:
+        """Training in which blocks leave, and of levels to the end unless blocks leave from a level of their own."""
+        epochs = DESCENDED if self.gradual else self.level
+        return replace(self.first(), epochs=epochs, rate=self.rates[1], rounds=self.rounds, settle=self.settle)
+
+    def levels(self, narrowed: Graph, shares: Sequence[float], use: Resources) -> Graph:
+        """Levels that leave out such shares of their blocks, trained."""
+        if not self.gradual:
+            return self.descent()(nesting(shares, self.whole)(narrowed), use)
+        descended = self.descent()(nesting((0.0, *shares), self.whole)(narrowed), use)
+        chosen = ExtractLevel(level=1)(descended)
+        return replace(self.descent(), epochs=self.level, rounds=0)(chosen, use)
 
     def scaled(self, factor: float) -> Recipe:
         """With so many times the rounds, and the epochs of all else; each at least once."""
-        return replace(self, narrowed=_times(self.narrowed, factor)).later(factor)
-
-    def later(self, factor: float) -> Recipe:
-        """`scaled`, but for the first training."""
-        return replace(self, rounds=_times(self.rounds, factor), level=_times(self.level, factor))
+        return replace(
+            self,
+            narrowed=_times(self.narrowed, factor),
+            rounds=_times(self.rounds, factor),
+            level=_times(self.level, factor),
+        )
 
     @property
     def epochs_of_levels(self) -> int:
         """Epochs of all trainings after the first."""
-        return self.rounds * self.settle + self.level * len(self.aims)
+        descended = DESCENDED * (len(self.aims) + 1) if self.gradual else 0
+        return self.rounds * self.settle + descended + self.level * len(self.aims)
 
     def within(self, seconds: float, epoch: float) -> Recipe:
         """The longest training of levels that takes no more than `seconds`, where an epoch takes `epoch` seconds;
-        the least there is where even that takes more.
+        the least there is where even that takes more. Rounds are given up last: blocks that leave at once are the
+        wrong ones.
         """
-        parts = [self.later(1 - step / 20) for step in range(20)]
+        shorter = [replace(self, level=level) for level in range(self.level, 0, -1)]
+        fewer = [replace(shorter[-1], rounds=rounds) for rounds in range(self.rounds - 1, 0, -1)]
+        parts = [*shorter, *fewer]
         return next((r for r in parts if r.epochs_of_levels * epoch <= seconds), parts[-1])
 
 
@@ -181,16 +202,18 @@ LARGE = Recipe(
     narrowed=5,
     rounds=8,
     settle=1,
-    level=12,
-    rates=(3e-4, 4e-4),
+    level=30,
+    rates=(2e-3, 3e-3),
     batch=512,
-    draws=6,
+    draws=8,
     reach=4,
     score="fisher",
     recover="none",
     whole=("first", "last"),
     parameters=0.4,
     mixed=True,
+    normalise=True,
+    gradual=True,
 )
 STUDIES: Mapping[str, Study] = {
     "vgg-cifar10": Study(
@@ -198,12 +221,13 @@ STUDIES: Mapping[str, Study] = {
         Recipe(
             channels=0.3,
             narrowed=3,
-            rounds=8,
+            rounds=10,
             settle=1,
-            level=6,
-            aims=(PRUNED, *AIMS),
-            draws=3,
+            level=20,
+            draws=4,
             mixed=True,
+            normalise=True,
+            gradual=True,
         ),
     ),
     "vgg16-cifar10": Study(Effort(epochs=40, seed=SEED, batch=512, peak_rate=0.2, reach=4), LARGE),
@@ -328,12 +352,13 @@ def made(dense: Graph, part: Part, recipe: Recipe, kept: Path, until: float | No
     begun = time.monotonic()
     narrowed = recipe.first()(narrow, use)
     epoch = (time.monotonic() - begun) / recipe.narrowed
-    untrained = nesting(shares(narrowed, dense, recipe), recipe.whole)(narrowed)
+    found = shares(narrowed, dense, recipe)
+    untrained = nesting(found, recipe.whole)(narrowed)
     use = _use(dense, part, recipe, kept, 2)
     if until is not None:
         recipe = recipe.within(until - ENDING - time.monotonic(), epoch)
         say(f"nesting: {recipe.epochs_of_levels} epochs of about {epoch:.1f} s for levels")
-    levels = recipe.levels()(untrained, use)
+    levels = recipe.levels(narrowed, found, use)
     return Made(untrained, levels, recipe, (time.monotonic() - start) / 60)
 
 

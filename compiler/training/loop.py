@@ -28,6 +28,9 @@ from compiler.workers.store import Store
 
 Say = Callable[[str], None]
 
+MEASURED = 4096
+"""Training samples on which statistics are measured."""
+
 WARM_UP = 0.05
 """Share of all steps in which the learning rate rises from zero."""
 
@@ -35,7 +38,7 @@ WARM_UP = 0.05
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How to train. `patience`: epochs without a better held-out loss after which it stops (0: never); `mixed`: see
-    `TorchNet`.
+    `TorchNet`; `normalise`: see `compiler.training.normal`.
     """
 
     epochs: int
@@ -44,6 +47,7 @@ class Recipe:
     patience: int
     seed: int
     mixed: bool = False
+    normalise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Training:
         net.mixed = recipe.mixed
         self._train, self._held_out = train, held_out
         self._file, self._say = checkpoint, say
+        if recipe.normalise:
+            net.normalise(self._measured())
         self._steps = max(1, -(-len(train) // recipe.batch))
         self._stepping = Stepping(net, objective, recipe.rate)
         self._losses: list[float] = []
@@ -107,10 +113,12 @@ class Training:
         started, done = time.monotonic(), len(self._losses) - 1
         while len(self._losses) <= self._recipe.epochs and not self._stalled():
             self._epoch(len(self._losses))
+            self._net.measure(self._measured())
             self._judge()
             self._save()
             self._tell(started, done)
         self._net.load(self._best_state)
+        self._net.fold()
         return History(tuple(self._losses), self._best, self._stalled())
 
     def _epoch(self, number: int) -> None:
@@ -124,6 +132,12 @@ class Training:
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + number)
         order = torch.randperm(len(self._train), generator=generator).to(self._net.device)
         return iter(order.split(self._recipe.batch))
+
+    def _measured(self) -> list[Mapping[str, Tensor]]:
+        """Inputs of the batches that statistics are measured on, all as large as those of training."""
+        size = min(self._recipe.batch, len(self._train))
+        most = max(size, min(MEASURED, len(self._train)))
+        return [self._train.at(slice(n, n + size)).inputs for n in range(0, most - size + 1, size)]
 
     def _judge(self) -> None:
         loss = held_out_loss(self._net, self._objective, self._held_out, self._recipe.batch)
@@ -177,7 +191,8 @@ class Stepping:
 
         def one(part: Data) -> tuple[Tensor, ...]:
             optimizer.zero_grad()
-            objective(net.run(part.inputs), part.teacher, part.labels).backward()
+            with net.over_batches():
+                objective(net.run(part.inputs), part.teacher, part.labels).backward()
             net.keep_zeros()
             optimizer.step()
             return ()
@@ -218,8 +233,8 @@ def adam(net: TorchNet, rate: float) -> torch.optim.Adam:
     if not net.weights:
         raise PassError(f"graph '{net.graph.name}' has no weights that can be trained")
     groups: dict[float, list[torch.nn.Parameter]] = {}
-    for ref, weight in net.weights.items():
-        groups.setdefault(_share_of_rate(weight, net.terms.get(ref, 0)), []).append(weight)
+    for weight, terms in net.trained():
+        groups.setdefault(_share_of_rate(weight, terms), []).append(weight)
     recorded = net.device.type == "cuda"
     rates = [rate * share for share in groups]
     return torch.optim.Adam(

@@ -6,8 +6,9 @@ Graphs have static shapes, mostly of one sample. A batch is the same function ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from compiler.ir.reference import difference, evaluate
 from compiler.ir.types import ValueRef
 from compiler.training.emitter import Field, TorchEmitter
 from compiler.training.functions import FUNCTIONS
+from compiler.training.normal import Normals, Phase
 
 AGREES = 1e-4
 """Largest difference of the torch function from the reference, relative to the tensor: sums in another order."""
@@ -91,7 +93,7 @@ class TorchNet:
     def __init__(self, graph: Graph, device: str | torch.device = "cpu") -> None:
         self.graph = graph
         self.device = torch.device(device)
-        self.mixed = False
+        self._mixed = False
         self._emit = TorchEmitter(self.device)
         self._sites = tuple(graph.sites())
         self.weights: dict[ValueRef, torch.nn.Parameter] = {}
@@ -104,13 +106,27 @@ class TorchNet:
                 self._masks[value.ref] = data != 0
         self._stored = dict(self._masks)
         self._fixed = {v.ref: self._tensor(v.constant) for v in graph.parameters() if v.ref not in self.weights}
+        self._normals: Normals | None = None
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array, order="C")).to(self.device)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether products are of bfloat16 numbers."""
+        return self._mixed
+
+    @mixed.setter
+    def mixed(self, mixed: bool) -> None:
+        self._mixed = mixed
+        for weight in self.weights.values():
+            weight.data = self._innermost(weight.data)
+
     def _innermost(self, weight: Tensor) -> Tensor:
-        """Channels of kernels lie innermost on a GPU: its convolutions want all tensors so, and results follow."""
-        if self.device.type != "cuda" or weight.dim() != 4:
+        """Channels of kernels lie innermost where convolutions are faster so: on a GPU, and of `mixed` products on a
+        CPU too. Results follow.
+        """
+        if weight.dim() != 4 or not (self.mixed or self.device.type == "cuda"):
             return weight
         return weight.contiguous(memory_format=torch.channels_last)
 
@@ -156,6 +172,8 @@ class TorchNet:
             given = [None if t is None else _as_read(t, op) for t in given]
         if op.reinterprets and given[0] is not None:
             return (given[0].reshape(site.results[0].shape),)
+        if self._normals is not None and site in self._normals:
+            return (self._normals.results(site, given),)
         if op.name in FUNCTIONS and len(site.results) == 1:
             found = FUNCTIONS[op.name](site, given)
             if found is not None:
@@ -167,6 +185,38 @@ class TorchNet:
         ]
         made = op.lower(self._emit, site, *fields)
         return [t.data for t in made if isinstance(t, Field)]
+
+    # ------------------------------------------------------------------ normalisation
+    def normalise(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Normalise convolutions (`compiler.training.normal`) from now on until `fold`, by what is measured on
+        batches of feeds: nothing changes but in `over_batches`.
+        """
+        self._normals = Normals(self.graph, self.weights, self._masks)
+        self._normals.measure(Phase.PLAIN, self._runs(batches))
+
+    def measure(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Normalise by the statistics of these batches of feeds, each by its own."""
+        if self._normals is not None:
+            self._normals.measure(Phase.BATCH, self._runs(batches))
+
+    def _runs(self, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Callable[[], object]]:
+        return (partial(self.run, feeds) for feeds in batches)
+
+    def over_batches(self) -> AbstractContextManager[None]:
+        """Where results are normalised by the batch they are in, for training."""
+        return nullcontext() if self._normals is None else self._normals.phase(Phase.BATCH)
+
+    def fold(self) -> None:
+        """Back to plain convolutions, which compute the same."""
+        if self._normals is not None:
+            self._normals.fold()
+        self._normals = None
+
+    def trained(self) -> Iterator[tuple[torch.nn.Parameter, float]]:
+        """What training changes, and how many products results of it add up (0: of what is no matrix)."""
+        yield from ((weight, self.terms.get(ref, 0.0)) for ref, weight in self.weights.items())
+        if self._normals is not None:
+            yield from ((scale, 0.0) for scale in self._normals.scales)
 
     # ------------------------------------------------------------------ weights
     def keep(self, masks: Mapping[ValueRef, np.ndarray]) -> None:
@@ -193,14 +243,17 @@ class TorchNet:
                 gradient.mul_(mask)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the weights, by name."""
-        return {ref.name: w.detach().clone() for ref, w in self.weights.items()}
+        """A copy of the weights, by name, and of what `normalise` adds to them."""
+        return {name: held.clone() for name, held in self._held().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take weights as `state` gave them."""
-        with torch.no_grad():
-            for ref, weight in self.weights.items():
-                weight.copy_(state[ref.name])
+        for name, held in self._held().items():
+            held.copy_(state[name])
+
+    def _held(self) -> dict[str, Tensor]:
+        added = {} if self._normals is None else self._normals.state()
+        return {ref.name: w.detach() for ref, w in self.weights.items()} | added
 
     def array(self, ref: ValueRef) -> np.ndarray:
         """A copy of a weight."""
