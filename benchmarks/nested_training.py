@@ -138,7 +138,7 @@ class Recipe:
         )
 
     def descent(self) -> Distil:
-        """Training in which blocks leave, and of levels to the end unless blocks leave from a level of their own."""
+        """Training in which blocks leave; of levels to the end only where no level is there just to leave from."""
         epochs = DESCENDED if self.gradual else self.level
         return replace(self.first(), epochs=epochs, rate=self.rates[1], rounds=self.rounds, settle=self.settle)
 

@@ -123,8 +123,8 @@ class TorchNet:
             weight.data = self._innermost(weight.data)
 
     def _innermost(self, weight: Tensor) -> Tensor:
-        """Channels of kernels lie innermost where convolutions are faster so: on a GPU, and of `mixed` products on a
-        CPU too. Results follow.
+        """Channels of kernels lie innermost where convolutions are faster so: on a GPU, and on a CPU with `mixed`
+        products. Results follow.
         """
         if weight.dim() != 4 or not (self.mixed or self.device.type == "cuda"):
             return weight

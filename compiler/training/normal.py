@@ -5,8 +5,8 @@ steps. So while a network trains its convolutions get it back (Ioffe and Szegedy
 statistics are such that nothing changes at first, the statistics of a trained network are measured anew on training
 samples rather than averaged on the way, and all of it folds into weights and biases in the end.
 
-Weights of which a part may not change (`TorchNet.free`), such as what a sparser level has trained, may not be scaled
-either: their convolutions stay plain.
+Weights of which a part may not change (`TorchNet.free`), such as what a sparser level has trained, may not be
+scaled either: their convolutions stay plain.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Normal:
         return {"scale": self.scale.detach(), "mean": self.mean, "variance": self.variance}
 
 
-class _OverBatch(torch.autograd.Function):
+class _OverBatch(torch.autograd.Function):  # type: ignore[misc]
     """`Normal.over_batch` of results that are one sample each: the batch is the dimension they are mapped over."""
 
     @staticmethod

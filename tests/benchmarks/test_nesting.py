@@ -22,6 +22,7 @@ from benchmarks.merging.families import Data, Part
 from compiler import Graph, save
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.text import digest
+from compiler.passes.base import Resources
 from tests.graphs import Builder
 
 AIMS = (training.Aim(0.6, 0.5), training.Aim(0.2, 0.3))
@@ -47,6 +48,18 @@ def test_the_shares_are_the_least_that_fit(dense):
     first, second = (training.fractions(at_level(levels, k, alone=True), dense) for k in (0, 1))
     assert first[0] <= 0.6 and 0.45 < first[1] <= 0.5
     assert 0.17 < second[0] <= 0.2 and second[1] <= 0.3
+
+
+def test_blocks_that_leave_in_rounds_from_all_of_them_leave_the_wished_levels(dense):
+    """The level that they leave from is not there in the end."""
+    recipe = replace(RECIPE, gradual=True, normalise=True)
+    seen = images(40, 0)
+    use = Resources(calibration={"image": seen.inputs}, labels=seen.labels, teacher=dense)
+    levels = recipe.levels(dense, training.shares(dense, dense, recipe), use)
+    assert level_count(levels) == 2
+    for k, aim in enumerate(AIMS):
+        weights, flops = training.fractions(at_level(levels, k, alone=True), dense)
+        assert 0.9 < max(weights / aim.weights, flops / aim.flops) <= 1
 
 
 def test_an_aim_below_what_stays_whole_is_refused(dense):
@@ -82,11 +95,17 @@ def test_training_fits_the_time_there_is():
     recipe = training.Recipe(channels=0.4, narrowed=4, rounds=4, settle=1, level=4)
     assert recipe.epochs_of_levels == 12
     assert recipe.within(60.0, 5.0) == recipe
-    half = recipe.within(30.0, 5.0)
-    assert (half.rounds, half.level, half.narrowed) == (2, 2, 4)
+    shorter = recipe.within(44.0, 5.0)
+    assert (shorter.rounds, shorter.level, shorter.narrowed) == (4, 2, 4)
+    fewer = recipe.within(15.0, 5.0)
+    assert (fewer.rounds, fewer.level, fewer.narrowed) == (1, 1, 4), "rounds are given up last"
+    assert recipe.within(20.0, 5.0).rounds == 2
     least = recipe.within(-1.0, 5.0)
     assert (least.rounds, least.level) == (1, 1)
     assert (recipe.scaled(0.5).narrowed, recipe.scaled(0.01).epochs_of_levels) == (2, 3)
+    gradual = replace(recipe, gradual=True)
+    assert gradual.epochs_of_levels == 12 + 3, "every level once, and the one that blocks leave from"
+    assert gradual.within(60.0, 5.0).level == 2
 
 
 @pytest.fixture

@@ -64,6 +64,11 @@ def descended(nested, use) -> Graph:
     return replace(BASE, rounds=2)(nested, use)
 
 
+@pytest.fixture(scope="module")
+def normalised(nested, use) -> Graph:
+    return replace(BASE, rounds=2, normalise=True)(nested, use)
+
+
 def error(graph: Graph, original: Graph, feeds: list[dict[str, np.ndarray]]) -> float:
     """Mean squared error of the outputs, as a share of their variance."""
     found, wanted = (
@@ -81,8 +86,8 @@ def blocks(graph: Graph) -> dict[str, list[np.ndarray]]:
     }
 
 
-def test_levels_stay_nested_and_biases_are_their_own(nested, trained, descended):
-    for graph in (trained, descended):
+def test_levels_stay_nested_and_biases_are_their_own(nested, trained, descended, normalised):
+    for graph in (trained, descended, normalised):
         before, after = blocks(nested), blocks(graph)
         assert before.keys() == after.keys() and len(after) == 2
         for name, levels in after.items():
@@ -106,10 +111,10 @@ def test_the_sparsest_level_is_what_it_becomes_alone(nested, trained, use):
     assert digest(at_level(trained, LEVELS - 1, alone=True, order=False)) == digest(alone)
 
 
-def test_every_level_learns_and_none_is_worse_than_its_core(nested, trained, descended, original, use):
+def test_every_level_learns_and_none_is_worse_than_its_core(nested, trained, descended, normalised, original, use):
     feeds = list(use.batches(original))
     held_out = feeds[HELD_OUT - 1 :: HELD_OUT]
-    for graph in (trained, descended):
+    for graph in (trained, descended, normalised):
         before, after = ([error(at_level(g, k), original, feeds) for k in range(LEVELS)] for g in (nested, graph))
         assert after[2] < 0.5 * before[2] and after[1] < 0.6 * before[1]
         judged = [error(at_level(graph, k), original, held_out) for k in range(LEVELS)]
