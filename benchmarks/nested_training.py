@@ -221,10 +221,10 @@ STUDIES: Mapping[str, Study] = {
         Recipe(
             channels=0.3,
             narrowed=3,
-            rounds=10,
+            rounds=8,
             settle=1,
-            level=20,
-            draws=4,
+            level=12,
+            draws=3,
             mixed=True,
             normalise=True,
             gradual=True,
