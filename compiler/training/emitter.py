@@ -32,8 +32,8 @@ _UNARY: dict[str, Callable[..., Any]] = {
 _BINARY: dict[str, Callable[..., Any]] = {
     "pow": torch.pow,
     "fmod": torch.fmod,
-    "min": torch.minimum,
-    "max": torch.maximum,
+    "min": lambda a, b: torch.where(a < b, a, b),  # NaN in `a` limits nothing, NaN in `b` stays
+    "max": lambda a, b: torch.where(a > b, a, b),
     "minimum": torch.minimum,
     "maximum": torch.maximum,
     "add": torch.add,
