@@ -2,16 +2,15 @@
 
 Import, reference against onnxruntime, union, each pass, extraction of random subsets, export and import, compiled
 library with every subset on one thread and all tasks on two; of some cases a portfolio of the network before the
-passes and behind them. Anything but a right result or a refusal with a reason is a finding.
+passes and behind them, and sparsity levels in one of both (nested.py). Anything but a right result or a refusal
+with a reason is a finding.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,25 @@ import onnx
 
 from benchmarks.fuzz.adapt import adapted
 from benchmarks.fuzz.case import Case, Member
+from benchmarks.fuzz.compare import (
+    Arrays,
+    Done,
+    Refused,
+    Tell,
+    Unrunnable,
+    Wrong,
+    believe,
+    by_value,
+    calibration,
+    hold,
+    outputs_of,
+    own_feeds,
+    renamed,
+    same_bits,
+    subsets,
+)
 from benchmarks.fuzz.judge import Allowance, Judge
+from benchmarks.fuzz.nested import nested
 from compiler.calibration.engine import Engine
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
@@ -44,42 +61,12 @@ from compiler.passes.base import Resources
 from compiler.passes.extract import ExtractTasks
 from compiler.pipeline import parse
 
-Arrays = dict[str, np.ndarray]
-CALIBRATION = 8
-"""Random inputs for passes that want some."""
 TOGETHER = 3
 """One case of so many is compiled as a portfolio too, where it has several tasks."""
+NESTED = 2
+"""One case of so many gets sparsity levels too."""
 DRAWS = 4
 """Inputs tried until every output is finite."""
-
-
-class Wrong(Exception):
-    """A result that differs from what it has to be; the message says which and by how much."""
-
-
-class Refused(Exception):
-    """The compiler said that it does not take the case, and why: one line per reason."""
-
-    def __init__(self, stage: str, reasons: Sequence[str]) -> None:
-        super().__init__("; ".join(reasons))
-        self.stage = stage
-        self.reasons = tuple(reasons)
-
-
-class Unrunnable(Exception):
-    """onnxruntime itself does not run a network: there is no judge."""
-
-
-@dataclass
-class Done:
-    """What a case that went through showed. `skipped`: passes that gave a reason not to run."""
-
-    nodes: int = 0
-    unjudged: int = 0
-    skipped: list[str] = field(default_factory=list)
-
-
-Tell = Callable[[str], None]
 
 
 def check(case: Case, tell: Tell = lambda stage: None) -> Done:
@@ -98,7 +85,7 @@ def check(case: Case, tell: Tell = lambda stage: None) -> Done:
     reference = evaluate(graph, feeds)
     judge = Judge(graph, feeds, case.seed, reference, (other, expected))
     done.unjudged = judge.allowed.unjudged
-    _hold(judge.wrong(reference, expected))
+    hold(judge.wrong(reference, expected))
     first = graph, reference
     graph, reference = _passes(case, graph, feeds, reference, done, tell)
     judge = Judge(graph, feeds, case.seed, reference)
@@ -107,15 +94,12 @@ def check(case: Case, tell: Tell = lambda stage: None) -> Done:
     tell("export")
     _exported(graph, feeds, reference, judge)
     _compiled(case, graph, feeds, reference, judge, tell)
-    if case.seed % TOGETHER == 0 and len(graph.tasks) > 1 and find_target(case.target).native:
+    native = find_target(case.target).native
+    if case.seed % NESTED == 0 and native:
+        nested(case, (first[0], graph), feeds, done, tell)
+    if case.seed % TOGETHER == 0 and len(graph.tasks) > 1 and native:
         _together(case, (first, (graph, reference)), feeds, tell)
     return done
-
-
-def _hold(wrong: str) -> None:
-    """Wrong with the complaint of a judge, if there is one."""
-    if wrong:
-        raise Wrong(wrong)
 
 
 # ---------------------------------------------------------------------- import and union
@@ -146,11 +130,6 @@ def _joined(case: Case, members: Mapping[str, Graph]) -> Graph:
     return union(joined, {i: t for i, t in case.inputs.items() if i in read} or None, name="fuzzed")
 
 
-def _outputs(graph: Graph, values: Mapping[str, np.ndarray]) -> Arrays:
-    """Outputs by value name, in the order of tasks."""
-    return {r.name: values[r.name] for t in graph.tasks.values() for r in t.outputs}
-
-
 def _judged(case: Case, graph: Graph) -> tuple[Arrays, Arrays, Arrays]:
     """Feeds, and onnxruntime's outputs for them from the plain and from the optimised original networks."""
     engines = {t: _engines(m) for t, m in case.members.items()}
@@ -162,15 +141,8 @@ def _judged(case: Case, graph: Graph) -> tuple[Arrays, Arrays, Arrays]:
         )
         if all(np.isfinite(a).all() for a in plain.values() if a.dtype.kind == "f"):
             break
-    _believe(graph, plain)
+    believe(graph, plain)
     return feeds, plain, optimised
-
-
-def _believe(graph: Graph, judged: Arrays) -> None:
-    """Unrunnable where onnxruntime divided by the deviation of constants; ONNX's own function adds 1e-9 to it."""
-    normalises = any(n.op.name == "MeanVarianceNormalization" for n in graph.nodes())
-    if normalises and any(np.isnan(a).any() for a in judged.values() if a.dtype.kind == "f"):
-        raise Unrunnable("NaN for MeanVarianceNormalization of constants, where ONNX's function gives zeros")
 
 
 def _engines(member: Member) -> tuple[Engine, Engine]:
@@ -196,7 +168,7 @@ def _passes(
     case: Case, graph: Graph, feeds: Arrays, values: Arrays, done: Done, tell: Tell
 ) -> tuple[Graph, Arrays]:
     """The graph after all passes, with its outputs; `values` are those before."""
-    use = Resources(calibration=_calibration(graph, case.seed), seed=case.seed)
+    use = Resources(calibration=calibration(graph, case.seed), seed=case.seed)
     for spec in case.passes:
         tell(spec.partition("{")[0])
         pass_ = parse(spec)
@@ -205,48 +177,21 @@ def _passes(
         except (PassError, ConfigError) as error:
             done.skipped.append(f"{pass_.name}: {str(error).splitlines()[0]}")
             continue
-        new = evaluate(after, _own(after, feeds))
+        new = evaluate(after, own_feeds(after, feeds))
         if pass_.exact:
-            judge = Judge(graph, _own(graph, feeds), case.seed, values)
-            _hold(judge.changed(_renamed(graph, after, new), _outputs(graph, values)))
+            judge = Judge(graph, own_feeds(graph, feeds), case.seed, values)
+            hold(judge.changed(renamed(graph, after, new), outputs_of(graph, values)))
         graph, values = after, new
     return graph, values
 
 
-def _own(graph: Graph, feeds: Arrays) -> Arrays:
-    """What a graph reads: a pass may have dropped inputs that nothing needs."""
-    return {v.ref.name: feeds[v.ref.name] for v in graph.inputs}
-
-
-def _renamed(before: Graph, after: Graph, values: Arrays) -> Arrays:
-    """Outputs of the graph after a pass under the names they had before it."""
-    return {
-        a.name: values[b.name]
-        for t in before.tasks
-        for a, b in zip(before.tasks[t].outputs, after.tasks[t].outputs, strict=True)
-    }
-
-
-def _calibration(graph: Graph, seed: int) -> Arrays:
-    draws = [random_feeds(graph, np.random.default_rng([seed, 5, i])) for i in range(CALIBRATION)]
-    return {n: (np.concatenate if draws[0][n].ndim else np.stack)([d[n] for d in draws]) for n in draws[0]}
-
-
 # ---------------------------------------------------------------------- subsets
-def _subsets(graph: Graph, seed: int, most: int = 4) -> Iterator[tuple[str, ...]]:
-    """A few random subsets of tasks."""
-    tasks = list(graph.tasks)
-    every = [s for n in range(1, len(tasks) + 1) for s in combinations(tasks, n)]
-    chosen = np.random.default_rng([seed, 6]).permutation(len(every))[:most]
-    yield from (every[i] for i in sorted(chosen))
-
-
 def _extracted(case: Case, graph: Graph, feeds: Arrays, reference: Arrays) -> None:
     """A subset gives the bits of the whole, at the cost that the report says."""
     rows = {frozenset(r.tasks): r.cost for r in cost_report(graph).combinations}
-    for tasks in _subsets(graph, case.seed):
+    for tasks in subsets(graph, case.seed):
         part = ExtractTasks(tasks)(graph)
-        found = evaluate(part, _own(part, feeds))
+        found = evaluate(part, own_feeds(part, feeds))
         for name, array in found.items():
             if not np.array_equal(array, reference[name], equal_nan=array.dtype.kind == "f"):
                 raise Wrong(f"{'+'.join(tasks)} alone: '{name}' has other bits than in the whole graph")
@@ -257,15 +202,15 @@ def _extracted(case: Case, graph: Graph, feeds: Arrays, reference: Arrays) -> No
 def _exported(graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge) -> None:
     """The exported file gives the same in onnxruntime, and the same graph when it is read again."""
     model = to_onnx(graph)
-    given = _own(graph, feeds)
+    given = own_feeds(graph, feeds)
     judged = Engine(model, optimise=False).run(given)
-    _believe(graph, judged)
-    _hold(judge.wrong(judged, reference))
+    believe(graph, judged)
+    hold(judge.wrong(judged, reference))
     again = load(model)
     if digest(load(to_onnx(again))) != digest(again):
         raise Wrong("the exported file changes when it is read and exported again")
     found = evaluate(again, given)
-    for old, new in zip(_outputs(graph, reference).values(), _outputs(again, found).values(), strict=True):
+    for old, new in zip(outputs_of(graph, reference).values(), outputs_of(again, found).values(), strict=True):
         if not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
             raise Wrong("the graph read back from the exported file gives other bits")
 
@@ -275,7 +220,7 @@ def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge:
     target = find_target(case.target)
     tell(f"generate for {case.target}")
     library = generate(graph, target, name="fuzzed")
-    given = _own(graph, feeds)
+    given = own_feeds(graph, feeds)
     sample = Sample(
         tuple(given.values()), tuple(reference[v.name] for t in graph.tasks.values() for v in t.outputs)
     )
@@ -292,12 +237,12 @@ def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge:
             emulated(run_selftest(bundle, target, quick=True, timeout=120), dict(outputs), judge.allowed)
             return
         network = open_bundle(bundle.path)
-        full = _by_value(graph, network.run(given), graph.tasks)
-        _hold(judge.wrong(full, _outputs(graph, reference)))
-        for tasks in _subsets(graph, case.seed, most=15):
-            _same_bits(full, _by_value(graph, network.run(given, tasks=tasks), tasks), "+".join(tasks))
+        full = by_value(graph, network.run(given))
+        hold(judge.wrong(full, outputs_of(graph, reference)))
+        for tasks in subsets(graph, case.seed, most=15):
+            same_bits(full, by_value(graph, network.run(given, tasks=tasks)), "+".join(tasks))
         with network.pool(2) as pool:
-            _same_bits(full, _by_value(graph, network.run(given, pool=pool), graph.tasks), "two threads")
+            same_bits(full, by_value(graph, network.run(given, pool=pool)), "two threads")
 
 
 # ---------------------------------------------------------------------- portfolios
@@ -320,14 +265,14 @@ def _together(case: Case, networks: Sequence[tuple[Graph, Arrays]], feeds: Array
             alone = at_level(whole, level, alone=True)
             if totals(alone) != totals(parse("deduplicate")(graph)):
                 raise Wrong(f"level {level} of the portfolio costs {totals(alone)}, not what its network costs")
-            judge = Judge(graph, _own(graph, feeds), case.seed, reference)
-            found = network.run(_own(whole, feeds), level=level)
-            _hold(judge.wrong(_by_value(graph, found, graph.tasks), _outputs(graph, reference)))
+            judge = Judge(graph, own_feeds(graph, feeds), case.seed, reference)
+            found = network.run(own_feeds(whole, feeds), level=level)
+            hold(judge.wrong(by_value(graph, found), outputs_of(graph, reference)))
         levels = {row.tasks: row.level for row in cost_report(whole).cheapest()}
-        for tasks in _subsets(whole, case.seed, most=7):
-            calls = [network.run(_own(whole, feeds), tasks=tasks, level=n) for n in (levels[tasks], CHEAPEST)]
-            wanted, found = (_by_value(whole, call, tasks) for call in calls)
-            _same_bits(wanted, found, f"{'+'.join(tasks)} at the cheapest level")
+        for tasks in subsets(whole, case.seed, most=7):
+            calls = [network.run(own_feeds(whole, feeds), tasks=tasks, level=n) for n in (levels[tasks], CHEAPEST)]
+            wanted, found = (by_value(whole, call) for call in calls)
+            same_bits(wanted, found, f"{'+'.join(tasks)} at the cheapest level")
 
 
 _INACCURATE = re.compile(r"sample \d+, (?P<output>\S+): error (?P<error>\S+) of scale, limit")
@@ -346,20 +291,3 @@ def emulated(result: SelftestResult, names: Mapping[str, str], allowed: Allowanc
             excused += limit is None or float(found["error"]) <= limit
     if not complaints or excused < len(complaints):
         raise Wrong(f"self-test: {result.reason}")
-
-
-def _by_value(graph: Graph, found: Mapping[str, object], tasks: object) -> Arrays:
-    named: Arrays = {}
-    for task in graph.tasks.values():
-        if task.name not in found:
-            continue
-        result = found[task.name]
-        for ref, label in zip(task.outputs, task.labels, strict=True):
-            named[ref.name] = result[label] if isinstance(result, Mapping) else np.asarray(result)
-    return named
-
-
-def _same_bits(full: Arrays, part: Arrays, what: str) -> None:
-    for name, array in part.items():
-        if array.tobytes() != full[name].tobytes():
-            raise Wrong(f"{what}: '{name}' has other bits than in one call for all tasks")

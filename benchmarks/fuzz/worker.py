@@ -20,7 +20,8 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from benchmarks.fuzz.case import Case
-from benchmarks.fuzz.stages import Refused, Unrunnable, Wrong, check
+from benchmarks.fuzz.compare import Refused, Unrunnable, Wrong
+from benchmarks.fuzz.stages import check
 from benchmarks.host import processor_seconds
 
 Verdict = Literal["right", "refused", "unrunnable", "wrong", "error", "crash", "hang"]

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.fuzz import judge, stages
 from benchmarks.fuzz.adapt import adapted
 from benchmarks.fuzz.case import Case, Member
+from benchmarks.fuzz.compare import Wrong
 from benchmarks.fuzz.corpus import graph_case
 from benchmarks.fuzz.families import EXACT, family
 from benchmarks.fuzz.grown import Grown, Pick
@@ -22,7 +23,7 @@ from benchmarks.fuzz.judge import Allowance, Arrays, Judge
 from benchmarks.fuzz.layers import pooling
 from benchmarks.fuzz.minimise import minimise
 from benchmarks.fuzz.operators import ANY_BLOCKS, GRID_BLOCKS
-from benchmarks.fuzz.stages import Wrong, emulated
+from benchmarks.fuzz.stages import emulated
 from benchmarks.fuzz.worker import Worker, run_here
 from compiler.calibration.engine import Engine
 from compiler.codegen.emulate import SelftestResult
