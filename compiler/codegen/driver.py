@@ -6,7 +6,7 @@ architecture; only the kernels use the target's features, else the check would f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from compiler.codegen import deadline
 from compiler.codegen.interface import (
@@ -21,7 +21,7 @@ from compiler.codegen.interface import (
     argument_text,
     describe,
 )
-from compiler.codegen.program import Argument, Call, Library
+from compiler.codegen.program import Call, Library
 from compiler.codegen.target import Target
 from compiler.codegen.threads import feature_macros, includes, pool_text, step_macros
 
@@ -351,7 +351,7 @@ def _step(face: Interface, call: Call, tasks: int | None = None) -> str:
 
 def _run(call: Call, tasks: int | None, before: str = "") -> str:
     """A call; `before`: what every thread does that has entered a shared one, as C with a comma behind."""
-    arguments = _arguments(call.arguments)
+    arguments = ", ".join(argument_text(a, call.shared) for a in call.arguments)
     if call.members:
         arguments += f", {_active(call) if tasks is None else f'{call.active(tasks):#x}'}"
     if call.shared:
@@ -365,10 +365,6 @@ def _active(call: Call) -> str:
     """C: the members of a call that `tasks` need."""
     bits = (f"((tasks & UINT64_C({mask:#x})) != 0) << {i}" for i, mask in enumerate(call.members))
     return f"({' | '.join(bits)})"
-
-
-def _arguments(arguments: Iterable[Argument]) -> str:
-    return ", ".join(argument_text(a) for a in arguments)
 
 
 def _entries(face: Interface) -> Iterator[str]:

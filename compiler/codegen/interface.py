@@ -362,8 +362,12 @@ def describe(parameter: Parameter) -> str:
     return c_comment(f"{owner}{parameter.port.label}: {parameter.port.type}")
 
 
-def argument_text(argument: Argument) -> str:
-    """A kernel argument as the driver writes it."""
+def argument_text(argument: Argument, shared: bool) -> str:
+    """An argument of a kernel as the driver writes it. Scratch of a call that threads do not share lies in the
+    workspace: what each of them has is no larger than shared calls need.
+    """
+    if argument.kind == "scratch" and not shared:
+        return f"{_MACROS['workspace']}({argument.at})"
     if argument.kind == "none":
         return "0"
     if argument.stride:

@@ -22,8 +22,8 @@ class Argument:
 
     `input` / `output`: `at` is the index into the network's inputs / the outputs of all tasks in order.
     `pool` / `workspace`: `at` is the byte offset, plus `stride` for each sparsity level. `scratch`: memory that
-    holds nothing between calls; for the calling thread `at` is its byte offset in the workspace, other threads have
-    memory of their own. `none`: a null pointer, where the call leaves out what would use it.
+    holds nothing between calls; `at` is its byte offset in the workspace, and threads of a pool that share the call
+    have memory of their own instead. `none`: a null pointer, where the call leaves out what would use it.
     """
 
     kind: Literal["input", "output", "pool", "workspace", "scratch", "none"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from compiler.codegen.bundle import Bundle
 from compiler.codegen.driver import header_text
 from compiler.codegen.emulate import run_bench, run_selftest
 from compiler.codegen.interface import interface
+from compiler.codegen.program import Program
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.sharing import LEAST_SECONDS, worth_sharing
 from compiler.codegen.target import find_target
@@ -113,9 +115,9 @@ def stress(
     return subprocess.run([program], capture_output=True, text=True, check=False, timeout=300, env=env)
 
 
-def has_thread_sanitizer(folder: Path) -> bool:
+def has_sanitizer(folder: Path, kind: str) -> bool:
     (folder / "empty.c").write_text("int main(void) { return 0; }")
-    command = ["gcc", "-fsanitize=thread", folder / "empty.c", "-o", folder / "empty"]
+    command = ["gcc", f"-fsanitize={kind}", folder / "empty.c", "-o", folder / "empty"]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         return False
     return subprocess.run([folder / "empty"], capture_output=True, check=False).returncode == 0
@@ -128,11 +130,28 @@ def test_stress(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_no_data_race(bundle: Bundle, tmp_path: Path) -> None:
-    if not has_thread_sanitizer(tmp_path):
+    if not has_sanitizer(tmp_path, "thread"):
         pytest.skip("gcc lacks ThreadSanitizer")
     done = stress(bundle, tmp_path, "-fsanitize=thread")
     assert done.returncode == 0, done.stderr[:4000]
     assert "WARNING" not in done.stderr
+
+
+def test_scratch_of_threads_is_for_calls_that_they_share(objects: bytes, tmp_path: Path) -> None:
+    """It has the size that those need; a call of one thread that needs more has it in the workspace."""
+    if not has_sanitizer(tmp_path, "address"):
+        pytest.skip("gcc lacks AddressSanitizer")
+    library = team_library(objects)
+
+    def apart(program: Program) -> Program:
+        calls = (replace(c, shared=c.shared and c.kernel != "k_team_2") for c in program.calls)
+        return replace(program, calls=tuple(calls))
+
+    programs = tuple(apart(p) for p in library.programs)
+    made = replace(library, full=apart(library.full), programs=programs, scratch_bytes=64)
+    done = stress(team_bundle(made, HOST, tmp_path / "dist"), tmp_path, "-fsanitize=address")
+    assert done.returncode == 0, done.stderr[:4000]
+    assert done.stdout.startswith("0 failures")
 
 
 RACES = {
@@ -148,7 +167,7 @@ RACES = {
 
 @pytest.mark.parametrize("name", RACES)
 def test_a_missing_wait_is_a_race_that_is_seen(bundle: Bundle, tmp_path: Path, name: str) -> None:
-    if not has_thread_sanitizer(tmp_path):
+    if not has_sanitizer(tmp_path, "thread"):
         pytest.skip("gcc lacks ThreadSanitizer")
     done = stress(bundle, tmp_path, "-fsanitize=thread", edit=RACES[name])
     assert done.returncode != 0
