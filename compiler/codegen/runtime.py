@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import operator
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, cast
@@ -45,6 +47,25 @@ def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Netw
     raise BundleError(f"{root} holds nothing that runs here:\n  " + "\n  ".join(reasons))
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """How many levels a bundle has, and whether they are networks of their own."""
+
+    count: int
+    portfolio: bool
+
+    def number(self, level: int) -> int:
+        """A level as C takes it; ValueError where it is no number that C would take as it is."""
+        try:
+            found = operator.index(level)
+        except TypeError:
+            found = -1
+        if not 0 <= found < 1 << 32:
+            cheapest = " or compiler.CHEAPEST" if self.portfolio else ""
+            raise ValueError(f"level {level!r}: levels are the numbers 0 to {self.count - 1}{cheapest}")
+        return found
+
+
 class Network:
     """An opened bundle. Python threads may call `run` at once; each has its own workspace."""
 
@@ -54,6 +75,7 @@ class Network:
         self._outputs = tuple(Port.read(r) for r in bundle.manifest["io"]["outputs"])
         self._tasks = {record["name"]: record for record in bundle.manifest["tasks"]}
         self._functions = Functions(library, bundle.name)
+        self._levels = Levels(len(self.levels), self.portfolio)
         self._local = threading.local()
 
     @property
@@ -79,7 +101,7 @@ class Network:
 
     def workspace_bytes(self, tasks: Iterable[str] | None = None, level: int = 0) -> int:
         """Bytes of workspace one call with these tasks uses."""
-        return self._functions.workspace(self._mask(tasks), level)
+        return self._functions.workspace(self._mask(tasks), self._levels.number(level))
 
     def pool(self, threads: int) -> ThreadPool:
         """A pool of `threads` threads, the calling one included, that calls can be given. Close it when done.
@@ -105,7 +127,7 @@ class Network:
         `inputs` is one array, or a dict by input name. Arrays of the right type and C order are passed by address;
         others are converted, or refused with ValueError where `strict`. Shapes must match exactly.
         """
-        names = self._task_names(tasks)
+        names, level = self._task_names(tasks), self._levels.number(level)
         mask, arrays, results = self._arrays(names, inputs, strict)
         call = Call.make(self._workspace(self._functions.workspace(mask, level)), self._handle(pool), level)
         self._functions.check(self._functions.bound(mask, addresses(arrays), addresses(results), call)())
@@ -154,10 +176,10 @@ class Network:
         """
         if self.portfolio:
             raise ValueError(_no_falling(self))
-        _check_budget(budget_us, level, sparsest, len(self.levels))
+        level, sparsest = _checked_budget(budget_us, level, sparsest, self._levels)
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
-        call = Call.make(workspace, self._handle(pool), level, sparsest or 0)
+        call = Call.make(workspace, self._handle(pool), level, sparsest)
         late = self._functions.within(mask, addresses(arrays), addresses(results), call)(times.table, budget_us)
         return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
 
@@ -182,8 +204,8 @@ class Network:
         mask = self._mask(names)
         workspace = aligned(self._functions.workspace(mask, 0))
         call = Call.make(workspace, self._handle(pool), 0)
-        outputs, levels = self._by_task(names, results), 1 if self.portfolio else len(self.levels)
-        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, levels)
+        outputs = self._by_task(names, results)
+        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, self._levels)
         if pool is not None:
             pool.serves(made)
         return made
@@ -263,18 +285,19 @@ class BoundCall:
         call: Call,
         outputs: Outputs,
         workspace: np.ndarray,
-        levels: int,
+        levels: Levels,
     ) -> None:
         self.outputs = outputs
         self._functions, self._call, self._level, self._levels = functions, call, 0, levels
         where = (addresses(inputs), addresses(results))
         self._keep = (inputs, results, workspace)
         self._run = functions.bound(mask, *where, call)
-        self._within = functions.within(mask, *where, call) if levels > 1 else _no_budget
+        falls = levels.count > 1 and not levels.portfolio
+        self._within = functions.within(mask, *where, call) if falls else _no_budget
 
     def __call__(self, level: int = 0) -> Outputs:
         if level != self._level:
-            self._call.level = self._level = level
+            self._call.level = self._level = self._levels.number(level)
         code = self._run()
         if code:
             self._functions.check(code)
@@ -282,8 +305,8 @@ class BoundCall:
 
     def within(self, budget_us: int, times: LevelTimes, *, level: int = 0, sparsest: int | None = None) -> Reached:
         """A call with a budget, as `Network.run_within` has it; `times` are of the same tasks and threads."""
-        _check_budget(budget_us, level, sparsest, self._levels)
-        self._call.level, self._call.sparsest = level, sparsest or 0
+        level, sparsest = _checked_budget(budget_us, level, sparsest, self._levels)
+        self._call.level, self._call.sparsest = level, sparsest
         self._level = level
         late = self._within(times.table, budget_us)
         return Reached(self.outputs, int(self._call.level_used), late)
@@ -338,13 +361,19 @@ def _no_falling(network: Network) -> str:
     return f"'{network.bundle.name}' has {what}: a call cannot become faster on its way"
 
 
-def _check_budget(budget_us: int, level: int, sparsest: int | None, levels: int) -> None:
-    """ValueError unless a call may have this budget and fall from `level` to `sparsest` (None: to any)."""
+def _checked_budget(budget_us: int, level: int, sparsest: int | None, levels: Levels) -> tuple[int, int]:
+    """(level, sparsest) as C takes them; ValueError unless a call may have this budget and fall so far (None: to
+    any).
+    """
     if not 0 <= budget_us <= MOST_BUDGET:
         raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
-    first, last = max(1, level), levels - 1
-    if sparsest is not None and not first <= sparsest <= last:
+    level = levels.number(level)
+    if sparsest is None:
+        return level, 0
+    sparsest, first, last = levels.number(sparsest), max(1, level), levels.count - 1
+    if not first <= sparsest <= last:
         raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
+    return level, sparsest
 
 
 def _closed(*_: object) -> NoReturn:

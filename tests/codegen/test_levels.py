@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
     times = made.net.measure(made.feeds, tasks=["a"], rounds=1)
     with pytest.raises(ValueError, match="a budget is 0 to"):
         made.net.run_within(made.feeds, -1, times)
+
+
+@pytest.mark.parametrize("wrong", ["cheapest", 1.0, None, -1, 1 << 32])
+def test_a_level_is_a_number_wherever_one_is_asked_for(made: Made, wrong: Any) -> None:
+    """-1 would be the cheapest one to C."""
+    times, bound = made.net.measure(made.feeds, tasks=["a"], rounds=1), made.net.bind(["a"], **made.feeds)
+    asks: list[Callable[[], object]] = [
+        lambda: made.net.run(made.feeds, level=wrong),
+        lambda: made.net.workspace_bytes(["a"], wrong),
+        lambda: made.net.run_within(made.feeds, 0, times, level=wrong),
+        lambda: bound(wrong),
+        lambda: bound.within(0, times, level=wrong),
+    ]
+    asks += [lambda: made.net.run_within(made.feeds, 0, times, sparsest=wrong)] * (wrong is not None)
+    for ask in asks:
+        with pytest.raises(ValueError, match=rf"^level {wrong!r}: levels are the numbers 0 to 2$"):
+            ask()
+    assert bound(np.int64(1))["a"].tobytes() == made.expected[("a",), 1]["a"]
+    assert made.net.run(made.feeds, tasks="a", level=np.uint8(2))["a"].tobytes() == made.expected[("a",), 2]["a"]
 
 
 AGES, MOMENT = 4_000_000_000, 1

@@ -15,6 +15,7 @@ import pytest
 
 from compiler import CHEAPEST, ConfigError, build, cost_report, open_bundle, parse_pass, portfolio
 from compiler.codegen import emulate
+from compiler.codegen.budgets import LevelTimes, times_type
 from compiler.codegen.generate import generate
 from compiler.codegen.runtime import Network
 from compiler.codegen.target import find_target
@@ -166,6 +167,14 @@ def test_a_call_stays_in_its_network(made: Made) -> None:
         made.net.run(made.feeds, level=2)
     with pytest.raises(ValueError, match="is not in this bundle"):
         made.alone[0].run(made.feeds, level=CHEAPEST)
+    bound = made.net.bind(["a"], **made.feeds)
+    for ask in (bound, lambda level: made.net.run(made.feeds, level=level)):
+        for wrong in ("cheapest", -1):
+            told = rf"^level {wrong!r}: levels are the numbers 0 to 1 or compiler\.CHEAPEST$"
+            with pytest.raises(ValueError, match=told):
+                ask(wrong)
+    with pytest.raises(ValueError, match="no level to fall to"):
+        bound.within(0, LevelTimes(("a",), times_type(2, 0)()), sparsest=1)
 
 
 def test_subsets_without_a_function_run_through_the_table(tmp_path: Path) -> None:
