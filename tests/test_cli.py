@@ -318,7 +318,10 @@ def test_bench(bundle, capsys, monkeypatch):
     monkeypatch.chdir(bundle.parent)
     status, out, _ = run(capsys, "bench", bundle.name, "--seconds", "0.02", "--json")
     assert status == 0
-    assert [r["tasks"] for r in json.loads(out)["subsets"]] == ["a", "b", "a+b"]
+    rows = json.loads(out)["subsets"]
+    assert [r["tasks"] for r in rows] == ["a", "b", "a+b"] and not any("cheapest" in r for r in rows)
+    status, out, _ = run(capsys, "bench", bundle.name, "--seconds", "0.02")
+    assert status == 0 and "*" not in out
 
 
 @pytest.mark.parametrize("option", ["--seconds=0", "--seconds=nan", "--threads=0", "--threads=1000"])

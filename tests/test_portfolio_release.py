@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from compiler.bundle_report import comparison, read_report
+from compiler.bundle_report import comparison, read_measured, read_report
 from compiler.codegen.bundle import read_bundle
 from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, compile_release
@@ -75,6 +75,13 @@ def test_the_bundle_runs_and_reports_every_level(tmp_path, capsys):
     for source in (found.folder, path):
         status, out, _ = run(capsys, "cost", source, "-q")
         assert status == 0 and "its cheapest level" in out and "1*" in out and "0*" not in out
+    status, out, _ = run(capsys, "bench", found.folder, "--seconds", "0.01", "-q")
+    assert status == 0 and "at its cheapest level" in " ".join(out.split())
+    assert out.count("1*") == 3 and "0*" not in out
+    status, out, _ = run(capsys, "bench", found.folder, "--seconds", "0.01", "--json", "--save", "-q")
+    rows = json.loads(out)["subsets"]
+    assert status == 0 and len(rows) == 6 and all(r["cheapest"] is (r["level"] == 1) for r in rows)
+    assert len(read_measured(read_bundle(found.folder))[0]["subsets"]) == 6
     for source in (found.folder, path):
         status, out, _ = run(capsys, "explain", "plan", source, "--seconds", "0.01", "--json", "-q")
         steps = json.loads(out)["steps"]

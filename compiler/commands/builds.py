@@ -23,7 +23,7 @@ from compiler.codegen.interface import CHEAPEST, MOST_THREADS
 from compiler.codegen.remote import bench_remote
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import find_target
-from compiler.commands import Cell, Grid, Result
+from compiler.commands import CHEAPEST_TITLE, Cell, Grid, Result
 from compiler.commands.bundles import chosen, one_target, targets_in
 from compiler.commands.common import (
     config_of,
@@ -409,7 +409,7 @@ def _values(array: np.ndarray) -> str:
 
 
 def bench(args: Namespace, say: Say) -> Result:
-    """Measured time per combination, beside the workspace."""
+    """Measured time per combination and level, of a portfolio with which level is the cheapest."""
     if not 0 < args.seconds < float("inf"):
         raise ConfigError(f"--seconds {args.seconds:g}: give the time per combination, more than nothing")
     if not 1 <= args.threads <= MOST_THREADS:
@@ -425,20 +425,31 @@ def bench(args: Namespace, say: Say) -> Result:
     else:
         text = run_bench(bundle, target, seconds=args.seconds, threads=args.threads)
     found = json.loads(text)
-    flops = {("+".join(r["tasks"]), r["level"]): r.get("flops") for r in bundle.manifest["subsets"]}
+    known = {("+".join(r["tasks"]), r["level"]): r for r in bundle.manifest["subsets"]}
     rows: list[tuple[Cell, ...]] = []
+    portfolio = False
     for row in found["subsets"]:
-        median, count = row["seconds_median"], flops.get((row["tasks"], row["level"]))
-        rate = None if not count else f"{count / median / 1e9:.2f}"
+        told = known.get((row["tasks"], row["level"]), {})
+        median, count = row["seconds_median"], told.get("flops")
+        if "cheapest" in told:
+            portfolio, row["cheapest"] = True, told["cheapest"]
         rows.append(
-            (row["tasks"], row["level"], f"{median * 1e6:.1f}", f"{row['seconds_min'] * 1e6:.1f}", count, rate)
+            (
+                row["tasks"],
+                f"{row['level']}*" if told.get("cheapest") else row["level"],
+                f"{median * 1e6:.1f}",
+                f"{row['seconds_min'] * 1e6:.1f}",
+                count,
+                None if not count else f"{count / median / 1e9:.2f}",
+            )
         )
     columns = ("tasks", "level", "median us", "fastest us", "FLOPs", "GFLOP/s")
     where = f"{args.ssh or 'this machine'}, {args.threads} thread{'s' * (args.threads > 1)}"
+    title = f"{bundle.name}, {where}{CHEAPEST_TITLE * portfolio}"
     record = {"target": bundle.target, "where": where, **found}
     lines = []
     if args.save:
         path = measured_path(bundle, where)
         write_whole(path, to_json(record).encode())
         lines.append(f"wrote {path}; taskgraft report shows it")
-    return Result(record, (Grid(f"{bundle.name}, {where}", columns, rows),), tuple(lines))
+    return Result(record, (Grid(title, columns, rows),), tuple(lines))
