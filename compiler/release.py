@@ -361,10 +361,15 @@ def transform(
     found = [graph]
     for name, variant in variants.items():
         say(f"variant {name}, {plural(len(variant.passes), 'pass')}: {', '.join(map(str, variant.passes))}")
-        graph, more = variant.run(release.graph, use)
+        try:
+            graph, more = variant.run(release.graph, use)
+        except CompilerError as error:
+            error.add_note(f"in variant {name}")
+            raise
         found.append(graph)
         records += tuple(replace(r, variant=name) for r in more)
-    graph, more = Pipeline.parse(SHARING, config.numerics).run(portfolio(found), use)
+    joint = portfolio(found, names=["the pipeline's network", *(f"variant {name}" for name in variants)])
+    graph, more = Pipeline.parse(SHARING, config.numerics).run(joint, use)
     _say_cheapest(graph, variants, say)
     return graph, records + more
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from compiler.codegen.bundle import read_bundle
 from compiler.codegen.runtime import open_bundle
 from compiler.compile import FailedGates, compile_release
 from compiler.config import load_config, parse_config
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, PassError
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_in import load
 from compiler.ir.text import digest
+from compiler.passes.base import Pass
 from compiler.pipeline import Pipeline
 from compiler.release import load_release, transform
 from tests.small_models import RELEASE, write_release
@@ -195,6 +198,29 @@ def test_tasks_that_only_a_variant_would_answer_are_refused_before_the_first_pas
     assert fewer != VARIANTS
     graph, _ = transform(load_release(load_config(write_release(tmp_path, fewer))))
     assert list(graph.tasks) == ["a", "b"] and graph.tasks["a"].variants == (graph.tasks["a"].outputs,)
+
+
+@dataclass(frozen=True)
+class Cut(Pass):
+    """The task a gives what its last layer reads."""
+
+    name: ClassVar[str] = "tests.test_portfolio_release:Cut"
+    exact: ClassVar[bool] = False
+
+    def rewrite(self, graph, use):
+        last = graph.producer(graph.tasks["a"].outputs[0])
+        graph.set_task("a", [graph.operands(last)[0].ref])
+        return ()
+
+
+def test_errors_name_the_variant(tmp_path):
+    text = VARIANTS.replace('"remove-dead-code"]\n[gates]', f'"{Cut.name}"]\n[gates]')
+    with pytest.raises(ConfigError, match=r"no portfolio:\n  variant alone gives float32\[.*\] for 'a'; the first"):
+        transform(load_release(load_config(write_release(tmp_path, text))))
+    text = VARIANTS.replace('"remove-dead-code"]\n[gates]', '"prune-channels{flops=1e-9}"]\n[gates]')
+    with pytest.raises(PassError) as caught:
+        transform(load_release(load_config(write_release(tmp_path, text))))
+    assert caught.value.__notes__[-1] == "in variant alone"
 
 
 def test_stopping_after_a_pass_leaves_variants_out(tmp_path):

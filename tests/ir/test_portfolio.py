@@ -201,6 +201,14 @@ NESTED = "nest{levels=0+0.5,pattern=block4x1,dense=(),min_inputs=4}"
 def test_what_is_no_portfolio_is_refused(networks: list[Graph], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         portfolio(networks)
+    names = [f"variant {n}" for n in range(len(networks))]
+    with pytest.raises(ConfigError, match=reason.replace("network ", "variant ")):
+        portfolio(networks, names=names)
+
+
+def test_every_network_of_a_portfolio_has_a_name_or_none() -> None:
+    with pytest.raises(ConfigError, match="2 networks and 1 names: one"):
+        portfolio([shared(), apart()], names=["one"])
 
 
 @pytest.mark.parametrize("spec", ["fold-constants", "prune-channels{flops=0.5}", "dead-channels"])
