@@ -88,7 +88,7 @@ def tuned(
     """Measure the layers of `graph` on those targets that run here, and choose by the result.
 
     The measurements are added to the database of `planning`, else to the file beside the output folder `root`,
-    after every build: an interrupt says where they are.
+    after every build: an interrupt says where they are. Other processes may add theirs at the same time.
     TargetError where no target runs here.
     """
     assert planning.tune is not None
@@ -107,10 +107,10 @@ def tuned(
                 database,
                 seconds=planning.tune / len(able),
                 workers=workers,
-                keep=lambda found: found.save(file),
+                keep=lambda found: found.merge_into(file),
                 say=say,
             )
-            database.save(file)
+            database = database.merge_into(file)
     except KeyboardInterrupt as stop:
         stop.add_note(f"what was measured is in {file}; the same command measures the rest")
         raise

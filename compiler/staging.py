@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import DISK_FULL, ConfigError, unwritable
-from compiler.files import missing, remove_empty, replace_whole, takes_files
+from compiler.files import locked, missing, remove_empty, replace_whole, takes_files
 
 
 @contextlib.contextmanager
@@ -49,7 +48,7 @@ def _reserved(root: Path, place: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             place.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(place / f".{root.name}.lock"))
+            stack.enter_context(locked(place / f".{root.name}.lock"))
             prefix = f".{root.name}.staging-"
             for left in place.glob(f"{glob.escape(prefix)}*"):  # by a build that was killed: others are locked out
                 shutil.rmtree(left, ignore_errors=True)
@@ -65,31 +64,6 @@ def _reserved(root: Path, place: Path) -> Iterator[Path]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
         yield folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A file that one process has at a time, gone afterwards; BlockingIOError where another one has it.
-
-    The system ends the lock with the process, so that a file left by one that was killed locks nothing.
-    """
-    while True:
-        with path.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(file.fileno(), path):
-                continue  # whoever had it removed it between our two steps
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _refuse_existing(root: Path, targets: Sequence[str], force: bool) -> None:

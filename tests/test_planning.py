@@ -10,6 +10,7 @@ import sys
 import onnx
 import pytest
 
+from compiler.codegen.strategies.base import Choice
 from compiler.codegen.target import find_target
 from compiler.codegen.tuning import TuningDatabase
 from compiler.compile import build, compile_release
@@ -191,6 +192,24 @@ def test_measured_on_this_machine(tmp_path):
     assert database.entries and plan_of(tmp_path / "dist" / "pair")["database"] == database.digest
     compile_release(config, plan=tmp_path / "dist" / "pair", output=tmp_path / "again")
     assert digests(tmp_path / "again") == digests(tmp_path / "dist" / "pair")
+
+
+def test_measurements_of_another_run_into_the_same_file_stay(tmp_path, monkeypatch):
+    """And choices are made by them too: the plan has the digest of the file."""
+    file = tmp_path / "db.json"
+
+    def tune(graph, target, database, *, keep, **options):
+        other = TuningDatabase()
+        other.add("avx2|another layer", Choice("conv", (8, 1, 2)), 1e-6)
+        other.save(file)
+        return measured_layers(graph, target)
+
+    monkeypatch.setattr("compiler.planning.tune", tune)
+    write_release(tmp_path, SMALL)
+    compile_release(load_config(tmp_path / "release.toml"), tune=7.0, tuning=file, selftest=False)
+    found = TuningDatabase.load(file)
+    assert "avx2|another layer" in found.entries and len(found.entries) > 1
+    assert plan_of(tmp_path / "dist" / "pair")["database"] == found.digest
 
 
 def test_an_interrupt_keeps_what_was_measured_and_says_where(tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def tune(
     seconds: float = 300.0,
     measure: Measure | None = None,
     workers: Workers | None = None,
-    keep: Callable[[TuningDatabase], None] = lambda found: None,
+    keep: Callable[[TuningDatabase], object] = lambda found: None,
     say: Say = silent,
 ) -> TuningDatabase:
     """`database` with measurements of every layer of `graph` that matters, within about `seconds`.

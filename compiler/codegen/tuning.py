@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from compiler.codegen.strategies.convolution import facts
 from compiler.codegen.strategies.matrix import matrix_extent
 from compiler.codegen.target import Target
 from compiler.errors import ConfigError, unwritable
-from compiler.files import replace_whole
+from compiler.files import locked, replace_whole
 
 SCHEMA = 1
 NO_DATABASE = "none"
@@ -98,6 +99,35 @@ class TuningDatabase:
             replace_whole(path, self.text().encode("ascii"))
         except OSError as error:
             raise unwritable(f"tuning database {path}", error, "name another file") from None
+
+    def merge_into(self, path: Path) -> TuningDatabase:
+        """Write these measurements and what a file holds besides, which is returned too.
+
+        Processes may do so at once, and none loses what another has measured: of two measurements of a choice the
+        one that is written last stays. ConfigError as for `load` and `save`.
+        """
+        path = Path(os.path.realpath(path))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f".{path.name}.lock"), wait=True):
+                made = self._over(TuningDatabase.load(path)) if path.exists() else self
+                made.save(path)
+        except OSError as error:
+            raise unwritable(f"tuning database {path}", error, "name another file") from None
+        return made
+
+    def _over(self, other: TuningDatabase) -> TuningDatabase:
+        """These measurements, and those of `other` of choices that are not among them; of older code only for
+        layers that are not.
+        """
+        merged = dict(self.entries)
+        for key, rows in other.entries.items():
+            mine = self.entries.get(key, ())
+            known = {m.choice for m in mine}
+            merged[key] = tuple(
+                sorted((*mine, *(m for m in rows if m.choice not in known and (not mine or m.current(key)))))
+            )
+        return TuningDatabase(merged)
 
     @classmethod
     def load(cls, path: Path) -> TuningDatabase:

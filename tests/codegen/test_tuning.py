@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from compiler.codegen.tuning import (
 from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from tests.graphs import Builder
+from tests.shared import ROOT
 
 V4 = find_target("x86-64-v4")
 
@@ -83,6 +86,59 @@ def test_a_file_is_written_whole_and_read_back(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"db\.json: cannot be written: File exists"):
         database.save(tmp_path / "file" / "db.json")
+
+
+def measurements(*rows: tuple[str, int, int]) -> TuningDatabase:
+    """(layer, rows of the tile, microseconds)."""
+    database = TuningDatabase()
+    for key, tile, microseconds in rows:
+        database.add(key, Choice("conv", (tile, 1, 2)), microseconds * 1e-6)
+    return database
+
+
+def test_two_that_write_into_one_file_keep_the_measurements_of_both(tmp_path):
+    file = tmp_path / "deeper" / "db.json"
+    first, second = measurements(("k", 8, 5), ("l", 8, 7)), measurements(("k", 4, 3), ("k", 8, 6), ("m", 8, 9))
+    assert first.merge_into(file) == first == TuningDatabase.load(file)
+    both = measurements(("k", 8, 6), ("k", 4, 3), ("l", 8, 7), ("m", 8, 9))
+    assert second.merge_into(file) == both == TuningDatabase.load(file)
+    assert [p.name for p in file.parent.iterdir()] == ["db.json"]
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    assert measurements(("n", 8, 1)).merge_into(link) == TuningDatabase.load(file) != both
+    assert [p.name for p in tmp_path.iterdir() if p != link] == ["deeper"] and link.is_symlink()
+
+
+def test_measurements_of_older_code_do_not_come_back_from_the_file(tmp_path):
+    row = Measurement(1, "conv", (8, 1, 2), STRATEGIES["conv"].version - 1)
+    TuningDatabase({"k": (row,), "l": (row,)}).save(tmp_path / "db.json")
+    made = measurements(("k", 4, 3)).merge_into(tmp_path / "db.json")
+    assert made.entries == {**measurements(("k", 4, 3)).entries, "l": (row,)}
+
+
+def test_what_cannot_be_merged_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"db\.json: cannot be written: File exists"):
+        measurements(("k", 8, 5)).merge_into(tmp_path / "file" / "db.json")
+    with pytest.raises(ConfigError, match="is not a tuning database"):
+        measurements(("k", 8, 5)).merge_into(tmp_path / "file")
+
+
+def test_many_processes_and_threads_add_to_one_file(tmp_path):
+    """Each writes layers of its own, one at a time, as `--tune` does after every build."""
+    file = tmp_path / "db.json"
+    script = (
+        "import sys; from pathlib import Path; from threading import Thread\n"
+        "from tests.codegen.test_tuning import measurements\n"
+        "def add(name):\n"
+        "    for n in range(10): measurements((f'{name}/{n}', 8, 5)).merge_into(Path(sys.argv[2]))\n"
+        "teams = [Thread(target=add, args=[f'{sys.argv[1]}{k}']) for k in 'xy']\n"
+        "for one in teams: one.start()\n"
+        "for one in teams: one.join()\n"
+    )
+    jobs = [subprocess.Popen([sys.executable, "-c", script, name, str(file)], cwd=ROOT) for name in "ab"]
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0]
+    assert len(TuningDatabase.load(file).entries) == 40
 
 
 def test_a_newer_measurement_replaces_the_older():
