@@ -24,6 +24,7 @@ _PUBLIC = {
     "Value": "compiler.ir.payload:Value",
     "verify": "compiler.ir.verify:verify",
     "evaluate": "compiler.ir.reference:evaluate",
+    "NewNames": "compiler.passes.base:NewNames",
     "Pass": "compiler.passes.base:Pass",
     "Refusal": "compiler.passes.base:Refusal",
     "Resources": "compiler.passes.base:Resources",

@@ -20,7 +20,16 @@ from compiler.ir.reference import comparable, difference, evaluate, random_feeds
 from compiler.ir.text import digest
 from compiler.json_form import finite
 from compiler.passes import find
-from compiler.passes.base import Note, Pass, Refusal, Resources, rounding
+from compiler.passes.base import (
+    PATTERNS,
+    NewNames,
+    Note,
+    Pass,
+    Refusal,
+    Resources,
+    lost_patterns,
+    rounding,
+)
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.spec import changed, convert, split
 from compiler.progress import tracked
@@ -115,7 +124,8 @@ class Pipeline:
     ) -> tuple[Graph, tuple[PassRecord, ...]]:
         """The rewritten graph and a record per pass; `stop_after` names the last pass to run.
 
-        ConfigError, before any of them runs, with what is wrong with passes. Whatever a pass raises leaves with the
+        ConfigError, before any of them runs, with what is wrong with passes, and as soon as it is known that a
+        pattern of the option `exclude` will name nothing. Whatever a pass raises leaves with the
         pass named. VerifyError where an exact pass changed the outputs.
         """
         use = use or Resources()
@@ -125,6 +135,8 @@ class Pipeline:
         self.check(graph, use, stop_after)
         known = Facts.of(graph)
         for number, pass_ in enumerate(tracked(use.say, "passes", self.passes), 1):
+            if lost := _lost_patterns(graph, self.passes[number - 1 :], stop_after):
+                raise ConfigError("\n".join(lost))
             use.say(f"pass {number} of {len(self.passes)}: {pass_}")
             before = graph
             graph, record = self._step(pass_, before, known, use)
@@ -142,7 +154,7 @@ class Pipeline:
         ConfigError with all that keeps passes from starting, before the first of them takes its time.
         """
         problems: dict[str, list[str]] = {}
-        levels = level_count(graph)
+        levels, lost = level_count(graph), _lost_patterns(graph, self.passes, stop_after)
         for pass_ in self.passes:
             if problem := pass_.levels_problem(levels):
                 problems.setdefault(problem, []).append(str(pass_))
@@ -153,8 +165,9 @@ class Pipeline:
             levels = pass_.levels_after(levels)
             if pass_.name == stop_after:
                 break
-        if problems:
-            raise ConfigError("\n".join(f"{', '.join(passes)}: {what}" for what, passes in problems.items()))
+        if problems or lost:
+            told = (f"{', '.join(passes)}: {what}" for what, passes in problems.items())
+            raise ConfigError("\n".join((*told, *lost)))
         return Ahead(levels, tuple(graph.tasks))
 
     def _step(self, pass_: Pass, before: Graph, known: Facts, use: Resources) -> tuple[Graph, PassRecord]:
@@ -173,6 +186,17 @@ class Pipeline:
         return outcome.graph, PassRecord(
             pass_.name, str(pass_), pass_.exact, known, after, outcome.refusals, drift, outcome.notes
         )
+
+
+def _lost_patterns(graph: Graph, passes: Sequence[Pass], stop_after: str | None) -> list[str]:
+    """Patterns of `passes` that are known to name nothing once the passes in front of each have run on `graph`."""
+    found, new = [], NewNames.NONE
+    for pass_ in passes:
+        found += [f"{pass_}: exclude {p}" for p in lost_patterns(graph, getattr(pass_, "exclude", ()), new)]
+        new = max(new, pass_.new_names)
+        if pass_.name == stop_after:
+            break
+    return [*found, PATTERNS] if found else []
 
 
 def measured_drift(before: Graph, after: Graph, seed: int) -> dict[str, float]:

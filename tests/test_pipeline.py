@@ -14,7 +14,7 @@ from compiler.errors import ConfigError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.types import DType, ValueRef
 from compiler.passes import REGISTRY, find
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources, names_of
 from compiler.pipeline import Pipeline, parse
 from compiler.settings import DEFAULT_PASSES
 from tests.graphs import Builder
@@ -219,6 +219,93 @@ def test_what_is_wrong_with_any_pass_is_told_before_the_first_one_runs():
     assert "limits: 'c:0.1' is not TASK:SHARE with one of a, b" in lines[2]
     with pytest.raises(AssertionError, match="hours of work"):  # what would not run is not asked
         Pipeline((Slow(), *passes)).run(graph, stop_after="slow")
+
+
+@dataclass(frozen=True)
+class Keeping(Slow):
+    """The same, and it says that it adds no names."""
+
+    new_names: ClassVar[NewNames] = NewNames.NONE
+
+
+@dataclass(frozen=True)
+class Deriving(Slow):
+    """The same for names that are derived."""
+
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
+
+
+@pytest.mark.parametrize(
+    ("first", "pattern", "told"),
+    [
+        (Keeping(), "conv.*", True),
+        (Keeping(), "*conv", False),
+        (Deriving(), "conv.*", False),
+        (Deriving(), "conv_bias", False),
+        (Deriving(), "convolution", True),
+        (Deriving(), "con", True),
+        (Deriving(), "conv2*", True),
+        (Deriving(), "co*2", False),
+        (Deriving(), "*2", False),
+        (Deriving(), "[z]onv", False),
+        (Slow(), "convolution", False),
+    ],
+)
+def test_a_pattern_that_will_name_nothing_is_told_before_the_passes_in_front_of_it_run(
+    first: Pass, pattern: str, told: bool
+) -> None:
+    b = Builder()
+    b.task("t", b.apply("Relu", b.conv(b.input("x", 1, 3, 6, 6), 4, 3)))
+    graph = b.done()
+    assert "conv" in names_of(graph)
+    last = parse(f'sparsify{{density=0.5,exclude="{pattern}"}}')
+    with pytest.raises(ConfigError if told else AssertionError) as caught:
+        Pipeline((first, last)).run(graph)
+    if told:
+        problem, advice = str(caught.value).splitlines()
+        assert problem.startswith(f"{last}: exclude {pattern}: no value and no node of 'net' has such a name")
+        assert advice == "`taskgraft inspect --text` lists the names, and * stands for any characters"
+    with pytest.raises(AssertionError, match="hours of work"):
+        Pipeline((first, last)).run(graph, stop_after="slow")
+
+
+def test_patterns_are_looked_at_again_as_soon_as_the_names_behind_a_pass_are_known() -> None:
+    """Folding might have made a name such as *2, the slow pass behind it cannot."""
+    b = Builder()
+    b.task("t", b.apply("Relu", b.conv(b.input("x", 1, 3, 6, 6), 4, 3)))
+    done: list[str] = []
+    passes = tuple(parse(s) for s in ("fold-batch-norm", 'sparsify{density=0.5,exclude="*2"}'))
+    with pytest.raises(ConfigError, match=r"^sparsify.*: exclude \*2: no value and no node"):
+        Pipeline((passes[0], Keeping(), passes[1])).run(b.done(), observers=[lambda *a: done.append(str(a[1]))])
+    assert done == ["fold-batch-norm"]
+
+
+@dataclass(frozen=True)
+class Renaming(Pass):
+    """Adds a parameter of some name, and says that it does not."""
+
+    name: ClassVar[str] = "renaming"
+    exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
+
+    added: str = ""
+
+    def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
+        made = graph.add_parameter(self.added, np.zeros((1,), np.float32))
+        graph.set_operand(graph.nodes()[0].ref, 1, made.ref)
+        return ()
+
+
+def test_a_pass_is_held_to_what_it_says_of_its_names() -> None:
+    b = Builder()
+    b.task("t", b.apply("Add", b.input("x", 1), b.const(np.ones(1, np.float32))))
+    graph = b.done()
+    known = min(n.ref.name for n in graph.nodes())
+    for name in (f"{known}.1", f"{known}_bias", f"{known}/a.b"):
+        Renaming(name).run(graph)
+    for name in ("other", f"{known}2", f"{known[:-1]}/a"):
+        with pytest.raises(VerifyError, match=f"after renaming: '{name}' is a name that its new_names rules out"):
+            Renaming(name).run(graph)
 
 
 def test_passes_are_asked_about_the_tasks_that_are_left_for_them():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import abc
 import difflib
+import enum
 import importlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -130,20 +131,62 @@ def memory_for(wants: str, less: str, off_gpu: str) -> Iterator[None]:
         raise TargetError(f"{wants}: the memory of {where} is too small: {told}\nTake {advice}") from error
 
 
+class NewNames(enum.IntEnum):
+    """What values and nodes that a pass adds are called."""
+
+    NONE = 0
+    """It adds none."""
+    DERIVED = 1
+    """The name of one that was there, one of SEPARATORS, and whatever."""
+    ANY = 2
+
+
+SEPARATORS = "._/"
+
+
+def names_of(graph: Graph) -> set[str]:
+    """Of all values and nodes."""
+    return {v.ref.name for v in graph.values()} | {n.ref.name for n in graph.nodes()}
+
+
 def check_patterns(graph: Graph, patterns: Iterable[str], where: str) -> None:
     """ConfigError with every pattern (fnmatch) that names no value and no node of `graph`, and the nearest names.
 
     What such a pattern was to keep would be changed. `where` is what holds the patterns, such as an option.
     """
-    names = {v.ref.name for v in graph.values()} | {n.ref.name for n in graph.nodes()}
-    lost = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
-    if lost:
-        problems = "\n".join(
-            f"{where} {p}: no value and no node of '{graph.name}' has such a name{_near(p, names)}" for p in lost
-        )
-        raise ConfigError(
-            f"{problems}\n`taskgraft inspect --text` lists the names, and * stands for any characters"
-        )
+    if lost := lost_patterns(graph, patterns):
+        raise ConfigError("\n".join((*(f"{where} {problem}" for problem in lost), PATTERNS)))
+
+
+PATTERNS = "`taskgraft inspect --text` lists the names, and * stands for any characters"
+"""What helps who wrote a pattern that names nothing."""
+
+
+def lost_patterns(graph: Graph, patterns: Iterable[str], new: NewNames = NewNames.NONE) -> list[str]:
+    """Every pattern (fnmatch) that names no value and no node of `graph`, nor any that could have been added behind
+    it, with the nearest names.
+    """
+    names = names_of(graph) if new < NewNames.ANY else set[str]()
+    return [
+        f"{p}: no value and no node of '{graph.name}' has such a name{_near(p, names)}"
+        for p in patterns
+        if new < NewNames.ANY
+        and not any(fnmatchcase(name, p) for name in names)
+        and not (new is NewNames.DERIVED and any(_could_name(p, name) for name in names))
+    ]
+
+
+def _could_name(pattern: str, name: str) -> bool:
+    """Whether a pattern may name something derived from `name`; True where that would take more than a look."""
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if len(literal) > len(name):
+        return literal.startswith(name) and literal[len(name)] in SEPARATORS
+    return len(literal) < len(pattern) and name.startswith(literal)
+
+
+def is_derived(name: str, names: Collection[str]) -> bool:
+    """Whether a name is one of `names`, or derived from one."""
+    return name in names or any(name[:i] in names for i, letter in enumerate(name) if letter in SEPARATORS)
 
 
 def _near(pattern: str, names: Iterable[str]) -> str:
@@ -250,6 +293,11 @@ class Pass(abc.ABC):
     exact: ClassVar[bool]
     """Whether outputs stay the same up to rounding."""
 
+    new_names: ClassVar[NewNames] = NewNames.ANY
+    """What it calls the values and nodes that it adds. From this a pipeline knows that a pattern of a later pass
+    names nothing before it gets there.
+    """
+
     keeps_levels: ClassVar[bool] = False
     """Whether a graph with levels may be given to it: what it promises must hold at every level."""
 
@@ -305,9 +353,20 @@ class Pass(abc.ABC):
         with heard_by(use.say):
             told = tuple(self.rewrite(after, use))
         verify(after, stage=self.name)
+        self._check_names(graph, after)
         self.ensures(graph, after)
         notes = tuple(t for t in told if isinstance(t, Note))
         return Outcome(after.freeze(), tuple(t for t in told if not isinstance(t, Note)), notes)
+
+    def _check_names(self, before: Graph, after: Graph) -> None:
+        if self.new_names is NewNames.ANY:
+            return
+        known = names_of(before)
+        added = sorted(names_of(after) - known)
+        if self.new_names is NewNames.DERIVED:
+            added = [name for name in added if not is_derived(name, known)]
+        if added:
+            raise VerifyError(f"after {self.name}: '{added[0]}' is a name that its new_names rules out")
 
     def __str__(self) -> str:
         """The spec string, `name{option=value}`; `compiler.pipeline.parse` reads it back."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from compiler.errors import VerifyError
 from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class RemoveDeadCode(Pass):
 
     name: ClassVar[str] = "remove-dead-code"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.NONE
     keeps_levels: ClassVar[bool] = True
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:

@@ -24,7 +24,7 @@ from compiler.ir.op import operator
 from compiler.ir.ops.elementwise import Broadcast, Movement
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, NodeRef, ValueRef
-from compiler.passes.base import Pass, Refusal, Resources, check_outputs
+from compiler.passes.base import NewNames, Pass, Refusal, Resources, check_outputs
 from compiler.passes.constants import GATHERING, LINEAR, Facts, known_elements
 from compiler.passes.prune.budget import Meter
 from compiler.passes.prune.surgery import complement, join_shared, remove, split_shared
@@ -39,6 +39,7 @@ class DeadChannels(Pass):
 
     name: ClassVar[str] = "dead-channels"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         origin = split_shared(graph)

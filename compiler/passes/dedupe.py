@@ -20,7 +20,7 @@ from compiler.ir.dead import sweep
 from compiler.ir.graph import Attrs, Graph, Node, Ref, Site, Value
 from compiler.ir.text import parameter_digest
 from compiler.ir.types import ValueRef
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources
 
 
 def attribute_key(attrs: Attrs) -> Hashable:
@@ -46,6 +46,7 @@ class Deduplicate(Pass):
 
     name: ClassVar[str] = "deduplicate"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.NONE
     keeps_levels: ClassVar[bool] = True
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:

@@ -20,7 +20,7 @@ from compiler.errors import ConfigError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import is_portfolio, level_count
 from compiler.ir.text import digest
-from compiler.passes.base import Note, Pass, Refusal, Resources, memory_for, torch_module
+from compiler.passes.base import NewNames, Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.spec import task_numbers
 from compiler.training.answers import numbers
 
@@ -54,6 +54,7 @@ class Distil(Pass):
 
     name: ClassVar[str] = "distil"
     exact: ClassVar[bool] = False
+    new_names: ClassVar[NewNames] = NewNames.NONE
     keeps_levels: ClassVar[bool] = True
 
     epochs: int = 10

@@ -9,7 +9,7 @@ from typing import ClassVar
 from compiler.errors import VerifyError
 from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class ExtractTasks(Pass):
 
     name: ClassVar[str] = "extract-tasks"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.NONE
     keeps_levels: ClassVar[bool] = True
 
     tasks: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import ClassVar
 from compiler.errors import VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ExtractLevel(Pass):
 
     name: ClassVar[str] = "extract-level"
     exact: ClassVar[bool] = False
+    new_names: ClassVar[NewNames] = NewNames.NONE
     keeps_levels: ClassVar[bool] = True
 
     level: int = 0

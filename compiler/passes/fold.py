@@ -13,7 +13,7 @@ from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph, Node, Operands, Site, Value
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.types import TensorType, splat_value
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources
 
 _REARRANGE = frozenset(
     "Identity Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Slice Split Gather GatherND Compress "
@@ -32,6 +32,7 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold-constants"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     limit: int = 64 << 20
 

@@ -19,7 +19,7 @@ from compiler.errors import VerifyError
 from compiler.ir.dead import sweep
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import splat_value
-from compiler.passes.base import Pass, Refusal, Resources
+from compiler.passes.base import NewNames, Pass, Refusal, Resources
 from compiler.passes.linear import Affine, Layer, layer_of, only_reader
 
 
@@ -29,6 +29,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-batch-norm"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         while _fold_after(graph) or _fold_before(graph):

@@ -24,7 +24,7 @@ from compiler.ir.graph import Attrs, Graph, Node, Ref, Value
 from compiler.ir.op import Op
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.types import NodeRef, TensorType, ValueRef
-from compiler.passes.base import Note, Pass, Refusal, Resources, check_outputs
+from compiler.passes.base import NewNames, Note, Pass, Refusal, Resources, check_outputs
 from compiler.passes.dedupe import Deduplicate, attribute_key
 from compiler.passes.join_shapes import equal, grouped, joint_axis, same_but_for, spans, wide
 from compiler.passes.linear import per_output
@@ -59,6 +59,7 @@ class JoinSiblings(Pass):
 
     name: ClassVar[str] = "join-siblings"
     exact: ClassVar[bool] = True
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told: list[Refusal] = []

@@ -18,7 +18,7 @@ import numpy as np
 from compiler.errors import PassError, plural
 from compiler.ir.graph import Graph, Ref
 from compiler.ir.ties import Atom, Closure
-from compiler.passes.base import Batch, Note, Pass, Refusal, Resources
+from compiler.passes.base import Batch, NewNames, Note, Pass, Refusal, Resources
 from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import Limit, OverBudget, check_drop, limit_of, problems_of
 from compiler.passes.budget.sensitivity import Sensitivity
@@ -58,6 +58,7 @@ class Compress(Pass):
 
     name: ClassVar[str] = "compress"
     exact: ClassVar[bool] = False
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     flops: float | None = None
     weight_bytes: float | None = None

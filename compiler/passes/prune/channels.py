@@ -19,7 +19,7 @@ from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, ValueRef
 from compiler.ir.verify import verify
-from compiler.passes.base import CPU_ONLY, Pass, Refusal, Resources, memory_for, rounding, torch_module
+from compiler.passes.base import CPU_ONLY, NewNames, Pass, Refusal, Resources, memory_for, rounding, torch_module
 from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import Limit, check_drop, limit_of, problems_of
 from compiler.passes.prune.budget import Ladder, Meter, Quantity, Scope, Selection, narrowed, select
@@ -78,6 +78,7 @@ class PruneChannels(Pass):
 
     name: ClassVar[str] = "prune-channels"
     exact: ClassVar[bool] = False
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     flops: float | None = None
     parameters: float | None = None

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from compiler.errors import PassError, plural
 from compiler.ir.graph import Graph
-from compiler.passes.base import Batch, Pass, Refusal, Resources
+from compiler.passes.base import Batch, NewNames, Pass, Refusal, Resources
 from compiler.passes.budget.accuracy import within_drop
 from compiler.passes.budget.limits import check_drop, limit_of, problems_of
 from compiler.passes.prune.recover import HELD_OUT
@@ -50,6 +50,7 @@ class Sparsify(Pass):
 
     name: ClassVar[str] = "sparsify"
     exact: ClassVar[bool] = False
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     pattern: Pattern = "block16x1"
     density: float | None = None

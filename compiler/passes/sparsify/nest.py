@@ -18,7 +18,7 @@ from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
-from compiler.passes.base import Batch, Pass, Refusal, Resources
+from compiler.passes.base import Batch, NewNames, Pass, Refusal, Resources
 from compiler.passes.sparsify.layers import RECURRENT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
@@ -42,6 +42,7 @@ class Nest(Pass):
 
     name: ClassVar[str] = "nest"
     exact: ClassVar[bool] = False
+    new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     levels: tuple[float, ...] = ()
     pattern: Blocks = "block16x1"
