@@ -77,6 +77,8 @@ class Distil(Pass):
         problems = []
         if self.epochs < 1 or self.batch < 1 or self.samples < 0 or self.patience < 0:
             problems.append("epochs and batch start at 1, samples and patience at 0")
+        if self.normalise and self.batch == 1:
+            problems.append("normalise is over the samples of a batch; give a batch of 2 or more")
         if self.rounds < 0 or self.settle < 1:
             problems.append("settle starts at 1, rounds at 0")
         if self.rate <= 0 or self.temperature <= 0 or self.labels < 0:

@@ -101,6 +101,8 @@ class Training:
         if recipe.normalise:
             net.normalise(self._measured())
         self._steps = max(1, -(-len(train) // recipe.batch))
+        if recipe.normalise and len(train) % recipe.batch == 1:
+            self._steps -= 1  # one sample varies in nothing: its batch is left out
         self._stepping = Stepping(net, objective, recipe.rate)
         self._losses: list[float] = []
         self._best, self._best_state = 0, net.state()
@@ -131,7 +133,7 @@ class Training:
         """Rows of every batch of an epoch; the order depends on the seed and the epoch alone."""
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + number)
         order = torch.randperm(len(self._train), generator=generator).to(self._net.device)
-        return iter(order.split(self._recipe.batch))
+        return iter(order.split(self._recipe.batch)[: self._steps])
 
     def _measured(self) -> list[Mapping[str, Tensor]]:
         """Inputs of the batches that statistics are measured on, all as large as those of training."""

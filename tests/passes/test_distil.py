@@ -91,6 +91,7 @@ def test_options_are_text_both_ways():
         ({"weights": ("a:nan",)}, "weights: 'a:nan' is not TASK:WEIGHT"),
         ({"weights": ("a:-1",)}, "weights: 'a:-1' is not TASK:WEIGHT"),
         ({"labels": 0.5}, "labels asks for class labels"),
+        ({"batch": 1, "normalise": True}, "normalise is over the samples of a batch; give a batch of 2 or more"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(original, use, options, message):

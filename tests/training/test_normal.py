@@ -221,6 +221,19 @@ def test_what_comes_back_is_plain_and_as_good_as_it_was_judged(normalise):
     assert judged == pytest.approx(min(history.losses), rel=1e-4) and judged < 0.8 * history.losses[0]
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(33, [16, 16]), (34, [16, 16, 2]), (32, [16, 16]), (17, [16])])
+def test_a_batch_of_one_sample_is_left_out(count, sizes):
+    b = Builder(4)
+    h = b.apply("Relu", b.conv(b.input("x", 1, 2, 6, 6), 4, 6))  # one number per channel and sample
+    b.task("t", b.apply("Gemm", b.apply("Flatten", h), b.weight(3, 4), b.weight(3), transB=1))
+    net, seen = TorchNet(b.done()), []
+    run_ = Training(net, objective(net), Recipe(1, BATCH, RATE, 0, 0, normalise=True), samples(count), samples(8))
+    step = run_._stepping.step
+    run_._stepping.step = lambda part, factor: (seen.append(len(part)), step(part, factor))
+    run_.run()
+    assert seen == sizes and all(bool(w.isfinite().all()) for w in net.weights.values())
+
+
 def test_an_interrupted_training_goes_on_to_the_same_bytes(tmp_path):
     whole, net = training()
     whole.run()
