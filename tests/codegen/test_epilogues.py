@@ -81,11 +81,11 @@ def test_activations_with_constant_operands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-@pytest.mark.parametrize("name", ["PRelu", "Clip", "Mul", "Add"])
+@pytest.mark.parametrize("name", ["PRelu", "Clip", "Mul", "Add", "Elu", "Selu"])
 def test_infinite_numbers_do_what_they_do_elsewhere(name: str, value: float, tmp_path: Path) -> None:
     b = Builder()
     y = b.conv(b.input("x", 1, 5, 6, 6), 11, 3)
-    y = b.apply(name, y, number(b, value))
+    y = b.apply(name, y, alpha=value) if name in ("Elu", "Selu") else b.apply(name, y, number(b, value))
     b.task("t", b.conv(b.apply("Clip", y, number(b, -1), number(b, 1)), 13, 1))
     graph = b.done()
     library = generate(graph, find_target("host"))

@@ -65,3 +65,28 @@ def test_what_is_no_number_stays_within_its_call(library: Library, bad: float, t
     again = native.run_in(memory, library.full)
     for task, arrays in fresh.items():
         np.testing.assert_array_equal(again[task][0], arrays[0])
+
+
+def test_max_pooling_passes_over_what_is_no_number(tmp_path: Path) -> None:
+    """Where there is nothing else in a window or a plane it gives the largest number of none."""
+    b = Builder(seed=1)
+    x = b.input("x", 1, 18, 12, 12)
+    one = np.ones((18, 1, 1, 1), np.float32)
+    read = {
+        "alone": x,
+        "relu": b.apply("Relu", x),
+        "depthwise": b.apply("Conv", x, b.const(one), group=18),
+    }
+    for name, value in read.items():
+        b.task(f"{name}_window", b.apply("MaxPool", value, kernel_shape=(2, 2), strides=(2, 2)))
+        b.task(f"{name}_plane", b.apply("GlobalMaxPool", value))
+    graph = b.done()
+    given = np.random.default_rng(0).normal(size=(1, 18, 12, 12)).astype(np.float32)
+    given[0, :, 5, 5] = given[0, :, 0, 0] = given[0, 3:9, 2:4, 6:8] = given[0, 17] = np.nan
+    library = generate(graph, find_target("host"))
+    found = NativeLibrary(library, tmp_path).run(library.full, {"x": given})
+    for name in read:
+        values = np.where(np.isnan(given), -np.inf, np.maximum(given, 0) if name == "relu" else given)
+        windows = values.reshape(1, 18, 6, 2, 6, 2).max(axis=(3, 5))
+        np.testing.assert_array_equal(found[f"{name}_window"][0], windows)
+        np.testing.assert_array_equal(found[f"{name}_plane"][0], values.max(axis=(2, 3), keepdims=True))

@@ -58,7 +58,7 @@ CASES += [
     OpCase("LeakyRelu", "not-finite", [EDGES], {"alpha": 0.2}),
     *(
         OpCase(name, f"{value}", [EDGES], {"alpha": value})
-        for name in ("LeakyRelu", "ThresholdedRelu")
+        for name in ("LeakyRelu", "ThresholdedRelu", "Elu", "Selu")
         for value in (np.inf, -np.inf, np.nan)
     ),
     *(

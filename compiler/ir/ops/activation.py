@@ -51,6 +51,17 @@ def exponential_part(emit: Emitter, site: Site, x: Expr) -> Expr:
     return emit.call("exp", negative_part(emit, site, x)) - emit.const(1, site.results[0].dtype)
 
 
+def bent(emit: Emitter, site: Site, x: Expr, zero: bool) -> Expr:
+    """alpha (exp(x) - 1) where x < 0, and for x = 0 if `zero`; else x. An alpha that may be infinite or NaN is not
+    multiplied with the zero that is exp(min(0, x)) - 1 of other x."""
+    dtype, alpha = site.results[0].dtype, site.float("alpha")
+    below = emit.const(alpha, dtype) * exponential_part(emit, site, x)
+    if math.isfinite(alpha):
+        return positive_part(emit, site, x) + below
+    nought = emit.const(0, dtype)
+    return emit.select(x <= nought if zero else x < nought, below, x)
+
+
 def softplus(emit: Emitter, site: Site, x: Expr) -> Expr:
     """log(1 + exp(x)) without overflow: max(0, x) + log(1 + exp(-|x|))."""
     one = emit.const(1, site.results[0].dtype)
@@ -108,9 +119,12 @@ class Elu(Unary):
     name = "Elu"
     cost = 4
 
+    def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x = required(arrays)  # onnx.reference multiplies the zero of zero too
+        return (np.where(x < 0, np.asarray(site.float("alpha") * np.expm1(x), x.dtype), x),)
+
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        alpha = emit.const(site.float("alpha"), site.results[0].dtype)
-        return positive_part(emit, site, x[0]) + alpha * exponential_part(emit, site, x[0])
+        return bent(emit, site, x[0], zero=False)
 
 
 class Selu(Unary):
@@ -120,9 +134,7 @@ class Selu(Unary):
     cost = 5
 
     def scalar(self, emit: Emitter, site: Site, *x: Expr) -> Expr:
-        dtype = site.results[0].dtype
-        alpha, gamma = emit.const(site.float("alpha"), dtype), emit.const(site.float("gamma"), dtype)
-        return gamma * (positive_part(emit, site, x[0]) + alpha * exponential_part(emit, site, x[0]))
+        return emit.const(site.float("gamma"), site.results[0].dtype) * bent(emit, site, x[0], zero=True)
 
 
 class Celu(Unary):
