@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from compiler.passes.merge.facts import facts
 from compiler.passes.merge.labels import Labelling, check, check_closure, separate
 from compiler.passes.merge.lattice import Lattice, Limits, Round, exceeds, task_losses
 from compiler.passes.merge.layer import PriorOf, as_is
-from compiler.passes.merge.match import align
+from compiler.passes.merge.match import Alignment, align
 from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Wide, Zipit
 from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
@@ -69,6 +69,15 @@ WIRING = 2
 
 FEW = 100
 """Calibration inputs below which statistics are not worth having."""
+
+
+class Networks(NamedTuple):
+    """What is merged, and what is known of it: layers that correspond, channels, names that stay as they are."""
+
+    graph: Graph
+    alignment: Alignment
+    channels: ChannelMap
+    excluded: Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -158,11 +167,13 @@ class Merge(Pass):
             self._check_caps(graph)
             return told
         origin = split_shared(graph, matrices=True)
-        trunks, told = self._blocks(graph, use) if has_blocks(graph) else (None, [])
+        networks = self._networks(graph, use)
+        trunks, told = self._blocks(networks, use) if has_blocks(graph) else (None, [])
         if trunks is not None:
             graph.assign(trunks.graph)
             origin = _first_copies(graph, origin)
-        told += self._merge(graph, use, trunks)
+            networks = self._networks(graph, use)
+        told += self._merge(graph, networks, use, trunks)
         sweep(graph)
         join_shared(graph, {c: o for c, o in origin.items() if c in graph and o in graph})
         self._check_caps(graph)
@@ -177,11 +188,14 @@ class Merge(Pass):
                 raise VerifyError(f"after {self.name}: outputs of task '{task}' have another type")
 
     # ------------------------------------------------------------------ one merge
-    def _merge(self, graph: Graph, use: Resources, trunks: Trunks | None) -> list[Refusal]:
-        original = graph.copy().freeze()
-        excluded = partial(use.excluded, also=self.exclude)
+    def _networks(self, graph: Graph, use: Resources) -> Networks:
+        original, excluded = graph.copy().freeze(), partial(use.excluded, also=self.exclude)
         channels = ChannelMap(original, excluded, recurrent=self.start == "shared")
-        streams = Streams(original, align(original), channels)
+        return Networks(original, align(original), channels, excluded)
+
+    def _merge(self, graph: Graph, networks: Networks, use: Resources, trunks: Trunks | None) -> list[Refusal]:
+        original = networks.graph
+        streams = Streams(original, networks.alignment, networks.channels)
         if not any(len(s.groups) > 1 for s in streams.streams):
             return facts(streams, None, trunks)
         feeds = self._feeds(original, use)
@@ -206,20 +220,18 @@ class Merge(Pass):
             raise PassError(f"{self.name}: the calibration data holds no complete batch")
         return feeds
 
-    def _blocks(self, graph: Graph, use: Resources) -> tuple[Trunks | None, list[Refusal]]:
+    def _blocks(self, networks: Networks, use: Resources) -> tuple[Trunks | None, list[Refusal]]:
         """Blocks shared whole; None where no networks have any that correspond, or the policy leaves them apart."""
-        original = graph.copy().freeze()
-        excluded = partial(use.excluded, also=self.exclude)
-        alignment = align(original)
-        cuts = Cuts(original, alignment, ChannelMap(original, excluded), excluded)
+        original, alignment, channels, excluded = networks
+        cuts = Cuts(original, alignment, channels, excluded)
         if not cuts.found:
             return None, []
         if self.policy not in LIMITED or self.start == "shared":
             kind = f"policy {self.policy}{' with start=shared' * (self.start == 'shared')}"
             reason = f"stay apart: {kind} labels channels one by one, and blocks read theirs whole"
             return None, [Refusal("blocks", f"{reason}; prefix and lattice share them")]
-        limits = Limits(self.max_drift, self._losses(graph))
-        bill = Bill(Runs(alignment.tasks, self._workload(graph, use)), caps_of(self.caps, graph))
+        limits = Limits(self.max_drift, self._losses(original))
+        bill = Bill(Runs(alignment.tasks, self._workload(original, use)), caps_of(self.caps, original))
         freedom = Freedom.WEIGHTS if self.fit else Freedom.CONSTANTS
         feeds = self._feeds(original, use)
         trunks = Trunks(original, alignment, cuts, feeds, limits, bill, freedom, excluded)

@@ -18,6 +18,7 @@ from compiler.ir.text import digest
 from compiler.ir.types import ValueRef
 from compiler.passes.distil import Distil
 from compiler.passes.extract import ExtractTasks
+from compiler.passes.merge.channels import ChannelMap
 from compiler.passes.merge.cuts import Cut
 from compiler.passes.merge.lattice import lost_share
 from compiler.passes.merge.merging import Merge
@@ -318,6 +319,21 @@ def test_depth_counts_the_cuts():
     costs = [macs(Merge(policy="prefix", depth=d)(graph, use))[frozenset("ab")] for d in range(1, 6)]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == 5
     assert costs[-1] == macs(graph)[frozenset("a")] + HEAD
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({"policy": "mtz"}, 1), ({}, 2)])
+def test_networks_are_looked_at_once_unless_blocks_change_them(options, wanted, monkeypatch):
+    made: list[Graph] = []
+
+    class Counted(ChannelMap):
+        def __init__(self, graph: Graph, *given, **more) -> None:
+            made.append(graph)
+            super().__init__(graph, *given, **more)
+
+    monkeypatch.setattr("compiler.passes.merge.merging.ChannelMap", Counted)
+    graph = joined(*pair().values())
+    Merge(**options)(graph, data(graph))
+    assert len(made) == wanted
 
 
 @pytest.mark.parametrize("options", [{"policy": "mtz"}, {"start": "shared"}])
