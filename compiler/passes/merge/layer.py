@@ -111,18 +111,25 @@ class LayerFit:
         return whole, np.concatenate([matrix(source.site)[columns], bias_row[None]])
 
     def outputs(self, source: Source, group: int) -> np.ndarray:
-        """The results of a layer that are channels of a group, one each."""
+        """The results of a layer that are channels of a group: [channels, entries each]."""
         axes = layer_axes(source.site)
         assert axes is not None
-        return self._channels.groups[group].entries(axes[1])[:, 0]
+        return self._channels.groups[group].entries(axes[1])
 
-    def members(self, source: Source, slab: Slab) -> np.ndarray:
-        """Per channel of a slab the result of the source's layer that is a member of it, -1 for none."""
-        found = []
-        for channel in slab.channels:
-            mine = [u for u in channel.members if u.group in source.groups]
-            found.append(int(self.outputs(source, mine[0].group)[mine[0].channel]) if mine else -1)
-        return np.array(found)
+    def members(self, source: Source, slab: Slab) -> np.ndarray | None:
+        """The results of the source's layer that are members of each channel of a slab, [channels, entries each];
+        None where a channel has no member there.
+        """
+        found = [next((u for u in c.members if u.group in source.groups), None) for c in slab.channels]
+        if None in found:
+            return None
+        return np.stack([self.outputs(source, u.group)[u.channel] for u in found if u is not None])
+
+    def places(self, source: Source, width: int) -> np.ndarray:
+        """Where the entries of `width` channels lie on the axis of a result, as the first ones of a group would:
+        [channels, entries each]."""
+        entries = self.outputs(source, source.groups[0])[:width]
+        return np.searchsorted(np.sort(entries.reshape(-1)), entries)
 
     # ------------------------------------------------------------------ pieces
     def _part(self, columns: np.ndarray, mix: np.ndarray) -> Measured:
@@ -174,8 +181,7 @@ class LayerFit:
     def _mix(self, sources: Sequence[Source], slab: Slab) -> tuple[np.ndarray, np.ndarray]:
         """Which targets each result of a slab is fitted to, [targets, results], and the results of each channel."""
         entries = [self._wanted(sources, c) for c in slab.channels]
-        each = len(entries[0][0][1])
-        places = self._layout(sources[0], len(slab.channels), each)
+        places = self.places(sources[0], len(slab.channels))
         mix = np.zeros((len(self._biases), places.size))
         for found, at in zip(entries, places, strict=True):
             for start, own, weight in found:
@@ -191,15 +197,6 @@ class LayerFit:
             own = self._channels.groups[unit.group].atoms[unit.channel].entries[axes[1]]
             found.append((self._offsets[source.ref], own, weight))
         return found
-
-    def _layout(self, source: Source, width: int, each: int) -> np.ndarray:
-        """Where the entries of `width` channels lie on the result's axis, as the first ones of a group would."""
-        axes = layer_axes(source.site)
-        assert axes is not None
-        if not source.groups:
-            return np.arange(width * each).reshape(width, each)
-        entries = self._channels.groups[source.groups[0]].entries(axes[1])[:width]
-        return np.searchsorted(np.sort(entries.reshape(-1)), entries)
 
 
 def _bias_of(source: Source, width: int) -> np.ndarray:

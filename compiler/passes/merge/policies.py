@@ -28,7 +28,7 @@ from compiler.passes.merge.stages import Label, Stage, lacking, owners
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
 
 Problem = tuple[np.ndarray, np.ndarray]
-"""Second moments of what a layer reads, [d, d], and weights of its channels there, [d, channels]."""
+"""Second moments of what a layer reads, [d, d], and weights of its channels there, [entries each, d, channels]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +144,15 @@ class Mtz(Policy):
     def _zipped(self, groups: Sequence[int], problems: Sequence[Problem]) -> list[list[Unit]]:
         """Networks are zipped one after the other; a class counts with the sum of its members' moments."""
         moment, weights = problems[0]
-        classes = [[Unit(groups[0], i)] for i in range(weights.shape[1])]
+        classes = [[Unit(groups[0], i)] for i in range(weights.shape[2])]
         for group, (other, columns) in zip(groups[1:], problems[1:], strict=True):
-            count = round(self.share * min(len(classes), columns.shape[1]))
-            pairs = sorted(greedy_pairs(distances(moment, other, weights, columns), count))
+            count = round(self.share * min(len(classes), columns.shape[2]))
+            each = [distances(moment, other, w, c) for w, c in zip(weights, columns, strict=True)]
+            pairs = sorted(greedy_pairs(np.sum(each, axis=0), count))
             classes = [[*classes[i], Unit(group, j)] for i, j in pairs]
             at, to = [i for i, _ in pairs], [j for _, j in pairs]
-            weights = shared_weights([moment, other], [weights[:, at], columns[:, to]])
+            both = [(w[:, at], c[:, to]) for w, c in zip(weights, columns, strict=True)]
+            weights = np.stack([shared_weights([moment, other], pair) for pair in both])
             moment = moment + other
         return classes
 
@@ -164,8 +166,8 @@ class Mtz(Policy):
         return found, problems
 
     def _problems(self, assembly: Assembly, place: Place, groups: Sequence[int]) -> list[Problem]:
-        """(H [d, d], incoming weights [d, channels]) per network over the d - 1 inputs that all of them share
-        already, and a constant; of several networks none where no input is shared.
+        """(H [d, d], incoming weights [entries each, d, channels]) per network over the d - 1 inputs that all of
+        them share already, and a constant; of several networks none where no input is shared.
         """
         fit = assembly.fit(place)
         entries = assembly.readable(place, groups)
@@ -176,7 +178,7 @@ class Mtz(Policy):
             return []
         known = [fit.incoming(s, c[common]) for s, c in zip(sources, own_columns, strict=True)]
         return [
-            (regular(moment), weights[:, fit.outputs(source, group)])
+            (regular(moment), weights[:, fit.outputs(source, group)].transpose(2, 0, 1))
             for (moment, weights), source, group in zip(known, sources, groups, strict=True)
         ]
 
@@ -192,12 +194,13 @@ class Mtz(Policy):
             return prior
         problems = [fit.incoming(s, c[common]) for s, c in zip(sources, own_columns, strict=True)]
         members = [fit.members(s, slab) for s in sources]
-        if any((m < 0).any() for m in members):
+        if any(m is None for m in members):
             return prior
         moments = [regular(h) for h, _ in problems]
-        weights = [w[:, m] for (_, w), m in zip(problems, members, strict=True)]
+        weights = [w[:, m.reshape(-1)] for (_, w), m in zip(problems, members, strict=True) if m is not None]
+        places = fit.places(sources[0], len(slab.channels)).reshape(-1)
         found = np.zeros_like(prior)
-        found[common] = shared_weights(moments, weights)[:-1]
+        found[np.ix_(common, places)] = shared_weights(moments, weights)[:-1]
         return found
 
 

@@ -210,6 +210,37 @@ def test_no_combination_costs_more_than_the_separate_networks():
         assert after[frozenset("abc")] < before[frozenset("abc")]
 
 
+def pixels(task: str, seed: int, mode: str) -> Graph:
+    """A convolution whose channels are made into four pixels each: those of one channel lie apart (DCR) or side by
+    side (CRD)."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), 16)
+    b.task(task, head(b, conv(b, b.apply("DepthToSpace", x, blocksize=2, mode=mode), 8), 3))
+    return b.done()
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+@pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit"])
+def test_channels_of_several_results_of_a_layer_are_shared_whole(policy, mode):
+    """Without any fit, a copy loses nothing."""
+    graph = joined(pixels("a", 0, mode), permuted(pixels("a", 0, mode), "b", 5))
+    merged = replace(limited(policy, max_loss=1e-6, max_drift=1e-6), fit=False)(graph, data(graph))
+    one = macs(pixels("a", 0, mode))[frozenset("a")]
+    assert macs(merged)[frozenset("ab")] < 1.01 * one
+    feeds = feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(merged, feeds)[task], expected) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_strangers_whose_channels_are_several_results_of_a_layer_lose_nothing_side_by_side(mode):
+    graph = joined(pixels("a", 0, mode), pixels("b", 1, mode))
+    merged, feeds = Merge(start="shared")(graph, data(graph)), feed(graph)
+    assert Merge(policy="mtz")(graph, data(graph)).tasks.keys() == {"a", "b"}
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(merged, feeds)[task], expected) < 1e-4
+
+
 @pytest.mark.parametrize("family", ["plain", "residual"])
 def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(family):
     graph = joined(FAMILIES[family]("a", 0), FAMILIES[family]("b", 1))
