@@ -7,7 +7,7 @@ held to that level by itself, which onnxruntime judges.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -57,6 +57,8 @@ KEEPING = ("remove-dead-code", "deduplicate")
 """Exact passes that keep levels, besides extract-tasks."""
 CALLS = 12
 """Calls in random order, of a subset at a level each."""
+MILD = {"pattern": "block4x1", "dense": "()", "min_inputs": "1"}
+"""Options with which most networks have some layer with levels."""
 NO_KERNEL = "no strategy applies to weights with"
 """What is said of a layer whose levels no kernel can switch."""
 
@@ -70,19 +72,23 @@ class Level:
     judge: Judge
 
 
-def drawn(pick: Pick) -> str:
-    """A spec string of `nest`: two to four levels, most often of nearly every layer."""
+def drawn(pick: Pick) -> dict[str, str]:
+    """Options of `nest`: two to four levels, most often of nearly every layer."""
     shares = list(SHARES)
     for _ in range(len(SHARES) - pick.whole(2, 4)):
         shares.remove(pick.one(shares))
-    options = {
+    return {
         "levels": "+".join(map(str, shares)),
         "pattern": pick.one(("block16x1", "block8x1", "block4x1", "block4x1", "block4x1")),
         "scope": pick.one(("layer", "layer", "global")),
         "biases": pick.one(("shared", "shared", "corrected")),
         "dense": pick.one(("()", "()", "()", "()", "()", "first", "last", "first+last")),
-        "min_inputs": pick.one((1, 1, 1, 4, 16)),
+        "min_inputs": pick.one(("1", "1", "1", "4", "16")),
     }
+
+
+def specified(options: Mapping[str, str]) -> str:
+    """`nest` with options, as a spec string."""
     return f"nest{{{','.join(f'{k}={v}' for k, v in options.items())}}}"
 
 
@@ -90,9 +96,8 @@ def nested(case: Case, networks: Sequence[Graph], feeds: Arrays, done: Done, tel
     """One of the networks with levels nested in it. `done` hears why it cannot have any."""
     tell("nest")
     pick = Pick(case.seed, 8)
-    graph = pick.one(networks)
     try:
-        whole = parse(drawn(pick))(graph, Resources(calibration=calibration(graph, case.seed), seed=case.seed))
+        whole = _nested(case, networks, pick)
     except (PassError, ConfigError) as error:
         done.skipped.append(f"nest: {str(error).splitlines()[0]}")
         return
@@ -111,6 +116,20 @@ def nested(case: Case, networks: Sequence[Graph], feeds: Arrays, done: Done, tel
         if NO_KERNEL not in str(error):
             raise
         done.skipped.append(f"levels: {str(error).splitlines()[0]}")
+
+
+def _nested(case: Case, networks: Sequence[Graph], pick: Pick) -> Graph:
+    """Any of the networks by options as they were drawn, or else the first by mild ones."""
+    graph, options = pick.one(networks), drawn(pick)
+    try:
+        return _with_levels(case, graph, options)
+    except (PassError, ConfigError):
+        return _with_levels(case, networks[0], {**options, **MILD})
+
+
+def _with_levels(case: Case, graph: Graph, options: Mapping[str, str]) -> Graph:
+    use = Resources(calibration=calibration(graph, case.seed), seed=case.seed)
+    return parse(specified(options))(graph, use)
 
 
 def _level(case: Case, whole: Graph, level: int, feeds: Arrays, done: Done) -> Level:

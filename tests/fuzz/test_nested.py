@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ STAGES = ["nest", "file of levels", "passes that keep levels", "reference of lev
           "generate levels", "run levels", "generate a level alone", "run a level alone"]  # fmt: skip
 
 
-def taken_through(monkeypatch: pytest.MonkeyPatch, levels: str = "0+0.5+0.9") -> tuple[Done, list[str]]:
+def taken_through(
+    monkeypatch: pytest.MonkeyPatch, levels: str = "0+0.5+0.9", options: Mapping[str, str] = nested.MILD
+) -> tuple[Done, list[str]]:
     """Two tasks behind one convolution, one of them recurrent, through all stages; also what they told."""
     b = Builder()
     x = b.apply("Relu", b.conv(b.input("image", 1, 3, 6, 6), 8, 3))
@@ -32,8 +34,7 @@ def taken_through(monkeypatch: pytest.MonkeyPatch, levels: str = "0+0.5+0.9") ->
     b.task("map", b.conv(x, 4, 1))
     graph = b.done()
     done, told = Done(), list[str]()
-    spec = f"nest{{levels={levels},pattern=block4x1,dense=(),min_inputs=1}}"
-    monkeypatch.setattr(nested, "drawn", lambda pick: spec)
+    monkeypatch.setattr(nested, "drawn", lambda pick: {"levels": levels, **options})
     feeds = random_feeds(graph, np.random.default_rng(0))
     try:
         nested.nested(Case("levels", 0, {}), [graph], feeds, done, told.append)
@@ -44,6 +45,10 @@ def taken_through(monkeypatch: pytest.MonkeyPatch, levels: str = "0+0.5+0.9") ->
 
 def test_levels_that_are_right_go_through_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken_through(monkeypatch) == (Done(), STAGES)
+
+
+def test_options_that_leave_no_layer_become_milder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert taken_through(monkeypatch, options={"min_inputs": "1000"}) == (Done(), STAGES)
 
 
 def test_why_there_are_no_levels_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +129,6 @@ def test_a_fault_in_one_level_is_found(stage: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_options_of_levels_are_those_of_the_seed() -> None:
-    specs = [nested.drawn(Pick(seed, 8)) for seed in range(40)]
-    assert specs == [nested.drawn(Pick(seed, 8)) for seed in range(40)]
+    specs = [nested.specified(nested.drawn(Pick(seed, 8))) for seed in range(40)]
+    assert specs == [nested.specified(nested.drawn(Pick(seed, 8))) for seed in range(40)]
     assert {parse(spec).levels_after(1) for spec in specs} == {2, 3, 4}
