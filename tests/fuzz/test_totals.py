@@ -93,7 +93,7 @@ def test_an_attack_on_a_reader_adds_its_entry(
     monkeypatch.setattr("resource.setrlimit", lambda *limits: None)  # this process could not take it back
     path = tmp_path / "fuzz.json"
     for seed in ("1", "2"):
-        assert attack_one(["spec", "--seconds", "0.05", "--seed", seed, "--save", str(path)]) == 0
+        assert attack_one(["spec", "--seconds", "0.3", "--seed", seed, "--save", str(path)]) == 0
     held = read(path)["readers"]
     assert [e["seed"] for e in held] == [1, 2]
     (found,) = readers(held)
