@@ -104,6 +104,13 @@ def by_value(graph: Graph, found: Mapping[str, object]) -> Arrays:
     return named
 
 
+def equal(full: Arrays, part: Arrays, what: str, than: str) -> None:
+    """Wrong unless outputs of the reference evaluator are equal; one NaN is as good as another."""
+    for name, array in part.items():
+        if not np.array_equal(array, full[name], equal_nan=array.dtype.kind == "f"):
+            raise Wrong(f"{what}: '{name}' has other bits than {than}")
+
+
 def same_bits(full: Arrays, part: Arrays, what: str, than: str = "in one call for all tasks") -> None:
     """Wrong unless all that `part` has is there in `full`, bit for bit."""
     for name, array in part.items():

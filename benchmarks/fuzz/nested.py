@@ -24,6 +24,7 @@ from benchmarks.fuzz.compare import (
     believe,
     by_value,
     calibration,
+    equal,
     hold,
     own_feeds,
     renamed,
@@ -173,7 +174,7 @@ def _kept(whole: Graph, pick: Pick, feeds: Arrays) -> Graph:
             raise Wrong(f"{level_count(after)} levels after {spec}, {level_count(whole)} before")
         for level in range(level_count(whole)):
             old, new = (evaluate(at_level(g, level), own_feeds(g, feeds)) for g in (whole, after))
-            _equal(old, renamed(whole, after, new), f"level {level} after {spec}", "before")
+            equal(old, renamed(whole, after, new), f"level {level} after {spec}", "before")
         whole = after
     return whole
 
@@ -190,16 +191,9 @@ def _extracted(case: Case, whole: Graph, levels: Sequence[Level], feeds: Arrays)
         for number, level in enumerate(levels):
             alone = at_level(part, number if needed else 0, alone=True)
             found, what = evaluate(alone, own_feeds(alone, feeds)), f"{named} alone at level {number}"
-            _equal(level.outputs, found, what, "in the whole graph")
+            equal(level.outputs, found, what, "in the whole graph")
             if totals(alone) != rows[frozenset(tasks), number]:
                 raise Wrong(f"{what} costs {totals(alone)}; the report says {rows[frozenset(tasks), number]}")
-
-
-def _equal(full: Arrays, part: Arrays, what: str, than: str) -> None:
-    """Wrong unless outputs of the reference evaluator are equal; one NaN is as good as another."""
-    for name, array in part.items():
-        if not np.array_equal(array, full[name], equal_nan=array.dtype.kind == "f"):
-            raise Wrong(f"{what}: '{name}' has other bits than {than}")
 
 
 def _switched(case: Case, whole: Graph, levels: Sequence[Level], feeds: Arrays, tell: Tell) -> None:

@@ -28,6 +28,7 @@ from benchmarks.fuzz.compare import (
     believe,
     by_value,
     calibration,
+    equal,
     hold,
     outputs_of,
     own_feeds,
@@ -192,9 +193,7 @@ def _extracted(case: Case, graph: Graph, feeds: Arrays, reference: Arrays) -> No
     for tasks in subsets(graph, case.seed):
         part = ExtractTasks(tasks)(graph)
         found = evaluate(part, own_feeds(part, feeds))
-        for name, array in found.items():
-            if not np.array_equal(array, reference[name], equal_nan=array.dtype.kind == "f"):
-                raise Wrong(f"{'+'.join(tasks)} alone: '{name}' has other bits than in the whole graph")
+        equal(reference, found, f"{'+'.join(tasks)} alone", "in the whole graph")
         if totals(part) != rows[frozenset(tasks)]:
             raise Wrong(f"{'+'.join(tasks)} alone costs {totals(part)}; the report says {rows[frozenset(tasks)]}")
 

@@ -1,9 +1,10 @@
-"""Calls with a budget of time, seen from Python: the table of times a library measures of itself, and what a call
-that may fall to a sparser level came to. Needs numpy only."""
+"""Levels and budgets of time that calls may have, seen from Python: the table of times a library measures of
+itself, and what a call that may fall to a sparser level came to. Needs numpy only."""
 
 from __future__ import annotations
 
 import ctypes
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,25 @@ from compiler.codegen.foreign import Outputs
 
 MOST_BUDGET = (1 << 32) - 1
 """Microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """How many levels a bundle has, and whether they are networks of their own."""
+
+    count: int
+    portfolio: bool
+
+    def number(self, level: int) -> int:
+        """A level as C takes it; ValueError where it is no number that C would take as it is."""
+        try:
+            found = operator.index(level)
+        except TypeError:
+            found = -1
+        if not 0 <= found < 1 << 32:
+            cheapest = " or compiler.CHEAPEST" if self.portfolio else ""
+            raise ValueError(f"level {level!r}: levels are the numbers 0 to {self.count - 1}{cheapest}")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +83,18 @@ def times_type(levels: int, points: int) -> type[ctypes.Structure]:
         ("reserve_ns", row * levels),
     )
     return type("Times", (ctypes.Structure,), {"_fields_": fields})
+
+
+def checked_budget(budget_us: int, level: int, sparsest: int | None, levels: Levels) -> tuple[int, int]:
+    """(level, sparsest) as C takes them; ValueError unless a call may have this budget and fall so far (None: to
+    any).
+    """
+    if not 0 <= budget_us <= MOST_BUDGET:
+        raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
+    level = levels.number(level)
+    if sparsest is None:
+        return level, 0
+    sparsest, first, last = levels.number(sparsest), max(1, level), levels.count - 1
+    if not first <= sparsest <= last:
+        raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
+    return level, sparsest

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import operator
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, cast
 
 import numpy as np
 
-from compiler.codegen.budgets import MOST_BUDGET, LevelTimes, Reached, times_type
+from compiler.codegen.budgets import Levels, LevelTimes, Reached, checked_budget, times_type
 from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
 from compiler.codegen.deadline import MOST_ROUNDS
 from compiler.codegen.foreign import Call, Functions, Outputs, Port, addresses, aligned
@@ -45,25 +43,6 @@ def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Netw
             return Network(bundle, library)
         reasons.append(f"{bundle.target}: {reason}")
     raise BundleError(f"{root} holds nothing that runs here:\n  " + "\n  ".join(reasons))
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """How many levels a bundle has, and whether they are networks of their own."""
-
-    count: int
-    portfolio: bool
-
-    def number(self, level: int) -> int:
-        """A level as C takes it; ValueError where it is no number that C would take as it is."""
-        try:
-            found = operator.index(level)
-        except TypeError:
-            found = -1
-        if not 0 <= found < 1 << 32:
-            cheapest = " or compiler.CHEAPEST" if self.portfolio else ""
-            raise ValueError(f"level {level!r}: levels are the numbers 0 to {self.count - 1}{cheapest}")
-        return found
 
 
 class Network:
@@ -176,7 +155,7 @@ class Network:
         """
         if self.portfolio:
             raise ValueError(_no_falling(self))
-        level, sparsest = _checked_budget(budget_us, level, sparsest, self._levels)
+        level, sparsest = checked_budget(budget_us, level, sparsest, self._levels)
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
         call = Call.make(workspace, self._handle(pool), level, sparsest)
@@ -305,7 +284,7 @@ class BoundCall:
 
     def within(self, budget_us: int, times: LevelTimes, *, level: int = 0, sparsest: int | None = None) -> Reached:
         """A call with a budget, as `Network.run_within` has it; `times` are of the same tasks and threads."""
-        level, sparsest = _checked_budget(budget_us, level, sparsest, self._levels)
+        level, sparsest = checked_budget(budget_us, level, sparsest, self._levels)
         self._call.level, self._call.sparsest = level, sparsest
         self._level = level
         late = self._within(times.table, budget_us)
@@ -359,21 +338,6 @@ class ThreadPool:
 def _no_falling(network: Network) -> str:
     what = "levels that are networks of their own" if network.portfolio else "one level"
     return f"'{network.bundle.name}' has {what}: a call cannot become faster on its way"
-
-
-def _checked_budget(budget_us: int, level: int, sparsest: int | None, levels: Levels) -> tuple[int, int]:
-    """(level, sparsest) as C takes them; ValueError unless a call may have this budget and fall so far (None: to
-    any).
-    """
-    if not 0 <= budget_us <= MOST_BUDGET:
-        raise ValueError(f"a budget is 0 to {MOST_BUDGET} microseconds, not {budget_us}")
-    level = levels.number(level)
-    if sparsest is None:
-        return level, 0
-    sparsest, first, last = levels.number(sparsest), max(1, level), levels.count - 1
-    if not first <= sparsest <= last:
-        raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
-    return level, sparsest
 
 
 def _closed(*_: object) -> NoReturn:

@@ -44,7 +44,7 @@ class Distil(Pass):
     one, else cpu. `mixed`: products of bfloat16 numbers while training, which GPUs and some processors make several
     times as fast; weights, and what is told of the result, stay in float32. `normalise`: results of convolutions
     are normalised over every batch while training, and scales folded into the weights after, as if the batch
-    normalisation that networks lose on their way to ONNX were still there; deep ones learn much faster so.
+    normalisation that networks lose on their way to ONNX were still there; meant for deep ones.
 
     A network with sparsity levels is trained from the sparsest level up, `epochs` for each: what a level stores
     stays as it is while the next one trains what it adds. `rounds`: before that blocks leave level 0 in so many

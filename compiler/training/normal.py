@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -73,7 +73,7 @@ class Normal:
     mean: Tensor
     variance: Tensor
     phase: Phase = Phase.HELD
-    moments: Moments | None = field(default=None)
+    moments: Moments | None = None
 
     @classmethod
     def of(cls, weight: torch.nn.Parameter, bias: torch.nn.Parameter) -> Normal:
@@ -148,8 +148,7 @@ class _OverBatch(torch.autograd.Function):  # type: ignore[misc]
 class Normals:
     """Normalised convolutions by their nodes' names.
 
-    `weights`, `masks`: those of a `TorchNet`. `run`: the network's function, which asks `results` for the results
-    of every convolution that is `in` here.
+    `weights`, `masks`: those of a `TorchNet`, which asks for the `results` of every convolution that is `in` here.
     """
 
     def __init__(
