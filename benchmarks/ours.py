@@ -12,12 +12,11 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.client import ROOT
+from benchmarks.sources import sources_digest
 from compiler import build, find_target, parse_pass
 from compiler.codegen import search
 from compiler.codegen.groups import make_groups
@@ -40,15 +39,6 @@ class Compiled:
     seconds: float
     library_bytes: int
     pool_bytes: int
-
-
-@cache
-def sources_digest() -> str:
-    """Digest of every source file of the compiler."""
-    digest = hashlib.sha256()
-    for path in sorted(p for kind in ("*.py", "*.json") for p in (ROOT / "compiler").rglob(kind)):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def through(graph: Graph, passes: Sequence[str]) -> Graph:

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from benchmarks import loop_rows
 from benchmarks.host import facts
-from benchmarks.ours import sources_digest
 from benchmarks.rows import COLUMNS, OUR_FAULT, REFUSED, Row, line, means, to_json
 from benchmarks.settings import say
+from benchmarks.sources import sources_digest
 
 Record = Mapping[str, Any]
 BUILD = "build"

@@ -14,7 +14,8 @@ from onnx import numpy_helper, version_converter
 
 from benchmarks.cases import Case, recipe_digest
 from benchmarks.networks import Net
-from benchmarks.ours import PASSES, sources_digest, through
+from benchmarks.ours import PASSES, through
+from benchmarks.sources import sources_digest
 from benchmarks.speed_networks import SPEED_NETWORKS, conv_layer
 from compiler import load, to_onnx
 

@@ -27,11 +27,12 @@ from benchmarks.cases import SEED, generated, prepare
 from benchmarks.deadlines import SLACK, held, table
 from benchmarks.families import MODELS
 from benchmarks.host import machine_lock, pinned
-from benchmarks.ours import PASSES, sources_digest, through
+from benchmarks.ours import PASSES, through
 from benchmarks.random_switching import switch
 from benchmarks.resident import resident
 from benchmarks.results import keep, record_of
 from benchmarks.settings import Settings, chosen, parser, positive, say
+from benchmarks.sources import sources_digest
 from compiler import Graph, build, load_config, open_bundle, parse_pass
 from compiler.codegen.runtime import Network
 from compiler.ir.levels import at_level, level_count

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 
 from benchmarks.host import machine_lock
-from benchmarks.ours import sources_digest
+from benchmarks.sources import sources_digest
 
 Entry = Mapping[str, Any]
 KINDS = ("graphs", "readers")

@@ -24,9 +24,9 @@ from benchmarks.mutation.choice import LOOKING, Chooser
 from benchmarks.mutation.mutants import PACKAGES, Mutant, draw, modules
 from benchmarks.mutation.recording import Recording, file_of
 from benchmarks.mutation.trial import Bench, Outcome, copy_tree
-from benchmarks.ours import sources_digest
 from benchmarks.peers.client import ROOT
 from benchmarks.settings import positive, say
+from benchmarks.sources import sources_digest
 
 TESTS = (
     *("tests/ir", "tests/passes", "tests/mutation", "tests/calibration", "tests/cost", "tests/training"),
