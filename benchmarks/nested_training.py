@@ -91,9 +91,9 @@ class Recipe:
     `channels`: the share of its FLOPs before blocks leave, by `score` and `recover` of prune-channels, and
     `parameters` the share of its weights that is there at most, in widths of a `multiple`; `narrowed`, `settle`,
     `level`: epochs after channels are pruned, of every round, and of every level; `rates`: of the first training,
-    and of the others; `draws`: how often every image is there in an epoch, shifted by up to `reach` pixels;
-    `whole`: layers with one level; `mixed`, `normalise`: see `Distil`; `gradual`: blocks leave in rounds from all
-    that pruning left, not from those of the first aim.
+    and of the others, `climb` times as much of levels above the sparsest; `draws`: how often every image is there
+    in an epoch, shifted by up to `reach` pixels; `whole`: layers with one level; `mixed` and `normalise`: see
+    `Distil`; `gradual`: blocks leave in rounds from all that pruning left, not from those of the first aim.
     """
 
     channels: float
@@ -115,6 +115,7 @@ class Recipe:
     mixed: bool = False
     normalise: bool = False
     gradual: bool = False
+    climb: float = 1.0
 
     def pruned(self, dense: Graph, use: Resources) -> Graph:
         """Fewer channels: as many as leave the share of FLOPs, and then of weights where these are still more."""
@@ -140,7 +141,14 @@ class Recipe:
     def descent(self) -> Distil:
         """Training in which blocks leave; of levels to the end only where no level is there just to leave from."""
         epochs = DESCENDED if self.gradual else self.level
-        return replace(self.first(), epochs=epochs, rate=self.rates[1], rounds=self.rounds, settle=self.settle)
+        return replace(
+            self.first(),
+            epochs=epochs,
+            rate=self.rates[1],
+            rounds=self.rounds,
+            settle=self.settle,
+            climb=self.climb,
+        )
 
     def levels(self, narrowed: Graph, shares: Sequence[float], use: Resources) -> Graph:
         """Levels that leave out such shares of their blocks, trained."""
@@ -202,8 +210,9 @@ LARGE = Recipe(
     narrowed=5,
     rounds=8,
     settle=1,
-    level=30,
+    level=40,
     rates=(2e-3, 3e-3),
+    climb=0.25,
     batch=512,
     draws=8,
     reach=4,
@@ -344,24 +353,44 @@ def made(dense: Graph, part: Part, recipe: Recipe, kept: Path, until: float | No
     must.
     """
     start = time.monotonic()
-    use = _use(dense, part, recipe, kept, 1)
+    told = Clock()
+    use = _use(dense, part, recipe, kept, 1, told)
     narrow = recipe.pruned(dense, use)
     weights, flops = fractions(narrow, dense)
     say(f"nesting: {weights:.1%} of weights, {flops:.1%} of FLOPs after {time.monotonic() - start:.0f} s")
     begun = time.monotonic()
     narrowed = recipe.first()(narrow, use)
-    epoch = (time.monotonic() - begun) / recipe.narrowed
+    whole = time.monotonic() - begun
+    epoch = told.epoch or whole / recipe.narrowed
     found = shares(narrowed, dense, recipe)
     untrained = nesting(found, recipe.whole)(narrowed)
-    use = _use(dense, part, recipe, kept, 2)
+    use = _use(dense, part, recipe, kept, 2, told)
     if until is not None:
-        recipe = recipe.within(until - ENDING - time.monotonic(), epoch)
+        around = 2 * max(0.0, whole - epoch * recipe.narrowed)
+        recipe = recipe.within(until - ENDING - around - time.monotonic(), epoch)
         say(f"nesting: {recipe.epochs_of_levels} epochs of about {epoch:.1f} s for levels")
     levels = recipe.levels(narrowed, found, use)
     return Made(untrained, levels, recipe, (time.monotonic() - start) / 60)
 
 
-def _use(dense: Graph, part: Part, recipe: Recipe, kept: Path, stage: int) -> Resources:
+class Clock:
+    """Says what a training tells, and knows how long an epoch of it took."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def __call__(self, line: str) -> None:
+        say(line)
+        if "distil: epoch" in line:
+            self._ends.append(time.monotonic())
+
+    @property
+    def epoch(self) -> float:
+        """Seconds from one epoch's end to the next, the median; 0 where there were fewer than two."""
+        return float(np.median(np.diff(self._ends))) if len(self._ends) > 1 else 0.0
+
+
+def _use(dense: Graph, part: Part, recipe: Recipe, kept: Path, stage: int, told: Clock) -> Resources:
     seen = augmented(part, recipe.draws, recipe.reach, SEED + stage)
     return Resources(
         calibration={INTERFACE.input: seen.inputs},
@@ -370,7 +399,7 @@ def _use(dense: Graph, part: Part, recipe: Recipe, kept: Path, stage: int) -> Re
         seed=SEED + stage,
         # A GPU trains for minutes: what it takes to tell data apart and to write checkpoints would be much of it.
         cache=None if torch.cuda.is_available() else kept,
-        say=say,
+        say=told,
     )
 
 

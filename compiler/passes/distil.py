@@ -49,7 +49,8 @@ class Distil(Pass):
     A network with sparsity levels is trained from the sparsest level up, `epochs` for each: what a level stores
     stays as it is while the next one trains what it adds. `rounds`: before that blocks leave level 0 in so many
     rounds of `settle` epochs until those of the sparsest level are there, so that training decides which these
-    are (0: levels keep their blocks).
+    are (0: levels keep their blocks). `climb`: levels above the sparsest train at so many times the rate; below 1
+    where the sparsest is normalised, as the others are not and stand smaller steps.
     """
 
     name: ClassVar[str] = "distil"
@@ -72,6 +73,7 @@ class Distil(Pass):
     normalise: bool = False
     rounds: int = 0
     settle: int = 1
+    climb: float = 1.0
 
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
@@ -81,8 +83,8 @@ class Distil(Pass):
             problems.append("normalise is over the samples of a batch; give a batch of 2 or more")
         if self.rounds < 0 or self.settle < 1:
             problems.append("settle starts at 1, rounds at 0")
-        if self.rate <= 0 or self.temperature <= 0 or self.labels < 0:
-            problems.append("rate and temperature must be above 0, labels cannot be negative")
+        if min(self.rate, self.temperature, self.climb) <= 0 or self.labels < 0:
+            problems.append("rate, temperature and climb must be above 0, labels cannot be negative")
         if self.loss not in ("mse", "kl"):
             problems.append(f"loss is '{self.loss}'; it can be mse or kl")
         unknown = [t for t in self.classes if t not in graph.tasks]
@@ -106,8 +108,10 @@ class Distil(Pass):
         return problems
 
     def levels_problem(self, count: int) -> str:
-        lost = self.rounds > 0 and count == 1
-        return "rounds are for networks with sparsity levels; run nest before" if lost else ""
+        if count > 1 or (self.rounds <= 0 and self.climb == 1):
+            return ""
+        lost = "rounds are" if self.rounds > 0 else "climb is"
+        return f"{lost} for networks with sparsity levels; run nest before"
 
     def requires(self, graph: Graph, use: Resources) -> None:
         if is_portfolio(graph):
@@ -137,8 +141,8 @@ class Distil(Pass):
                 if level_count(graph) == 1:
                     stages = [("", training.distil(graph, material, wanted, recipe, *rest))]
                 else:
-                    descent = nesting.Descent(self.rounds, self.settle)
-                    found = nesting.distil_levels(graph, material, wanted, recipe, descent, *rest)
+                    schedule = nesting.Schedule(self.rounds, self.settle, self.climb)
+                    found = nesting.distil_levels(graph, material, wanted, recipe, schedule, *rest)
                     stages = [(f"{s.name}: ", s.history) for s in found]
         except KeyboardInterrupt as stop:
             stop.add_note(_goes_on(checkpoint))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,14 @@ Arrays = Mapping[ValueRef, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Descent:
-    """How blocks leave: in `rounds`, each after `epochs` of training (0 rounds: levels keep their blocks)."""
+class Schedule:
+    """How levels are trained: blocks leave in `rounds`, each after `settle` epochs (0 rounds: levels keep their
+    blocks); levels above the sparsest take steps of `climb` times the rate.
+    """
 
     rounds: int
-    epochs: int
+    settle: int
+    climb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def distil_levels(
     material: Material,
     wanted: Wanted,
     recipe: Recipe,
-    descent: Descent,
+    schedule: Schedule,
     device: str = "auto",
     checkpoint: Path | None = None,
     say: Say = lambda line: None,
@@ -72,8 +76,9 @@ def distil_levels(
         told = Training(net, objective, recipe, train, held_out, file, lambda line: say(f"{name}: {line}"))
         return Stage(name, told.run())
 
-    climb = _Climb(graph, net, recipe, trained, lambda: held_out_loss(net, objective, held_out, recipe.batch))
-    stages = [*climb.down(descent), *climb.up()]
+    judged = partial(held_out_loss, net, objective, held_out, recipe.batch)
+    climb = _Climb(graph, net, recipe, schedule, trained, judged)
+    stages = [*climb.down(), *climb.up()]
     climb.store()
     for level in range(level_count(graph)):
         check_agrees(TorchNet(at_level(graph, level, alone=True), where), material.feeds[:CHECKED])
@@ -106,10 +111,12 @@ class _Climb:
         graph: Graph,
         net: TorchNet,
         recipe: Recipe,
+        schedule: Schedule,
         trained: Callable[[str, Recipe], Stage],
         judged: Callable[[], float],
     ) -> None:
-        self._graph, self._net, self._recipe, self._trained, self._judged = graph, net, recipe, trained, judged
+        self._graph, self._net, self._trained, self._judged = graph, net, trained, judged
+        self._recipe, self._schedule = recipe, schedule
         self._vectors = own_vectors(graph) & net.weights.keys()
         self._ladders = {v.ref: Ladder(v) for v in graph.parameters() if _in_blocks(v) and v.ref in net.weights}
         self._memory = {r: net.array(r) for r in self._ladders}
@@ -118,18 +125,19 @@ class _Climb:
         """Level -> all weights as it left them."""
 
     # ------------------------------------------------------------------ stages
-    def down(self, descent: Descent) -> Iterator[Stage]:
+    def down(self) -> Iterator[Stage]:
         """Rounds of training from the blocks of level 0 to those of the last level."""
+        rounds, epochs = self._schedule.rounds, self._schedule.settle
         standing = {ref: ladder.counts[0] for ref, ladder in self._ladders.items()}
-        for ladder in self._ladders.values() if descent.rounds else ():
+        for ladder in self._ladders.values() if rounds else ():
             ladder.forget()
-        for number in range(1, descent.rounds + 1):
+        for number in range(1, rounds + 1):
             self._net.free({r: ladder.inside(standing[r]) for r, ladder in self._ladders.items()})
-            recipe = replace(self._recipe, epochs=descent.epochs, patience=0, seed=self._recipe.seed + number)
-            yield self._trained(f"round {number} of {descent.rounds}", recipe)
+            recipe = replace(self._recipe, epochs=epochs, patience=0, seed=self._recipe.seed + number)
+            yield self._trained(f"round {number} of {rounds}", recipe)
             for ref, ladder in self._ladders.items():
                 self._remember(ref, standing[ref])
-                standing[ref] = ladder.between(descent.rounds, number)
+                standing[ref] = ladder.between(rounds, number)
                 ladder.shrink(self._memory[ref], standing[ref])
                 self._net.put(ref, ladder.within(standing[ref], self._memory[ref]))
 
@@ -139,14 +147,15 @@ class _Climb:
         for ref, ladder in self._ladders.items():
             self._net.put(ref, ladder.within(ladder.counts[last], self._memory[ref]))
         self._net.free({r: ladder.inside(ladder.counts[last]) for r, ladder in self._ladders.items()})
-        yield self._finished(last)
+        yield self._finished(last, self._recipe)
+        denser = replace(self._recipe, rate=self._recipe.rate * self._schedule.climb)
         for level in reversed(range(last)):
             self._net.free(self._added(level))
             self._begin(level)
-            yield self._finished(level)
+            yield self._finished(level, denser)
 
-    def _finished(self, level: int) -> Stage:
-        stage = self._trained(f"level {level}", self._recipe)
+    def _finished(self, level: int, recipe: Recipe) -> Stage:
+        stage = self._trained(f"level {level}", recipe)
         self._found[level] = {ref: self._net.array(ref) for ref in self._net.weights}
         for ref, ladder in self._ladders.items():
             self._remember(ref, ladder.counts[level])

@@ -116,6 +116,21 @@ def tiny(dense, monkeypatch, tmp_path) -> Data:
     return Data(images(20, 0), images(30, 1), images(30, 2))
 
 
+def test_a_clock_tells_an_epoch_by_the_ends_of_epochs(monkeypatch):
+    now = iter((100.0, 103.0, 109.0, 112.5))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(now))
+    told = training.Clock()
+    assert told.epoch == 0
+    for line in (
+        "distil: epoch 1 of 3",
+        "distil: continues",
+        "distil: epoch 2 of 3",
+        "round 1: distil: epoch 3 of 3",
+    ):
+        told(line)
+    assert told.epoch == 4.5
+
+
 def test_what_was_trained_is_kept_and_goes_on_to_be_measured(tiny, tmp_path, monkeypatch):
     study = training.Study(Effort(epochs=1, seed=0), RECIPE)
     first = training.kept_levels("small", tiny, study, tmp_path)

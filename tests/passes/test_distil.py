@@ -82,7 +82,10 @@ def test_options_are_text_both_ways():
         *((wrong, "epochs and batch start at 1") for wrong in ({"epochs": 0}, {"batch": 0}, {"samples": -1})),
         ({"patience": -1}, "samples and patience at 0"),
         *((wrong, "settle starts at 1, rounds at 0") for wrong in ({"rounds": -1}, {"settle": 0})),
-        *((wrong, "rate and temperature must be above 0") for wrong in ({"rate": 0.0}, {"temperature": 0.0})),
+        *(
+            (wrong, "rate, temperature and climb must be above 0")
+            for wrong in ({"rate": 0.0}, {"temperature": 0.0})
+        ),
         ({"labels": -0.5}, "labels cannot be negative"),
         ({"loss": "l1"}, "loss is 'l1'; it can be mse or kl"),
         ({"classes": ("c",)}, "classes names c; the tasks are a, b"),

@@ -204,3 +204,21 @@ def test_levels_of_recurrent_layers_learn_and_stay_nested() -> None:
         assert after < most * before
     for weight in (v for v in trained.parameters() if v.sparser):
         weight.type.encoding.check_level(weight.constant, weight.sparser[0])
+
+
+def test_denser_levels_climb_at_a_rate_of_their_own(nested, trained, use):
+    slower = replace(BASE, climb=0.25)(nested, use)
+    last = LEVELS - 1
+    assert digest(at_level(slower, last, alone=True)) == digest(at_level(trained, last, alone=True))
+    assert digest(slower) != digest(trained)
+
+
+def test_climb_alone_is_for_networks_with_levels(original, use):
+    with pytest.raises(ConfigError, match="climb is for networks with sparsity levels; run nest before"):
+        replace(BASE, climb=0.5)(original, use)
+
+
+@pytest.mark.parametrize("climb", [0.0, -1.0])
+def test_a_climb_goes_up(nested, use, climb):
+    with pytest.raises(ConfigError, match="climb must be above 0"):
+        replace(BASE, climb=climb)(nested, use)
