@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,14 +27,20 @@ from torch import Tensor, nn
 from compiler.calibration.moments import content_key
 from compiler.workers.store import Store
 from models.training.conllu import Tagged, load_treebank
-from models.training.masked import PATTERNS, Masks, Pattern, Stored, Units, channels, narrow_blocks, steps_to
+from models.training.masked import PATTERNS, Masks, Pattern, Stored, Units, channels, narrow, steps_to
 
 BATCH = 128
 ALIKE = 8
 """Batches among which sentences are ordered by length."""
-CHANNELS, NARROW_BLOCKS = "channels", "channels+block16x1"
-OF_UNITS: Mapping[str, Callable[[Sequence[Units]], Pattern]] = {CHANNELS: channels, NARROW_BLOCKS: narrow_blocks}
+CHANNELS, NARROW_BLOCKS, NARROW_DARB = "channels", "channels+block16x1", "channels+darb"
+OF_UNITS: Mapping[str, Callable[[Sequence[Units]], Pattern]] = {
+    CHANNELS: channels,
+    NARROW_BLOCKS: partial(narrow, inner=PATTERNS["block16x1"]),
+    NARROW_DARB: partial(narrow, inner=PATTERNS["darb"]),
+}
 """Patterns that take whole hidden units away, for good."""
+STAYING = (NARROW_BLOCKS,)
+"""Patterns in which a single weight that has left does not come back either."""
 NAMES = (*PATTERNS, *OF_UNITS)
 METHOD = "2"
 """Number of how networks are trained here; what another one made is not used."""
@@ -259,7 +265,7 @@ def accuracy(net: Any, data: Batch, masks: Masks) -> float:
 
 def thinned(net: Any, case: Case, pattern: str, density: float, seed: int) -> Masks:
     """Fine-tune `net` down to `density`, round by round."""
-    masks = Masks(net.matrices(), pattern_of(net, pattern), returning=pattern not in OF_UNITS)
+    masks = Masks(net.matrices(), pattern_of(net, pattern), returning=pattern not in STAYING)
 
     def sparser(step: float) -> tuple[Any, Masks]:
         masks.shrink(step)

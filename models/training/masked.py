@@ -7,7 +7,7 @@ can come back in the next round. In the last round what is masked stays so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -121,15 +121,15 @@ def channels(groups: Sequence[Units]) -> Pattern:
     return pattern
 
 
-def narrow_blocks(groups: Sequence[Units]) -> Pattern:
-    """The pattern of units that leave and blocks in what remains: each takes the root of the density."""
+def narrow(groups: Sequence[Units], inner: Pattern) -> Pattern:
+    """The pattern of units that leave and `inner` in what remains: each takes the root of the density."""
 
     def pattern(weights: Sequence[Matrix], density: float) -> Sequence[tuple[Form, Matrix]]:
         there = _remaining(weights, groups, density**0.5)
         parts = [w[np.ix_(*lines)] for w, lines in zip(weights, there, strict=True)]
         share = density * sum(w.size for w in weights) / sum(p.size for p in parts)
         found: list[tuple[Form, Matrix]] = []
-        for whole, lines, (form, part) in zip(weights, there, blocks(parts, share), strict=True):
+        for whole, lines, (form, part) in zip(weights, there, inner(parts, share), strict=True):
             data = np.zeros_like(whole)
             data[np.ix_(*lines)] = part
             found.append((Within(lines, form), data))
@@ -206,11 +206,16 @@ def weight_of(matrix: Tensor, like: Tensor) -> Tensor:
     return matrix.reshape(like.movedim(1, -1).shape).movedim(-1, 1)
 
 
+def _there(form: Form, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """bool [rows, columns]: what has not left a matrix with a unit."""
+    return np.outer(*form.lines) if isinstance(form, Within) else np.ones(shape, bool)
+
+
 class Masks:
     """Masks over weights [outputs, inputs, *kernel] of a network that is being trained; patterns see matrices.
 
-    `returning`: a masked weight that has grown may come back. Not for units: one that has left computes nothing, so
-    its readers follow noise, which optimizers that scale gradients make as large as any weight.
+    `returning`: a masked weight that has grown may come back. Units never do: one that has left computes nothing
+    and its readers follow noise, which optimizers that scale gradients make as large as any weight.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], pattern: Pattern, returning: bool = True) -> None:
@@ -218,21 +223,29 @@ class Masks:
         self._returning = returning
         self._pattern = pattern
         self._masks = [torch.ones_like(p) for p in self._parameters]
+        self._there = self._masks
+        """What has not left with a unit."""
         self.stored = Stored(sum(p.numel() for p in self._parameters), sum(p.numel() for p in self._parameters), 0)
 
     def shrink(self, density: float) -> None:
         """Make the masks anew, so that `density` of all weights stay."""
-        now = zip(self._parameters, self._masks, strict=True)
-        data = [matrix_of(p if self._returning else p * mask).detach().numpy().copy() for p, mask in now]
+        standing = self._there if self._returning else self._masks
+        now = zip(self._parameters, standing, strict=True)
+        data = [matrix_of(p * mask).detach().numpy().copy() for p, mask in now]
         made = self._pattern(data, density)
-        masks = [torch.from_numpy((d != 0).astype(np.float32)) for _, d in made]
-        self._masks = [weight_of(m, p) for m, p in zip(masks, self._parameters, strict=True)]
+        self._masks = self._weights(d != 0 for _, d in made)
+        self._there = self._weights(_there(form, d.shape) for form, d in made)
         shapes = [tuple(d.shape) for d in data]
         self.stored = Stored(
             sum(d.size for d in data),
             sum(f.stored(s, d) for (f, d), s in zip(made, shapes, strict=True)),
             sum(f.index_bytes(s, d) for (f, d), s in zip(made, shapes, strict=True)),
         )
+
+    def _weights(self, matrices: Iterable[npt.NDArray[np.bool_]]) -> list[Tensor]:
+        """Matrices of what is there, as factors of the parameters."""
+        pairs = zip(matrices, self._parameters, strict=True)
+        return [weight_of(torch.from_numpy(m.astype(np.float32)), p) for m, p in pairs]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -12,7 +12,16 @@ torch = pytest.importorskip("torch", reason="needs torch, which the extra [train
 from torch import nn  # noqa: E402
 
 from benchmarks import darb, masked_training  # noqa: E402
-from benchmarks.masked_training import CHANNELS, HIDDEN, NARROW_BLOCKS, Case, Tagger, Wide, pattern_of  # noqa: E402
+from benchmarks.masked_training import (  # noqa: E402
+    CHANNELS,
+    HIDDEN,
+    NARROW_BLOCKS,
+    NARROW_DARB,
+    Case,
+    Tagger,
+    Wide,
+    pattern_of,
+)
 from compiler.workers.store import Store  # noqa: E402
 from models.training.masked import Masks  # noqa: E402
 
@@ -92,6 +101,36 @@ def test_blocks_of_a_narrow_network_are_those_of_its_own_rows():
     assert masks.stored.stored == sum(int((p != 0).sum()) for p in matrices) and masks.stored.index_bytes > 0
 
 
+def test_units_of_a_narrow_network_stay_away_and_its_weights_may_come_back():
+    torch.manual_seed(5)
+    net = Wide((96, 64))
+    masks = Masks(net.matrices(), pattern_of(net, NARROW_DARB))
+    masks.shrink(0.25)
+    with masks.applied():
+        first = [p.detach().numpy() != 0 for p in net.matrices()]
+    rows, columns = (np.flatnonzero(first[1].any(axis=a)) for a in (1, 0))
+    with torch.no_grad():
+        for p, mask in zip(net.matrices(), first, strict=True):
+            p[torch.from_numpy(~mask)] *= 50
+    masks.shrink(0.2)
+    with masks.applied():
+        second = [p.detach().numpy() != 0 for p in net.matrices()]
+    assert set(np.flatnonzero(second[1].any(axis=1))) <= set(rows) < set(range(64))
+    assert set(np.flatnonzero(second[1].any(axis=0))) <= set(columns) < set(range(96))
+    assert (second[1] & ~first[1]).any()
+    assert masks.stored.stored <= 0.2 * masks.stored.elements * 1.05 and masks.stored.index_bytes > 0
+
+
+def test_the_ratios_of_both_kinds_of_darb_are_over_those_of_plain_patterns():
+    found = [row("darb", 0.05, 0.896), row(NARROW_DARB, 0.025, 0.896), row(CHANNELS, 0.1, 0.896)]
+    made = darb.record([*found, row("block16x1", 0.2, 0.8)], small(), 0, "all", None)
+    assert made["darb_ratio"] == 20.0
+    assert made["over"] == {
+        "darb": {"block16x1": None, CHANNELS: pytest.approx(2.0)},
+        NARROW_DARB: {"block16x1": None, CHANNELS: pytest.approx(4.0)},
+    }
+
+
 def test_a_unit_that_has_left_stays_away_and_a_weight_may_come_back():
     for pattern, returning in ((CHANNELS, False), ("unstructured", True)):
         net = Wide((24, 16))
@@ -143,13 +182,9 @@ def test_rows_join_those_of_the_same_dense_network():
         (0.2, "second"),
     ]
     assert both["command"] == "first; second" and both["darb_ratio"] == 25.0
-    assert both["darb_over"] == {"block16x1": pytest.approx(5.0)}
+    assert both["over"] == {"darb": {"block16x1": pytest.approx(5.0)}}
     other = darb.record([row("channels", 0.5, 0.7, dense=0.8)], case, 0, "third", both)
-    assert (
-        len(other["rows"]) == 1
-        and other["ratios"] == {"channels": None}
-        and other["darb_over"] == {"channels": None}
-    )
+    assert len(other["rows"]) == 1 and other["ratios"] == {"channels": None} and other["over"] == {}
 
 
 def test_the_file_grows_row_by_row(tmp_path, monkeypatch):
