@@ -7,11 +7,11 @@ Sparsity levels are trained one after another, the sparsest first, and stay nest
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from compiler.ir.text import digest
 from compiler.passes.base import NewNames, Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.spec import task_numbers
 from compiler.training.answers import numbers
+
+if TYPE_CHECKING:
+    from compiler.training.loop import History
+    from compiler.training.nesting import Stage
 
 METHOD = "7"
 """Number of what a checkpoint holds; another one cannot be continued from."""
@@ -139,15 +143,15 @@ class Distil(Pass):
         try:
             with memory_for(self.name, less, "device=cpu"):
                 if level_count(graph) == 1:
-                    stages = [("", training.distil(graph, material, wanted, recipe, *rest))]
+                    notes = [_told(training.distil(graph, material, wanted, recipe, *rest))]
                 else:
                     schedule = nesting.Schedule(self.rounds, self.settle, self.climb)
                     found = nesting.distil_levels(graph, material, wanted, recipe, schedule, *rest)
-                    stages = [(f"{s.name}: ", s.history) for s in found]
+                    notes = [f"{s.name}: {_told(s.history)}{_moved(s)}" for s in found]
         except KeyboardInterrupt as stop:
             stop.add_note(_goes_on(checkpoint))
             raise
-        return [Note(self.name, f"{stage}{_told(h.losses, h.best, h.stopped)}") for stage, h in stages]
+        return [Note(self.name, note) for note in notes]
 
     def ensures(self, before: Graph, after: Graph) -> None:
         same = [v.ref for v in before.values()] == [v.ref for v in after.values()]
@@ -213,8 +217,16 @@ def teacher_problems(graph: Graph, teacher: Graph | None) -> list[str]:
     ]
 
 
-def _told(losses: Sequence[float], best: int, stopped: bool) -> str:
-    epochs = len(losses) - 1
+def _told(history: History) -> str:
+    losses, best, epochs = history.losses, history.best, len(history.losses) - 1
     kept = f"the weights of epoch {best}" if best else "the weights it started with, since no epoch was better"
-    end = f"stopped after epoch {epochs}" if stopped else f"{epochs} epochs"
+    end = f"stopped after epoch {epochs}" if history.stopped else f"{epochs} epochs"
     return f"{end}; loss on held-out inputs {losses[0]:.4g} before, {losses[best]:.4g} with {kept}"
+
+
+def _moved(stage: Stage) -> str:
+    """That a level is worse than it came, where it is."""
+    if not stage.worse:
+        return ""
+    reason = "what it shares with sparser levels was trained for them"
+    return f"; worse than the {stage.came:.4g} it came with: {reason}"

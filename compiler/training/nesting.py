@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +41,16 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One training on the way: what it was of, and how it went."""
+    """One training on the way: what it was of, and how it went; of a level, the held-out loss it came with."""
 
     name: str
     history: History
+    came: float | None = None
+
+    @property
+    def worse(self) -> bool:
+        """Whether a level came with less than it has now: what it shares with sparser ones has moved."""
+        return self.came is not None and self.came < self.history.losses[self.history.best]
 
 
 def distil_levels(
@@ -76,9 +81,14 @@ def distil_levels(
         told = Training(net, objective, recipe, train, held_out, file, lambda line: say(f"{name}: {line}"))
         return Stage(name, told.run())
 
-    judged = partial(held_out_loss, net, objective, held_out, recipe.batch)
+    def judged(net: TorchNet = net) -> float:
+        return held_out_loss(net, objective, held_out, recipe.batch)
+
+    came = [judged(TorchNet(at_level(graph, k, alone=True), where)) for k in range(level_count(graph))]
     climb = _Climb(graph, net, recipe, schedule, trained, judged)
-    stages = [*climb.down(), *climb.up()]
+    found = [*climb.down(), *climb.up()]
+    levels = zip(found[-len(came) :], reversed(came), strict=True)
+    stages = [*found[: -len(came)], *(replace(stage, came=loss) for stage, loss in levels)]
     climb.store()
     for level in range(level_count(graph)):
         check_agrees(TorchNet(at_level(graph, level, alone=True), where), material.feeds[:CHECKED])

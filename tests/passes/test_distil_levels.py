@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -222,3 +223,18 @@ def test_climb_alone_is_for_networks_with_levels(original, use):
 def test_a_climb_goes_up(nested, use, climb):
     with pytest.raises(ConfigError, match="climb must be above 0"):
         replace(BASE, climb=climb)(nested, use)
+
+
+def test_a_level_that_is_worse_than_it_came_is_told(trained, use):
+    """Trained levels again: the core goes on, and what is around it is given one small step to follow."""
+    again = replace(BASE, epochs=2, climb=1e-6).run(trained, use)
+    told = {level: str(note) for level, note in zip((2, 1, 0), again.notes, strict=True)}
+    assert "worse than" not in told[2], "the sparsest level keeps its best weights"
+    came = re.search(r"worse than the (\S+) it came with: what it shares with sparser levels", told[0])
+    assert came is not None
+    now = re.search(r"before, (\S+) with", told[0])
+    assert float(came[1]) < float(now[1])
+
+
+def test_levels_that_are_trained_for_the_first_time_are_not_worse(nested, use):
+    assert not any("worse" in str(note) for note in BASE.run(nested, use).notes)
