@@ -21,7 +21,8 @@ ort.set_default_logger_severity(_QUIET)
 
 
 class Engine:
-    """A model ready to run, on one thread so that results do not depend on the machine.
+    """A model ready to run, on one thread so that results do not depend on the machine. Between runs it holds its
+    weights only: onnxruntime's arena would keep what a run needed, and hundreds of engines live beside each other.
 
     `optimise=False` switches onnxruntime's graph rewrites off. UnsupportedModelError where it cannot open or run
     the model.
@@ -31,6 +32,7 @@ class Engine:
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from compiler.calibration.engine import Engine
 from compiler.errors import UnsupportedModelError
+from compiler.ir.onnx_out import to_onnx
 from compiler.ir.reference import difference, evaluate
 from tests.graphs import Builder
 
@@ -27,3 +31,22 @@ def test_what_it_cannot_open_or_run_is_a_model_error():
     net.task("t", net.apply("Relu", net.input("x", 2)))
     with pytest.raises(UnsupportedModelError, match="cannot run"):
         Engine.of(net.done()).run({"x": np.zeros((3, 3), np.float32)})
+
+
+def test_an_engine_that_has_run_holds_nothing_of_it():
+    """64 MB between two small values: what one run needed is given back although the engine lives on."""
+    net = Builder()
+    wide = net.apply("Expand", net.input("x", 1, 16), net.const(np.array([1 << 20, 16], np.int64)))
+    net.task(
+        "t", net.apply("ReduceMax", net.apply("Sqrt", wide), net.const(np.array([0, 1], np.int64)), keepdims=0)
+    )
+    engine = Engine(to_onnx(net.done()), optimise=False)
+    before = _resident()
+    (found,) = engine.run({"x": np.full((1, 16), 4.0, np.float32)}).values()
+    assert found == 2.0
+    assert _resident() - before < 32 << 20
+    assert engine.inputs == ("x",)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
