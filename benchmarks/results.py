@@ -131,11 +131,14 @@ def _machine(study: str, held: Record) -> str:
     name, _, rest = study.partition("-") if study.startswith("dense-") else (study, "", "")
     option = {"": "", "layers": " --layers"}.get(rest, f" --target {rest}")
     caches = ", ".join(f"{k} {v >> 10} KiB" for k, v in machine["caches"].items())
-    versions = {**machine["versions"], **{r["peer"]: r["version"] for r in rows if r.get("version")}}
+    versions = {k: [v] for k, v in machine["versions"].items()}
+    for peer in dict.fromkeys(r["peer"] for r in rows if r.get("version")):
+        versions[peer] = list(dict.fromkeys(r["version"] for r in rows if r["peer"] == peer and r.get("version")))
+    told = ", ".join(f"{k} {' and '.join(v)}" for k, v in versions.items())
     builds = ", ".join(sorted({r[BUILD] for r in rows}))
     return (
         f"`python -m benchmarks {name}{option}` on {machine['cpu']}, {machine['isa']}; {caches}. "
-        f"{', '.join(f'{k} {v}' for k, v in versions.items())}. Sources of the compiler: {builds}."
+        f"{told}. Sources of the compiler: {builds}."
     )
 
 

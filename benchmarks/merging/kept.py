@@ -21,7 +21,7 @@ from benchmarks.merging import methods
 from benchmarks.merging.families import Part
 from benchmarks.merging.methods import Setting, sweep
 from benchmarks.merging.record import Swept
-from benchmarks.merging.rule import Point, Subset
+from benchmarks.merging.rule import Point, Subset, rounded
 from benchmarks.merging.training import accuracy
 from compiler import Graph, load, save
 from compiler.calibration.moments import content_key
@@ -102,7 +102,7 @@ def kept_accuracy(setting: Setting, kept: Path) -> tuple[dict[str, float], dict[
     if held is None:
         held = {"accuracy": [accuracy(setting.originals, p) for p in parts]}
         _write(file, held)
-    selection, report = held["accuracy"]
+    selection, report = map(rounded, held["accuracy"])
     return selection, report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.merging.portfolios import PORTFOLIO, with_portfolio
-from benchmarks.merging.rule import AtRule, Point, Subset, all_subsets, at_rule, drops, mean_points
+from benchmarks.merging.rule import AtRule, Point, Subset, all_subsets, at_rule, drops, mean_points, rounded
 
 OURS = "lattice"
 NOT_COMPARED = (OURS, "zipit")
@@ -192,8 +192,8 @@ def seed_record(found: Seeded) -> dict[str, Any]:
     """Every measured point of a seed."""
     return {
         "seed": found.seed,
-        "accuracy_single_selection": _rounded(found.single_selection),
-        "accuracy_single": _rounded(found.single_report),
+        "accuracy_single_selection": rounded(found.single_selection),
+        "accuracy_single": rounded(found.single_report),
         "sweeps": {
             m: {pipeline: [p.record() for p in swept.points] for pipeline, swept in sweeps.items()}
             for m, sweeps in found.sweeps.items()

@@ -11,6 +11,12 @@ from typing import Any
 MEAN_DROP, WORST_DROP = 0.5, 1.0
 """Points of accuracy below the single networks: of all tasks on average, and of any one."""
 
+DIGITS = 4
+"""Decimals of a percentage in files, of single networks too: or one that keeps the rule exactly breaks it."""
+
+ROUNDING = 1e-3
+"""What the rule may seem to be broken by, as a share, because accuracies have `DIGITS`."""
+
 Subset = tuple[str, ...]
 
 
@@ -37,8 +43,8 @@ class Point:
         return {
             "budget": self.budget,
             "share": round(self.share, 4),
-            "accuracy_selection": {t: round(a, 2) for t, a in self.selection.items()},
-            "accuracy": {t: round(a, 2) for t, a in self.report.items()},
+            "accuracy_selection": rounded(self.selection),
+            "accuracy": rounded(self.report),
             "macs": {"+".join(q): n for q, n in self.macs.items()},
         }
 
@@ -60,6 +66,11 @@ class AtRule:
     report: Mapping[str, float]
     bound: bool
     budget: float
+
+
+def rounded(found: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies to as many decimals as files have."""
+    return {t: round(a, DIGITS) for t, a in found.items()}
 
 
 def drops(single: Mapping[str, float], found: Mapping[str, float]) -> tuple[float, float]:
@@ -98,7 +109,7 @@ def at_rule(points: Sequence[Point], single: Mapping[str, float]) -> AtRule | No
     The sparsest point that keeps the rule counts, and a straight line from there to the next sparser one.
     """
     measured = [excess(single, p.selection) for p in points]
-    kept = [i for i, e in enumerate(measured) if e <= 1]
+    kept = [i for i, e in enumerate(measured) if e <= 1 + ROUNDING]
     if not kept:
         return None
     last = kept[-1]
@@ -106,7 +117,7 @@ def at_rule(points: Sequence[Point], single: Mapping[str, float]) -> AtRule | No
     if last + 1 == len(points):
         return AtRule(dict(here.macs), here.report, True, here.budget)
     there = points[last + 1]
-    way = (1 - measured[last]) / (measured[last + 1] - measured[last])
+    way = max(0.0, 1 - measured[last]) / (measured[last + 1] - measured[last])
     return AtRule(
         {q: n + way * (there.macs[q] - n) for q, n in here.macs.items()},
         {t: a + way * (there.report[t] - a) for t, a in here.report.items()},
