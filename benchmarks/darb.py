@@ -67,12 +67,13 @@ def record(
     found: Sequence[Row], case: Case, seed: int, command: str, earlier: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """JSON-ready, with the rows of an earlier record that started from the same dense network and were not made
-    again. Every row names the command that made it; ratios are None where no density was within the limit.
+    again. Every row names the command and the machine that made it; ratios are None where no density was within the
+    limit.
     """
-    new = [{**asdict(row), "command": command} for row in found]
+    machine = facts()
+    new = [{**asdict(row), "command": command, "machine": machine["cpu"]} for row in found]
     every = {(r["pattern"], r["density"]): r for r in [*_comparable(found[0], earlier), *new]}
     best = _best(list(every.values()))
-    machine = facts()
     return {
         "command": "; ".join(dict.fromkeys(r["command"] for r in every.values())),
         "seeds": [seed],
