@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class Moments:
     """Sums over rows of inputs x [groups, rows, p] and targets y [groups, rows, outputs]: counts, means, second and
     cross moments per group. Before the first row everything is a scalar zero.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("rows", "x", "y", "xx", "xy", "yy")
 
     def __init__(self) -> None:
         self.rows = 0
@@ -111,15 +114,14 @@ class Moments:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as arrays by name."""
-        names = ("x", "y", "xx", "xy", "yy")
-        return {"rows": np.asarray(self.rows), **{n: getattr(self, n) for n in names}}
+        return {n: np.asarray(getattr(self, n)) for n in self.PARTS}
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Moments:
         """The inverse of `arrays`."""
         made = cls()
         made.rows = int(arrays["rows"])
-        for name in ("x", "y", "xx", "xy", "yy"):
+        for name in cls.PARTS[1:]:
             setattr(made, name, np.asarray(arrays[name]))
         return made
 
@@ -191,7 +193,8 @@ class Kept:
 
     def moments(self, name: str, make: Callable[[], Moments]) -> Moments:
         """The same for moments."""
-        parts = {n.removeprefix(f"{name} "): a for n, a in self._arrays.items() if n.startswith(f"{name} ")}
+        # not all that begins with the name: another one may go on behind a space
+        parts = {p: self._arrays[k] for p in Moments.PARTS if (k := f"{name} {p}") in self._arrays}
         if parts:
             return Moments.of(parts)
         made = make()

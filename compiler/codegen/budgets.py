@@ -42,6 +42,16 @@ class LevelTimes:
     tasks: tuple[str, ...]
     table: Any
     """`<name>_times` of the header."""
+    build: str = ""
+    """Digest of the bundle that they are of: tables of others have other sizes."""
+
+    def checked(self, build: str, name: str) -> LevelTimes:
+        """Themselves; ValueError unless they are of this bundle."""
+        if self.build != build:
+            raise ValueError(
+                f"these times were measured with another bundle than this one of '{name}'; measure again"
+            )
+        return self
 
     @property
     def seconds(self) -> tuple[float, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, cast
@@ -78,6 +80,11 @@ class Network:
         """Whether levels are networks of their own, so that a call can ask for the `CHEAPEST`."""
         return any(record.get("kind") == VARIANT for record in self.bundle.manifest["levels"])
 
+    @cached_property
+    def _build(self) -> str:
+        """What this bundle is told from others by."""
+        return hashlib.sha256(json.dumps(self.bundle.manifest, sort_keys=True).encode()).hexdigest()
+
     def workspace_bytes(self, tasks: Iterable[str] | None = None, level: int = 0) -> int:
         """Bytes of workspace one call with these tasks uses."""
         return self._functions.workspace(self._mask(tasks), self._levels.number(level))
@@ -134,7 +141,7 @@ class Network:
         table = times_type(len(self.levels), len(self.bundle.manifest["switch_points"]))()
         call = Call.make(self._workspace(self._functions.workspace(mask, 0)), self._handle(pool), 0)
         self._functions.measure(mask, addresses(arrays), addresses(results), call, rounds, table)
-        return LevelTimes(names, table)
+        return LevelTimes(names, table, self._build)
 
     def run_within(
         self,
@@ -151,7 +158,8 @@ class Network:
 
         The call starts at `level`, and falls to sparser levels, `sparsest` at most (default: any), where the rest
         would take longer than is left. ValueError as for `run`, and where `sparsest` is denser than `level` or
-        leaves nothing to fall to. BundleError where `times` were measured with another number of threads.
+        leaves nothing to fall to, or `times` are of another bundle. BundleError where they were measured with
+        another number of threads.
         """
         if self.portfolio:
             raise ValueError(_no_falling(self))
@@ -159,10 +167,11 @@ class Network:
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
         call = Call.make(workspace, self._handle(pool), level, sparsest)
-        late = self._functions.within(mask, addresses(arrays), addresses(results), call)(times.table, budget_us)
+        table = times.checked(self._build, self.bundle.name).table if self._levels.count > 1 else times.table
+        late = self._functions.within(mask, addresses(arrays), addresses(results), call)(table, budget_us)
         return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
 
-    def bind(self, tasks: Iterable[str], *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
+    def bind(self, tasks: Iterable[str], /, *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
         """Check once, pin the addresses, call many times.
 
         `arrays` are the inputs by name, and optionally output arrays by task name (`task/label` where a task has
@@ -184,7 +193,8 @@ class Network:
         workspace = aligned(self._functions.workspace(mask, 0))
         call = Call.make(workspace, self._handle(pool), 0)
         outputs = self._by_task(names, results)
-        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, self._levels)
+        build = self._build, self.bundle.name
+        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, self._levels, build)
         if pool is not None:
             pool.serves(made)
         return made
@@ -253,7 +263,19 @@ class BoundCall:
     `outputs` holds the result arrays, rewritten by every call.
     """
 
-    __slots__ = ("__weakref__", "_call", "_functions", "_keep", "_level", "_levels", "_run", "_within", "outputs")
+    __slots__ = (
+        "__weakref__",
+        "_build",
+        "_call",
+        "_falls",
+        "_functions",
+        "_keep",
+        "_level",
+        "_levels",
+        "_run",
+        "_within",
+        "outputs",
+    )
 
     def __init__(
         self,
@@ -265,14 +287,15 @@ class BoundCall:
         outputs: Outputs,
         workspace: np.ndarray,
         levels: Levels,
+        build: tuple[str, str],
     ) -> None:
-        self.outputs = outputs
+        self.outputs, self._build = outputs, build
         self._functions, self._call, self._level, self._levels = functions, call, 0, levels
         where = (addresses(inputs), addresses(results))
         self._keep = (inputs, results, workspace)
         self._run = functions.bound(mask, *where, call)
-        falls = levels.count > 1 and not levels.portfolio
-        self._within = functions.within(mask, *where, call) if falls else _no_budget
+        self._falls = levels.count > 1 and not levels.portfolio
+        self._within = functions.within(mask, *where, call) if self._falls else _no_budget
 
     def __call__(self, level: int = 0) -> Outputs:
         if level != self._level:
@@ -285,9 +308,10 @@ class BoundCall:
     def within(self, budget_us: int, times: LevelTimes, *, level: int = 0, sparsest: int | None = None) -> Reached:
         """A call with a budget, as `Network.run_within` has it; `times` are of the same tasks and threads."""
         level, sparsest = checked_budget(budget_us, level, sparsest, self._levels)
+        table = times.checked(*self._build).table if self._falls else times.table
         self._call.level, self._call.sparsest = level, sparsest
         self._level = level
-        late = self._within(times.table, budget_us)
+        late = self._within(table, budget_us)
         return Reached(self.outputs, int(self._call.level_used), late)
 
     def expire(self) -> None:

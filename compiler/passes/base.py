@@ -171,9 +171,14 @@ def lost_patterns(graph: Graph, patterns: Iterable[str], new: NewNames = NewName
         f"{p}: no value and no node of '{graph.name}' has such a name{_near(p, names)}"
         for p in patterns
         if new < NewNames.ANY
-        and not any(fnmatchcase(name, p) for name in names)
+        and not any(named(name, p) for name in names)
         and not (new is NewNames.DERIVED and any(_could_name(p, name) for name in names))
     ]
+
+
+def named(name: str, pattern: str) -> bool:
+    """Whether a pattern means a name: as it is, since names that passes make have brackets, or by its wildcards."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _could_name(pattern: str, name: str) -> bool:
@@ -234,7 +239,7 @@ class Resources:
 
     def excluded(self, name: str, also: Sequence[str] = ()) -> bool:
         """Whether a pattern of `exclude`, or one that a pass has `also`, names this value or node."""
-        return any(fnmatchcase(name, pattern) for pattern in (*self.exclude, *also))
+        return any(named(name, pattern) for pattern in (*self.exclude, *also))
 
     def batches(self, graph: Graph) -> Iterator[Batch]:
         """The calibration inputs as feeds of `graph`; PassError where there are none or shapes do not fit."""

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from compiler.calibration.moments import Cache, Moments, content_key, correlation, data_key
+from compiler.calibration.moments import Cache, Kept, Moments, content_key, correlation, data_key
 
 
 def rows(seed=0, count=400):
@@ -106,3 +106,16 @@ def test_keys_tell_type_shape_and_content(other):
     assert content_key("a", np.arange(6.0)) != content_key("a", other)
     assert data_key([{"x": np.arange(6.0)}]) == data_key([{"x": np.arange(6.0)}])
     assert data_key([{"x": np.arange(6.0)}]) != data_key([{"y": np.arange(6.0)}])
+
+
+def test_kept_moments_of_a_name_that_goes_on_behind_a_space(tmp_path):
+    x, y = rows()
+    first, second = streamed(x, y), streamed(x[:, :100], y[:, :100], (0, 50, 100))
+    kept = Kept(Cache(tmp_path), "key")
+    kept.moments("fc 1", lambda: first)
+    found = kept.moments("fc", lambda: second)
+    assert found.rows == 100 and kept.moments("fc", lambda: first).rows == 100
+    kept.store()
+    again = Kept(Cache(tmp_path), "key")
+    assert again.complete and again.moments("fc 1", lambda: second).rows == 400
+    assert np.array_equal(again.moments("fc", lambda: first).xx, second.xx)

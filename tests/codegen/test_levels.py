@@ -379,3 +379,25 @@ def test_what_no_kernel_can_switch_is_refused(right: Graph, wrong: Graph) -> Non
     assert planned(right)
     with pytest.raises(LoweringError, match=r"'conv'.*no strategy applies to weights with 2 levels"):
         planned(wrong)
+
+
+def test_times_of_another_bundle_are_refused(made: Made, tmp_path: Path) -> None:
+    """Their table has another size, and the library would read beyond its end."""
+    nested = parse_pass("nest{levels=0.1+0.5,pattern=block4x1,dense=()}")(at_level(made.graph, 0, alone=True))
+    other = open_bundle(build(nested, "host", tmp_path / "other", name="nested", selftest=False).path)
+    times = other.measure(made.feeds, rounds=1)
+    with pytest.raises(ValueError, match="measured with another bundle than this one of 'nested'"):
+        made.net.run_within(made.feeds, 1000, times)
+    bound = made.net.bind(["a", "b"], **made.feeds)
+    with pytest.raises(ValueError, match="another bundle"):
+        bound.within(1000, times)
+    again = open_bundle(made.net.bundle.path)
+    assert again.run_within(made.feeds, 1_000_000, made.net.measure(made.feeds, rounds=1)).level == 0
+
+
+def test_inputs_may_be_called_like_arguments(tmp_path: Path) -> None:
+    b = Builder()
+    b.task("self", b.apply("Add", b.apply("Relu", b.input("tasks", 4)), b.input("self", 4)))
+    net = open_bundle(build(b.done(), "host", tmp_path, name="named", selftest=False).path)
+    given = {"tasks": np.ones(4, np.float32), "self": np.full(4, 2, np.float32)}
+    np.testing.assert_array_equal(net.bind(["self"], **given)()["self"], np.full(4, 3, np.float32))

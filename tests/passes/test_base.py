@@ -319,3 +319,10 @@ def test_other_errors_stay_what_they_are() -> None:
         raise RuntimeError("shapes do not match")
     with pytest.raises(ModuleNotFoundError, match="nothing_like_this"):
         torch_module("nothing_like_this", "fit")
+
+
+def test_names_that_passes_make_are_excluded_as_they_are():
+    """`merge` calls layers `fc_1[a+b]`: brackets are wildcards of patterns, but a name means itself first."""
+    use = Resources(exclude=("fc_1[a+b]",))
+    assert use.excluded("fc_1[a+b]") and not use.excluded("fc_1[a]")
+    assert use.excluded("fc_1a"), "still a pattern"
