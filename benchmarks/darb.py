@@ -106,7 +106,8 @@ def _best(found: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def _over(ratio: float | None, best: Mapping[str, float | None]) -> dict[str, float | None]:
     """A ratio over that of every plain pattern that was tried; None where either held at no density."""
-    return {p: ratio and b and ratio / b for p in PLAIN if p in best for b in [best[p]]}
+    plain = {p: best[p] for p in PLAIN if p in best}
+    return {p: ratio and other and ratio / other for p, other in plain.items()}
 
 
 def line(row: Row) -> str:

@@ -40,7 +40,7 @@ OF_UNITS: Mapping[str, Callable[[Sequence[Units]], Pattern]] = {
 }
 """Patterns that take whole hidden units away, for good."""
 STAYING = (NARROW_BLOCKS,)
-"""Patterns in which a single weight that has left does not come back either."""
+"""Patterns in which a single weight that has left does not come back either: their record was made so."""
 NAMES = (*PATTERNS, *OF_UNITS)
 METHOD = "2"
 """Number of how networks are trained here; what another one made is not used."""

@@ -324,6 +324,15 @@ def test_bench(bundle, capsys, monkeypatch):
     assert status == 0 and "*" not in out
 
 
+def test_bench_takes_a_target_that_runs_here(tmp_path, capsys):
+    path = write_release(tmp_path)
+    targets = ["--target", "aarch64-cortex-a53", "--target", "host"]
+    assert main(["compile", str(path), *targets, "-o", str(tmp_path / "out"), "-q"]) == 0
+    capsys.readouterr()
+    status, out, _ = run(capsys, "bench", tmp_path / "out", "--seconds", "0.01", "--json")
+    assert status == 0 and json.loads(out)["target"] == "host"
+
+
 @pytest.mark.parametrize("option", ["--seconds=0", "--seconds=nan", "--threads=0", "--threads=1000"])
 def test_bench_refuses_what_measures_nothing(bundle, capsys, option):
     status, _, err = run(capsys, "bench", bundle, option)

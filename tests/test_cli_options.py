@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
@@ -282,24 +281,3 @@ def test_what_needs_no_network_is_told_before_networks_are_read(tmp_path, capsys
         status, _, err = run(capsys, *arguments)
         assert status == 2 and re.search(reason, err), arguments
     assert not (tmp_path / "out").exists()
-
-
-def test_outputs_of_any_name_are_written():
-    from compiler.commands.builds import _archive
-
-    arrays = {n: np.arange(3, dtype=np.float32) + k for k, n in enumerate(("file", "allow_pickle", "self", "a/b"))}
-    with np.load(io.BytesIO(_archive(arrays))) as held:
-        assert {n: held[n].tolist() for n in held.files} == {n: a.tolist() for n, a in arrays.items()}
-
-
-def test_bench_takes_a_target_that_runs_here(tmp_path, monkeypatch):
-    from compiler.codegen.target import machine_arch
-    from compiler.commands import bundles
-
-    there = ("aarch64-cortex-a53", "armv7-neon", "x86-64-v3")
-    own = {"x86_64": "x86-64-v3", "aarch64": "aarch64-cortex-a53", "armv7": "armv7-neon"}[machine_arch()]
-    monkeypatch.setattr(bundles, "targets_in", lambda path: there)
-    monkeypatch.setattr(bundles, "read_bundle", lambda path, target: target)
-    assert bundles.chosen(tmp_path, [], runs=True) == own
-    assert bundles.chosen(tmp_path, []) == there[0]
-    assert bundles.chosen(tmp_path, ["armv7-neon"], runs=True) == "armv7-neon"

@@ -14,8 +14,8 @@ MEAN_DROP, WORST_DROP = 0.5, 1.0
 DIGITS = 4
 """Decimals of a percentage in files, of single networks too: or one that keeps the rule exactly breaks it."""
 
-ROUNDING = 1e-3
-"""What the rule may seem to be broken by, as a share, because accuracies have `DIGITS`."""
+ROUNDING = 10.0**-DIGITS / MEAN_DROP
+"""What the rule may seem to be broken by, as a share: a drop is of two accuracies, each half a last digit off."""
 
 Subset = tuple[str, ...]
 

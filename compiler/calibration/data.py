@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,16 @@ from compiler.ir.graph import Value
 from compiler.references import imported
 
 Arrays = dict[str, np.ndarray]
+
+
+def archived(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as .npz, whatever they are called: `numpy.savez` takes some names for its own arguments."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.asanyarray(array), allow_pickle=False)
+    return made.getvalue()
 
 
 def load_arrays(source: str, folder: Path) -> Arrays:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from compiler.calibration.data import archived
 from compiler.workers.store import Store
 
 RIDGE = 1e-4
@@ -168,9 +169,7 @@ class Cache:
 
     def store(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays under `key`."""
-        content = io.BytesIO()
-        np.savez(content, **dict(arrays))  # type: ignore[arg-type]
-        self._store.save(key, content.getvalue())
+        self._store.save(key, archived(arrays))
 
 
 class Kept:

@@ -45,13 +45,13 @@ class LevelTimes:
     build: str = ""
     """Digest of the bundle that they are of: tables of others have other sizes."""
 
-    def checked(self, build: str, name: str) -> LevelTimes:
-        """Themselves; ValueError unless they are of this bundle."""
+    def table_for(self, build: str, name: str) -> Any:
+        """The table; ValueError unless it is of this bundle."""
         if self.build != build:
             raise ValueError(
                 f"these times were measured with another bundle than this one of '{name}'; measure again"
             )
-        return self
+        return self.table
 
     @property
     def seconds(self) -> tuple[float, ...]:

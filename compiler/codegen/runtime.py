@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from compiler.codegen.manifest import VARIANT, parse_manifest
 from compiler.codegen.target import machine_arch
 from compiler.errors import BundleError
 
+Within = Callable[[LevelTimes, int], bool]
+"""Times and a budget in microseconds -> whether the call was late."""
 _LOADED: dict[str, ctypes.CDLL] = {}  # by digest: one content is mapped once per process
 
 
@@ -167,8 +169,7 @@ class Network:
         mask, arrays, results = self._arrays(times.tasks, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
         call = Call.make(workspace, self._handle(pool), level, sparsest)
-        table = times.checked(self._build, self.bundle.name).table if self._levels.count > 1 else times.table
-        late = self._functions.within(mask, addresses(arrays), addresses(results), call)(table, budget_us)
+        late = self._within(mask, arrays, results, call)(times, budget_us)
         return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
 
     def bind(self, tasks: Iterable[str], /, *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
@@ -193,11 +194,18 @@ class Network:
         workspace = aligned(self._functions.workspace(mask, 0))
         call = Call.make(workspace, self._handle(pool), 0)
         outputs = self._by_task(names, results)
-        build = self._build, self.bundle.name
-        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, self._levels, build)
+        falls = self._levels.count > 1 and not self.portfolio
+        within = self._within(mask, inputs, results, call) if falls else _no_budget
+        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, self._levels, within)
         if pool is not None:
             pool.serves(made)
         return made
+
+    def _within(self, mask: int, inputs: list[np.ndarray], results: list[np.ndarray | None], call: Call) -> Within:
+        """A call with a budget, its other arguments converted once; BundleError where the library has none."""
+        run = self._functions.within(mask, addresses(inputs), addresses(results), call)
+        build, name = self._build, self.bundle.name
+        return lambda times, budget_us: run(times.table_for(build, name), budget_us)
 
     def _arrays(
         self, names: tuple[str, ...], inputs: np.ndarray | Mapping[str, np.ndarray], strict: bool
@@ -263,19 +271,7 @@ class BoundCall:
     `outputs` holds the result arrays, rewritten by every call.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_build",
-        "_call",
-        "_falls",
-        "_functions",
-        "_keep",
-        "_level",
-        "_levels",
-        "_run",
-        "_within",
-        "outputs",
-    )
+    __slots__ = ("__weakref__", "_call", "_functions", "_keep", "_level", "_levels", "_run", "_within", "outputs")
 
     def __init__(
         self,
@@ -287,15 +283,12 @@ class BoundCall:
         outputs: Outputs,
         workspace: np.ndarray,
         levels: Levels,
-        build: tuple[str, str],
+        within: Within,
     ) -> None:
-        self.outputs, self._build = outputs, build
+        self.outputs, self._within = outputs, within
         self._functions, self._call, self._level, self._levels = functions, call, 0, levels
-        where = (addresses(inputs), addresses(results))
         self._keep = (inputs, results, workspace)
-        self._run = functions.bound(mask, *where, call)
-        self._falls = levels.count > 1 and not levels.portfolio
-        self._within = functions.within(mask, *where, call) if self._falls else _no_budget
+        self._run = functions.bound(mask, addresses(inputs), addresses(results), call)
 
     def __call__(self, level: int = 0) -> Outputs:
         if level != self._level:
@@ -308,10 +301,9 @@ class BoundCall:
     def within(self, budget_us: int, times: LevelTimes, *, level: int = 0, sparsest: int | None = None) -> Reached:
         """A call with a budget, as `Network.run_within` has it; `times` are of the same tasks and threads."""
         level, sparsest = checked_budget(budget_us, level, sparsest, self._levels)
-        table = times.checked(*self._build).table if self._falls else times.table
         self._call.level, self._call.sparsest = level, sparsest
         self._level = level
-        late = self._within(table, budget_us)
+        late = self._within(times, budget_us)
         return Reached(self.outputs, int(self._call.level_used), late)
 
     def expire(self) -> None:

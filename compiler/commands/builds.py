@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
-import zipfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.bundle_report import measured_path
-from compiler.calibration.data import load_arrays
+from compiler.calibration.data import archived, load_arrays
 from compiler.calibration.evaluation import Measured, TaskEvaluation
 from compiler.check import Verification, verify_bundle, verify_model
 from compiler.codegen.emulate import run_bench
@@ -320,7 +318,7 @@ def run(args: Namespace, say: Say) -> Result:
         raise ConfigError(f"--tasks: {there}; the tasks are {', '.join(network.tasks)}")
     outputs = flat(_called(network, inputs, tasks, level))
     if path:
-        write_whole(path, _archive(outputs))
+        write_whole(path, archived(outputs))
     rows = [
         (name, str(a.dtype), "x".join(map(str, a.shape)), _decision(a), _values(a)) for name, a in outputs.items()
     ]
@@ -402,16 +400,6 @@ def _decision(array: np.ndarray) -> str:
     return str(int(array.argmax())) if array.size else ""
 
 
-def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays as `.npz`, under any names: those of numpy's own arguments are no keywords of `savez`."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
-                np.lib.format.write_array(part, np.asanyarray(array), allow_pickle=False)
-    return made.getvalue()
-
-
 def _values(array: np.ndarray) -> str:
     shown = ", ".join(f"{v:.5g}" for v in array.reshape(-1)[:6].tolist())
     return f"{shown}, ..." if array.size > 6 else shown
@@ -423,7 +411,9 @@ def bench(args: Namespace, say: Say) -> Result:
         raise ConfigError(f"--seconds {args.seconds:g}: give the time per combination, more than nothing")
     if not 1 <= args.threads <= MOST_THREADS:
         raise ConfigError(f"--threads {args.threads}: give 1 to {MOST_THREADS} threads")
-    bundle = chosen(Path(args.path), args.target, runs=not args.ssh)
+    path = Path(args.path)
+    here = not (args.ssh or args.target) and targets_in(path)
+    bundle = open_bundle(path).bundle if here else chosen(path, args.target)
     pools = bundle.manifest.get("threads")
     if args.threads > 1 and isinstance(pools, dict) and pools.get("pool") is False:
         raise ConfigError(f"--threads {args.threads}: '{bundle.name}' was built without pools (threads = false)")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from compiler.codegen.bundle import Bundle, read_bundle, read_index
-from compiler.codegen.target import find_target, machine_arch
 from compiler.commands import CHEAPEST_TITLE, Grid, Result, Tree
 from compiler.errors import ConfigError
 
@@ -24,13 +23,9 @@ def one_target(targets: Sequence[str]) -> str | None:
     return targets[0] if targets else None
 
 
-def chosen(path: Path, targets: Sequence[str], *, runs: bool = False) -> Bundle:
-    """The bundle of the named target, or of the first there is (that `runs` here, if one does); ConfigError for
-    several names.
-    """
+def chosen(path: Path, targets: Sequence[str]) -> Bundle:
+    """The bundle of the named target, or of the first there is; ConfigError for several names."""
     known = targets_in(path)
-    if runs:
-        known = tuple(t for t in known if find_target(t).arch == machine_arch()) or known
     return read_bundle(path, one_target(targets) or (known[0] if known else None))
 
 

@@ -82,6 +82,7 @@ def distil_levels(
         return Stage(name, told.run())
 
     def judged(net: TorchNet = net) -> float:
+        net.mixed = recipe.mixed  # as in training, with whose losses these are compared
         return held_out_loss(net, objective, held_out, recipe.batch)
 
     came = [judged(TorchNet(at_level(graph, k, alone=True), where)) for k in range(level_count(graph))]

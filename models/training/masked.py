@@ -206,7 +206,7 @@ def weight_of(matrix: Tensor, like: Tensor) -> Tensor:
     return matrix.reshape(like.movedim(1, -1).shape).movedim(-1, 1)
 
 
-def _there(form: Form, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def _standing(form: Form, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """bool [rows, columns]: what has not left a matrix with a unit."""
     return np.outer(*form.lines) if isinstance(form, Within) else np.ones(shape, bool)
 
@@ -234,7 +234,7 @@ class Masks:
         data = [matrix_of(p * mask).detach().numpy().copy() for p, mask in now]
         made = self._pattern(data, density)
         self._masks = self._weights(d != 0 for _, d in made)
-        self._there = self._weights(_there(form, d.shape) for form, d in made)
+        self._there = self._weights(_standing(form, d.shape) for form, d in made)
         shapes = [tuple(d.shape) for d in data]
         self.stored = Stored(
             sum(d.size for d in data),

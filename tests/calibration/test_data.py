@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compiler.calibration.data import CalibrationSet, load_arrays, named_function
+from compiler.calibration.data import CalibrationSet, archived, load_arrays, named_function
 from compiler.errors import ConfigError
 from compiler.passes.base import Resources
 from tests.graphs import Builder
@@ -111,3 +112,11 @@ def test_paths_are_relative_to_the_folder_of_the_release(tmp_path):
     np.savez(tmp_path / "deep" / "d.npz", x=np.ones(3))
     with pytest.raises(ConfigError, match="cannot be read"):
         load_arrays("d.npz", Path(tmp_path))
+
+
+def test_arrays_of_any_name_are_archived():
+    """Names of numpy's own arguments, and of parts of a path."""
+    arrays = {n: np.arange(3, dtype=np.float32) + k for k, n in enumerate(("file", "allow_pickle", "self", "a/b"))}
+    with np.load(io.BytesIO(archived(arrays))) as held:
+        assert {n: held[n].tolist() for n in held.files} == {n: a.tolist() for n, a in arrays.items()}
+    assert archived(arrays) == archived(arrays)

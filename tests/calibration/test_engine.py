@@ -37,9 +37,8 @@ def test_an_engine_that_has_run_holds_nothing_of_it():
     """64 MB between two small values: what one run needed is given back although the engine lives on."""
     net = Builder()
     wide = net.apply("Expand", net.input("x", 1, 16), net.const(np.array([1 << 20, 16], np.int64)))
-    net.task(
-        "t", net.apply("ReduceMax", net.apply("Sqrt", wide), net.const(np.array([0, 1], np.int64)), keepdims=0)
-    )
+    both = net.const(np.array([0, 1], np.int64))
+    net.task("t", net.apply("ReduceMax", net.apply("Sqrt", wide), both, keepdims=0))
     engine = Engine(to_onnx(net.done()), optimise=False)
     before = _resident()
     (found,) = engine.run({"x": np.full((1, 16), 4.0, np.float32)}).values()

@@ -21,6 +21,7 @@ from tests.graphs import Builder
 
 pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
+from compiler.training import distilling, loop, nesting
 from compiler.training.distilling import HELD_OUT
 from compiler.training.ladder import Ladder
 
@@ -238,3 +239,12 @@ def test_a_level_that_is_worse_than_it_came_is_told(trained, use):
 
 def test_levels_that_are_trained_for_the_first_time_are_not_worse(nested, use):
     assert not any("worse" in str(note) for note in BASE.run(nested, use).notes)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_a_level_came_with_is_judged_as_its_training_is(nested, original, use, mixed):
+    material = distilling.Material(original, list(use.batches(nested)), {})
+    wanted = distilling.Wanted({"t": 1.0}, frozenset(), 2.0, 0.0)
+    recipe = loop.Recipe(epochs=1, batch=16, rate=1e-9, patience=0, seed=0, mixed=mixed)
+    first, *_ = nesting.distil_levels(nested.copy(), material, wanted, recipe, nesting.Schedule(0, 1, 1.0))
+    assert first.name == f"level {LEVELS - 1}" and first.came == first.history.losses[0]
