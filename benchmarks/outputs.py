@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.peers.client import PeerError
-from compiler.check import SPREADS, TOLERANCE, relative
+from compiler.check import SPREADS, relative
+from compiler.codegen.golden import TOLERANCE
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -18,7 +18,7 @@ from compiler.calibration.evaluation import TaskEvaluation
 from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.golden import Golden, Sample, tolerances
 from compiler.codegen.interface import check_names, interface
 from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
@@ -287,7 +287,7 @@ def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, se
             f"{len(samples)} calibration inputs, so nothing can be compared; look at the data, at the scale of "
             "adapters, and at the weights"
         )
-    return Golden(seed, tuple(samples))
+    return Golden(seed, tuple(samples), tolerances(graph))
 
 
 def _fitting(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

@@ -75,3 +75,18 @@ class Builder:
     def done(self) -> Graph:
         """The finished graph."""
         return self.graph.freeze()
+
+
+def half_network() -> Graph:
+    """Tasks that are float16, float32 made of it, and float32 alone."""
+    b = Builder()
+
+    def half(*shape: int) -> ValueRef:
+        return b.const((b.rng.normal(size=shape) * 0.2).astype(np.float16))
+
+    h = b.apply("Relu", b.apply("Conv", b.input("x", 1, 3, 8, 8, dtype=DType.FLOAT16), half(16, 3, 3, 3), half(16)))
+    scores = b.apply("Gemm", b.apply("Flatten", h), half(576, 10), half(10))
+    b.task("half", scores)
+    b.task("widened", b.apply("Cast", b.apply("Tanh", scores), to=1))
+    b.task("single", b.apply("Gemm", b.input("z", 1, 8), b.weight(8, 4)))
+    return b.done()

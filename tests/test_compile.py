@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compiler.codegen.bundle import read_index
+from compiler.codegen.emulate import run_selftest
+from compiler.codegen.generate import generate
+from compiler.codegen.golden import tolerances
 from compiler.codegen.runtime import open_bundle
-from compiler.compile import FailedGates, build, compile_release, golden_of
+from compiler.codegen.target import find_target
+from compiler.compile import FailedGates, build, compile_release, golden_of, write_library
 from compiler.config import load_config
 from compiler.errors import (
     CompilerError,
@@ -32,7 +38,7 @@ from compiler.passes.extract import ExtractTasks
 from compiler.release import bound_shapes, labels_of, load_release, transform
 from compiler.report import combination_rows
 from compiler.settings import TaskConfig
-from tests.graphs import Builder
+from tests.graphs import Builder, half_network
 from tests.shared import ROOT
 from tests.small_models import RELEASE, model, network, write_release
 
@@ -364,3 +370,33 @@ def test_golden_inputs_take_the_type_of_the_input(tmp_path):
     write_release(tmp_path)
     (sample,) = golden_of(load(tmp_path / "a.onnx"), [{"image": np.ones((1, 3, 8, 8))}], 0).samples
     assert sample.inputs[0].dtype == np.float32
+
+
+def test_float16_is_held_to_its_own_rounding(tmp_path):
+    """By output: what is float32 all the way keeps the limit of float32, beside it in one library."""
+    graph = half_network()
+    bundle = build(graph, "host", tmp_path / "half")  # raises where the self-test fails
+    found = run_selftest(bundle, find_target("host"), quick=True)
+    assert float(re.search(r"largest error (\S+) of scale", found.output)[1]) > 1e-4
+    assert tolerances(graph) == (16 * 2**-10, 16 * 2**-10, 1e-4)
+    assert bundle.manifest["golden"]["tolerance"] == 16 * 2**-10
+
+
+@pytest.mark.parametrize(("task", "status"), [("half", "passed"), ("widened", "passed"), ("single", "failed")])
+def test_the_selftest_has_a_limit_per_output(tmp_path, task, status):
+    """References that are off by a thousandth of their scale."""
+    graph = half_network()
+    golden = golden_of(graph, None, 0)
+    at = list(graph.tasks).index(task)
+
+    def moved(sample):
+        outputs = list(sample.outputs)
+        outputs[at] = (outputs[at] + 1e-3 * np.abs(outputs[at]).max()).astype(outputs[at].dtype)
+        return replace(sample, outputs=tuple(outputs))
+
+    wrong = replace(golden, samples=tuple(map(moved, golden.samples)))
+    target = find_target("host")
+    bundle = write_library(generate(graph, target), target, tmp_path, wrong, graph)
+    found = run_selftest(bundle, target)
+    assert found.status == status
+    assert ("limit 0.0001" in found.output) == (status == "failed")

@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from compiler.check import SPREADS, TOLERANCE, relative
+from compiler.check import SPREADS, relative
+from compiler.codegen.golden import TOLERANCE
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from compiler.ir.types import ValueRef

@@ -9,10 +9,12 @@ import numpy as np
 
 from compiler.codegen.interface import Interface, Parameter
 from compiler.errors import LoweringError
+from compiler.ir.graph import Graph
+from compiler.ir.reference import roundings
 from compiler.ir.types import DType
 
 TOLERANCE = 1e-4
-"""Largest |y - r| of compiled results, relative to max |r| of the tensor."""
+"""Largest |y - r| of compiled results, relative to max |r| of the tensor, where no type is coarser than float32."""
 SCALE_FLOOR = 1e-2
 """Tensors whose largest reference value is below this are compared as if it were this."""
 
@@ -31,15 +33,31 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """The samples of one release. `seed` drew the inputs."""
+    """The samples of one release. `seed` drew the inputs.
+
+    `tolerances`: of the outputs of all tasks in output order; none where TOLERANCE is that of each.
+    """
 
     seed: int
     samples: tuple[Sample, ...]
-    tolerance: float = TOLERANCE
+    tolerances: tuple[float, ...] = ()
 
     def record(self) -> dict[str, object]:
         """For the manifest."""
-        return {"seed": self.seed, "samples": len(self.samples), "tolerance": self.tolerance}
+        largest = max(self.tolerances, default=TOLERANCE)
+        return {"seed": self.seed, "samples": len(self.samples), "tolerance": largest}
+
+
+def tolerances(graph: Graph) -> tuple[float, ...]:
+    """Of every output: TOLERANCE, or what float16 on the way to it may change where that is more, at any level of a
+    portfolio.
+    """
+    rounded = roundings(graph)
+    return tuple(
+        max(TOLERANCE, *(rounded[ref] for ref in column))
+        for task in graph.tasks.values()
+        for column in zip(*task.ladder, strict=True)
+    )
 
 
 def golden_files(golden: Golden, face: Interface) -> dict[str, bytes]:
@@ -79,24 +97,26 @@ def golden_header(face: Interface, golden: Golden) -> str:
         "#include <string.h>",
         "",
         f"#define SAMPLES {len(golden.samples)}",
-        f"#define TOLERANCE {golden.tolerance!r}",
         f"#define SCALE_FLOOR {SCALE_FLOOR!r}",
-        *_tensor_table("INPUT", face.inputs),
-        *_tensor_table("OUTPUT", face.outputs),
+        *_tensor_table("INPUT", face.inputs, [0.0] * len(face.inputs)),
+        *_tensor_table("OUTPUT", face.outputs, golden.tolerances or [TOLERANCE] * len(face.outputs)),
         _LOADER,
     ]
     return "\n".join(lines)
 
 
-def _tensor_table(name: str, parameters: Sequence[Parameter]) -> Iterator[str]:
+def _tensor_table(name: str, parameters: Sequence[Parameter], limits: Sequence[float]) -> Iterator[str]:
     yield f"enum {{ {name}_COUNT = {len(parameters)} }};"
     if name == "INPUT":
         yield "enum { EXACT, HALF, SINGLE, DOUBLE };  /* how elements are compared */"
-        yield "typedef struct { const char *name; size_t elements, bytes; int kind; uint64_t tasks; } tensor;"
+        yield "typedef struct {"
+        yield "  const char *name; size_t elements, bytes; int kind; uint64_t tasks;"
+        yield "  double limit;  /* of the error of an output, relative to its scale */"
+        yield "} tensor;"
     yield f"static const tensor {name}S[{max(1, len(parameters))}] = {{"
-    for p in parameters:
-        kind = p.port.type
-        yield f'  {{"{p.identifier}", {kind.size}, {kind.bytes}, {_kind(kind.dtype)}, UINT64_C({p.mask:#x})}},'
+    for p, limit in zip(parameters, limits, strict=True):
+        kind, tasks = p.port.type, f"UINT64_C({p.mask:#x})"
+        yield f'  {{"{p.identifier}", {kind.size}, {kind.bytes}, {_kind(kind.dtype)}, {tasks}, {limit!r}}},'
     if not parameters:
         yield "  {0}"
     yield "};"

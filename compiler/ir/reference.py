@@ -18,6 +18,8 @@ Arrays = dict[ValueRef, np.ndarray]
 Edit = Callable[[ValueRef, np.ndarray], np.ndarray]
 
 TINY = 1e-12
+UNITS = 16
+"""Units in the last place by which two right ways of computing the same may differ."""
 
 
 def evaluate(
@@ -121,6 +123,19 @@ def difference(found: np.ndarray, expected: np.ndarray, floor: float = TINY) -> 
     if not finite.any():
         return 0.0
     return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(b[finite]).max(), floor))
+
+
+def roundings(graph: Graph) -> dict[ValueRef, float]:
+    """Per value, what rounding may change it by, relative to the tensor: UNITS of the coarsest type of floats that
+    anything on the way to it was rounded to. Inputs and parameters are what they are: 0.
+    """
+    found = {v.ref: 0.0 for v in graph.values()}
+    for node in graph.nodes():
+        before = max((found[v.ref] for _, v in graph.operands(node).present()), default=0.0)
+        for value in graph.results(node):
+            unit = float(np.finfo(value.dtype.value).eps) if value.dtype.is_float else 0.0
+            found[value.ref] = max(before, UNITS * unit)
+    return found
 
 
 def comparable(expected: np.ndarray) -> bool:

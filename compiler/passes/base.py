@@ -24,7 +24,7 @@ import numpy as np
 from compiler.errors import ConfigError, PassError, TargetError, VerifyError
 from compiler.ir.graph import Graph, Site
 from compiler.ir.levels import level_count
-from compiler.ir.reference import difference, evaluate, random_feeds
+from compiler.ir.reference import UNITS, difference, evaluate, random_feeds
 from compiler.ir.types import NodeRef, TaskSet
 from compiler.ir.verify import verify
 from compiler.passes.spec import render
@@ -79,9 +79,9 @@ ROUNDING = 1e-5
 
 
 def rounding(graph: Graph) -> float:
-    """The same for the types of a graph: ROUNDING, and 16 units in the last place where float16 needs more."""
+    """The same for the types of a graph: ROUNDING, and UNITS in the last place where float16 needs more."""
     units = [float(np.finfo(v.dtype.value).eps) for v in graph.values() if v.dtype.is_float]
-    return max(ROUNDING, 16 * max(units, default=0.0))
+    return max(ROUNDING, UNITS * max(units, default=0.0))
 
 
 def check_outputs(name: str, before: Graph, after: Graph) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.check import _compare, close_calls, drawn_feeds, relative
+from compiler.check import _compare, close_calls, drawn_feeds, relative, verify_model
 from compiler.errors import ConfigError
+from compiler.ir.onnx_out import save
 from compiler.ir.types import DType
-from tests.graphs import Builder
+from tests.graphs import Builder, half_network
+
+LEAST = {"y": 1e-4}
 
 
 @pytest.mark.parametrize(
@@ -29,14 +32,14 @@ def test_error_relative_to_the_tensor(found, expected, error):
 
 def test_the_limit_grows_with_the_spread_of_the_judge():
     r = {"y": np.array([1.0], np.float32)}
-    (row,) = _compare("compiled", {"y": np.array([1.0003], np.float32)}, r, {"y": 0.0}, {})
+    (row,) = _compare("compiled", {"y": np.array([1.0003], np.float32)}, r, {"y": 0.0}, {}, LEAST)
     assert not row.right
-    (row,) = _compare("compiled", {"y": np.array([1.0003], np.float32)}, r, {"y": 1e-4}, {})
+    (row,) = _compare("compiled", {"y": np.array([1.0003], np.float32)}, r, {"y": 1e-4}, {}, LEAST)
     assert row.right
     assert row.limit == pytest.approx(4e-4)
-    (row,) = _compare("compiled", {"y": np.array([1.0])}, r, {"y": 0.0}, {})
+    (row,) = _compare("compiled", {"y": np.array([1.0])}, r, {"y": 0.0}, {}, LEAST)
     assert not row.right  # float64 instead of float32
-    (row,) = _compare("compiled", {}, r, {"y": 0.0}, {})
+    (row,) = _compare("compiled", {}, r, {"y": 0.0}, {}, LEAST)
     assert not row.right
     assert row.record()["error"] is None
 
@@ -51,10 +54,10 @@ def test_integer_outputs_are_equal_unless_the_decision_was_too_close():
     close = close_calls(graph, feeds)
     assert close[label].tolist() == [True, False, False]
     expected = {label: np.array([1, 0, 1], np.int32)}
-    (row,) = _compare("imported", {label: np.array([0, 0, 1], np.int32)}, expected, {}, close)
+    (row,) = _compare("imported", {label: np.array([0, 0, 1], np.int32)}, expected, {}, close, {})
     assert row.right
     assert "margin below" in row.note
-    (row,) = _compare("imported", {label: np.array([1, 1, 1], np.int32)}, expected, {}, close)
+    (row,) = _compare("imported", {label: np.array([1, 1, 1], np.int32)}, expected, {}, close, {})
     assert not row.right
 
 
@@ -65,6 +68,29 @@ def test_arg_min_looks_at_the_small_end():
     (label,) = graph.tasks["t"].labels
     assert close_calls(graph, {"x": np.array([[5, 5, 1]], np.float32)})[label].tolist() == [[False]]
     assert close_calls(graph, {"x": np.array([[5, 1, 1]], np.float32)})[label].tolist() == [[True]]
+
+
+def test_float16_scores_tie_within_their_own_rounding():
+    """1 and the next float16 are no decision; of float32 they are one."""
+    found = []
+    for dtype in (DType.FLOAT16, DType.FLOAT32):
+        net = Builder()
+        scores = net.apply("Relu", net.input("x", 1, 2, dtype=dtype))
+        net.task("t", net.apply("ArgMax", scores, axis=1, keepdims=0))
+        graph = net.done()
+        feeds = {"x": np.array([[1, 1 + 2**-10]], dtype.numpy)}
+        found += [ties.tolist() for ties in close_calls(graph, feeds).values()]
+    assert found == [[True], [False]]
+
+
+def test_float16_is_verified_within_its_own_rounding(tmp_path):
+    path = tmp_path / "half.onnx"
+    save(half_network(), path)
+    found = verify_model(path)
+    assert found.right
+    limits = {c.output.split("/")[-1]: c.limit for c in found.comparisons}
+    assert sorted(limits.values()) == [1e-4, 16 * 2**-10, 16 * 2**-10]
+    assert max(c.error for c in found.comparisons) > 1e-4
 
 
 def test_inputs_are_seeded_and_ranges_hold():
