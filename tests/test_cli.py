@@ -278,6 +278,13 @@ def test_run_with_arrays_that_do_not_fit(tmp_path, bundle, capsys):
     status, _, err = run(capsys, "run", bundle, "--input", tmp_path / "x.npz")
     assert status == 2
     assert "the network wants [1, 3, 8, 8]" in err
+    np.savez(tmp_path / "x.npz", image=np.ones((2, 3, 8, 8), np.float32))
+    status, _, err = run(capsys, "run", bundle, "--input", tmp_path / "x.npz")
+    assert status == 2
+    assert (
+        "has shape [2, 3, 8, 8], the network wants [1, 3, 8, 8]; one call takes 1 sample: leave so many of the 2 in"
+        in err
+    )
     np.savez(tmp_path / "x.npz", image=np.full((1, 3, 8, 8), "white"))
     for options in ([], ["--all-combinations"]):
         status, _, err = run(capsys, "run", bundle, "--input", tmp_path / "x.npz", *options)

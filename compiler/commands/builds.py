@@ -38,7 +38,7 @@ from compiler.commands.common import (
 )
 from compiler.compile import Compiled, FailedGates, build, compile_release
 from compiler.cost.combine import MOST_TASKS
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, plural
 from compiler.gates import GateResult, check_tasks
 from compiler.ir.levels import is_portfolio
 from compiler.ir.onnx_out import save
@@ -339,14 +339,17 @@ def _level(level: int | str, network: Network) -> int:
 
 
 def _sample(given: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of one input; its first samples where the file holds more than one batch."""
+    """The array of one input; ConfigError unless it is what one call takes."""
     if name not in given:
         raise ConfigError(f"--input lacks an array '{name}'; it has {', '.join(sorted(given)) or 'nothing'}")
     array = given[name]
-    if array.shape != shape and shape and array.shape[1:] == shape[1:] and len(array) > shape[0]:
-        array = array[: shape[0]]
     if array.shape != shape:
-        raise ConfigError(f"--input: '{name}' has shape {list(array.shape)}, the network wants {list(shape)}")
+        advice = ""
+        if shape and array.shape[1:] == shape[1:] and len(array) > shape[0]:
+            advice = f"; one call takes {plural(shape[0], 'sample')}: leave so many of the {len(array)} in the file"
+        raise ConfigError(
+            f"--input: '{name}' has shape {list(array.shape)}, the network wants {list(shape)}{advice}"
+        )
     return array
 
 
