@@ -20,10 +20,10 @@ from compiler.calibration.engine import Engine
 from compiler.codegen.bundle import read_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.golden import SCALE_FLOOR, Golden, Sample, tolerances
+from compiler.codegen.golden import SCALE_FLOOR, Golden, Sample
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
-from compiler.compile import write_library
+from compiler.compile import tolerances, write_library
 from compiler.errors import BundleError, CompilerError, ConfigError, UnsupportedModelError
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count

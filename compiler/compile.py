@@ -18,7 +18,7 @@ from compiler.calibration.evaluation import TaskEvaluation
 from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.golden import Golden, Sample, tolerances
+from compiler.codegen.golden import TOLERANCE, Golden, Sample
 from compiler.codegen.interface import check_names, interface
 from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
@@ -31,7 +31,7 @@ from compiler.gates import GateResult, check_costs, check_target, check_tasks
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_out import to_onnx
-from compiler.ir.reference import comparable, evaluate, random_feeds
+from compiler.ir.reference import comparable, evaluate, random_feeds, roundings
 from compiler.measure import evaluate_release
 from compiler.pipeline import PassRecord
 from compiler.planning import Planning, paths, planning_of, tuned
@@ -288,6 +288,18 @@ def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, se
             "adapters, and at the weights"
         )
     return Golden(seed, tuple(samples), tolerances(graph))
+
+
+def tolerances(graph: Graph) -> tuple[float, ...]:
+    """Of every output: TOLERANCE, or what float16 on the way to it may change where that is more, at any level of a
+    portfolio.
+    """
+    rounded = roundings(graph)
+    return tuple(
+        max(TOLERANCE, *(rounded[ref] for ref in column))
+        for task in graph.tasks.values()
+        for column in zip(*task.ladder, strict=True)
+    )
 
 
 def _fitting(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

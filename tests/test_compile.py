@@ -16,10 +16,9 @@ from onnx import helper, numpy_helper
 from compiler.codegen.bundle import read_index
 from compiler.codegen.emulate import run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.golden import tolerances
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
-from compiler.compile import FailedGates, build, compile_release, golden_of, write_library
+from compiler.compile import FailedGates, build, compile_release, golden_of, tolerances, write_library
 from compiler.config import load_config
 from compiler.errors import (
     CompilerError,

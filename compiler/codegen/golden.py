@@ -9,8 +9,6 @@ import numpy as np
 
 from compiler.codegen.interface import Interface, Parameter
 from compiler.errors import LoweringError
-from compiler.ir.graph import Graph
-from compiler.ir.reference import roundings
 from compiler.ir.types import DType
 
 TOLERANCE = 1e-4
@@ -46,18 +44,6 @@ class Golden:
         """For the manifest."""
         largest = max(self.tolerances, default=TOLERANCE)
         return {"seed": self.seed, "samples": len(self.samples), "tolerance": largest}
-
-
-def tolerances(graph: Graph) -> tuple[float, ...]:
-    """Of every output: TOLERANCE, or what float16 on the way to it may change where that is more, at any level of a
-    portfolio.
-    """
-    rounded = roundings(graph)
-    return tuple(
-        max(TOLERANCE, *(rounded[ref] for ref in column))
-        for task in graph.tasks.values()
-        for column in zip(*task.ladder, strict=True)
-    )
 
 
 def golden_files(golden: Golden, face: Interface) -> dict[str, bytes]:
