@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compiler.codegen.foreign import Outputs
+from compiler.codegen.interface import CHEAPEST
 
 MOST_BUDGET = (1 << 32) - 1
 """Microseconds."""
@@ -24,7 +25,14 @@ class Levels:
     portfolio: bool
 
     def number(self, level: int) -> int:
-        """A level as C takes it; ValueError where it is no number that C would take as it is."""
+        """A level as C takes it; ValueError where the bundle has none of that number."""
+        found = self.index(level)
+        if found >= self.count and not (self.portfolio and found == CHEAPEST):
+            raise ValueError(f"level {found} is not in this bundle")
+        return found
+
+    def index(self, level: int) -> int:
+        """The number of a level, be it there or not; ValueError where it is none that C would take as it is."""
         try:
             found = operator.index(level)
         except TypeError:
@@ -104,7 +112,7 @@ def checked_budget(budget_us: int, level: int, sparsest: int | None, levels: Lev
     level = levels.number(level)
     if sparsest is None:
         return level, 0
-    sparsest, first, last = levels.number(sparsest), max(1, level), levels.count - 1
+    sparsest, first, last = levels.index(sparsest), max(1, level), levels.count - 1
     if not first <= sparsest <= last:
         raise ValueError(f"from level {level} a call may fall to levels {first} to {last}, not {sparsest}")
     return level, sparsest

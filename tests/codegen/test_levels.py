@@ -128,11 +128,19 @@ def test_switching_from_two_threads_gives_the_bytes_of_fresh_runs_and_keeps_no_m
 
 
 def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
-    with pytest.raises(ValueError, match="level 3 is not in this bundle"):
-        made.net.run(made.feeds, level=3)
+    times, bound = made.net.measure(made.feeds, tasks=["a"], rounds=1), made.net.bind(["a"], **made.feeds)
+    asks: list[Callable[[], object]] = [
+        lambda: made.net.run(made.feeds, level=LEVELS),
+        lambda: made.net.workspace_bytes(["a"], LEVELS),
+        lambda: made.net.run_within(made.feeds, 0, times, level=LEVELS),
+        lambda: bound(LEVELS),
+        lambda: bound.within(0, times, level=LEVELS),
+    ]
+    for ask in asks:
+        with pytest.raises(ValueError, match=f"^level {LEVELS} is not in this bundle$"):
+            ask()
     with pytest.raises(ValueError, match="1 to 31 rounds"):
         made.net.measure(made.feeds, rounds=0)
-    times = made.net.measure(made.feeds, tasks=["a"], rounds=1)
     with pytest.raises(ValueError, match="a budget is 0 to"):
         made.net.run_within(made.feeds, -1, times)
 

@@ -163,8 +163,9 @@ def test_a_call_stays_in_its_network(made: Made) -> None:
     assert not any(word in made.net.bundle.header.read_text() for word in ("both_measure", "both_run_within"))
     with pytest.raises(ValueError, match="levels that are networks of their own: a call cannot become faster"):
         made.net.measure(made.feeds)
-    with pytest.raises(ValueError, match="level 2 is not in this bundle"):
-        made.net.run(made.feeds, level=2)
+    for ask in (made.net.run, lambda _, level: made.net.bind(["a"], **made.feeds)(level)):
+        with pytest.raises(ValueError, match="level 2 is not in this bundle"):
+            ask(made.feeds, level=2)
     with pytest.raises(ValueError, match="is not in this bundle"):
         made.alone[0].run(made.feeds, level=CHEAPEST)
     bound = made.net.bind(["a"], **made.feeds)
