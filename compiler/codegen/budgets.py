@@ -103,6 +103,13 @@ def times_type(levels: int, points: int) -> type[ctypes.Structure]:
     return type("Times", (ctypes.Structure,), {"_fields_": fields})
 
 
+def checked_times(times: LevelTimes) -> LevelTimes:
+    """`times`; ValueError where they are none, without which no call with a budget knows when to fall."""
+    if not isinstance(times, LevelTimes):
+        raise ValueError(f"times are {times!r}; give what measure() made, with the same tasks and threads")
+    return times
+
+
 def checked_budget(budget_us: int, level: int, sparsest: int | None, levels: Levels) -> tuple[int, int]:
     """(level, sparsest) as C takes them; ValueError unless a call may have this budget and fall so far (None: to
     any).

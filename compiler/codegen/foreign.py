@@ -34,6 +34,9 @@ class Port:
 
     def exact(self, array: np.ndarray, name: str, write: bool = False) -> np.ndarray:
         """`array` itself; ValueError unless it can be passed by address (and written to)."""
+        if not isinstance(array, np.ndarray):
+            kind = type(array).__name__
+            raise ValueError(f"'{name}' is a {kind}, which has no address to pass; needed is an array, {self}")
         flaws = [", not in C order"] * (not array.flags.c_contiguous)
         flaws += [", misaligned"] * (not array.flags.aligned)
         flaws += [", read-only"] * (write and not array.flags.writeable)

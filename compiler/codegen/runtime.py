@@ -16,7 +16,7 @@ from typing import NoReturn, cast
 
 import numpy as np
 
-from compiler.codegen.budgets import Levels, LevelTimes, Reached, checked_budget, times_type
+from compiler.codegen.budgets import Levels, LevelTimes, Reached, checked_budget, checked_times, times_type
 from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
 from compiler.codegen.deadline import MOST_ROUNDS
 from compiler.codegen.foreign import Call, Functions, Outputs, Port, addresses, aligned
@@ -165,34 +165,45 @@ class Network:
         """
         if self.portfolio:
             raise ValueError(_no_falling(self))
+        names = checked_times(times).tasks
         level, sparsest = checked_budget(budget_us, level, sparsest, self._levels)
-        mask, arrays, results = self._arrays(times.tasks, inputs, strict)
+        mask, arrays, results = self._arrays(names, inputs, strict)
         workspace = self._workspace(self._functions.workspace(mask, level))
         call = Call.make(workspace, self._handle(pool), level, sparsest)
         late = self._within(mask, arrays, results, call)(times, budget_us)
-        return Reached(self._by_task(times.tasks, results), int(call.level_used), late)
+        return Reached(self._by_task(names, results), int(call.level_used), late)
 
-    def bind(self, tasks: Iterable[str], /, *, pool: ThreadPool | None = None, **arrays: np.ndarray) -> BoundCall:
+    def bind(
+        self,
+        tasks: Iterable[str],
+        arrays: np.ndarray | Mapping[str, np.ndarray] | None = None,
+        /,
+        *,
+        pool: ThreadPool | None = None,
+        **named: np.ndarray,
+    ) -> BoundCall:
         """Check once, pin the addresses, call many times.
 
-        `arrays` are the inputs by name, and optionally output arrays by task name (`task/label` where a task has
-        several outputs, or is called like an input); outputs that are not given are made. All must have the right
-        type, shape and C order, and no output may overlap another array.
+        `arrays` is the only input, or the inputs by name, and optionally output arrays by task name (`task/label`
+        where a task has several outputs, or is called like an input); outputs that are not given are made. All must
+        have the right type, shape and C order, and no output may overlap another array. Arrays may be given as
+        arguments instead, but for one that is called `pool`.
         `pool` serves every call until it is closed.
         """
-        names = self._task_names(tasks)
+        names, handle = self._task_names(tasks), self._handle(pool)
+        given = _once({} if arrays is None else self._by_name(arrays), named)
         wanted = {i: self._output_key(i) for name in names for i in self._tasks[name]["outputs"]}
-        _refuse_unknown(arrays, [*(p.name for p in self._inputs), *wanted.values()], "array")
-        inputs = [self._input(port, arrays, strict=True) for port in self._inputs]
+        _refuse_unknown(given, [*(p.name for p in self._inputs), *wanted.values()], "array")
+        inputs = [self._input(port, given, strict=True) for port in self._inputs]
         results: list[np.ndarray | None] = [None] * len(self._outputs)
         for i, key in wanted.items():
             port = self._outputs[i]
-            given = arrays.get(key)
-            results[i] = np.empty(port.shape, port.dtype) if given is None else port.exact(given, key, write=True)
-        _refuse_overlap({p.name: a for p, a in zip(self._inputs, inputs, strict=True)}, arrays, wanted.values())
+            array = given.get(key)
+            results[i] = np.empty(port.shape, port.dtype) if array is None else port.exact(array, key, write=True)
+        _refuse_overlap({p.name: a for p, a in zip(self._inputs, inputs, strict=True)}, given, wanted.values())
         mask = self._mask(names)
         workspace = aligned(self._functions.workspace(mask, 0))
-        call = Call.make(workspace, self._handle(pool), 0)
+        call = Call.make(workspace, handle, 0)
         outputs = self._by_task(names, results)
         falls = self._levels.count > 1 and not self.portfolio
         within = self._within(mask, inputs, results, call) if falls else _no_budget
@@ -205,13 +216,13 @@ class Network:
         """A call with a budget, its other arguments converted once; BundleError where the library has none."""
         run = self._functions.within(mask, addresses(inputs), addresses(results), call)
         build, name = self._build, self.bundle.name
-        return lambda times, budget_us: run(times.table_for(build, name), budget_us)
+        return lambda times, budget_us: run(checked_times(times).table_for(build, name), budget_us)
 
     def _arrays(
         self, names: tuple[str, ...], inputs: np.ndarray | Mapping[str, np.ndarray], strict: bool
     ) -> tuple[int, list[np.ndarray], list[np.ndarray | None]]:
         """Mask of the tasks, their inputs as the library takes them, and room for the outputs they have."""
-        given = inputs if isinstance(inputs, Mapping) else {self._only_input(): inputs}
+        given = self._by_name(inputs)
         arrays = [self._input(port, given, strict) for port in self._inputs]
         _refuse_unknown(given, [port.name for port in self._inputs], "input")
         wanted = {i for name in names for i in self._tasks[name]["outputs"]}
@@ -220,7 +231,14 @@ class Network:
 
     def _handle(self, pool: ThreadPool | None) -> int | None:
         """The library's pool; ValueError unless it is an open one of this network."""
-        return None if pool is None else pool.handle(self._functions)
+        if pool is None:
+            return None
+        if not isinstance(pool, ThreadPool):
+            raise ValueError(
+                f"pool is a {type(pool).__name__}; give what pool() made. An array of that name goes into a dict: "
+                "bind(tasks, {'pool': array})"
+            )
+        return pool.handle(self._functions)
 
     def _task_names(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
         chosen = tuple(self._tasks if tasks is None else [tasks] if isinstance(tasks, str) else tasks)
@@ -232,10 +250,13 @@ class Network:
     def _mask(self, tasks: Iterable[str] | None) -> int:
         return sum(1 << self._tasks[name]["bit"] for name in set(self._task_names(tasks)))
 
-    def _only_input(self) -> str:
+    def _by_name(self, arrays: np.ndarray | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Arrays by name, of which the only input needs none."""
+        if isinstance(arrays, Mapping):
+            return arrays
         if len(self._inputs) != 1:
             raise ValueError(f"pass a dict with the inputs {', '.join(p.name for p in self._inputs)}")
-        return self._inputs[0].name
+        return {self._inputs[0].name: arrays}
 
     @staticmethod
     def _input(port: Port, given: Mapping[str, np.ndarray], strict: bool) -> np.ndarray:
@@ -362,6 +383,13 @@ def _closed(*_: object) -> NoReturn:
 
 def _no_budget(*_: object) -> NoReturn:
     raise ValueError("the library has no level to fall to: a call cannot become faster on its way")
+
+
+def _once(arrays: Mapping[str, np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of a dict and those of arguments; ValueError where one is given as both."""
+    if twice := sorted(set(arrays) & set(named)):
+        raise ValueError(f"{', '.join(map(repr, twice))}: given by position and as an argument; give it once")
+    return {**arrays, **named}
 
 
 def _refuse_unknown(given: Mapping[str, object], known: list[str], what: str) -> None:

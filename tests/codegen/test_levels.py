@@ -139,6 +139,9 @@ def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
     for ask in asks:
         with pytest.raises(ValueError, match=f"^level {LEVELS} is not in this bundle$"):
             ask()
+    for ask in (lambda: made.net.run_within(made.feeds, 0, None), lambda: bound.within(0, None)):
+        with pytest.raises(ValueError, match=r"times are None; give what measure\(\) made"):
+            ask()
     with pytest.raises(ValueError, match="1 to 31 rounds"):
         made.net.measure(made.feeds, rounds=0)
     with pytest.raises(ValueError, match="a budget is 0 to"):
@@ -409,3 +412,16 @@ def test_inputs_may_be_called_like_arguments(tmp_path: Path) -> None:
     net = open_bundle(build(b.done(), "host", tmp_path, name="named", selftest=False).path)
     given = {"tasks": np.ones(4, np.float32), "self": np.full(4, 2, np.float32)}
     np.testing.assert_array_equal(net.bind(["self"], **given)()["self"], np.full(4, 3, np.float32))
+
+
+def test_every_name_can_be_bound(tmp_path: Path) -> None:
+    """`pool` by position alone: as an argument it is the pool."""
+    b = Builder()
+    b.task("level", b.apply("Add", b.apply("Relu", b.input("pool", 4)), b.input("times", 4)))
+    net = open_bundle(build(b.done(), "host", tmp_path, name="named", selftest=False).path)
+    given = {"pool": np.ones(4, np.float32), "times": np.full(4, 2, np.float32)}
+    with net.pool(2) as pool:
+        bound = net.bind(["level"], given, pool=pool, level=np.zeros(4, np.float32))
+        np.testing.assert_array_equal(bound()["level"], np.full(4, 3, np.float32))
+    with pytest.raises(ValueError, match=r"goes into a dict: bind\(tasks, \{'pool': array\}\)"):
+        net.bind(["level"], **given)

@@ -127,6 +127,34 @@ def test_bind_refuses_what_it_cannot_pin(network: Network) -> None:
         network.bind(["a", "b"], x=X, a=memory[:8], b=memory[7:9].view(np.int32))
 
 
+def test_bind_takes_arrays_by_position_too(network: Network) -> None:
+    """A single input needs no name there, as for `run`."""
+    out = np.zeros(8, np.float32)
+    for arrays, named in (((X,), {}), (({"x": X},), {"a": out}), (({"x": X, "a": out},), {}), ((None,), {"x": X})):
+        np.testing.assert_array_equal(network.bind(["a"], *arrays, **named)()["a"], expected()[0])
+    with pytest.raises(ValueError, match="'x': given by position and as an argument; give it once"):
+        network.bind(["a"], {"x": X}, x=X)
+
+
+def test_an_array_that_cannot_be_pinned_is_told(network: Network) -> None:
+    given = X.tolist()
+    for ask in (
+        lambda: network.bind(["a"], x=given),
+        lambda: network.bind(["a"], given),
+        lambda: network.run(given, strict=True),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'x' is a list, which has no address to pass; .* float32\[8\]"
+        ):
+            ask()
+    with pytest.raises(ValueError, match="'a' is a list"):
+        network.bind(["a"], x=X, a=[0.0] * 8)
+    np.testing.assert_array_equal(network.run(given)["a"], expected()[0])
+    for ask in (lambda: network.bind(["a"], x=X, pool=X), lambda: network.run(X, pool=2)):
+        with pytest.raises(ValueError, match=r"pool is a (ndarray|int); give what pool\(\) made"):
+            ask()
+
+
 def test_threads_have_their_own_workspace(network: Network) -> None:
     def right(seed: int) -> int:
         x = np.random.default_rng(seed).standard_normal(8).astype(np.float32)
