@@ -143,9 +143,7 @@ def test_an_array_that_cannot_be_pinned_is_told(network: Network) -> None:
         lambda: network.bind(["a"], given),
         lambda: network.run(given, strict=True),
     ):
-        with pytest.raises(
-            ValueError, match=r"'x' is a list, which has no address to pass; .* float32\[8\]"
-        ):
+        with pytest.raises(ValueError, match=r"'x' is a list, which has no address to pass; .* float32\[8\]"):
             ask()
     with pytest.raises(ValueError, match="'a' is a list"):
         network.bind(["a"], x=X, a=[0.0] * 8)
