@@ -1,7 +1,8 @@
 """Pass options as text, both ways: `prune-channels{flops=0.5,scope=global}`.
 
 A value is a number, `true`, `false`, `none`, a bare word, or a JSON string; several values of a tuple are joined by
-`+` (`()` is the empty tuple). Options that have their default are left out when printing.
+`+` (`()` is the empty tuple). A `+` in a string or in brackets, as in `fc[a+b]`, joins nothing. Options that have
+their default are left out when printing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ K = TypeVar("K")
 _WORD = re.compile(r"[A-Za-z0-9_./*@:-]+")
 _SPEC = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{(.*)\})?\s*", re.DOTALL)
 _PAIR = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_-]*)\s*=\s*((?:"(?:[^"\\]|\\.)*"|[^",{}])*)(,|\Z)', re.DOTALL)
-_ITEM = re.compile(r'("(?:[^"\\]|\\.)*"|[^"+]+)(\+|\Z)')
+_ITEM = re.compile(r'("(?:[^"\\]|\\.)*"|(?>\[[^]"]*\]|[^"+])++)(\+|\Z)')
 _RESERVED = frozenset(("true", "false", "none", "()"))
 
 

@@ -27,6 +27,7 @@ from compiler.passes.base import (
 )
 from compiler.passes.dead import RemoveDeadCode
 from compiler.passes.spec import changed, convert, named_numbers, render, split, task_numbers, written
+from compiler.pipeline import parse
 from tests.graphs import Builder
 
 
@@ -326,3 +327,25 @@ def test_names_that_passes_make_are_excluded_as_they_are():
     use = Resources(exclude=("fc_1[a+b]",))
     assert use.excluded("fc_1[a+b]") and not use.excluded("fc_1[a]")
     assert use.excluded("fc_1a"), "still a pattern"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("fc_1[a+b]", ("fc_1[a+b]",)),
+        ("x+fc_1[a+b]/y+z", ("x", "fc_1[a+b]/y", "z")),
+        ('x[1]+y[a+b][c+d]+"z+w"+v', ("x[1]", "y[a+b][c+d]", "z+w", "v")),
+        ('"a,b{c}"+"d]+[e"', ("a,b{c}", "d]+[e")),
+        ("a[+b", ("a[", "b")),
+        ("a]+b[", ("a]", "b[")),
+    ],
+)
+def test_a_name_may_have_what_joins_names(text: str, names: tuple[str, ...]) -> None:
+    made = parse(f"sparsify{{density=0.5,exclude={text}}}")
+    assert made.exclude == names
+    assert parse(str(made)) == made
+
+
+def test_many_brackets_are_read_at_once() -> None:
+    with pytest.raises(ConfigError, match="values are joined by"):
+        parse("sparsify{exclude=" + "[a]" * 500 + '"+"b}')
