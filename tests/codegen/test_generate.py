@@ -12,7 +12,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tvm
 from onnx import helper
+from tvm import s_tir
 
 from compiler.codegen import sharing
 from compiler.codegen.elf import Elf
@@ -407,19 +409,47 @@ def test_same_graph_gives_the_same_bytes(fresh_kernels: None) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("target", ["host", "aarch64-cortex-a72", "armv7-neon"])
-def test_passes_that_are_left_out_change_no_machine_code(
-    target: str, fresh_kernels: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Images with borders, so that there are conditions to move out of loops and statements to simplify."""
+def with_borders() -> Graph:
+    """Conditions to move out of loops, and statements to simplify."""
     b = Builder()
     y = b.apply("Relu", b.conv(b.input("x", 1, 3, 13, 11), 16, 3, strides=(2, 2), pads=(1, 1, 1, 1)))
     y = b.apply("MaxPool", b.conv(y, 16, 3, group=16, pads=(1, 1, 1, 1)), kernel_shape=(3, 3), pads=(1, 1, 1, 1))
     b.task("t", b.apply("Concat", y, b.apply("Tanh", y), axis=3))
-    graph = b.done()
+    return b.done()
+
+
+@pytest.mark.parametrize("target", ["host", "aarch64-cortex-a72", "armv7-neon"])
+def test_statements_without_effect_change_no_machine_code(
+    target: str, fresh_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = with_borders()
     found = generate(graph, find_target(target))
-    monkeypatch.setattr("compiler.codegen.lower.LEFT_OUT", ())
+    monkeypatch.setattr("compiler.codegen.lower.LEFT_OUT", ("s_tir.StmtSimplify",))
     assert generate(graph, find_target(target)).objects == found.objects
+
+
+@pytest.mark.parametrize("before", ["CanonicalizeLoop", "HoistIfThenElse"])
+def test_simplifying_once_changes_no_result(
+    before: str, tmp_path: Path, fresh_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM simplifies before buffers are flat, and before loops are unrolled, too."""
+    graph = with_borders()
+    feeds = {v.ref.name: np.random.default_rng(1).normal(size=v.shape).astype(np.float32) for v in graph.inputs}
+    found = []
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr("compiler.codegen.lower.LEFT_OUT", ("tirx.RemoveNoOp",))
+            made = getattr(s_tir.transform, before)
+            both = tvm.ir.transform.Sequential([made(), s_tir.transform.StmtSimplify()])
+            monkeypatch.setattr(s_tir.transform, before, lambda both=both: both)
+        library = generate(graph, find_target("host"))
+        folder = tmp_path / str(again)
+        folder.mkdir()
+        (outputs,) = NativeLibrary(library, folder).run(library.full, feeds).values()
+        found.append((library.objects, outputs))
+    (once, first), (twice, second) = found
+    assert once != twice  # what is compared was compiled differently
+    np.testing.assert_array_equal(first, second)
 
 
 def test_addresses_are_named_where_all_that_use_them_see_the_names(tmp_path: Path):

@@ -168,13 +168,17 @@ def reference(x: np.ndarray, weight: np.ndarray, axes: Axes) -> np.ndarray:
         into, moved = [], weight.astype(np.float64)
         for axis, phase in zip(axes, pair, strict=True):
             into.append(np.stack(axis.transform(phase, list(np.eye(phase.reads, dtype=np.float32)), np.float32)))
-        moved = np.einsum("ai,ocij,bj->abco", axes[0].weights(pair[0]), moved, axes[1].weights(pair[1]))
+        moved = np.einsum(
+            "ai,ocij,bj->abco", axes[0].weights(pair[0]), moved, axes[1].weights(pair[1]), optimize=True
+        )
         rows, columns = (
             slice(p.offset, p.offset + s.stride * (p.reads - 1) + 1, s.stride)
             for s, p in zip(axes, pair, strict=True)
         )
-        inputs = np.einsum("ai,tcij,bj->abtc", into[0], x[:, :, rows, columns], into[1]).astype(np.float32)
+        inputs = np.einsum("ai,tcij,bj->abtc", into[0], x[:, :, rows, columns], into[1], optimize=True).astype(
+            np.float32
+        )
         total[: len(moved), : moved.shape[1]] += np.matmul(inputs, moved.astype(np.float32))
     back = [np.stack(axis.interpolate(list(np.eye(axis.points, dtype=np.float32)), np.float32)) for axis in axes]
-    made: np.ndarray = np.einsum("ia,abto,jb->toij", back[0], total, back[1]).astype(np.float32)
+    made: np.ndarray = np.einsum("ia,abto,jb->toij", back[0], total, back[1], optimize=True).astype(np.float32)
     return made
