@@ -96,6 +96,14 @@ def test_what_cannot_be_nested_is_refused(spec: str, message: str) -> None:
         parse_pass(spec)(network())
 
 
+def test_a_network_without_weights_is_told_apart() -> None:
+    b = Builder()
+    b.task("t", b.apply("Relu", b.input("x", 1, 4)))
+    told = r"there would be one only: there is none with constant weights \(Conv, Gemm, MatMul, LSTM, GRU, RNN\)$"
+    with pytest.raises(ConfigError, match=told):
+        parse_pass("nest{levels=0+0.5}")(b.done())
+
+
 def test_options_are_spelled_back() -> None:
     spec = "nest{levels=0.0+0.5,pattern=block8x1,scope=global}"
     assert str(parse_pass(spec)) == spec

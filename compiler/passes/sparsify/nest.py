@@ -19,7 +19,7 @@ from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
 from compiler.passes.base import Batch, NewNames, Pass, Refusal, Resources
-from compiler.passes.sparsify.layers import RECURRENT, Candidate, Limits, candidates
+from compiler.passes.sparsify.layers import PRODUCTS, RECURRENT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
 from compiler.passes.sparsify.patterns import FLOOR, ranked
@@ -77,7 +77,8 @@ class Nest(Pass):
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         chosen, refusals = self._candidates(graph, use)
         if not chosen:
-            reasons = "; ".join(f"{r}" for r in refusals[:3])
+            kinds = ", ".join((*PRODUCTS, *RECURRENT))
+            reasons = "; ".join(f"{r}" for r in refusals[:3]) or f"there is none with constant weights ({kinds})"
             raise ConfigError(f"{self.name}: no layer can have levels, so there would be one only: {reasons}")
         original = graph.copy()
         for group in [chosen] if self.scope == "global" else [[c] for c in chosen]:
