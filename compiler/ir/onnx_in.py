@@ -117,7 +117,8 @@ def _check(model: onnx.ModelProto, version: int, where: str) -> None:
     """ONNX's checker: cycles, names defined twice, missing attributes.
 
     It stops at an operator that is unknown, which here is to be listed with all others, or deprecated, which here
-    has a rule: it sees those under a foreign domain, which it skips.
+    has a rule: it sees those under a foreign domain, which it skips. It also wants a shape of every port:
+    those of inputs can be bound and those of outputs are inferred, so that it sees a scalar where there is none.
     """
     known = {(f.domain, f.name) for f in model.functions}
     hidden = [
@@ -125,18 +126,32 @@ def _check(model: onnx.ModelProto, version: int, where: str) -> None:
         for i, n in enumerate(model.graph.node)
         if n.domain in STANDARD and (n.domain, n.op_type) not in known and _stops_checker(n.op_type, version)
     ]
-    if hidden:
+    if hidden or any(map(_untyped, _ports(model))):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         copy.opset_import.add(domain="hidden", version=1)
         for i in hidden:
             copy.graph.node[i].domain = "hidden"
+        for port in filter(_untyped, _ports(copy)):
+            port.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            port.type.tensor_type.shape.SetInParent()
         model = copy
     try:
         checker.check_model(model)
     except (checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).split("==>")[0].split())
         raise UnsafeInputError(f"{where}: not a valid ONNX model: {reason}") from None
+
+
+def _ports(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from model.graph.input
+    yield from model.graph.output
+
+
+def _untyped(port: onnx.ValueInfoProto) -> bool:
+    """Whether it says nothing of its shape, or nothing at all."""
+    kind, tensor = port.type.WhichOneof("value"), port.type.tensor_type
+    return kind is None or (kind == "tensor_type" and not tensor.HasField("shape"))
 
 
 def _stops_checker(op: str, version: int) -> bool:
@@ -258,6 +273,8 @@ def _bound(
 def _input_type(info: onnx.ValueInfoProto, shape: Sequence[int] | None, limits: Limits) -> TensorType:
     name, tensor = shown(info.name), info.type.tensor_type
     dtype = dtype_of(tensor.elem_type) if info.type.HasField("tensor_type") else None
+    if info.type.WhichOneof("value") is None:
+        raise UnsupportedModelError(f"input {name} has no type; export the model with types of its inputs")
     if dtype is None:
         kind = type_name(tensor.elem_type) if info.type.HasField("tensor_type") else info.type.WhichOneof("value")
         raise UnsupportedModelError(f"input {name} is a {kind}; only tensors of numbers and bools are compiled")
@@ -290,9 +307,10 @@ def _axes(axes: Sequence[onnx.TensorShapeProto.Dimension] | None) -> str:
 
 def _how_to_bind(info: onnx.ValueInfoProto, axes: Sequence[onnx.TensorShapeProto.Dimension] | None) -> str:
     example = "1,..." if axes is None else ",".join(str(max(d.dim_value, 1)) for d in axes)
+    has = "has no shape" if axes is None else f"has shape {_axes(axes)}"
     return (
-        f"input {shown(info.name)} has shape {_axes(axes)}; bind its free axes, as in --input "
-        f"{info.name}:{example}, or in `shapes` of a task of a release"
+        f"input {shown(info.name)} {has}; bind its free axes, as in --input {info.name}:{example}, or in `shapes` "
+        "of a task of a release"
     )
 
 

@@ -41,6 +41,38 @@ def test_all_free_inputs_are_listed():
     assert "--input y:1,2" in str(caught.value)
 
 
+def test_outputs_need_no_shape():
+    """It is inferred here, as by onnxruntime; ONNX's checker wants one."""
+    for kind in (onnx.TypeProto(), helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)):
+        model = parse("net (float[2, 3] x) => (float[2, 3] z) { z = Relu(x) }")
+        model.graph.output[0].type.CopyFrom(kind)
+        assert load(model).outputs[0].shape == (2, 3)
+        assert_same_outputs(model, {"x": noise((2, 3))})
+        assert model.graph.output[0].type == kind, "the caller's model stays as it is"
+
+
+def test_an_output_whose_shape_cannot_be_inferred_is_told_by_what_makes_it():
+    model = parse("net (float[2, 3] x, int64[1] s) => (float[6] z) { z = Reshape(x, s) }")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(
+        UnsupportedModelError, match=r"'Reshape_z': 'shape' .* must be constant .*; export the model"
+    ):
+        load(model)
+
+
+def test_inputs_without_a_shape_are_bound_or_named():
+    model = parse("net (float[2, 3] x) => (float[2, 3] z) { z = Relu(x) }")
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert load(model, inputs={"x": (4, 5)}).outputs[0].shape == (4, 5)
+    with pytest.raises(
+        UnsupportedModelError, match=r"input 'x' has no shape; bind its free axes, as in --input x:1"
+    ):
+        load(model)
+    model.graph.input[0].ClearField("type")
+    with pytest.raises(UnsupportedModelError, match="input 'x' has no type; export the model with types"):
+        load(model, inputs={"x": (4, 5)})
+
+
 def test_bound_axes_become_static():
     graph = load(parse(FREE), inputs={"x": (2, 3, 5, 4)})
     assert graph.outputs[0].shape == (2, 3, 5, 4)
