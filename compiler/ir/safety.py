@@ -69,7 +69,8 @@ def read_model(
 ) -> onnx.ModelProto:
     """Read and guard an ONNX file; external data, where allowed, is read in.
 
-    Raises ConfigError where there is no such file, UnsafeInputError where it is damaged or passes a limit.
+    Raises ConfigError where there is no such file or it cannot be read, UnsafeInputError where it is damaged or
+    passes a limit.
     """
     file = Path(path)
     model = onnx.ModelProto()
@@ -97,6 +98,10 @@ def _contents(file: Path, limit: int) -> bytes:
             raise UnsafeInputError(f"{file}: {status.st_size:,} bytes; the limit is {limit:,}")
         with os.fdopen(os.dup(descriptor), "rb") as stream:
             return stream.read(limit)
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read: {error.strerror}; copy it anew, and look after its disk"
+        ) from None
     finally:
         os.close(descriptor)
 
@@ -274,16 +279,22 @@ def read_inside(folder: Path, location: str, offset: int, size: int) -> bytes:
         raise ValueError("is not a relative path")
     if any(p in ("", ".", "..") for p in parts):
         raise ValueError("is not a plain path inside the model's folder")
-    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ValueError(f"is in a folder that cannot be read: {error.strerror}") from None
     try:
         for i, part in enumerate(parts):
             kind = os.O_DIRECTORY if i + 1 < len(parts) else os.O_NONBLOCK
-            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=at)
+            try:
+                inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=at)
+            except OSError as error:
+                raise ValueError(f"cannot be opened without following links: {error.strerror}") from None
             os.close(at)
             at = inner
         return _slice(at, offset, size)
     except OSError as error:
-        raise ValueError(f"cannot be opened without following links: {error.strerror}") from None
+        raise ValueError(f"cannot be read: {error.strerror}") from None
     finally:
         os.close(at)
 

@@ -3,6 +3,7 @@
 tests/broken_inputs runs the same doors through the command line.
 """
 
+import errno
 import os
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import CompilerError, ConfigError, UnsafeInputError
+from compiler.ir import safety
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.safety import Limits, check_size, guard, read_inside, read_model, shown
@@ -31,6 +33,29 @@ def refused(model: onnx.ModelProto, words: str, limits: Limits | None = None, fo
         guard(model, where="here", folder=folder, limits=limits or Limits())
     assert str(caught.value).startswith("here: ")
     assert words in str(caught.value)
+
+
+# ---------------------------------------------------------------------- disks that fail
+def test_a_file_that_fails_while_it_is_read_is_told_by_name():
+    """The kernel gives EIO at the start of a process's memory, which calls itself a regular file."""
+    memory = Path("/proc/self/mem")
+    with pytest.raises(ConfigError, match=r"^/proc/self/mem: cannot be read: Input/output error; copy it anew"):
+        load(memory)
+
+
+def test_external_data_that_fail_while_they_are_read_are_told_by_name(tmp_path, monkeypatch):
+    weight = tensor(data=b"", data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="w.bin")
+    model = parse(RELU)
+    model.graph.initializer.append(weight)
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(safety, "_slice", fails)
+    refused(model, "cannot be read: Input/output error", folder=tmp_path)
+    refused(model, "is in a folder that cannot be read", folder=tmp_path / "gone")
 
 
 # ---------------------------------------------------------------------- where tensors hide
