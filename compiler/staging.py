@@ -118,29 +118,38 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _publish(folder: Path, root: Path) -> None:
-    """Move everything in `folder` into `root`, replacing bundles of the same targets."""
+    """Move everything in `folder` into `root`, replacing bundles of the same targets; whatever stops that, `root`
+    holds what it held, or all of the new ones.
+    """
     if not root.exists():
         folder.rename(root)
         return
     index = read_index(folder)
     known = read_index(root)["targets"] if (root / "index.json").exists() else {}
+    merged = {k: v for k, v in known.items() if (root / k).is_dir()} | index["targets"]
+    text = canonical({"schema": INDEX_SCHEMA, "name": index["name"], "targets": merged})
     old = folder / ".old"
     old.mkdir()
-    for target in index["targets"]:
-        _replace(folder / target, root / target, old / target)
-    merged = {k: v for k, v in known.items() if (root / k).is_dir()} | index["targets"]
-    write_whole(root / "index.json", canonical({"schema": INDEX_SCHEMA, "name": index["name"], "targets": merged}))
-
-
-def _replace(new: Path, place: Path, old: Path) -> None:
-    """Move `new` to `place` and what is there to `old`; whatever stops that, `place` holds one of the two whole."""
-    if not place.exists():
-        new.rename(place)
-        return
     try:
-        place.rename(old)
-        new.rename(place)
-    except BaseException:  # an interrupt between the two
-        if old.exists() and not place.exists():
-            old.rename(place)
+        for target in index["targets"]:
+            if (root / target).exists():
+                (root / target).rename(old / target)
+            (folder / target).rename(root / target)
+        write_whole(root / "index.json", text)
+    except BaseException:  # an interrupt between any two of these
+        if not _holds(root / "index.json", text):
+            for target in index["targets"]:
+                _restore(folder / target, root / target, old / target)
         raise
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.exists() and path.read_bytes() == data
+
+
+def _restore(new: Path, place: Path, old: Path) -> None:
+    """Undo the moves from `place` to `old` and from `new` to `place`, those of them that were done."""
+    if not new.exists() and place.exists():
+        place.rename(new)
+    if old.exists():
+        old.rename(place)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,19 +19,19 @@ from compiler.codegen.manifest import canonical
 from compiler.errors import ConfigError, TargetError
 from compiler.staging import staged
 
-ENTRY = {"manifest_sha256": "0" * 64, "linked": True}
 
-
-def bundle(folder: Path, text: str, name: str, target: str) -> None:
-    (folder / target).mkdir()
-    (folder / target / "manifest.json").write_text(text)
-    index = {"schema": INDEX_SCHEMA, "name": name, "targets": {target: ENTRY}}
+def bundle(folder: Path, text: str, name: str, targets: Sequence[str]) -> None:
+    for target in targets:
+        (folder / target).mkdir()
+        (folder / target / "manifest.json").write_text(text)
+    entry = {"manifest_sha256": hashlib.sha256(text.encode()).hexdigest(), "linked": True}
+    index = {"schema": INDEX_SCHEMA, "name": name, "targets": dict.fromkeys(targets, entry)}
     (folder / "index.json").write_bytes(canonical(index))
 
 
-def made(root: Path, text: str, name: str = "net", target: str = "host") -> None:
-    with staged(root, [target], force=True, name=name) as folder:
-        bundle(folder, text, name, target)
+def made(root: Path, text: str, name: str = "net", target: str = "host", more: Sequence[str] = ()) -> None:
+    with staged(root, [target, *more], force=True, name=name) as folder:
+        bundle(folder, text, name, [target, *more])
 
 
 def test_a_bundle_replaces_another_and_nothing_else_stays(tmp_path):
@@ -55,6 +58,49 @@ def test_what_was_there_stays_where_the_replacement_is_stopped_halfway(tmp_path,
         made(root, "new")
     assert (root / "host" / "manifest.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+MORE = ("arm", "x86")
+"""Targets beside `host`; of the first bundle only `arm` is there too."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_all_targets_are_replaced_or_none(tmp_path, monkeypatch, stop, after):
+    """Stopped at every move of a file or folder, just before and just after it."""
+    steps = 0
+    while True:
+        root = tmp_path / str(steps)
+        made(root, "old", more=MORE[:1])
+        there, left = (root / "index.json").read_bytes(), [steps]
+
+        def stopped(self, move, target, left=left):
+            left[0] -= 1
+            if left[0] == -1 and not after:
+                raise stop
+            moved = move(self, target)
+            if left[0] == -1:
+                raise stop
+            return moved
+
+        with monkeypatch.context() as patch:
+            for name in ("rename", "replace"):
+                patch.setattr(Path, name, functools.partialmethod(stopped, getattr(Path, name)))
+            try:
+                made(root, "new", more=MORE)
+            except (stop, ConfigError):
+                pass
+            else:
+                break
+        found = {p.parent.name: p.read_text() for p in root.glob("*/manifest.json")}
+        if (root / "index.json").read_bytes() == there:
+            assert found == {"host": "old", "arm": "old"}
+        else:
+            assert after and found == dict.fromkeys(("host", *MORE), "new")
+        assert sorted(p.name for p in root.iterdir()) == sorted([*found, "index.json"])
+        steps += 1
+    assert steps == 6, "five moves of folders, one of the index"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_full_disk_is_told_with_its_place(tmp_path):
