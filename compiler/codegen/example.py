@@ -121,9 +121,10 @@ _HOLD = r"""
   static @name@_times times;
   int code = @name@_measure(@NAME@_ALL, inputs, outputs, &call, 31, &times);
   if (code) return fprintf(stderr, "%s\n", @name@_strerror(code)), 1;
-  const uint32_t budget_us = argc > 2 ? strtoul(argv[2], 0, 10) : times.rest_ns[0][0] / 500 + 1;
+  const unsigned long long budget = argc > 2 ? strtoull(argv[2], 0, 10) : times.rest_ns[0][0] / 500 + 1;
   const unsigned long lines = argc > 3 ? strtoul(argv[3], 0, 10) : 10;
-  if (!budget_us || !lines) return fprintf(stderr, "budget and lines are numbers above 0\n"), 1;
+  if (!budget || !lines) return fprintf(stderr, "budget and lines are numbers above 0\n"), 1;
+  const uint32_t budget_us = budget < UINT32_MAX ? (uint32_t)budget : UINT32_MAX;
 
   for (unsigned long line = 0; line < lines; line++) {
     unsigned late = 0, reached[@NAME@_LEVELS] = {0};

@@ -140,7 +140,7 @@ static void load(const char *folder, const char *prefix, int sample, const tenso
 
 /* Buffers for `list`; `shifted` ones are aligned to their element type and no further. */
 static void **allocate(const tensor *list, int count, int shifted) {
-  void **into = (void **)guarded((count + 1) * sizeof *into, 0);
+  void **into = (void **)guarded((size_t)(count + 1) * sizeof *into, 0);
   for (int i = 0; i < count; i++)
     into[i] = guarded(list[i].bytes, shifted && list[i].elements ? list[i].bytes / list[i].elements : 0);
   return into;

@@ -384,7 +384,7 @@ enum { ROUNDS = 25 };
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec + 1e-9 * t.tv_nsec;
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static double batch(uint64_t tasks, void **in, void **out, @name@_call *call, long count) {
@@ -393,7 +393,7 @@ static double batch(uint64_t tasks, void **in, void **out, @name@_call *call, lo
     int code = @name@_run(tasks, (const void *const *)in, out, call);
     if (code) { fprintf(stderr, "code %d: %s\n", code, @name@_strerror(code)); exit(1); }
   }
-  return (now() - start) / count;
+  return (now() - start) / (double)count;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -404,7 +404,7 @@ static int ascending(const void *a, const void *b) {
 static @name@_pool *pool_of(int threads) {
   @name@_pool *pool = 0;
 #ifdef @NAME@_THREADS_MAX
-  if (threads > 0 && @name@_pool_create(&pool, threads) == 0) return pool;
+  if (threads > 0 && @name@_pool_create(&pool, (unsigned)threads) == 0) return pool;
 #endif
   fprintf(stderr, "no pool of %d threads\n", threads);
   exit(1);
@@ -422,9 +422,9 @@ int main(int argc, char **argv) {
   call.pool = threads == 1 ? 0 : pool_of(threads);
   printf("{\"name\": \"@name@\", \"build_id\": \"%s\", \"threads\": %d", @name@_build_id(), threads);
   printf(", \"subsets\": [");
-  for (int k = 0; SUBSETS[k / @NAME@_LEVELS].names; k++) {
-    const int i = k / @NAME@_LEVELS;
-    call.level = (uint32_t)(k % @NAME@_LEVELS);
+  for (uint32_t k = 0; SUBSETS[k / @NAME@_LEVELS].names; k++) {
+    const uint32_t i = k / @NAME@_LEVELS;
+    call.level = k % @NAME@_LEVELS;
     double times[ROUNDS], once = batch(SUBSETS[i].tasks, in, out, &call, 1);
     long count = once < budget ? (long)(budget / (once + 1e-9)) : 1;
     for (int r = 0; r < ROUNDS; r++) times[r] = batch(SUBSETS[i].tasks, in, out, &call, count);

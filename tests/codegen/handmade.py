@@ -106,3 +106,12 @@ def tiny_library(
         objects=(object_code,),
         plan={"groups": 3},
     )
+
+
+def check_conversions(folder: Path) -> None:
+    """gcc warns of nothing in the C files of a bundle, of conversions that change a value or a sign included."""
+    sources = sorted(folder.rglob("*.c"))
+    assert {"selftest.c", "bench.c", "main.c"} < {s.name for s in sources}
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-fsyntax-only", "-I."]
+    done = subprocess.run([*command, *sources], cwd=folder, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ from compiler.codegen.manifest import canonical
 from compiler.codegen.target import find_target
 from compiler.errors import BundleError, ConfigError, LoweringError, TargetError
 from tests.codegen.emulated import linkable
-from tests.codegen.handmade import compile_kernels, tiny_bundle, tiny_library
+from tests.codegen.handmade import check_conversions, compile_kernels, tiny_bundle, tiny_library
 from tests.shared import ROOT
 
 HOST = find_target("host")
@@ -230,6 +230,10 @@ def test_rebuild_elsewhere_gives_the_same_bytes(tmp_path: Path, target: str) -> 
     assert trees[0] == trees[1]
     leaks = [name for name, data in trees[0].items() if str(tmp_path).encode() in data or b"taskgraft-" in data]
     assert leaks == []
+
+
+def test_c_files_convert_nothing_in_silence(bundle: Bundle) -> None:
+    check_conversions(bundle.path)
 
 
 def test_example_runs(bundle: Bundle, tmp_path: Path) -> None:

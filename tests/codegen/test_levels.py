@@ -29,6 +29,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.types import DType, TensorType
+from tests.codegen.handmade import check_conversions
 from tests.codegen.native import NativeLibrary
 from tests.graphs import Builder
 
@@ -269,6 +270,10 @@ def compiled_example(made: Made, name: str, folder: Path) -> Path:
     return folder / name
 
 
+def test_c_files_convert_nothing_in_silence(made: Made) -> None:
+    check_conversions(made.net.bundle.path)
+
+
 def test_the_example_holds_a_budget(made: Made, tmp_path: Path) -> None:
     program = compiled_example(made, "main", tmp_path)
     done = subprocess.run([program], cwd=made.net.bundle.path, check=True, capture_output=True, text=True)
@@ -287,6 +292,8 @@ def test_the_example_that_holds_a_target_over_many_calls(made: Made, tmp_path: P
     assert [found and found.groups() for found in ample] == [("60000000", "1000", "1000", "0", "0")] * 2
     (short,) = (line.fullmatch(text) for text in run("1", "1").stdout.splitlines())
     assert short and short.group(2, 3, 5) == ("0", "0", "1000"), "a microsecond is over before the first layer"
+    (most,) = (line.fullmatch(text) for text in run("4294967297", "1").stdout.splitlines())
+    assert most and most.group(1, 2) == ("4294967295", "1000"), "not the microsecond that 32 bits hold of it"
     refused = run("much")
     assert (refused.returncode, refused.stderr) == (1, "budget and lines are numbers above 0\n")
     assert not (made.net.bundle.path / "example" / "hold.c").read_text().count("@")

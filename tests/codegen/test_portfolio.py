@@ -24,6 +24,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level
 from compiler.ir.reference import difference, evaluate, random_feeds
 from compiler.ir.union import union
+from tests.codegen.handmade import check_conversions
 from tests.graphs import Builder
 from tests.ir.test_portfolio import TASKS, apart, shared
 from tests.passes.merge.families import conv, head, plain
@@ -227,6 +228,10 @@ def test_more_tasks_than_a_table_of_the_cheapest_has_are_refused_at_once(monkeyp
     graph = portfolio([shared(tuple(f"t{i}" for i in range(17)))] * 2)
     with pytest.raises(ConfigError, match="a portfolio for 17 tasks; at most 16 are possible"):
         generate(graph, find_target("host"))
+
+
+def test_c_files_convert_nothing_in_silence(made: Made) -> None:
+    check_conversions(made.net.bundle.path)
 
 
 def test_the_example_asks_for_the_cheapest_level(made: Made, tmp_path: Path) -> None:
