@@ -227,8 +227,8 @@ def _with_aligned_frames(text: str) -> str:
 
 def _loop_passes() -> list[Any]:
     """From loops over flat buffers to machine code's loops; with what precedes and follows in the order of TVM's
-    host pipeline. That simplifies indices before buffers are flat, too; simplifying once, at the end, takes a fifth
-    less time and gives the same machine code, or some of another order of equal additions.
+    host pipeline. That simplifies indices before buffers are flat, too; simplifying once, at the end, is
+    cheaper and gives the same machine code, or some of another order of equal additions.
 
     Kernels have no schedulable blocks, so the passes that lower those are left out; one of them
     (CompactBufferAllocation) overflows where a loop takes its bounds from the caller.

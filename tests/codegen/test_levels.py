@@ -21,7 +21,7 @@ from compiler.codegen.generate import generate
 from compiler.codegen.groups import make_groups
 from compiler.codegen.planner import Sources, decide
 from compiler.codegen.plans import parse_plan
-from compiler.codegen.runtime import Network
+from compiler.codegen.runtime import BoundCall, Network
 from compiler.codegen.target import find_target
 from compiler.errors import BundleError, LoweringError
 from compiler.ir.encoding import BlockSparse
@@ -128,16 +128,24 @@ def test_switching_from_two_threads_gives_the_bytes_of_fresh_runs_and_keeps_no_m
     assert found["growth_bytes"] < 1 << 20
 
 
-def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
-    times, bound = made.net.measure(made.feeds, tasks=["a"], rounds=1), made.net.bind(["a"], **made.feeds)
-    asks: list[Callable[[], object]] = [
-        lambda: made.net.run(made.feeds, level=LEVELS),
-        lambda: made.net.workspace_bytes(["a"], LEVELS),
-        lambda: made.net.run_within(made.feeds, 0, times, level=LEVELS),
-        lambda: bound(LEVELS),
-        lambda: bound.within(0, times, level=LEVELS),
+def timed_and_bound(made: Made) -> tuple[LevelTimes, BoundCall]:
+    return made.net.measure(made.feeds, tasks=["a"], rounds=1), made.net.bind(["a"], **made.feeds)
+
+
+def asks(made: Made, level: Any, times: LevelTimes, bound: BoundCall) -> list[Callable[[], object]]:
+    """Every place where a call takes a level."""
+    return [
+        lambda: made.net.run(made.feeds, level=level),
+        lambda: made.net.workspace_bytes(["a"], level),
+        lambda: made.net.run_within(made.feeds, 0, times, level=level),
+        lambda: bound(level),
+        lambda: bound.within(0, times, level=level),
     ]
-    for ask in asks:
+
+
+def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
+    times, bound = timed_and_bound(made)
+    for ask in asks(made, LEVELS, times, bound):
         with pytest.raises(ValueError, match=f"^level {LEVELS} is not in this bundle$"):
             ask()
     for ask in (lambda: made.net.run_within(made.feeds, 0, None), lambda: bound.within(0, None)):
@@ -152,16 +160,9 @@ def test_levels_and_budgets_that_do_not_exist(made: Made) -> None:
 @pytest.mark.parametrize("wrong", ["cheapest", 1.0, None, -1, 1 << 32])
 def test_a_level_is_a_number_wherever_one_is_asked_for(made: Made, wrong: Any) -> None:
     """-1 would be the cheapest one to C."""
-    times, bound = made.net.measure(made.feeds, tasks=["a"], rounds=1), made.net.bind(["a"], **made.feeds)
-    asks: list[Callable[[], object]] = [
-        lambda: made.net.run(made.feeds, level=wrong),
-        lambda: made.net.workspace_bytes(["a"], wrong),
-        lambda: made.net.run_within(made.feeds, 0, times, level=wrong),
-        lambda: bound(wrong),
-        lambda: bound.within(0, times, level=wrong),
-    ]
-    asks += [lambda: made.net.run_within(made.feeds, 0, times, sparsest=wrong)] * (wrong is not None)
-    for ask in asks:
+    times, bound = timed_and_bound(made)
+    sparsest = [lambda: made.net.run_within(made.feeds, 0, times, sparsest=wrong)] * (wrong is not None)
+    for ask in asks(made, wrong, times, bound) + sparsest:
         with pytest.raises(ValueError, match=rf"^level {wrong!r}: levels are the numbers 0 to 2$"):
             ask()
     assert bound(np.int64(1))["a"].tobytes() == made.expected[("a",), 1]["a"]
