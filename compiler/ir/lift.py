@@ -25,6 +25,7 @@ from compiler.ir.onnx_nodes import (
     STANDARD,
     Application,
     BrokenNode,
+    FunctionKey,
     UnsupportedNode,
     array_of,
     attribute_value,
@@ -105,7 +106,7 @@ class Lift:
     Constants enter the graph only when a node reads them. It also answers the questions of the conversion rules.
     """
 
-    def __init__(self, graph: Graph, functions: Mapping[tuple[str, str], onnx.FunctionProto], limits: Limits):
+    def __init__(self, graph: Graph, functions: Mapping[FunctionKey, onnx.FunctionProto], limits: Limits):
         self.graph = graph
         self.problems = Problems()
         self.values: dict[str, Value | None] = {}
@@ -216,7 +217,7 @@ class Lift:
         return replace(app, inputs=inputs, outputs=_trimmed(outputs), name=name)
 
     def _dispatch(self, app: Application, frame: _Frame) -> None:
-        function = self._functions.get((app.domain, app.op))
+        function = self._functions.get(app.function)
         if function is not None:
             self._call(app, function)
         elif app.op == "If" and not app.domain:
@@ -229,7 +230,7 @@ class Lift:
 
     def _refuse_if_unknown(self, app: Application) -> None:
         """Name operators behind a refused one as well, so that one message lists them all."""
-        if (app.domain, app.op) in self._functions or app.op in Op.registry:
+        if app.function in self._functions or app.op in Op.registry:
             return
         known = schema(app.op, app.version, app.domain)
         if known is None or not (known.has_function or known.has_context_dependent_function):

@@ -63,7 +63,7 @@ def load(
     _check(model, version, where)
     name = task or _name(source, model)
     graph = Graph(name)
-    lift = Lift(graph, {(f.domain, f.name): f for f in model.functions}, limits)
+    lift = Lift(graph, {(f.domain, f.name, f.overload): f for f in model.functions}, limits)
     _constants(model, lift, where)
     try:
         for input_name, type_ in _bound(model.graph, inputs or {}, limits, where):

@@ -26,6 +26,8 @@ from compiler.ir.op import IR_VERSION, make_node
 from compiler.ir.types import DType, TensorType
 
 STANDARD = ("", "ai.onnx")
+FunctionKey = tuple[str, str, str]
+"""Domain, name and overload: what one function of a model is told from the others by."""
 _SMALL = 4096  # larger constants never decide a shape
 
 
@@ -52,11 +54,18 @@ class Application:
     version: int = 0
     name: str = ""
     domain: str = ""
+    overload: str = ""
+    """Which of the functions of this name in the model."""
 
     @property
     def label(self) -> str:
         """Name for messages and for the node: the given one, or operator and first result."""
         return self.name or f"{self.op}_{next((o for o in self.outputs if o), '')}"
+
+    @property
+    def function(self) -> FunctionKey:
+        """What a function of the model would have to be called for the application to be a call of it."""
+        return self.domain, self.op, self.overload
 
     def proto(self) -> NodeProto:
         """The node as ONNX."""
@@ -89,7 +98,8 @@ def decode(node: NodeProto, version: int, outer: Attrs | None = None) -> Applica
     known = schema(node.op_type, version, domain)
     if known is not None:
         attrs = {**defaults(known), **attrs}
-    return Application(node.op_type, tuple(node.input), tuple(node.output), attrs, version, node.name, domain)
+    ports = tuple(node.input), tuple(node.output)
+    return Application(node.op_type, *ports, attrs, version, node.name, domain, node.overload)
 
 
 def defaults(known: defs.OpSchema) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class _Guard:
         for name in (
             function.name,
             function.domain,
+            function.overload,
             *domains,
             *function.input,
             *function.output,
@@ -181,7 +182,7 @@ class _Guard:
             self._nodes += 1
             if self._nodes > self._limits.nodes:
                 raise self._error(f"more than {self._limits.nodes} nodes")
-            for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            for name in (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output):
                 self._name(name)
             for attribute in node.attribute:
                 self._attribute(attribute, depth)

@@ -208,6 +208,21 @@ def test_model_functions_dissolve():
     assert_same_outputs(model, {"x": noise((2, 3))})
 
 
+def test_each_overload_of_a_model_function_is_its_own():
+    text = """<ir_version: 10, opset_import: ["" : 18, "own" : 1]>
+    net (float[2,3] x) => (float[2,3] z) { y = own.twice (x) z = own.twice (y) }
+    <domain: "own", opset_import: ["" : 18]>
+    twice (a) => (c) { k = Constant <value_float: float = 2.0> () c = Mul(a, k) }
+    <domain: "own", opset_import: ["" : 18]>
+    twice (a) => (c) { c = Add(a, a) }"""
+    model = onnx.parser.parse_model(text)
+    for things in (model.graph.node, model.functions):
+        for thing, name in zip(things, ("by product", "by sum"), strict=True):
+            thing.overload = name
+    assert operators(load(model)) == ["Mul", "Add"]
+    assert_same_outputs(model, {"x": noise((2, 3))})
+
+
 def test_operators_with_a_function_body_are_decomposed():
     text = "net (float[2,3] x) => (float z) <int64[2] t = {0, 2}> { z = SoftmaxCrossEntropyLoss (x, t) }"
     assert "SoftmaxCrossEntropyLoss" not in Op.registry
