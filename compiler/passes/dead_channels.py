@@ -73,7 +73,8 @@ def replace_known(graph: Graph, facts: Facts) -> None:
 
 def _compact(site: Site, index: int, data: np.ndarray) -> np.ndarray:
     """Shrink axes along which the data repeats, where the operator broadcasts them back."""
-    one_way = site.node.op.name == "PRelu" and index == 0  # the slope broadcasts to it, it never to the slope
+    # the other operand broadcasts to it, or says its type alone; it is never broadcast itself
+    one_way = site.node.op.name in ("PRelu", "CastLike") and index == 0
     if not isinstance(site.node.op, Broadcast) or one_way:
         return np.ascontiguousarray(data)
     others = [v.shape for i, v in site.operands.present() if i != index]
@@ -197,7 +198,8 @@ class _Planner:
                 if x.axis(dim) in removal:
                     gone[(slice(None),) * dim + (removal[x.axis(dim)],)] = True
             part = _contribution(self._with_weights(site), np.where(gone, self.facts[x.ref].data, 0))
-            np.moveaxis(part, _channel(site), 0)[_vanishing(site, removal)] = 0
+            for dim in range(part.ndim):
+                np.moveaxis(part, dim, 0)[_vanishing(site, dim, removal)] = 0
             if part.any():
                 found[site.node.ref] = part
         return found
@@ -238,10 +240,12 @@ class _Planner:
         return self.graph.operands(self.graph.node(node))[1].ref
 
     def _level(self, node: NodeRef, atom: Atom) -> float:
-        """The constant of the atom's channel as `node` reads it; NaN where it is not one number of one channel."""
+        """The constant of the atom's channel as `node` reads it; NaN where it is not one number of one channel, or
+        no convolution reads it: other products have their inputs along another axis.
+        """
         site = self.graph.site(self.graph.node(node))
         x = site.operands[0]
-        entries = atom.entries.get(x.axis(1))
+        entries = atom.entries.get(x.axis(1)) if "Conv" in site.node.op.name else None
         if site.attrs.get("group", 1) != 1 or entries is None or len(entries) != 1:
             return float("nan")
         data = self.facts[x.ref].data[:, entries[0]]
@@ -289,9 +293,9 @@ def _channel(site: Site) -> int:
     return 1 if "Conv" in site.node.op.name else site.results[0].rank - 1
 
 
-def _vanishing(site: Site, removal: dict[Axis, np.ndarray]) -> np.ndarray:
-    """Entries of the result's channel axis that go as well."""
-    return removal.get(site.results[0].axis(_channel(site)), np.zeros(0, np.int64))
+def _vanishing(site: Site, dim: int, removal: dict[Axis, np.ndarray]) -> np.ndarray:
+    """Entries of an axis of the result that go as well."""
+    return removal.get(site.results[0].axis(dim), np.zeros(0, np.int64))
 
 
 def _per_channel(part: np.ndarray, dim: int) -> np.ndarray:
@@ -321,8 +325,10 @@ def _carry_out(graph: Graph, closure: Closure, plan: Plan) -> None:
     kept = complement(graph, removal)
     cut = {}
     for node, part in plan.missing.items():
-        site = graph.site(graph.node(node))
-        cut[node] = np.take(part, kept.of(site.results[0], _channel(site)), axis=_channel(site))
+        result = graph.site(graph.node(node)).results[0]
+        for dim in range(result.rank):
+            part = np.take(part, kept.of(result, dim), axis=dim)
+        cut[node] = part
     remove(graph, removal)
     for node, part in cut.items():
         _add(graph, graph.site(graph.node(node)), part)

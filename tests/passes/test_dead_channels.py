@@ -309,6 +309,32 @@ def test_a_constant_in_front_of_a_computed_slope_keeps_its_axes() -> None:
     assert drift(before, DeadChannels()(before)) < 1e-5
 
 
+def test_a_constant_that_becomes_another_type_keeps_its_axes() -> None:
+    b = Builder(seed=6)
+    x = b.input("x", 4, 4)
+    constant = b.apply("Mul", x, b.const(np.zeros((), np.float32)))
+    b.task("t", b.apply("Add", b.apply("CastLike", constant, x), x))
+    before = b.done()
+    assert drift(before, DeadChannels()(before)) < 1e-5
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_rows_that_are_constant_go(alike: bool) -> None:
+    """What a product makes of them goes with them; only who adds rows up misses anything."""
+    b = Builder(seed=6)
+    rows = b.weight(1, 5, 60)
+    if alike:
+        b.graph.update(rows, data=np.arange(1, 301, dtype=np.float32).reshape(1, 5, 60) // 60)
+    masked = b.apply("Mul", b.input("x", 1, 1, 60), b.const(np.array([0, 0, 1, 2, 3], np.float32).reshape(1, 5, 1)))
+    weight = b.const(np.abs(b.rng.normal(size=(60, 2))).astype(np.float32))
+    h = b.apply("Relu", b.apply("MatMul", b.apply("Add", masked, rows), weight))
+    b.task("t", b.apply("MatMul", b.apply("Transpose", h, perm=(0, 2, 1)), b.weight(5, 3)))
+    before = b.done()
+    after = DeadChannels()(before)
+    assert after.value(h).shape == (1, 3, 2)
+    assert drift(before, after) < 1e-5
+
+
 def test_the_place_an_unknown_index_sets_is_unknown() -> None:
     """An index that is known says nothing about the row of another one."""
     b = Builder(seed=6)
