@@ -207,7 +207,9 @@ class Network:
         outputs = self._by_task(names, results)
         falls = self._levels.count > 1 and not self.portfolio
         within = self._within(mask, inputs, results, call) if falls else _no_budget
-        made = BoundCall(self._functions, mask, inputs, results, call, outputs, workspace, self._levels, within)
+        made = BoundCall(
+            self._functions, mask, inputs, results, call, outputs, (workspace, pool), self._levels, within
+        )
         if pool is not None:
             pool.serves(made)
         return made
@@ -302,13 +304,13 @@ class BoundCall:
         results: list[np.ndarray | None],
         call: Call,
         outputs: Outputs,
-        workspace: np.ndarray,
+        held: tuple[object, ...],
         levels: Levels,
         within: Within,
     ) -> None:
         self.outputs, self._within = outputs, within
         self._functions, self._call, self._level, self._levels = functions, call, 0, levels
-        self._keep = (inputs, results, workspace)
+        self._keep = (inputs, results, held)  # the library has their addresses alone
         self._run = functions.bound(mask, addresses(inputs), addresses(results), call)
 
     def __call__(self, level: int = 0) -> Outputs:

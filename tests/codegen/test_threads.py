@@ -1,9 +1,11 @@
 """The thread pool: equal bits for any number of threads, no races, and what is refused."""
 
+import gc
 import os
 import shutil
 import subprocess
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +261,20 @@ def test_closed_pools_are_refused(network: Network) -> None:
     for call in (bound, lambda: network.run(x_of(1), pool=pool), lambda: network.bind(["a"], pool=pool, x=x_of(1))):
         with pytest.raises(ValueError, match="the pool is closed"):
             call()
+
+
+def test_a_bound_call_keeps_its_pool(network: Network) -> None:
+    """A pool that nobody else holds is not given back while a call can use it."""
+    made = network.pool(2)
+    alive = weakref.ref(made)
+    bound = network.bind(["a"], pool=made, x=x_of(1))
+    del made
+    gc.collect()
+    assert alive() is not None
+    np.testing.assert_array_equal(bound()["a"], expected(x_of(1))[0])
+    del bound
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_pool_serves_its_own_network(bundle: Bundle, network: Network) -> None:
