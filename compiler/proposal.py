@@ -12,16 +12,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 
 from compiler.errors import ConfigError, UnsupportedModelError, listed
 from compiler.ir.levels import LEVELS_KEY, ORDER_KEY
 from compiler.ir.names import c_name
-from compiler.ir.onnx_nodes import dtype_of
-from compiler.ir.safety import read_model
+from compiler.ir.onnx_nodes import declared_shape, dtype_of
+from compiler.ir.safety import read_model, shown
 from compiler.ir.types import TensorType
 from compiler.settings import DEFAULT_PASSES, LEVEL_PASSES
 from compiler.toml_table import dumps
@@ -39,8 +39,8 @@ class Network:
     path: Path
     inputs: Mapping[str, TensorType]
     outputs: tuple[str, ...]
-    free: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
-    """Inputs with free axes, as the file declares them; `inputs` has what was put in their place."""
+    free: frozenset[str] = frozenset()
+    """Inputs with free axes, or without a shape; `inputs` has what was put in their place."""
     levels: bool = False
     """Whether the file has sparsity levels, or is one that was taken from others."""
 
@@ -71,7 +71,7 @@ def propose(
     ConfigError where a binding names no input; UnsupportedModelError lists inputs that stay open, or says that
     there are none; what reading a model raises.
     """
-    given: dict[str, tuple[int | None, ...]] = dict(shapes or {})
+    given = dict(shapes or {})
     tasks = task_names(files)
     problems: list[str] = []
     networks = []
@@ -110,44 +110,44 @@ def task_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 # ---------------------------------------------------------------------- reading
 def _network(
-    task: str, path: Path, model: ModelProto, given: Mapping[str, tuple[int | None, ...]], problems: list[str]
+    task: str, path: Path, model: ModelProto, given: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> Network:
     constants = {t.name for t in model.graph.initializer}
-    inputs, free = {}, {}
+    inputs, free = {}, set()
     for info in model.graph.input:
         if info.name in constants:
             continue
-        declared = _declared(info)
-        shape, dtype = given.get(info.name, _one_sample(declared)), dtype_of(info.type.tensor_type.elem_type)
-        if dtype is None or not _fits(shape, declared):
+        declared, dtype = declared_shape(info.type), dtype_of(info.type.tensor_type.elem_type)
+        shape: Sequence[int | None] | None = given.get(info.name, _one_sample(declared))
+        if dtype is None:
+            problems.append(f"{path.name}: input {shown(info.name)} is no tensor of numbers or bools")
+        elif shape is None or None in shape or not _fits(shape, declared):
             asked = f", which --input {info.name} does not fit" if info.name in given else ""
-            problems.append(f"{path.name}: input '{info.name}' is {_shown(declared)}{asked}")
-            continue
-        inputs[info.name] = TensorType(dtype, tuple(n for n in shape if n is not None))
-        if None in declared:
-            free[info.name] = declared
+            problems.append(f"{path.name}: input {shown(info.name)} {_has(declared)}{asked}")
+        else:
+            inputs[info.name] = TensorType(dtype, tuple(n for n in shape if n is not None))
+            if declared is None or None in declared:
+                free.add(info.name)
     levels = any(p.key in (LEVELS_KEY, ORDER_KEY) for p in model.metadata_props)
-    return Network(task, path, inputs, tuple(o.name for o in model.graph.output), free, levels)
+    return Network(task, path, inputs, tuple(o.name for o in model.graph.output), frozenset(free), levels)
 
 
-def _declared(info: ValueInfoProto) -> tuple[int | None, ...]:
-    return tuple(d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim)
-
-
-def _one_sample(declared: tuple[int | None, ...]) -> tuple[int | None, ...]:
+def _one_sample(declared: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
     """The batch is 1 where only it is open."""
     return (1, *declared[1:]) if declared and declared[0] is None else declared
 
 
-def _fits(shape: tuple[int | None, ...], declared: tuple[int | None, ...]) -> bool:
-    """Whether a shape has no open axis and the sizes that are declared."""
-    return len(shape) == len(declared) and all(
-        a is not None and b in (None, a) for a, b in zip(shape, declared, strict=True)
-    )
+def _fits(shape: Sequence[int | None], declared: tuple[int | None, ...] | None) -> bool:
+    """Whether a shape has the sizes that are declared."""
+    if declared is None:
+        return True
+    return len(shape) == len(declared) and all(b in (None, a) for a, b in zip(shape, declared, strict=True))
 
 
-def _shown(declared: tuple[int | None, ...]) -> str:
-    return "[" + ",".join("?" if n is None else str(n) for n in declared) + "]"
+def _has(declared: tuple[int | None, ...] | None) -> str:
+    if declared is None:
+        return "has no shape"
+    return "is [" + ",".join("?" if n is None else str(n) for n in declared) + "]"
 
 
 # ---------------------------------------------------------------------- the shared inputs
@@ -279,7 +279,7 @@ def _task_text(proposal: Proposal, network: Network, folder: Path) -> str:
         "model": Path(os.path.relpath(network.path, folder)).as_posix(),
         "adapter": [dict(s) for s in steps] or None,
         "inputs": inputs,
-        "shapes": {n: list(network.inputs[n].shape) for n in network.free if own[n][1]},
+        "shapes": {n: list(network.inputs[n].shape) for n in network.inputs if n in network.free and own[n][1]},
     }
     lines = [dumps({"tasks": {network.task: table}}).strip("\n")]
     wants = ", ".join(f"{_quoted(n)} {t}" for n, t in network.inputs.items())

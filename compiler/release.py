@@ -19,6 +19,7 @@ from compiler.errors import CompilerError, ConfigError, UnsafeInputError, listed
 from compiler.files import takes_files
 from compiler.ir.graph import Graph, Value
 from compiler.ir.onnx_in import load
+from compiler.ir.onnx_nodes import declared_shape
 from compiler.ir.portfolio import portfolio
 from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.safety import read_model
@@ -172,8 +173,8 @@ def bound_shapes(
     model = read_model(path, allow_external_data=allow_external_data)
     constants = {t.name for t in model.graph.initializer}
     for info in model.graph.input:
-        axes = info.type.tensor_type.shape.dim
-        free = any(not d.HasField("dim_value") for d in axes)
+        stated = declared_shape(info.type)
+        free = stated is None or None in stated
         source = task.inputs.get(info.name, info.name if info.name in shared else None)
         if source is None and len(shared) == 1:
             source = next(iter(shared))

@@ -150,6 +150,37 @@ def test_open_axes(tmp_path):
         propose([tmp_path / "a.onnx"], "one", shapes={"x": (2, 3, 8, 8), "y": (1,)})
 
 
+def test_axes_below_zero_are_open(tmp_path):
+    """Some exporters write -1 for a size that is not known."""
+    made = network("x", 3)
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(made, tmp_path / "a.onnx")
+    proposal = propose([tmp_path / "a.onnx"], "one")
+    assert proposal.shared == {"x": image(1, 3, 8, 8)}
+    (tmp_path / "r.toml").write_text(release_text(proposal, tmp_path))
+    assert load_release(load_config(tmp_path / "r.toml")).graph.inputs[0].shape == (1, 3, 8, 8)
+
+
+def test_inputs_without_a_shape_are_bound_or_named(tmp_path):
+    made, other = network("x", 3), network("x", 2)
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    onnx.save(made, files[0])
+    onnx.save(other, files[1])
+    with pytest.raises(
+        UnsupportedModelError, match=r"bind .* with --input NAME.*\n  a.onnx: input 'x' has no shape$"
+    ):
+        propose(files, "two")
+    proposal = propose(files, "two", shapes={"x": (1, 3, 8, 8)})
+    (tmp_path / "r.toml").write_text(release_text(proposal, tmp_path))
+    graph = load_release(load_config(tmp_path / "r.toml")).graph
+    assert [v.shape for v in graph.inputs] == [(1, 3, 8, 8)] and list(graph.tasks) == ["a", "b"]
+    made.graph.input[0].ClearField("type")
+    onnx.save(made, files[0])
+    with pytest.raises(UnsupportedModelError, match=r"a.onnx: input 'x' is no tensor of numbers or bools"):
+        propose(files, "two")
+
+
 def test_networks_with_several_inputs_share_by_name_and_type(tmp_path):
     def two(second, shape):
         nodes = [helper.make_node("Add", ["x", second], ["sum"])]

@@ -22,7 +22,15 @@ from compiler.ir.levels import LEVELS_KEY, ORDER_KEY, read_order
 from compiler.ir.levels import read as read_levels
 from compiler.ir.lift import ARITHMETIC, Lift, Problems
 from compiler.ir.names import c_name
-from compiler.ir.onnx_nodes import STANDARD, UnsupportedNode, array_of, dtype_of, schema, type_name
+from compiler.ir.onnx_nodes import (
+    STANDARD,
+    UnsupportedNode,
+    array_of,
+    declared_shape,
+    dtype_of,
+    schema,
+    type_name,
+)
 from compiler.ir.op import OPSET, operator
 from compiler.ir.safety import DEFAULT_LIMITS, Limits, check_size, guard, read_model, shown
 from compiler.ir.types import NodeRef, TensorType, ValueRef
@@ -280,9 +288,10 @@ def _input_type(info: onnx.ValueInfoProto, shape: Sequence[int] | None, limits: 
         raise UnsupportedModelError(f"input {name} is a {kind}; only tensors of numbers and bools are compiled")
     axes = list(tensor.shape.dim) if tensor.HasField("shape") else None
     if shape is None:
-        if axes is None or any(not d.HasField("dim_value") or d.dim_value < 0 for d in axes):
+        stated = declared_shape(info.type)
+        if stated is None or None in stated:
             raise UnsupportedModelError(_how_to_bind(info, axes))
-        shape = [d.dim_value for d in axes]
+        shape = [n for n in stated if n is not None]
     for position, size in enumerate(shape):
         if size < 0 or (axes is not None and len(axes) == len(shape) and _contradicts(axes[position], size)):
             raise ConfigError(

@@ -144,6 +144,14 @@ def type_name(code: int) -> str:
         return f"type {code}"
 
 
+def declared_shape(proto: TypeProto) -> tuple[int | None, ...] | None:
+    """The sizes of a tensor's axes, None for those that are free; None where the file states no shape."""
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim)
+
+
 def static_type(proto: TypeProto) -> TensorType | None:
     """The tensor type when element type and every size are known, else None."""
     tensor = proto.tensor_type
