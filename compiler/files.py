@@ -51,6 +51,19 @@ def replace_whole(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there and has these contents."""
+    return path.exists() and path.read_bytes() == data
+
+
+def undo_moves(new: Path, place: Path, old: Path) -> None:
+    """Undo the moves from `place` to `old` and from `new` to `place`, those of them that were done."""
+    if not new.exists() and place.exists():
+        place.rename(new)
+    if old.exists():
+        old.rename(place)
+
+
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """A file that one process, and one thread of it, has at a time, gone afterwards.

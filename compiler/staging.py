@@ -13,7 +13,7 @@ from pathlib import Path
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import DISK_FULL, ConfigError, unwritable
-from compiler.files import locked, missing, remove_empty, replace_whole, takes_files
+from compiler.files import holds, locked, missing, remove_empty, replace_whole, takes_files, undo_moves
 
 
 @contextlib.contextmanager
@@ -137,19 +137,8 @@ def _publish(folder: Path, root: Path) -> None:
             (folder / target).rename(root / target)
         write_whole(root / "index.json", text)
     except BaseException:  # an interrupt between any two of these
-        if not _holds(root / "index.json", text):
+        waiting = any((folder / target).exists() for target in index["targets"])
+        if waiting or not holds(root / "index.json", text):  # that of a rebuild has the same bytes
             for target in index["targets"]:
-                _restore(folder / target, root / target, old / target)
+                undo_moves(folder / target, root / target, old / target)
         raise
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    return path.exists() and path.read_bytes() == data
-
-
-def _restore(new: Path, place: Path, old: Path) -> None:
-    """Undo the moves from `place` to `old` and from `new` to `place`, those of them that were done."""
-    if not new.exists() and place.exists():
-        place.rename(new)
-    if old.exists():
-        old.rename(place)

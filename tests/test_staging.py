@@ -103,6 +103,23 @@ def test_all_targets_are_replaced_or_none(tmp_path, monkeypatch, stop, after):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_rebuild_of_the_same_bytes_that_is_stopped_leaves_them(tmp_path, monkeypatch):
+    """The index says the same before and after, and not whether the bundle is in its place."""
+    root, rename = tmp_path / "out", Path.rename
+    made(root, "same")
+
+    def stopped(self: Path, target: Path) -> Path:
+        if target == root / "host" and self.parent.name != ".old":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stopped)
+        made(root, "same")
+    assert (root / "host" / "manifest.json").read_text() == "same"
+    assert sorted(p.name for p in root.iterdir()) == ["host", "index.json"]
+
+
 def test_a_full_disk_is_told_with_its_place(tmp_path):
     with (
         pytest.raises(TargetError, match=r"out: cannot be written: No space left on device; make room"),

@@ -32,6 +32,7 @@ from compiler.codegen.manifest import (
 from compiler.codegen.program import PLAN_SCHEMA, Library
 from compiler.codegen.target import Target
 from compiler.errors import BundleError, ConfigError, TargetError, listed, unwritable
+from compiler.files import holds, undo_moves
 
 INDEX_SCHEMA = 1
 _INDEX: dict[str, object] = {"name": str, "targets": {ANY: {"manifest_sha256": str, "linked": bool}}}
@@ -126,8 +127,7 @@ def write_bundle(
         manifest = canonical(record)
         _write_all(folder, {"manifest.json": manifest, "SHA256SUMS": _checksums(files, manifest)})
         _write_all(folder / "reports", reports or {})
-        _publish(folder, final)
-    _enter_in_index(root, face.name, target.name, manifest, linked=facts is not None)
+        _publish(folder, final, _index_with(root, face.name, target.name, manifest, linked=facts is not None))
     if facts is None and not allow_unlinked:
         raise TargetError(
             f"no C compiler for {target.name} found: {final} is not linked. Install {target.compilers[0]} or the "
@@ -319,21 +319,36 @@ def _checksums(files: Mapping[str, Mapping[str, object]], manifest: bytes) -> by
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
 
 
-def _publish(folder: Path, final: Path) -> None:
-    """Flush `folder` to disk and rename it to `final`; an existing bundle steps aside first."""
+def _publish(folder: Path, final: Path, index: bytes) -> None:
+    """Flush `folder` to disk, rename it to `final` and write the index beside it. An existing bundle steps aside
+    first; whatever stops that, it is there again, or the new one is there with its index.
+    """
     for path in [*folder.rglob("*"), folder]:
         _flush(path)
-    if not final.exists():
-        folder.rename(final)
-        return
-    aside = final.with_name(f"{folder.name}.old")
-    final.rename(aside)
+    listing, aside = final.with_name("index.json"), final.with_name(f"{folder.name}.old")
     try:
+        if final.exists():
+            final.rename(aside)
         folder.rename(final)
-    except BaseException:
-        aside.rename(final)
+        _write_flushed(listing, index)
+    except BaseException:  # an interrupt between any two of these
+        if folder.exists() or not holds(listing, index):  # that of a rebuild has the same bytes
+            undo_moves(folder, final, aside)
         raise
-    shutil.rmtree(aside)
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    """Write a file aside, flush it to disk and rename it."""
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        aside.write_bytes(data)
+        _flush(aside)
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -344,12 +359,9 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _enter_in_index(root: Path, name: str, target: str, manifest: bytes, *, linked: bool) -> None:
-    path = root / "index.json"
-    known = read_index(root)["targets"] if path.exists() else {}
+def _index_with(root: Path, name: str, target: str, manifest: bytes, *, linked: bool) -> bytes:
+    """The index of `root`, with a target entered in it."""
+    known = read_index(root)["targets"] if (root / "index.json").exists() else {}
     targets = {k: v for k, v in known.items() if (root / k).is_dir()}
     targets[target] = {"manifest_sha256": sha256(manifest), "linked": linked}
-    aside = path.with_name(".index.json.new")
-    aside.write_bytes(canonical({"schema": INDEX_SCHEMA, "name": name, "targets": targets}))
-    _flush(aside)
-    aside.rename(path)
+    return canonical({"schema": INDEX_SCHEMA, "name": name, "targets": targets})

@@ -168,6 +168,33 @@ def test_failed_replacement_keeps_the_old_bundle(
     assert sorted(p.name for p in bundle.path.parent.iterdir()) == ["host", "index.json"]
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_interrupt_at_any_move_leaves_one_whole_bundle(
+    bundle: Bundle, objects: bytes, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Stopped just before or just after every renaming of a replacement; the index is of the bundle beside it."""
+    root, original = bundle.path.parent, Path.rename
+    library = dataclasses.replace(tiny_library(objects), plan={"groups": 4})
+    for step in range(3):
+        left = [step]
+
+        def stopped(path: Path, to: Path, left: list[int] = left) -> Path:
+            left[0] -= 1
+            if left[0] == -1 and not after:
+                raise KeyboardInterrupt
+            moved = original(path, to)
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return moved
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "rename", stopped)
+            tiny_bundle(library, HOST, root, force=True)
+        replaced = after and step == 2
+        assert (read_bundle(root) == bundle) is not replaced
+        assert sorted(p.name for p in root.iterdir()) == ["host", "index.json"]
+
+
 def test_unwritable_folder(objects: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
