@@ -61,6 +61,22 @@ def _conv(site: Site, tensors: Sequence[Tensor | None]) -> Tensor | None:
     return found
 
 
+@_of("ConvTranspose")
+def _conv_transpose(site: Site, tensors: Sequence[Tensor | None]) -> Tensor | None:
+    x, weight, bias = _given(tensors, 0), _given(tensors, 1), _optional(tensors, 2)
+    by_rank = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
+    if x.dim() not in by_rank or not x.numel():
+        return None
+    strides, dilations = site.ints("strides"), site.ints("dilations")
+    found: Tensor = by_rank[x.dim()](x, weight, None, strides, 0, 0, site.int("group"), dilations)
+    lows = site.ints("pads")[: x.dim() - 2]
+    edges: list[int] = []
+    for low, made, wanted in reversed(list(zip(lows, found.shape[2:], site.results[0].shape[2:], strict=True))):
+        edges += [-low, wanted + low - made]  # cut away, or added where no tap reaches
+    found = F.pad(found, edges)
+    return found if bias is None else found + bias.reshape(-1, *(1,) * (x.dim() - 2))
+
+
 @_of("Gemm")
 def _gemm(site: Site, tensors: Sequence[Tensor | None]) -> Tensor:
     a, b, addend = _given(tensors, 0), _given(tensors, 1), _optional(tensors, 2)

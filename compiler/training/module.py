@@ -37,7 +37,7 @@ NORMS = (
 )
 """Operators whose scale and shift (operands 1 and 2) are learnt."""
 
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose operands a `mixed` network rounds."""
 FOLLOWING = ("Add", "AveragePool", "Concat", "MaxPool", "Relu")
 """Operators that read rounded numbers as they are; every other one gets float32."""

@@ -13,7 +13,7 @@ from compiler.ir.reference import evaluate
 from compiler.ir.ties import Closure
 from compiler.ir.types import Axis, ValueRef
 from compiler.passes.base import Refusal
-from compiler.passes.prune.fit import GATHERED, POSITIONS, Reader, Stream, gram, reader_of, sample
+from compiler.passes.prune.fit import GATHERED, POSITIONS, Reader, Stream, gram, reader_of, sample, scattered
 from compiler.passes.prune.recover import HELD_OUT, held_out, output_error, refit, sink_of
 from compiler.passes.prune.surgery import complement, remove
 from tests.graphs import Builder
@@ -61,6 +61,51 @@ def test_patches_of_all_positions_times_the_matrix_are_the_convolution(name: str
     np.testing.assert_allclose(product, reader.targets(y, at), atol=1e-5)
     assert reader.channel == Axis(ValueRef("x"), 1) and reader.output == Axis(ValueRef("conv:0"), 1)
     np.testing.assert_array_equal(reader.restore(matrix), reader.weight.constant)
+
+
+TRANSPOSED = {
+    "1d": ((2, 4, 7), (4, 6, 3), {"strides": (2,), "pads": (2, 0), "dilations": (2,), "output_padding": (1,)}),
+    "3d": ((1, 3, 2, 3, 2), (3, 4, 2, 3, 2), {"strides": (2, 1, 3), "pads": (1, 0, 2, 0, 1, 1)}),
+    "uneven groups": ((2, 6, 4, 5), (6, 2, 3, 2), {"strides": (3, 1), "dilations": (1, 2), "group": 3}),
+    "depthwise": ((1, 4, 3, 3), (4, 1, 2, 2), {"strides": (2, 2), "group": 4}),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+@pytest.mark.parametrize("bias", [False, True])
+def test_patches_times_the_matrix_are_the_transposed_convolution(name: str, bias: bool) -> None:
+    shape, weight, attrs = TRANSPOSED[name]
+    groups = attrs.get("group", 1)
+    b = Builder(seed=2)
+    given = [b.weight(*weight), *([b.weight(weight[1] * groups)] if bias else [])]
+    b.task("t", b.apply("ConvTranspose", b.input("x", *shape), *given, **attrs))
+    graph = b.done()
+    reader = first_reader(graph)
+    assert reader is not None and reader.depthwise == (name == "depthwise")
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    (y,) = evaluate(graph, {"x": x}).values()
+    matrix = reader.matrix(reader.weight.constant)
+    assert matrix.shape == (groups, weight[0] // groups * reader.taps, weight[1])
+    for at in (np.arange(reader.positions), np.array([3, 0])):
+        product = reader.patches(x, at) @ matrix
+        if bias:
+            product = product + reader.bias.constant.reshape(groups, 1, -1)
+        np.testing.assert_allclose(product, reader.targets(y, at), atol=1e-5)
+    assert reader.channel == Axis(ValueRef("x"), 1) and reader.output.dim == 1
+    np.testing.assert_array_equal(reader.restore(matrix), reader.weight.constant)
+
+
+@pytest.mark.parametrize("side", [16, 24, 36, 63])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_of_an_image_made_by_turns_of_taps_positions_of_all_turns_are_chosen(side: int, stride: int) -> None:
+    size = side * stride
+    for turns in ([0], [1], [3, 7, 11]):  # every fourth sample is held out, and should see all of them too
+        at = np.concatenate([scattered(size * size, t) for t in turns])
+        assert len(set(at % size % stride)) == stride, turns
+        assert all(len(set(scattered(size * size, t))) == POSITIONS for t in turns)
+    phases = {(p // size % stride, p % size % stride) for t in range(3, 80, 4) for p in scattered(size * size, t)}
+    assert len(phases) == stride**2
+    assert scattered(20, 3).tolist() == list(range(20))
 
 
 PRODUCTS: dict[str, tuple[str, tuple[int, ...], tuple[int, int], dict[str, int], int]] = {

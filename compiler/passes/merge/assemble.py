@@ -28,6 +28,7 @@ from compiler.passes.merge.rows import restored
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.statistics import depthwise_taps, moved_statistics
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
+from compiler.passes.prune.fit import channel_dim
 from compiler.progress import counted
 
 Decide = Callable[["Assembly", Place, Sequence[Stream]], Labelling]
@@ -157,7 +158,7 @@ class Assembly:
         unchanged = len(entries) == 1 and entries[0].original and entries[0].value not in self._changed
         if fit is not None and not unchanged:
             solved = fit.solve_source(source, entries, takes_constant(self.streams.graph, site), self.freedom)
-            axis = 1 if site.node.op.name == "Conv" else site.operands[0].rank - 1
+            axis = channel_dim(site, site.operands[0])
             read = concat(self.graph, site.node.ref.name, [e.value for e in entries], axis)
             self._run_new([read], source.mask)
             if read != site.operands[0].ref:
@@ -178,7 +179,7 @@ class Assembly:
             solved.residual, self.findings.residuals.get((place.index, mask), 0.0)
         )
         name = self._name(sources[0], mask)
-        axis = 1 if site.node.op.name == "Conv" else site.operands[0].rank - 1
+        axis = channel_dim(site, site.operands[0])
         read = concat(self.graph, name, [e.value for e in entries], axis)
         reads = [read, parameter(self.graph, f"{name}/weight", restored(site, solved.weights[0]), result.dtype)]
         if site.node.op.name != "MatMul":

@@ -12,6 +12,7 @@ import numpy as np
 
 from compiler.calibration.tape import Feed, Tape
 from compiler.ir.graph import Graph, Node, NodeRef, Site
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import layer_axes
 from compiler.passes.merge.refit import constant, store
@@ -68,7 +69,7 @@ def _layers(
     return {
         r: s
         for r, s in sites.items()
-        if s.node.op.name != "Conv" and layer_axes(s) is not None and not excluded(r.name)
+        if not isinstance(s.node.op, Convolving) and layer_axes(s) is not None and not excluded(r.name)
     }
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir.graph import Graph, NodeRef, Site, Value
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, Recurrent, W
 from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import Axis
@@ -261,16 +262,16 @@ class ChannelMap:
 
 def layer_axes(site: Site) -> tuple[Axis, Axis] | None:
     """(axis of operand 0 that the weights contract, axis of the result along which they have outputs) of a layer:
-    Conv with one group, Gemm or MatMul with constant weights; None for every other node.
+    Conv or ConvTranspose with one group, Gemm or MatMul with constant weights; None for every other node.
     """
-    name, attrs = site.node.op.name, site.attrs
-    if name not in ("Conv", "Gemm", "MatMul") or site.operands[0].data is not None:
+    name, attrs, convolves = site.node.op.name, site.attrs, isinstance(site.node.op, Convolving)
+    if not (convolves or name in ("Gemm", "MatMul")) or site.operands[0].data is not None:
         return None
     x, y = site.operands[0], site.results[0]
     weights = [v for _, v in site.operands.present()[1:]]
     if any(v.data is None or not v.dtype.is_float for v in weights):
         return None
-    if name == "Conv":
+    if convolves:
         return (x.axis(1), y.axis(1)) if site.int("group") == 1 else None
     if site.operands[1].rank != 2 or x.rank < 2:
         return None

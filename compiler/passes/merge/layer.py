@@ -15,6 +15,7 @@ from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.rows import bias, held_out, matrix, patch_rows, positions, taps
 from compiler.passes.merge.solve import Fit, Freedom, Measured, measure, solve
 from compiler.passes.merge.streams import Place, Source
+from compiler.passes.prune.fit import channel_dim
 
 PriorOf = Callable[["LayerFit", Sequence[Source], Slab, Sequence[Entry], np.ndarray], np.ndarray]
 """Replaces the weights that a fit of one slab starts from."""
@@ -36,7 +37,7 @@ class LayerFit:
         self._channels, self._place, self._entries = channels, place, list(entries)
         site = place.sources[0].site
         self._taps = taps(site)
-        self._starts = self._numbered(tape, site.operands[0].rank)
+        self._starts = self._numbered(tape, channel_dim(site, site.operands[0]))
         self._offsets: dict[object, int] = {}
         wanted: list[np.ndarray] = []
         for source in place.sources:
@@ -44,7 +45,7 @@ class LayerFit:
             wanted.append(originals.targets[source.ref])
         targets = np.concatenate(wanted, axis=1)
         result = site.results[0]
-        count = positions(result, 1 if site.node.op.name == "Conv" else result.rank - 1)
+        count = positions(result, channel_dim(site, result))
         held = held_out(originals.samples, count)
         rows = patch_rows(tape, site, [e.value for e in self._entries])
         self._measured = measure(rows, targets[None], held)
@@ -141,10 +142,8 @@ class LayerFit:
         later = [o for o in self._offsets.values() if o > start]
         return start, min(later, default=len(self._biases)) - start
 
-    def _numbered(self, tape: Tape, rank: int) -> dict[int, tuple[int, int]]:
+    def _numbered(self, tape: Tape, channel: int) -> dict[int, tuple[int, int]]:
         """Entry -> (first column, number of columns)."""
-        name = self._place.sources[0].site.node.op.name
-        channel = 1 if name == "Conv" else rank - 1
         starts, at = {}, 0
         for entry in self._entries:
             size = tape.graph.value(entry.value).shape[channel] * self._taps

@@ -14,9 +14,10 @@ from compiler.ir.graph import Graph, NodeRef, Site
 from compiler.ir.text import digest
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import MAKERS, Role
-from compiler.passes.merge.rows import held_out, matrix, patch_rows, positions, value_rows
+from compiler.passes.merge.rows import held_out, made_rows, matrix, patch_rows, positions, value_rows
 from compiler.passes.merge.solve import measure
 from compiler.passes.merge.streams import Place, Source, Streams
+from compiler.passes.prune.fit import channel_dim
 from compiler.progress import counted
 
 WIDEST = 4096
@@ -115,11 +116,9 @@ class Originals:
                         tape.drop(value.ref)
 
     def _measure(self, tape: Tape, place: Place, source: Source) -> None:
-        site, result = source.site, source.site.results[0]
+        site = source.site
         if place.role is Role.LAYER or is_depthwise(site, place.role):
-            axis = 1 if site.node.op.name == "Conv" else result.rank - 1
-            rows = partial(value_rows, tape, result.ref, axis)
-            self.targets[source.ref] = self._kept(f"target {source.ref}", rows)
+            self.targets[source.ref] = self._kept(f"target {source.ref}", partial(made_rows, tape, site))
         if place.role is Role.EACH and site.node.op.name == "BatchNormalization":
             mean, variance = self._kept(f"spread {source.ref}", partial(_spread, tape, site.operands[0].ref))
             self.spreads[source.ref] = mean, variance
@@ -171,7 +170,7 @@ def _spread(tape: Tape, ref: ValueRef) -> np.ndarray:
 def _count(site: Site) -> int:
     """Output positions per sample of a layer."""
     result = site.results[0]
-    return positions(result, 1 if site.node.op.name == "Conv" else result.rank - 1)
+    return positions(result, channel_dim(site, result))
 
 
 def is_depthwise(site: Site, role: Role) -> bool:

@@ -13,8 +13,8 @@ from compiler.calibration.moments import correlation
 from compiler.ir.types import TaskSet
 from compiler.passes.merge.channels import Role, layer_axes
 from compiler.passes.merge.originals import Originals
-from compiler.passes.merge.rows import reader
 from compiler.passes.merge.streams import Streams
+from compiler.passes.prune.fit import reader
 from compiler.passes.prune.worth import Worth
 
 STILL = 1e-14

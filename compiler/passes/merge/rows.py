@@ -14,19 +14,13 @@ import numpy as np
 from compiler.calibration.tape import Tape
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
-from compiler.passes.prune.fit import POSITIONS, ConvReader, MatrixReader, Reader, spread
+from compiler.passes.prune.fit import POSITIONS, Pick, channel_dim, reader, spread
 
 CHUNK = 32
 """Samples that are unfolded at a time."""
 
 HELD_OUT = 4
 """One sample in this many is held out."""
-
-
-def reader(site: Site) -> Reader:
-    """A layer (or a convolution per channel) as a least-squares problem, whoever else reads its weights."""
-    kind = ConvReader if site.node.op.name == "Conv" else MatrixReader
-    return kind(site.node, site.operands[0], site.operands[1], site.results[0], site.operands.optional(2))
 
 
 def taps(site: Site) -> int:
@@ -42,6 +36,9 @@ def matrix(site: Site) -> np.ndarray:
 def restored(site: Site, weights: np.ndarray) -> np.ndarray:
     """[columns, outputs] as a weight of the layer's form, however many columns and outputs there are."""
     weight = site.operands[1]
+    if site.node.op.name == "ConvTranspose":
+        tapped = weights.reshape(-1, taps(site), weights.shape[1]).swapaxes(1, 2)
+        return np.ascontiguousarray(tapped.reshape(-1, weights.shape[1], *weight.shape[2:]))
     if site.node.op.name == "Conv":
         return np.asarray(weights.T.reshape(weights.shape[1], -1, *weight.shape[2:]))
     return np.ascontiguousarray(weights.T if site.attrs.get("transB") else weights)
@@ -65,18 +62,28 @@ def held_out(samples: int, count: int) -> np.ndarray:
     return np.asarray(rows % HELD_OUT == HELD_OUT - 1)
 
 
-def flat_rows(array: np.ndarray, channel: int, count: int, first: int) -> np.ndarray:
+def flat_rows(array: np.ndarray, channel: int, count: int, first: int, pick: Pick = spread) -> np.ndarray:
     """[rows, channels] of stacked samples at their chosen positions; `first` is the number of the first sample."""
     flat = np.moveaxis(array, channel, -1).reshape(-1, array.shape[channel])
-    samples = len(flat) // count
-    at = np.concatenate([spread(count, first + i) + i * count for i in range(samples)])
-    return np.asarray(flat[at])
+    return np.asarray(flat[_picked(pick, count, first, len(flat) // count)])
 
 
-def value_rows(tape: Tape, ref: ValueRef, channel: int) -> np.ndarray:
+def _picked(pick: Pick, count: int, first: int, samples: int) -> np.ndarray:
+    """The chosen positions of samples that lie one behind the other, `count` positions each."""
+    return np.concatenate([pick(count, first + i) + i * count for i in range(samples)])
+
+
+def value_rows(tape: Tape, ref: ValueRef, channel: int, pick: Pick = spread) -> np.ndarray:
     """[rows, channels] of a value over all samples."""
     count = positions(tape.graph.value(ref), channel)
-    return np.concatenate([flat_rows(tape.read(ref, i, i + CHUNK), channel, count, i) for i in chunks(tape)])
+    parts = (flat_rows(tape.read(ref, i, i + CHUNK), channel, count, i, pick) for i in chunks(tape))
+    return np.concatenate(list(parts))
+
+
+def made_rows(tape: Tape, site: Site) -> np.ndarray:
+    """[rows, channels] of what a layer makes over all samples, in the rows of `patch_rows`."""
+    result = site.results[0]
+    return value_rows(tape, result.ref, channel_dim(site, result), reader(site).pick)
 
 
 def chunks(tape: Tape) -> range:
@@ -89,14 +96,11 @@ def patch_rows(tape: Tape, site: Site, read: Sequence[ValueRef]) -> Iterator[np.
 
     `site` gives kernel, strides, padding and map size; channels come from the values.
     """
-    name = site.node.op.name
-    channel = 1 if name == "Conv" else site.operands[0].rank - 1
-    y = site.results[0]
-    count = positions(y, 1 if name == "Conv" else y.rank - 1)
+    channel, y, one = channel_dim(site, site.operands[0]), site.results[0], reader(site)
+    count = positions(y, channel_dim(site, y))
     for first in chunks(tape):
         x = np.concatenate([tape.read(r, first, first + CHUNK) for r in read], axis=channel)
         samples = min(CHUNK, tape.samples - first)
-        at = np.concatenate([spread(count, first + i) + i * count for i in range(samples)])
-        one = reader(site)
+        at = _picked(one.pick, count, first, samples)
         stacked = Value(y.ref, replace(y.type, shape=(samples * y.shape[0], *y.shape[1:])))
         yield replace(one, y=stacked).patches(x, at)

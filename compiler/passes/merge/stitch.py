@@ -20,6 +20,7 @@ from compiler.calibration.tape import Feed
 from compiler.ir.graph import Graph, NodeRef, Site
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.op import operator
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.types import DType, ValueRef
 from compiler.passes.merge.channels import layer_axes
 from compiler.passes.merge.cuts import Cut
@@ -102,7 +103,7 @@ def readers(graph: Graph, cut: Cut, excluded: Callable[[str], bool]) -> list[Sit
     sites = [graph.site(n) for n, _ in graph.uses(cut.mine)]
     for site in sites:
         axes = layer_axes(site)
-        fits = axes is not None and site.node.op.name != "Conv" and site.operands[0].ref == cut.mine
+        fits = axes is not None and not isinstance(site.node.op, Convolving) and site.operands[0].ref == cut.mine
         if not fits or cut.axis != value.rank - 1 or excluded(site.node.ref.name):
             return None
     return sites or None

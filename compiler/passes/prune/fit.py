@@ -1,18 +1,20 @@
 """Readers: nodes that multiply their input with a constant matrix, seen as least-squares problems.
 
-Convolutions (plain, grouped, depthwise), Gemm and MatMul with constant weights are rows of patches times a weight
-matrix. Everything here is float64 and reads activations from the reference evaluator.
+Convolutions and transposed ones (plain, grouped, depthwise), Gemm and MatMul with constant weights are rows of
+patches times a weight matrix. Everything here is float64 and reads activations from the reference evaluator.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from compiler.ir.graph import Graph, Node, Site, Value
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.types import Axis, ValueRef
 from compiler.passes.linear import per_output
 
@@ -20,6 +22,33 @@ Batches = Sequence[Mapping[str, np.ndarray]]
 
 POSITIONS = 32
 """Positions per image that enter a Gram matrix; neighbouring patches say nearly the same."""
+
+TURN = 7919
+"""Positions from one turn to the next: a prime, so that no size of an image repeats them soon."""
+
+GOLDEN = 0.618
+"""Multiples of this share of a circle lie far apart, however many there are."""
+
+
+def spread(count: int, turn: int) -> np.ndarray:
+    """POSITIONS of `count` positions, evenly spread and shifted from turn to turn; all where there are fewer."""
+    if count <= POSITIONS:
+        return np.arange(count)
+    return np.sort((np.arange(POSITIONS) * count // POSITIONS + turn * TURN) % count)
+
+
+def scattered(count: int, turn: int) -> np.ndarray:
+    """As `spread`, but by a step without a divisor in common with `count`: of an image that is made by several
+    turns of taps, positions of all of them.
+    """
+    if count <= POSITIONS:
+        return np.arange(count)
+    step = next(s for s in range(int(count * GOLDEN), 0, -1) if math.gcd(s, count) == 1)
+    return np.sort((np.arange(POSITIONS) + turn * TURN) * step % count)
+
+
+Pick = Callable[[int, int], np.ndarray]
+"""Some of so many positions, others from turn to turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +64,7 @@ class Reader(abc.ABC):
     @property
     def depthwise(self) -> bool:
         """Whether outputs vanish with their input, so that no output is left to be wrong."""
-        return bool(self.node.attrs.get("group", 1) > 1 and self.weight.shape[1] == 1)
+        return False
 
     @property
     @abc.abstractmethod
@@ -73,9 +102,18 @@ class Reader(abc.ABC):
     def positions(self) -> int:
         """Number of output positions."""
 
+    @staticmethod
+    def pick(count: int, turn: int) -> np.ndarray:
+        """Which of `count` output positions enter statistics."""
+        return spread(count, turn)
+
 
 class ConvReader(Reader):
     """A convolution of any rank."""
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.weight.shape[1] == 1
 
     @property
     def channel(self) -> Axis:
@@ -122,6 +160,43 @@ class ConvReader(Reader):
         return np.swapaxes(matrix, 1, 2).reshape(self.weight.shape)
 
 
+class TransposedReader(ConvReader):
+    """A transposed convolution of any rank: where a tap meets no element of x, its column is zero."""
+
+    @staticmethod
+    def pick(count: int, turn: int) -> np.ndarray:
+        return scattered(count, turn)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.weight.shape[0] == self.groups
+
+    def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+        attrs, rank = self.node.attrs, x.ndim - 2
+        pads, steps, gaps = attrs["pads"], attrs["strides"], attrs["dilations"]
+        n, *where = np.unravel_index(at, (self.y.shape[0], *self.y.shape[2:]))
+        index, met = [], np.ones((len(at), *(1,) * rank), bool)
+        for i, (w, s, d, k) in enumerate(zip(where, steps, gaps, self.weight.shape[2:], strict=True)):
+            lifted = (w + pads[i])[(slice(None), *(None,) * rank)] - (np.arange(k) * d).reshape(
+                -1, *(1,) * (rank - 1 - i)
+            )
+            inside = (lifted % s == 0) & (lifted >= 0) & (lifted // s < x.shape[2 + i])
+            index.append(np.where(inside, lifted // s, 0))
+            met = met & inside
+        picked = np.moveaxis(x, 1, -1)[(n[(slice(None), *(None,) * rank)], *index)] * met[..., None]
+        columns = np.moveaxis(picked, -1, 1).astype(np.float64)
+        return np.moveaxis(columns.reshape(len(at), self.groups, -1), 1, 0)
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        outputs = weight.shape[1]
+        columns = weight.astype(np.float64).reshape(self.groups, -1, outputs, self.taps)
+        return np.swapaxes(columns, 2, 3).reshape(self.groups, -1, outputs)
+
+    def restore(self, matrix: np.ndarray) -> np.ndarray:
+        columns = matrix.reshape(self.groups, -1, self.taps, matrix.shape[-1])
+        return np.swapaxes(columns, 2, 3).reshape(self.weight.shape)
+
+
 class MatrixReader(Reader):
     """A Gemm or MatMul with a constant right operand of rank 2."""
 
@@ -161,11 +236,25 @@ class MatrixReader(Reader):
         return np.transpose(matrix[0]) if self._flag("transB") else np.asarray(matrix[0])
 
 
+def channel_dim(site: Site, value: Value) -> int:
+    """The axis along which a layer has the channels of what it reads or makes."""
+    return 1 if isinstance(site.node.op, Convolving) else value.rank - 1
+
+
+def reader(site: Site) -> Reader:
+    """A layer as a least-squares problem, whoever else reads its weights."""
+    kind = _READERS.get(site.node.op.name, MatrixReader)
+    return kind(site.node, site.operands[0], site.operands[1], site.results[0], site.operands.optional(2))
+
+
+_READERS: Mapping[str, type[Reader]] = {"Conv": ConvReader, "ConvTranspose": TransposedReader}
+
+
 def reader_of(graph: Graph, site: Site) -> Reader | None:
     """The node as a least-squares problem, or None where it is none (other operators, shared weights)."""
     name, attrs = site.node.op.name, site.attrs
     plain = name == "MatMul" or (name == "Gemm" and attrs["alpha"] == 1 and attrs["beta"] == 1)
-    if not plain and name != "Conv":
+    if not plain and name not in _READERS:
         return None
     x, weight, bias = site.operands[0], site.operands[1], site.operands.optional(2)
     own = [v for v in (weight, bias) if v is not None]
@@ -173,22 +262,15 @@ def reader_of(graph: Graph, site: Site) -> Reader | None:
         return None
     if plain and (weight.rank != 2 or x.rank < 2):
         return None
-    if bias is not None and not per_output(bias, site.results[0].shape[1 if name == "Conv" else -1]):
+    result = site.results[0]
+    if bias is not None and not per_output(bias, result.shape[channel_dim(site, result)]):
         return None
-    kind = ConvReader if name == "Conv" else MatrixReader
-    return kind(site.node, x, weight, site.results[0], bias)
+    return reader(site)
 
 
 def sample(reader: Reader, batch: int) -> np.ndarray:
     """Output positions of batch number `batch` that enter the statistics."""
-    return spread(reader.positions, batch)
-
-
-def spread(count: int, turn: int) -> np.ndarray:
-    """POSITIONS of `count` positions, evenly spread and shifted from turn to turn; all where there are fewer."""
-    if count <= POSITIONS:
-        return np.arange(count)
-    return np.sort((np.arange(POSITIONS) * count // POSITIONS + turn * 7919) % count)
+    return reader.pick(reader.positions, batch)
 
 
 class Stream:

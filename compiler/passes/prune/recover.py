@@ -178,7 +178,9 @@ def bias_of(reader: Reader) -> np.ndarray:
     """The layer's own bias as [groups, outputs]; what a following node adds is not part of its targets."""
     groups = len(reader.matrix(reader.weight.constant))
     if reader.bias is None:
-        return np.zeros((groups, reader.y.shape[1 if reader.node.op.name == "Conv" else -1] // groups))
+        axis = reader.output.dim
+        assert isinstance(axis, int)
+        return np.zeros((groups, reader.y.shape[axis] // groups))
     return reader.bias.constant.astype(np.float64).reshape(groups, -1)
 
 

@@ -151,6 +151,23 @@ def stacked(task: str, seed: int) -> Graph:
     return recurrent(task, seed, "bidirectional", (5, 4))
 
 
+def decoder(task: str, seed: int, width: int = 6, outputs: int = 2) -> Graph:
+    """Down and up again with a skip, as in a U-Net; the last transposed convolution overlaps, cut unevenly."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    down = conv(b, x, width + 2, strides=(2, 2))
+    up = b.apply("Relu", b.apply("ConvTranspose", down, *up_weights(b, width + 2, width, 2), strides=(2, 2)))
+    x = conv(b, b.apply("Concat", x, up, axis=1), width + 4)
+    uneven = {"strides": (2, 1), "pads": (1, 0, 0, 2), "output_padding": (1, 0)}
+    b.task(task, b.apply("ConvTranspose", x, *up_weights(b, width + 4, outputs, 3), **uneven))
+    return b.done()
+
+
+def up_weights(b: Builder, channels: int, wanted: int, kernel: int) -> tuple[ValueRef, ValueRef]:
+    """Weight and bias of a transposed convolution."""
+    return b.weight(channels, wanted, kernel, kernel, scale=channels**-0.5), b.weight(wanted, scale=0.1)
+
+
 FAMILIES = {
     "plain": plain,
     "residual": residual,
@@ -159,6 +176,7 @@ FAMILIES = {
     "flat": flat,
     "mlp": mlp,
     "normalised": normalised,
+    "decoder": decoder,
 }
 
 

@@ -40,6 +40,7 @@ def site_of(op: str, *shapes: tuple[int, ...] | None, computed: tuple[int, ...] 
 # ---------------------------------------------------------------------- layers
 LAYERS = {
     "conv": (site_of("Conv", (2, 3, 5, 5), (4, 3, 3, 3), (4,)), 1, 1, (1, 0)),
+    "transposed conv": (site_of("ConvTranspose", (2, 3, 5, 5), (3, 4, 3, 3), (4,)), 1, 1, (0, 1)),
     "conv of one axis": (site_of("Conv", (2, 3, 5), (4, 3, 3)), 1, 1, (1, 0)),
     "gemm": (site_of("Gemm", (2, 3), (3, 4), (4,)), 1, 1, (0, 1)),
     "gemm turned": (site_of("Gemm", (2, 3), (4, 3), (1, 4), transB=1), 1, 1, (1, 0)),
@@ -69,7 +70,7 @@ NO_LAYERS = {
     "a bias for each row": lambda: site_of("Gemm", (4, 3), (3, 4), (4, 1)),
     "a bias for all outputs": lambda: site_of("Gemm", (2, 3), (3, 4), (1,)),
     "a sum": lambda: site_of("Add", (2, 3), (3,)),
-    "a transposed convolution": lambda: site_of("ConvTranspose", (1, 4, 5, 5), (4, 2, 3, 3)),
+    "a transposed convolution by groups": lambda: site_of("ConvTranspose", (1, 4, 5, 5), (4, 2, 3, 3), group=2),
 }
 
 

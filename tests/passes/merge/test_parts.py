@@ -237,10 +237,13 @@ def test_weights_come_back_in_the_form_of_the_layer() -> None:
     turned = b.apply("Gemm", x, b.weight(4, 6), transB=1)
     straight = b.apply("MatMul", x, b.weight(6, 4))
     conv = b.conv(b.input("i", 1, 2, 5, 5), 3, (2, 3))
-    b.task("t", turned, straight, conv)
+    up = b.apply("ConvTranspose", b.input("u", 1, 2, 5, 5), b.weight(2, 3, 2, 3))
+    b.task("t", turned, straight, conv, up)
     forms = {s.node.op.name: restored(s, np.arange(24.0).reshape(12, 2)) for s in b.done().sites()}
     assert forms["Gemm"].shape == (2, 12) and forms["MatMul"].shape == (12, 2)
     assert forms["Conv"].shape == (2, 2, 2, 3) and forms["Conv"][1].ravel().tolist() == list(range(1, 24, 2))
+    assert forms["ConvTranspose"].shape == (2, 2, 2, 3)
+    np.testing.assert_array_equal(forms["ConvTranspose"].swapaxes(0, 1), forms["Conv"])
 
 
 # ---------------------------------------------------------------------- fits

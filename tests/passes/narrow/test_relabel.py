@@ -28,6 +28,7 @@ FAMILIES = [
     families.flat,
     families.mlp,
     families.stacked,
+    families.decoder,
 ]
 
 
