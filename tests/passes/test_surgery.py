@@ -91,6 +91,21 @@ def test_joining_restores_what_did_not_change() -> None:
     assert [v.ref for v in work.values()] == [v.ref for v in graph.values()]
 
 
+def test_a_shape_that_a_task_returns_stays_what_it_is() -> None:
+    b = Builder()
+    shape = b.const(np.array([1, 6, 16]), "shape")
+    h = b.apply("Reshape", b.conv(b.input("x", 1, 3, 4, 4), 6, 1), shape)
+    b.task("t", b.conv(b.apply("Relu", h), 2, 1), shape)
+    graph = b.done()
+    work = graph.copy()
+    split_shared(work)
+    (group,) = Closure(graph).groups
+    remove(work, Closure(graph).removal(group.atoms[:2]))
+    verify(work)
+    assert work.value(h).shape == (1, 4, 16)
+    assert work.value(shape).constant.tolist() == [1, 6, 16]
+
+
 def test_a_splat_stays_a_splat() -> None:
     b = Builder()
     x = b.input("x", 1, 3, 4, 4)

@@ -60,7 +60,8 @@ class Slice(Static, Movement):
             left = kept.of(x, dim)
             new = old if _strided(old) else _run(np.flatnonzero(np.isin(left, old)), old.step)
             spelled.append((new.start, new.stop if new.stop >= 0 else -len(left) - 1))
-        starts, ends = np.array(spelled, np.int64).reshape(-1, 2).T
+        # in the type they had: axes and steps, which stay, have the same
+        starts, ends = np.array(spelled, site.operands[1].dtype.numpy).reshape(-1, 2).T
         return Rebuilt(site.attrs, {1: starts.copy(), 2: ends.copy()})
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:

@@ -121,9 +121,7 @@ def _rebuild(graph: Graph, site: Site, kept: Kept) -> None:
     if dict(rebuilt.attrs) != dict(site.attrs):
         graph.update(ref, attrs=rebuilt.attrs)
     for index, data in rebuilt.constants.items():
-        array = np.asarray(data)
-        type_ = TensorType(DType(array.dtype.name), tuple(array.shape))
-        graph.update(site.operands[index].ref, type=type_, data=array)
+        _rewrite(graph, site, index, np.asarray(data))
     node = graph.node(ref)
     inferred = node.op.infer(node, graph.operands(node), len(site.results))
     for value, type_ in zip(site.results, inferred, strict=True):
@@ -133,6 +131,16 @@ def _rebuild(graph: Graph, site: Site, kept: Kept) -> None:
                 f"{node.op.name} '{ref}': '{value.ref}' is now {type_.shape}, its ties say {expected}"
             )
         graph.update(value.ref, type=type_)
+
+
+def _rewrite(graph: Graph, site: Site, index: int, data: np.ndarray) -> None:
+    """Give a node another constant; one that a task returns stays what it is."""
+    old, type_ = site.operands[index], TensorType(DType(data.dtype.name), tuple(data.shape))
+    if not graph.is_output(old.ref):
+        graph.update(old.ref, type=type_, data=data)
+    elif type_ != old.type or not np.array_equal(data, old.constant):
+        new = graph.add_value(graph.fresh(old.ref.name), type_, data)
+        graph.set_operand(site.node.ref, index, new.ref)
 
 
 # ---------------------------------------------------------------------- shapes without surgery
