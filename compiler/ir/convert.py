@@ -390,6 +390,16 @@ def _one_split(app: Application, scope: Scope) -> Application:
     return replace(app, inputs=(app.inputs[0], _ints(scope, sizes, "split")), attrs=_without(app, "num_outputs"))
 
 
+def _one_squeeze(app: Application, scope: Scope) -> Application:
+    """Axes by number: of all that have one entry, one that pruning leaves with one would be another."""
+    if len(app.inputs) > 1 and app.inputs[1]:
+        return app
+    axes = [d for d, size in enumerate(scope.type(app.inputs[0]).shape) if size == 1]
+    if not axes:
+        return replace(app, op="Identity", inputs=app.inputs[:1], attrs={})
+    return replace(app, inputs=(app.inputs[0], _ints(scope, axes, "axes")))
+
+
 def _one_resize(app: Application, scope: Scope) -> Application:
     """An empty region or empty scales stand for an operand left out.
 
@@ -432,4 +442,5 @@ _FORMS: dict[str, Callable[[Application, Scope], Application]] = {
     "Range": _one_range,
     "Resize": _one_resize,
     "Split": _one_split,
+    "Squeeze": _one_squeeze,
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from benchmarks.networks import NETWORKS
 from benchmarks.pruning_coverage import BUDGET, LIMIT, prune
 from compiler.errors import ConfigError, PassError, VerifyError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
+from compiler.ir.onnx_out import to_onnx
 from compiler.ir.text import digest
 from compiler.ir.types import ValueRef
 from compiler.passes.base import Resources
@@ -17,6 +19,7 @@ from compiler.passes.prune import channels, surgery
 from compiler.passes.prune.budget import Meter
 from compiler.passes.prune.channels import PruneChannels
 from tests.graphs import Builder
+from tests.ir.onnx_models import noise, parse
 
 
 def share(before: Graph, after: Graph, quantity: str) -> float:
@@ -133,6 +136,29 @@ def test_excluded_layers_keep_their_width() -> None:
         after = pass_(graph, use)
         assert after.value(ValueRef("conv:0")).shape[1] == 16
         assert after.value(ValueRef("conv.1:0")).shape[1] < 16
+
+
+def test_bounds_of_a_slice_keep_their_type() -> None:
+    """That of its axes and steps, or no other program reads the network."""
+    b = Builder()
+    bounds = [b.const(np.array([n], np.int32)) for n in (2, 14, 1, 1)]
+    h = b.apply("Slice", b.conv(b.input("x", 1, 3, 4, 4), 16, 1), *bounds)
+    b.task("t", b.conv(h, 4, 1))
+    after = PruneChannels(flops=0.6)(b.done())
+    assert after.value(h).shape[1] < 12
+    to_onnx(after)
+
+
+def test_a_squeeze_of_everything_keeps_a_channel_that_is_left_alone() -> None:
+    """Which axes go is settled when the network is imported."""
+    conv, head = noise((4, 3, 1, 1)), noise((4, 5))
+    model = parse("""net (float[1,3,4,4] x, float[4,3,1,1] w, float[4,5] v) => (float[5] z) {
+        c = Conv (x, w) p = GlobalAveragePool (c) s = Squeeze (p) z = MatMul (s, v)
+    }""")
+    del model.graph.input[1:]
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for a, n in ((conv, "w"), (head, "v")))
+    after = PruneChannels(flops=0.3)(load(model))
+    assert after.value(ValueRef("s")).shape == (1,)
 
 
 def test_patterns_that_exclude_nothing_are_told_with_the_nearest_names() -> None:
