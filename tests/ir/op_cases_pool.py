@@ -44,6 +44,13 @@ CASES += [
     ),
     OpCase(
         "MaxPool",
+        "indices-beside-the-input",
+        [np.array([[[7]]], np.int8)],
+        {"kernel_shape": [2], "dilations": [2], "pads": [1, 1]},
+        results=2,
+    ),
+    OpCase(
+        "MaxPool",
         "indices-column-major-equal-elements",
         [np.round(real(1, 2, 6, 5))],
         {"kernel_shape": [3, 2], "strides": [1, 1], "storage_order": 1},
@@ -82,6 +89,12 @@ CASES += [
         [np.arange(32, dtype=np.uint8).reshape(1, 2, 4, 4)],
         {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
         flops=32 * 9,
+    ),
+    OpCase(
+        "AveragePool",
+        "beside-the-input",
+        [real(1, 2, 1, 3)],
+        {"kernel_shape": [2, 2], "dilations": [2, 1], "pads": [1, 0, 1, 0]},
     ),
     OpCase(
         "AveragePool",

@@ -88,7 +88,7 @@ class MaxPool(Pool):
         for number, (view, inside) in enumerate(zip(windows.views(x, 0), real, strict=True)):
             winner = np.where((winner < 0) & inside & ((view == best) | (view != view)), number, winner)
         at = np.indices(best.shape)
-        tap = np.unravel_index(winner, windows.kernel)
+        tap = np.unravel_index(np.maximum(winner, 0), windows.kernel)  # any, of a window beside the input
         where = [
             p * s + t * d - low
             for p, s, t, d, low in zip(at[2:], windows.strides, tap, windows.dilations, windows.low, strict=True)
@@ -170,7 +170,7 @@ class AveragePool(Pool):
         total = np.ones((), np.int64)
         for count in windows.counts():
             total = np.multiply.outer(total, count)
-        return total
+        return np.maximum(total, 1)  # of a window that lies beside the input, the mean of nothing is zero
 
     def evaluate(self, site: Site, arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
         x = required(arrays)
