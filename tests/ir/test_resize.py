@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
@@ -67,3 +69,21 @@ def test_results_have_as_many_entries_as_float32_counts(mode: str, scales: tuple
     (expected,) = run(model, {"x": x})
     assert found.shape == expected.shape == graph.outputs[0].shape
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_axis_that_stays_takes_no_square_of_memory() -> None:
+    attrs = {
+        "mode": "linear",
+        "coordinate_transformation_mode": "half_pixel",
+        "antialias": 0,
+        "exclude_outside": 0,
+        "cubic_coeff_a": -0.75,
+    }
+    size = 4096
+    stays, moves = (axis_table(attrs, AxisSpec(size, size, scale)) for scale in (1.0, 1.04))
+    tracemalloc.start()
+    try:
+        assert (stays.copies(size), moves.copies(size)) == (True, False)
+        assert tracemalloc.get_traced_memory()[1] < size * size
+    finally:
+        tracemalloc.stop()
