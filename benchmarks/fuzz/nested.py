@@ -1,7 +1,7 @@
 """Sparsity levels in a family: nested at random, then each level through the stages of a network.
 
 Every level of the graph, of its file, of what passes and extraction leave of it, and of a library of all levels is
-held to that level by itself, which onnxruntime judges.
+held to that level by itself, which onnxruntime judges; calls with a budget to the levels that they may fall to.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from benchmarks.fuzz.compare import (
 from benchmarks.fuzz.grown import Pick
 from benchmarks.fuzz.judge import Judge
 from compiler.calibration.engine import Engine
+from compiler.codegen.budgets import MOST_BUDGET
 from compiler.codegen.generate import generate
 from compiler.codegen.golden import Golden
-from compiler.codegen.runtime import Network, open_bundle
+from compiler.codegen.runtime import Network, ThreadPool, open_bundle
 from compiler.codegen.target import find_target
 from compiler.compile import write_library
 from compiler.cost.combine import cost_report
@@ -58,6 +59,8 @@ KEEPING = ("remove-dead-code", "deduplicate")
 """Exact passes that keep levels, besides extract-tasks."""
 CALLS = 12
 """Calls in random order, of a subset at a level each."""
+BUDGETED = 3
+"""Subsets that are called with a budget, and ranges of levels for each."""
 MILD = {"pattern": "block4x1", "dense": "()", "min_inputs": "1"}
 """Options with which most networks have some layer with levels."""
 NO_KERNEL = "no strategy applies to weights with"
@@ -213,6 +216,10 @@ def _switched(case: Case, whole: Graph, levels: Sequence[Level], feeds: Arrays, 
                     found = by_value(whole, network.run(feeds, tasks=tasks, level=number, pool=threads))
                     what = f"{'+'.join(tasks)} at level {number}{', two threads' * (threads is not None)}"
                     same_bits(full[number], found, what, "in the first call for all tasks")
+            tell("run levels within budgets")
+            for tasks in (some[i] for i in rng.permutation(len(some))[:BUDGETED]):
+                for threads in (None, pool):
+                    _within_budgets(whole, network, full, feeds, tasks, threads, rng)
         tell("generate a level alone")
         number = int(rng.integers(len(levels)))
         alone = load(to_onnx(levels[number].graph))
@@ -221,6 +228,40 @@ def _switched(case: Case, whole: Graph, levels: Sequence[Level], feeds: Arrays, 
         for tasks in some:
             found = by_value(alone, network.run(feeds, tasks=tasks))
             same_bits(full[number], found, f"{'+'.join(tasks)} of level {number} alone", "among all levels")
+
+
+def _within_budgets(
+    whole: Graph,
+    network: Network,
+    full: Sequence[Arrays],
+    feeds: Arrays,
+    tasks: Sequence[str],
+    pool: ThreadPool | None,
+    rng: np.random.Generator,
+) -> None:
+    """Calls with a budget: without limit at the level they begin with, without time at the sparsest they may fall
+    to, and in between at some level from one to the other; bound calls and others alike.
+    """
+    times = network.measure(feeds, tasks=tasks, rounds=int(rng.integers(1, 4)), pool=pool)
+    bound = network.bind(tasks, feeds, pool=pool)
+    named = f"{'+'.join(tasks)}{', two threads' * (pool is not None)}"
+    for _ in range(BUDGETED):
+        first, last = (int(n) for n in np.sort(rng.integers(len(full), size=2)))
+        last = max(last, 1)
+        some = int(rng.uniform(0, 1.5) * times.seconds[first] * 1e6)
+        for budget, expected in ((MOST_BUDGET, first), (0, last), (some, None)):
+            found = bound.within(budget, times, level=first, sparsest=last)
+            if rng.integers(2):
+                found = network.run_within(feeds, budget, times, level=first, sparsest=last, pool=pool)
+            what = f"{named} from level {first} to {last} in {budget} us"
+            if not first <= found.level <= last:
+                raise Wrong(f"{what} ends at level {found.level}")
+            if found.late != (budget == 0) and expected is not None:
+                raise Wrong(f"{what} is {'late' if found.late else 'in time'}")
+            if expected is None and found.level == first:
+                expected = first  # it falls only
+            if expected is not None:
+                same_bits(full[expected], by_value(whole, found.outputs), what, f"at level {expected}")
 
 
 def _opened(case: Case, graph: Graph, folder: Path) -> Network:

@@ -20,7 +20,8 @@ from compiler.pipeline import parse
 from tests.graphs import Builder
 
 STAGES = ["nest", "file of levels", "passes that keep levels", "reference of levels", "extract of levels",
-          "generate levels", "run levels", "generate a level alone", "run a level alone"]  # fmt: skip
+          "generate levels", "run levels", "run levels within budgets", "generate a level alone",
+          "run a level alone"]  # fmt: skip
 
 
 def taken_through(
@@ -109,6 +110,11 @@ FAULTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         "generate",
         lambda right: lambda graph, *a, **o: right(less(graph) if has_levels(graph) else graph, *a, **o),
         "of scale",
+    ),
+    "run levels within budgets": (
+        "MOST_BUDGET",
+        lambda right: 0,  # what should have no limit falls
+        "has other bits than at level",
     ),
     "run a level alone": (
         "generate",
