@@ -18,6 +18,7 @@ import numpy as np
 
 from compiler.ir.graph import Graph, NodeRef, Site, Value
 from compiler.ir.ops.conv import Convolving
+from compiler.ir.ops.elementwise import positive
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, Recurrent, W
 from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import Axis
@@ -198,6 +199,8 @@ class ChannelMap:
         groups = {self.parts(v) for v in (*data, *site.results)}
         if len(groups) > 1 or len(site.results) != 1:
             return Role.WHOLE, f"{what} mixes channels"
+        if _sums_along(site, dims[0]):
+            return Role.WHOLE, f"{what} adds up channels in their order"
         if any(len(self._tied_dims(v)) > 1 for _, v in site.operands.present() if v.data is not None):
             return Role.WHOLE, f"{what} has a parameter with channels on two axes"
         return Role.EACH, ""
@@ -258,6 +261,15 @@ class ChannelMap:
 
     def _tied_dims(self, value: Value) -> list[int]:
         return [d for d in range(value.rank) if self.counts(value.axis(d))]
+
+
+def _sums_along(site: Site, dim: int | None) -> bool:
+    """Whether each entry along an axis of the result has those before it in it, though ties say that it can do
+    without them: CumSum along this axis.
+    """
+    if site.node.op.name != "CumSum":
+        return False
+    return positive(int(site.operands[1].constant.reshape(-1)[0]), site.operands[0].rank) == dim
 
 
 def layer_axes(site: Site) -> tuple[Axis, Axis] | None:

@@ -86,7 +86,7 @@ class LayerFit:
 
     def reach(self, sources: Sequence[Source], channels: Sequence[Channel], entries: Sequence[Entry]) -> np.ndarray:
         """Held-out residual of each channel if it were fitted from `entries`: [channels]."""
-        slab = Slab(-1, (), tuple(channels))
+        slab = Slab(-1, channels[0].groups, tuple(channels))
         fit, places = self.solve_slab(sources, slab, entries, Freedom.WEIGHTS)
         return np.asarray(fit.residuals[0][places].max(axis=1))
 
@@ -126,10 +126,11 @@ class LayerFit:
             return None
         return np.stack([self.outputs(source, u.group)[u.channel] for u in found if u is not None])
 
-    def places(self, source: Source, width: int) -> np.ndarray:
-        """Where the entries of `width` channels lie on the axis of a result, as the first ones of a group would:
-        [channels, entries each]."""
-        entries = self.outputs(source, source.groups[0])[:width]
+    def places(self, source: Source, slab: Slab) -> np.ndarray:
+        """Where the entries of a slab's channels lie on the axis of a result, as the first ones of the source's
+        group of that label would: [channels, entries each]."""
+        group = next(g for g in source.groups if g in slab.groups)
+        entries = self.outputs(source, group)[: len(slab.channels)]
         return np.searchsorted(np.sort(entries.reshape(-1)), entries)
 
     # ------------------------------------------------------------------ pieces
@@ -180,7 +181,7 @@ class LayerFit:
     def _mix(self, sources: Sequence[Source], slab: Slab) -> tuple[np.ndarray, np.ndarray]:
         """Which targets each result of a slab is fitted to, [targets, results], and the results of each channel."""
         entries = [self._wanted(sources, c) for c in slab.channels]
-        places = self.places(sources[0], len(slab.channels))
+        places = self.places(sources[0], slab)
         mix = np.zeros((len(self._biases), places.size))
         for found, at in zip(entries, places, strict=True):
             for start, own, weight in found:

@@ -198,7 +198,7 @@ class Mtz(Policy):
             return prior
         moments = [regular(h) for h, _ in problems]
         weights = [w[:, m.reshape(-1)] for (_, w), m in zip(problems, members, strict=True) if m is not None]
-        places = fit.places(sources[0], len(slab.channels)).reshape(-1)
+        places = fit.places(sources[0], slab).reshape(-1)
         found = np.zeros_like(prior)
         found[np.ix_(common, places)] = shared_weights(moments, weights)[:-1]
         return found

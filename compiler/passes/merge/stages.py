@@ -151,8 +151,9 @@ def _common(streams: Streams, value: Value, mask: int, shared: Stage) -> bool:
         return streams.alignment.masks[value.ref] & mask == mask
     origin = streams.origin(value.ref)
     assert isinstance(origin, tuple)
-    place = streams.places[origin[0]]
-    return any(place.mask_of(_held(streams, group, shared)) & mask == mask for group in parts)
+    made = [(s.mask, streams.channels.parts(s.site.results[origin[1]])) for s in streams.places[origin[0]].sources]
+    held = [_held(streams, group, shared) for group in parts]
+    return any(sum(m for m, there in made if not set(there).isdisjoint(h)) & mask == mask for h in held)
 
 
 def _components(streams: Streams) -> list[tuple[Stream, ...]]:

@@ -79,6 +79,16 @@ def concat(task: str, seed: int, width: int = 6, outputs: int = 3) -> Graph:
     return b.done()
 
 
+def divided(task: str, seed: int, width: int = 8, outputs: int = 3) -> Graph:
+    """A layer whose channels go two ways: a few of them past a layer on all others."""
+    b = Builder(task, seed)
+    x = conv(b, b.input("x", 1, 3, 8, 8), width)
+    few, most = b.apply("Split", x, b.const([2, width - 2]), axis=1, results=2)
+    joined = b.apply("Concat", conv(b, few, 4), conv(b, most, width), axis=1)
+    b.task(task, head(b, conv(b, joined, 2 * width), outputs))
+    return b.done()
+
+
 def flat(task: str, seed: int, width: int = 6, outputs: int = 3) -> Graph:
     """Convolution, pooling, Flatten of a whole map, two linear layers."""
     b = Builder(task, seed)

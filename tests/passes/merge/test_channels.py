@@ -174,6 +174,8 @@ ROLES = {
     "turned round": (lambda b, x, y, z: turned(b, y), EACH),
     "side by side with itself": (lambda b, x, y, z: b.apply("Concat", y, y, axis=1), EACH),
     "softmax": (lambda b, x, y, z: b.apply("Softmax", y, axis=1), WHOLE),
+    "running sums of the map": (lambda b, x, y, z: b.apply("CumSum", y, b.const(2)), EACH),
+    "running sums of channels": (lambda b, x, y, z: b.apply("CumSum", y, b.const([-3])), WHOLE),
     "with an input": (lambda b, x, y, z: b.apply("Add", y, b.apply("Concat", x, x, axis=1)), WHOLE),
     "beside an input": (lambda b, x, y, z: b.apply("Concat", y, x, axis=1), WHOLE),
     "groups": (lambda b, x, y, z: b.conv(y, 6, 3, group=3), WHOLE),
@@ -204,6 +206,7 @@ def summed(b, x, y, z):
 
 REASONS = [
     (summed, "ReduceSum 'reducesum' combines them with values that are read whole"),
+    (lambda b, x, y, z: b.apply("CumSum", y, b.const(1)), "CumSum 'cumsum' adds up channels in their order"),
     (of_positions, "MatMul 'matmul' counts them as positions"),
     (lambda b, x, y, z: b.conv(y, 6, 3, group=3), "Conv 'conv.2' mixes channels"),
 ]

@@ -29,7 +29,7 @@ from compiler.passes.merge.streams import Streams
 from compiler.passes.prune.channels import PruneChannels
 from compiler.pipeline import Pipeline, parse
 from tests.graphs import Builder
-from tests.passes.merge.families import FAMILIES, conv, head, inverted, joined, plain, renamed, residual
+from tests.passes.merge.families import FAMILIES, conv, divided, head, inverted, joined, plain, renamed, residual
 
 SAMPLES = 48
 
@@ -251,6 +251,23 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
     hidden = [n for n in outcome.graph.nodes() if n.op.name == "Conv"]
     needed = outcome.graph.needed_by()
     assert {needed[n.ref] for n in hidden} == {frozenset("ab")}
+
+
+@pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
+def test_a_layer_whose_channels_go_two_ways_a_few_and_the_others(policy):
+    """Its results are channels of two streams, the first of which is narrower; without any fit, a copy loses
+    nothing.
+    """
+    graph = joined(divided("a", 0), permuted(divided("a", 0), "b", 5))
+    merged = replace(limited(policy, max_loss=1e-6, max_drift=1e-6), fit=False)(graph, data(graph))
+    feeds = feed(graph)
+    if policy != "pam":  # which drops channels that say nothing of a task
+        assert macs(merged)[frozenset("ab")] < 1.01 * macs(graph)[frozenset("a")]
+        for task, expected in outputs(graph, feeds).items():
+            assert difference(outputs(merged, feeds)[task], expected) < 1e-4
+    for tasks in subsets(merged):
+        found = outputs(ExtractTasks(tasks=tasks)(merged), feeds)
+        assert all(np.array_equal(found[t], outputs(merged, feeds)[t]) for t in tasks)
 
 
 # ---------------------------------------------------------------------- options and refusals
