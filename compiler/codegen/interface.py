@@ -71,7 +71,7 @@ _RESERVED = frozenset(
     register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
     switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual
     void volatile wchar_t while xor xor_eq
-    code errno in linux out unix check with_pool HIDDEN CALL_T ALWAYS ARGUMENTS NULL offsetof size_t
+    code errno in linux out unix check cheapest with_pool HIDDEN CALL_T ALWAYS ARGUMENTS NULL offsetof size_t
     """.split()
 ) | frozenset(_C_TYPES.values())
 _RESERVED_PREFIXES = ("program_", "team_", "sa_", "si_")
@@ -274,17 +274,20 @@ def _round_up(size: int) -> int:
 
 def _parameters(library: Library) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
     taken = {f"{library.name}_{kind}" for kind in ("call", "pool", "times")}
+    macros = f"{library.name.upper()}_"
     readers = [0] * len(library.inputs)
     for call in library.full.calls:
         for argument in call.arguments:
             if argument.kind == "input":
                 readers[argument.at] |= _tasks_of(call.mask, len(library.tasks))
     inputs = tuple(
-        Parameter(port, "", _identifier(port.name, taken), mask)
+        Parameter(port, "", _identifier(port.name, taken, macros), mask)
         for port, mask in zip(library.inputs, readers, strict=True)
     )
     outputs = tuple(
-        Parameter(port, task.name, _identifier(_output_name(task.name, port, len(task.outputs)), taken), 1 << i)
+        Parameter(
+            port, task.name, _identifier(_output_name(task.name, port, len(task.outputs)), taken, macros), 1 << i
+        )
         for i, task in enumerate(library.tasks)
         for port in task.outputs
     )
@@ -304,11 +307,12 @@ def _output_name(task: str, port: Port, count: int) -> str:
     return task if count == 1 else f"{task}_{port.label}"
 
 
-def _identifier(text: str, taken: set[str]) -> str:
-    """A C and C++ parameter name like `text` that is not in `taken`, which it joins."""
+def _identifier(text: str, taken: set[str], macros: str) -> str:
+    """A C and C++ parameter name like `text` that is not in `taken`, which it joins; the library's own macros begin
+    with `macros`."""
     word = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_") or "x"
     word = f"x{word}" if word[0].isdigit() else word
-    while word in taken or _reserved(word):
+    while word in taken or _reserved(word) or (word.startswith(macros) and not word.endswith("_")):
         word += "_"
     taken.add(word)
     return word

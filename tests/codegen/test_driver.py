@@ -256,7 +256,9 @@ def test_parameters_avoid_keywords_and_each_other() -> None:
     assert [p.identifier for p in face.outputs] == ["a", "b_p", "b_q"]
 
 
-@pytest.mark.parametrize("word", ["NULL", "ALWAYS", "SIZE_MAX", "size_t", "float", "team_3", "call"])
+@pytest.mark.parametrize(
+    "word", ["NULL", "ALWAYS", "SIZE_MAX", "size_t", "float", "team_3", "call", "TINY_ALL", "TINY_H"]
+)
 def test_parameters_avoid_what_headers_and_the_driver_define(tmp_path: Path, word: str) -> None:
     """Among them functions that the entry of this very subset calls."""
     target, plain = find_target("x86-64-v3"), with_ports((word, "x"), ((word,), ("p", "q")))

@@ -81,6 +81,31 @@ def test_a_call_finds_the_level_of_the_fewest_operations(made: Made) -> None:
     assert np.array_equal(call(CHEAPEST)["a"], made.net.run(made.feeds, tasks="a", level=levels["a",])["a"])
 
 
+def test_an_input_can_be_called_cheapest(tmp_path: Path) -> None:
+    """The driver has a table of this name: a function with such a parameter read the level from the input."""
+    networks = []
+    for dear in (True, False):
+        b = Builder("net", 1)
+        x = b.input("cheapest", 1, 4)
+        b.task("a", b.apply("MatMul", x, b.weight(4, 4)) if dear else b.apply("Neg", x))
+        networks.append(b.done())
+    bundle = build(portfolio(networks), "host", tmp_path / "word", name="word", selftest=False)
+    program = """
+    #include "word.h"
+    int main(void) {
+      static _Alignas(64) unsigned char workspace[WORD_WORKSPACE_MAX];
+      float x[4] = {0}, a[4];
+      word_call call = {.size = sizeof call, .workspace = workspace, .workspace_bytes = sizeof workspace};
+      call.level = WORD_CHEAPEST;
+      return word_run_a(x, a, &call) ? 99 : (int)call.level_used;
+    }
+    """
+    (tmp_path / "main.c").write_text(program)
+    command = ["gcc", "-std=c11", f"-I{bundle.path}", "main.c", str(bundle.path / "libword.a"), "-lpthread"]
+    subprocess.run([*command, "-o", "main"], cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "main"]).returncode == 1
+
+
 def sized(width: int) -> Graph:
     """Two tasks on a trunk, if it has any channels: threads share its convolutions."""
     b = Builder("net", width)
