@@ -22,6 +22,7 @@ import numpy as np
 from compiler.ir.dead import sweep
 from compiler.ir.graph import Attrs, Graph, Node, Ref, Value
 from compiler.ir.op import Op
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.types import NodeRef, TensorType, ValueRef
 from compiler.passes.base import NewNames, Note, Pass, Refusal, Resources, check_outputs
@@ -52,9 +53,10 @@ class Joint:
 class JoinSiblings(Pass):
     """Make one layer of layers that read the same value, with the same attributes and for the same tasks.
 
-    Conv without groups, Gemm and MatMul with dense constant weights start a row; element-wise operators, poolings,
-    depthwise and grouped Conv, BatchNormalization and flattening go on with it, up to the Concats that read all of
-    it. A Concat that has other values between them gets another order where the weights that read it can.
+    Conv and ConvTranspose without groups, Gemm and MatMul with dense constant weights start a row; element-wise
+    operators, poolings, depthwise and grouped convolutions, BatchNormalization and flattening go on with it, up to
+    the Concats that read all of it. A Concat that has other values between them gets another order where the
+    weights that read it can.
     """
 
     name: ClassVar[str] = "join-siblings"
@@ -85,7 +87,7 @@ class JoinSiblings(Pass):
 
 
 # ---------------------------------------------------------------------- layers that start a row
-LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def _layer_axes(graph: Graph, node: Node) -> tuple[int, tuple[int, ...]] | None:
@@ -94,8 +96,8 @@ def _layer_axes(graph: Graph, node: Node) -> tuple[int, tuple[int, ...]] | None:
     weight, bias = operands[1], operands.optional(2)
     if operands[0].data is not None or not is_plain(weight) or (bias is not None and not is_plain(bias)):
         return None
-    if node.op.name == "Conv":
-        return (1, (0, 0, 0)) if node.attrs["group"] == 1 else None
+    if isinstance(node.op, Convolving):
+        return (1, (0, int(node.op.transposed), 0)) if node.attrs["group"] == 1 else None
     if weight.rank != 2 or (bias is not None and not per_output(bias, result.shape[-1])):
         return None
     turned = node.op.name == "Gemm" and bool(node.attrs["transB"])
@@ -287,7 +289,7 @@ class _Rows:
             operands.append(found[0] or None)
             axes.append(found[1])
         attrs = nodes[0].attrs
-        if op.name == "Conv":
+        if isinstance(op, Convolving):
             attrs = {**attrs, "group": sum(int(n.attrs["group"]) for n in nodes)}
         return Joint(nodes, tuple(r.ref for r in results), axis, tuple(operands), tuple(axes), attrs)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from compiler.ir.graph import Graph, Node, Operands, Value
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.ops.elementwise import Broadcast
 from compiler.ir.ops.pool import GlobalPool, Pool
 from compiler.passes.reorder import is_plain
@@ -26,7 +27,7 @@ def joint_axis(graph: Graph, nodes: Sequence[Node], read: Sequence[Value], axis:
         return None
     if isinstance(op, Broadcast):
         fits = spans(read, results, axis)
-    elif op.name == "Conv":
+    elif isinstance(op, Convolving):
         fits = (
             axis == 1 and all(grouped(graph, n) for n in nodes) and len({_per_group(graph, n) for n in nodes}) == 1
         )
@@ -57,8 +58,8 @@ def _makes(graph: Graph, node: Node, read: tuple[int, ...], shape: tuple[int, ..
 
 
 def grouped(graph: Graph, node: Node) -> bool:
-    """Whether a node is a Conv that keeps groups of channels apart."""
-    return node.op.name == "Conv" and (node.attrs["group"] != 1 or graph.operands(node)[0].shape[1] == 1)
+    """Whether a node is a convolution that keeps groups of channels apart."""
+    return isinstance(node.op, Convolving) and (node.attrs["group"] != 1 or graph.operands(node)[0].shape[1] == 1)
 
 
 def _per_group(graph: Graph, node: Node) -> int:

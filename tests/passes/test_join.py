@@ -34,6 +34,38 @@ def test_networks_that_share_everything_have_one_layer_each_but_for_the_heads(fa
     assert not count(made, "Concat")
 
 
+@pytest.mark.parametrize("tasks", ["ab", "abc"])
+def test_transposed_convolutions_side_by_side_are_one(tasks):
+    graph, _ = shared(families.decoder, tasks)
+    assert count(graph, "ConvTranspose") == 2 * len(tasks)
+    made = joined(graph)
+    assert count(made, "ConvTranspose") == 1 + len(tasks) and count(made, "Conv") == 3
+    assert count(made, "Concat") == 1  # of the skip
+
+
+def test_transposed_convolutions_by_groups_go_on_with_a_row():
+    b = Builder()
+    x, parts = b.input("x", 1, 3, 4, 4), []
+    for groups in (2, 4):
+        y = b.apply("Relu", b.conv(x, 2 * groups, 1))
+        weight, bias = b.weight(2 * groups, 2, 3, 2), b.weight(2 * groups)
+        parts.append(b.apply("ConvTranspose", y, weight, bias, group=groups, strides=(2, 1), pads=(0, 1, 1, 0)))
+    b.task("t", b.conv(b.apply("Concat", *parts, axis=1), 4, 1))
+    made = joined(b.done())
+    (site,) = (s for s in made.sites() if s.node.op.name == "ConvTranspose")
+    assert site.int("group") == 6 and count(made, "Conv") == 2 and not count(made, "Concat")
+
+
+def test_transposed_convolutions_whose_groups_are_of_other_sizes_stay_apart():
+    b = Builder()
+    x, parts = b.input("x", 1, 3, 4, 4), []
+    for groups in (1, 2):
+        y = b.apply("Relu", b.conv(x, 4, 1))
+        parts.append(b.apply("ConvTranspose", y, b.weight(4, 4 // groups, 2, 2), group=groups))
+    b.task("t", b.conv(b.apply("Concat", *parts, axis=1), 4, 1))
+    assert count(joined(b.done()), "ConvTranspose") == 2
+
+
 def test_a_subset_of_what_was_joined_is_what_was_joined_of_the_subset():
     graph, _ = shared(families.plain, "ab")
     made = joined(graph)
