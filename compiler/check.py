@@ -25,20 +25,18 @@ from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
 from compiler.compile import tolerances, write_library
 from compiler.errors import BundleError, CompilerError, ConfigError, UnsupportedModelError
+from compiler.ir.decisions import outputs_and_ties
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_in import load
-from compiler.ir.reference import comparable, difference, evaluate, roundings
-from compiler.ir.types import DType, ValueRef
+from compiler.ir.reference import comparable, difference, evaluate
+from compiler.ir.types import DType
 from compiler.measure import bundle_runner
 from compiler.passes.base import Pass
 from compiler.pipeline import Pipeline
 from compiler.release import Say, silent
 
 SPREADS = 4.0
-MARGIN = 1e-4
-"""Relative margin below which a decision (an integer output) may fall either way, of floats as exact as float32."""
-
 PASSES = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate")
 """Exact passes a model goes through before it is compiled."""
 
@@ -263,52 +261,17 @@ def _exactly(
 
 
 # ---------------------------------------------------------------------- decisions
-_KEEPS_VALUES = frozenset(("Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Transpose"))
-
-
 def close_calls(graph: Graph, feeds: Arrays) -> dict[str, np.ndarray]:
-    """Integer outputs that are the arg-max or arg-min of something -> where its two best scores nearly tie.
-
-    A tie within MARGIN of the scores' scale may fall either way when sums are taken in another order, and one
-    within what rounding to float16 may change.
+    """Integer outputs, by label, that are the arg-max or arg-min of something -> where its two best scores nearly
+    tie.
     """
-    rounded = roundings(graph)
-    sources = {}
-    for task in graph.tasks.values():
-        for ref, label in zip(task.outputs, task.labels, strict=True):
-            source = _decision(graph, ref)
-            if source is not None:
-                sources[label] = (ref, *source)
-    values = evaluate(graph, feeds, keep=[source[1].name for source in sources.values()]) if sources else {}
-    found = {}
-    for label, (ref, scores, axis, sign) in sources.items():
-        margin = max(MARGIN, rounded[scores])
-        ties = _near_ties(sign * values[scores.name].astype(np.float64), axis, margin)
-        shape = graph.value(ref).shape
-        if ties.size == graph.value(ref).size:
-            found[label] = ties.reshape(shape)
-    return found
-
-
-def _decision(graph: Graph, ref: ValueRef) -> tuple[ValueRef, int, int] | None:
-    """(scores, axis, sign) of the ArgMax (sign 1) or ArgMin (-1) that an output repeats."""
-    node = graph.producer(ref)
-    while node is not None and node.op.name in _KEEPS_VALUES:
-        ref = graph.operands(node)[0].ref
-        node = graph.producer(ref)
-    if node is None or node.op.name not in ("ArgMax", "ArgMin"):
-        return None
-    return graph.operands(node)[0].ref, int(node.attrs["axis"]), 1 if node.op.name == "ArgMax" else -1
-
-
-def _near_ties(scores: np.ndarray, axis: int, margin: float) -> np.ndarray:
-    """Where the two largest scores along an axis differ by at most `margin` of the largest magnitude."""
-    ordered = np.sort(scores, axis=axis)
-    size = ordered.shape[axis]
-    if size < 2:
-        return np.zeros(ordered.take(0, axis).shape, bool)
-    apart = ordered.take(size - 1, axis) - ordered.take(size - 2, axis)
-    return np.asarray(apart <= margin * max(float(np.abs(scores).max()), SCALE_FLOOR))
+    _, ties = outputs_and_ties(graph, feeds, SCALE_FLOOR)
+    return {
+        label: ties[ref.name]
+        for task in graph.tasks.values()
+        for ref, label in zip(task.outputs, task.labels, strict=True)
+        if ref.name in ties
+    }
 
 
 # ---------------------------------------------------------------------- bundles

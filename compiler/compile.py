@@ -18,7 +18,7 @@ from compiler.calibration.evaluation import TaskEvaluation
 from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.golden import TOLERANCE, Golden, Sample
+from compiler.codegen.golden import SCALE_FLOOR, TOLERANCE, Golden, Sample
 from compiler.codegen.interface import check_names, interface
 from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
@@ -28,6 +28,7 @@ from compiler.codegen.tuning import TuningDatabase
 from compiler.cost.combine import MOST_TASKS, CostReport, cost_report, refuse_too_many
 from compiler.errors import ConfigError, GateError, TargetError, UnsupportedModelError, plural
 from compiler.gates import GateResult, check_costs, check_target, check_tasks
+from compiler.ir.decisions import outputs_and_ties
 from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.onnx_out import to_onnx
@@ -274,11 +275,12 @@ def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, se
     `feeds` give an output no finite number; ConfigError where these do not fit the graph's inputs.
     """
     chosen = [_finite(graph, seed, i) for i in range(GOLDEN_SAMPLES)] if feeds is None else _fitting(graph, feeds)
-    samples = []
+    samples, close = [], []
     for feed in chosen:
         inputs = tuple(feed[v.ref.name] for v in graph.inputs)
-        outputs, *sparser = (_outputs(at_level(graph, i), feed) for i in range(level_count(graph)))
-        samples.append(Sample(inputs, outputs, tuple(sparser)))
+        found, ties = zip(*(_outputs(at_level(graph, i), feed) for i in range(level_count(graph))), strict=True)
+        samples.append(Sample(inputs, found[0], found[1:]))
+        close += ties
     columns = zip(graph.outputs, zip(*(s.outputs for s in samples), strict=True), strict=True)
     lost = [v.ref.name for v, column in columns if not any(map(comparable, column))]
     if lost:
@@ -287,7 +289,7 @@ def golden_of(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]] | None, se
             f"{len(samples)} calibration inputs, so nothing can be compared; look at the data, at the scale of "
             "adapters, and at the weights"
         )
-    return Golden(seed, tuple(samples), tolerances(graph))
+    return Golden(seed, tuple(samples), tolerances(graph), tuple(map(max, zip(*close, strict=True))))
 
 
 def tolerances(graph: Graph) -> tuple[float, ...]:
@@ -313,9 +315,12 @@ def _fitting(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[di
     return [{v.ref.name: typed(v, np.asarray(feed[v.ref.name])) for v in graph.inputs} for feed in feeds]
 
 
-def _outputs(graph: Graph, feed: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    found = evaluate(graph, feed)
-    return tuple(found[v.ref.name] for v in graph.outputs)
+def _outputs(graph: Graph, feed: Mapping[str, np.ndarray]) -> tuple[tuple[np.ndarray, ...], tuple[float, ...]]:
+    """Outputs, and of each the share of its elements that are a decision too close to call."""
+    found, ties = outputs_and_ties(graph, feed, SCALE_FLOOR)
+    names = [v.ref.name for v in graph.outputs]
+    shares = (float(ties[n].mean()) if n in ties and ties[n].size else 0.0 for n in names)
+    return tuple(found[n] for n in names), tuple(shares)
 
 
 def _finite(graph: Graph, seed: int, number: int) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from compiler.cost.count import totals
 from compiler.errors import CompilerError, ConfigError, VerifyError
+from compiler.ir.decisions import outputs_and_ties, settled
 from compiler.ir.graph import Graph
 from compiler.ir.levels import level_count
 from compiler.ir.reference import comparable, difference, evaluate, random_feeds
@@ -203,21 +204,26 @@ def measured_drift(before: Graph, after: Graph, seed: int) -> dict[str, float]:
     """Largest relative change of each task's outputs on one seeded standard normal input.
 
     Tasks that `after` lacks are left out. Where `before` is not finite the input proves little, so up to ten more
-    are drawn; NaN for a task that gives no finite number on any, whose equality says nothing.
+    are drawn; NaN for a task that gives no finite number on any, whose equality says nothing. Decisions that are
+    too close to call do not count.
     """
     tasks = [t for t in before.tasks if t in after.tasks]
     for attempt in range(11):
         feeds = random_feeds(before, np.random.default_rng([seed, attempt]))
-        old = evaluate(before, feeds, tasks)
+        old, ties = outputs_and_ties(before, feeds, tasks=tasks)
         if all(np.isfinite(a).all() for a in old.values() if a.dtype.kind == "f"):
             break
     new = evaluate(after, {v.ref.name: feeds[v.ref.name] for v in after.inputs}, tasks)
-    return {t: _task_drift(t, before, after, old, new) for t in tasks}
+    found = {
+        a.name: settled(new[b.name], old[a.name], ties.get(a.name))
+        for t in tasks
+        for a, b in zip(before.tasks[t].outputs, after.tasks[t].outputs, strict=True)
+    }
+    return {t: _task_drift(t, before, old, found) for t in tasks}
 
 
-def _task_drift(task: str, before: Graph, after: Graph, old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
-    pairs = zip(before.tasks[task].outputs, after.tasks[task].outputs, strict=True)
-    worst = max(difference(new[b.name], old[a.name]) for a, b in pairs)
+def _task_drift(task: str, before: Graph, old: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    worst = max(difference(found[r.name], old[r.name]) for r in before.tasks[task].outputs)
     return worst if worst or any(comparable(old[r.name]) for r in before.tasks[task].outputs) else math.nan
 
 

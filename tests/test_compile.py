@@ -399,3 +399,23 @@ def test_the_selftest_has_a_limit_per_output(tmp_path, task, status):
     found = run_selftest(bundle, target)
     assert found.status == status
     assert ("limit 0.0001" in found.output) == (status == "failed")
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.FLOAT32])
+@pytest.mark.parametrize(("off", "status"), [(0, "passed"), (1, "passed"), (2, "failed")])
+def test_the_selftest_lets_as_many_decisions_differ_as_are_close(tmp_path, dtype, off, status):
+    """One of eight pixels has two equal scores."""
+    net = Builder("segment")
+    scores = net.apply("Relu", net.input("x", 1, 3, 8, dtype=dtype))
+    net.task("t", net.apply("ArgMax", scores, axis=1, keepdims=0))
+    graph, feed = net.done(), np.arange(24, dtype=dtype.numpy).reshape(1, 3, 8)
+    feed[0, 1, 0] = feed[0, 2, 0]
+    golden = golden_of(graph, [{"x": feed}], 0)
+    assert golden.undecided == (1 / 8,)
+    (sample,) = golden.samples
+    moved = sample.outputs[0].copy()
+    moved[0, :off] = 0
+    wrong, target = replace(golden, samples=(replace(sample, outputs=(moved,)),)), find_target("host")
+    found = run_selftest(write_library(generate(graph, target), target, tmp_path, wrong, graph), target)
+    assert found.status == status
+    assert ("error 0.25 of elements, limit 0.125" in found.output) == (status == "failed")

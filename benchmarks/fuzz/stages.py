@@ -274,7 +274,7 @@ def _together(case: Case, networks: Sequence[tuple[Graph, Arrays]], feeds: Array
             same_bits(wanted, found, f"{'+'.join(tasks)} at the cheapest level")
 
 
-_INACCURATE = re.compile(r"sample \d+, (?P<output>\S+): error (?P<error>\S+) of scale, limit")
+_INACCURATE = re.compile(r"sample \d+, (?P<output>\S+): error (?P<error>\S+) of (scale|elements), limit")
 
 
 def emulated(result: SelftestResult, names: Mapping[str, str], allowed: Allowance) -> None:

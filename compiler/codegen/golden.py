@@ -33,12 +33,15 @@ class Sample:
 class Golden:
     """The samples of one release. `seed` drew the inputs.
 
-    `tolerances`: of the outputs of all tasks in output order; none where TOLERANCE is that of each.
+    Of the outputs of all tasks in output order: `tolerances` of floats, none where TOLERANCE is that of each;
+    `undecided`, the largest share of the elements of others that may differ, because they are the arg-max or
+    arg-min of scores that nearly tie, none where all are equal.
     """
 
     seed: int
     samples: tuple[Sample, ...]
     tolerances: tuple[float, ...] = ()
+    undecided: tuple[float, ...] = ()
 
     def record(self) -> dict[str, object]:
         """For the manifest."""
@@ -85,10 +88,17 @@ def golden_header(face: Interface, golden: Golden) -> str:
         f"#define SAMPLES {len(golden.samples)}",
         f"#define SCALE_FLOOR {SCALE_FLOOR!r}",
         *_tensor_table("INPUT", face.inputs, [0.0] * len(face.inputs)),
-        *_tensor_table("OUTPUT", face.outputs, golden.tolerances or [TOLERANCE] * len(face.outputs)),
+        *_tensor_table("OUTPUT", face.outputs, _limits(face, golden)),
         _LOADER,
     ]
     return "\n".join(lines)
+
+
+def _limits(face: Interface, golden: Golden) -> list[float]:
+    """Of every output: of floats the tolerance, of others the share of elements that may differ."""
+    none = [0.0] * len(face.outputs)
+    columns = zip(face.outputs, golden.tolerances or [TOLERANCE] * len(none), golden.undecided or none, strict=True)
+    return [share if _kind(p.port.type.dtype) == "EXACT" else limit for p, limit, share in columns]
 
 
 def _tensor_table(name: str, parameters: Sequence[Parameter], limits: Sequence[float]) -> Iterator[str]:
@@ -97,7 +107,7 @@ def _tensor_table(name: str, parameters: Sequence[Parameter], limits: Sequence[f
         yield "enum { EXACT, HALF, SINGLE, DOUBLE };  /* how elements are compared */"
         yield "typedef struct {"
         yield "  const char *name; size_t elements, bytes; int kind; uint64_t tasks;"
-        yield "  double limit;  /* of the error of an output, relative to its scale */"
+        yield "  double limit;  /* of the error of an output: relative to its scale; EXACT: share of elements */"
         yield "} tensor;"
     yield f"static const tensor {name}S[{max(1, len(parameters))}] = {{"
     for p, limit in zip(parameters, limits, strict=True):

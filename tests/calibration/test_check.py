@@ -83,6 +83,17 @@ def test_float16_scores_tie_within_their_own_rounding():
     assert found == [[True], [False]]
 
 
+def test_near_ties_move_with_the_output_that_repeats_them():
+    net = Builder()
+    best = net.apply("ArgMax", net.input("x", 2, 3, 2), axis=2, keepdims=0)
+    net.task("t", net.apply("Transpose", best, perm=(1, 0)))
+    graph = net.done()
+    x = np.tile(np.array([1, 5], np.float32), (2, 3, 1))
+    x[0, 2] = 5
+    (ties,) = close_calls(graph, {"x": x}).values()
+    assert ties.tolist() == [[False, False], [False, False], [True, False]]
+
+
 def test_float16_is_verified_within_its_own_rounding(tmp_path):
     path = tmp_path / "half.onnx"
     save(half_network(), path)

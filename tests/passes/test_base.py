@@ -26,8 +26,9 @@ from compiler.passes.base import (
     torch_module,
 )
 from compiler.passes.dead import RemoveDeadCode
+from compiler.passes.prune.surgery import masked_difference
 from compiler.passes.spec import changed, convert, named_numbers, render, split, task_numbers, written
-from compiler.pipeline import parse
+from compiler.pipeline import measured_drift, parse
 from tests.graphs import Builder
 
 
@@ -278,6 +279,28 @@ def test_an_exact_pass_may_change_outputs_by_rounding_alone() -> None:
         check_outputs("p", scaled(1), scaled(1 + 3 * ROUNDING))
     with pytest.raises(VerifyError, match="differs by"):
         check_outputs("p", scaled(1), scaled(math.nan))
+
+
+def deciding(first: float, second: float) -> Graph:
+    """The greater of two scores."""
+    b = Builder()
+    scores = b.apply(
+        "Add", b.apply("Mul", b.input("x", 1, 2), b.const(np.float32(0))), b.const(np.float32([[first, second]]))
+    )
+    b.task("t", b.apply("ArgMax", scores, axis=1, keepdims=0))
+    return b.done()
+
+
+def test_decisions_that_are_too_close_to_call_may_change() -> None:
+    """fold-batch-norm of segmentation networks in float16 turned a pixel here and there over."""
+    least = float(np.float32(1) + np.finfo(np.float32).eps)
+    check_outputs("p", deciding(1, least), deciding(least, 1))
+    assert masked_difference(deciding(1, least), deciding(least, 1), {}) == 0
+    assert measured_drift(deciding(1, least), deciding(least, 1), 0) == {"t": 0}
+    with pytest.raises(VerifyError, match="differs by"):
+        check_outputs("p", deciding(1, 2), deciding(2, 1))
+    assert masked_difference(deciding(1, 2), deciding(2, 1), {}) > 0.5
+    assert measured_drift(deciding(1, 2), deciding(2, 1), 0) == {"t": 1}
 
 
 def test_a_pass_works_on_a_copy_and_tells_notes_apart() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compiler.errors import VerifyError
+from compiler.ir.decisions import outputs_and_ties, settled
 from compiler.ir.graph import Graph, Operands, Site, Value
 from compiler.ir.op import Kept, Tie
 from compiler.ir.reference import difference, evaluate, random_feeds
@@ -199,17 +200,20 @@ def masked_difference(before: Graph, after: Graph, removal: Removal, seeds: Iter
     """
     worst, mask = 0.0, Mask(before, removal)
     for seed in seeds:
-        feeds, expected = _finite_case(before, mask, seed)
+        feeds, expected, ties = _finite_case(before, mask, seed)
         found = evaluate(after, feeds)
-        worst = max([worst, *(difference(found[n], expected[n]) for n in expected)])
+        worst = max([worst, *(difference(settled(found[n], r, ties.get(n)), r) for n, r in expected.items())])
     return worst
 
 
-def _finite_case(graph: Graph, mask: Mask, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Feeds and masked outputs of the first of 4 seeds whose outputs are all finite, else of the last."""
+def _finite_case(
+    graph: Graph, mask: Mask, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Feeds, masked outputs and their near ties of the first of 4 seeds whose outputs are all finite, else of the
+    last."""
     for attempt in range(4):
         feeds = random_feeds(graph, np.random.default_rng([seed, attempt]))
-        outputs = evaluate(graph, feeds, edit=mask)
+        outputs, ties = outputs_and_ties(graph, feeds, edit=mask)
         if all(np.isfinite(a).all() for a in outputs.values()):
             break
-    return feeds, outputs
+    return feeds, outputs, ties
