@@ -309,7 +309,7 @@ class Assembly:
         elif entry.value in self._offsets:
             (index,) = (i for i, v in first.site.operands.present() if v.data is not None)
             base = clone.parameter(index)
-            change = {index: base + self._offsets.pop(entry.value).reshape(base.shape)}
+            change = {index: base + self._offsets[entry.value].reshape(base.shape)}
         made = clone.add({i: e.value for i, e in operands.items()}, change)
         self._run_new([made.ref], mask)
         columns = clone.columns(first.site.results[0])

@@ -334,15 +334,23 @@ class _Check:
         return sorted(found, key=str) if site.node.op.name in COMMUTATIVE else found
 
     def _sources(self, value: ValueRef, mask: int, known: dict[ValueRef, frozenset[object]]) -> frozenset[object]:
-        node = self._graph.producer(value)
-        if node is None:
-            return frozenset([f"input {value}"])
-        members = self._found[self._of[node.ref]]
-        if any(m.mask & mask == mask for m in members):
-            return frozenset([self._of[node.ref]])
-        if value not in known:
-            read = [v.ref for _, v in self._graph.operands(node).present() if v.data is None]
-            known[value] = frozenset().union(*(self._sources(r, mask, known) for r in read))
+        """The same of one value, by a walk that networks of any depth allow."""
+        waiting = [value]
+        while waiting:
+            ref = waiting[-1]
+            node = self._graph.producer(ref)
+            if ref in known:
+                waiting.pop()
+            elif node is None:
+                known[ref] = frozenset([f"input {ref}"])
+            elif any(m.mask & mask == mask for m in self._found[self._of[node.ref]]):
+                known[ref] = frozenset([self._of[node.ref]])
+            else:
+                read = [v.ref for _, v in self._graph.operands(node).present() if v.data is None]
+                missing = [r for r in read if r not in known]
+                waiting += missing
+                if not missing:
+                    known[ref] = frozenset().union(*(known[r] for r in read))
         return known[value]
 
 

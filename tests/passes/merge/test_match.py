@@ -125,6 +125,19 @@ def test_an_extra_layer_has_no_partner_and_costs_no_other_partner():
     assert found == [["a", "b"], ["a", "b"], ["a"], ["a", "b"]]
 
 
+def test_a_network_of_any_depth_beside_one_that_lacks_it():
+    def network(task, seed, extra):
+        b = Builder(task, seed)
+        x = b.input("x", 1, 4)
+        for step in range(extra):
+            x = b.apply(("Tanh", "Sigmoid")[step % 2], x)
+        b.task(task, b.apply("Gemm", x, b.weight(4, 3), b.weight(3)))
+        return b.done()
+
+    found = align(joined(network("a", 0, 1200), network("b", 1, 0)))
+    assert [len(p.members) for p in found.positions] == [*[1] * 1200, 2]
+
+
 def test_an_extra_block_of_a_residual_stream():
     graph = joined(residual("a", 0, blocks=2), residual("b", 1, blocks=1))
     assert sorted(map(len, partners(graph))) == [1, 1, 2, 2, 2, 2, 2]

@@ -527,3 +527,25 @@ def test_the_reason_names_the_network_whose_input_is_its_own():
     outcome = Merge(policy="mtz").run(graph, data(graph))
     first = next(r for r in outcome.refusals if r.where == "Conv 'a/conv'")
     assert first.reason == "not shared by a and b: what b reads there is its own, and read whole"
+
+
+def test_the_constant_of_a_shared_product_goes_to_every_add_behind_it():
+    """Adds whose constants have other shapes are no partners: each network keeps its own behind the product."""
+
+    def network(task, seed, shape):
+        b = Builder(task, seed)
+        x = b.apply("Add", b.apply("MatMul", b.input("x", 4, 12), b.weight(12, 16)), b.weight(16))
+        x = b.apply("MatMul", b.apply("Relu", x), b.weight(16, 10))
+        x = b.apply("Relu", b.apply("Add", x, b.weight(*shape, scale=1.0)))
+        b.task(task, b.apply("Gemm", x, b.weight(10, 3), b.weight(3)))
+        return b.done()
+
+    def constants(shape):
+        graph = joined(network("a", 1, (10,)), network("b", 2, shape))
+        merged = Merge(policy="mtz")(graph, data(graph))
+        adds = [s for s in merged.sites() if s.node.op.name == "Add" and s.results[0].shape[-1] == 10]
+        return [s.operands[1].constant.reshape(-1) for s in adds]
+
+    (together,), apart = constants((10,)), constants((1, 10))
+    assert len(apart) == 2
+    assert np.allclose(np.mean(apart, axis=0), together, atol=1e-6)
