@@ -37,15 +37,16 @@ def compacted(
     smaller = Copies(made.copy().freeze(), exclude)
     found = np.zeros(smaller.count, np.int64)
     for axis, numbers in _channels(smaller).items():
-        before = held[axis]
-        found[numbers] = labels[before[kept.entries.get(axis, np.arange(len(before)))]]
+        before = held[axis][kept.entries.get(axis, np.arange(len(held[axis])))]
+        are = numbers >= 0
+        found[numbers[are]] = labels[before[are]]
     if np.count_nonzero(found) != np.count_nonzero(labels):
         raise VerifyError("narrow: channels were lost with those that no task has")
     return made, smaller, found
 
 
 def _channels(copies: Copies) -> dict[Axis, np.ndarray]:
-    """Axis of every computed value that has channels -> which one each of its entries is."""
+    """Axis of every computed value that has channels -> which one each of its entries is, -1 for none."""
     found = {}
     for site in copies.original.sites():
         mask = copies.owners(site.node.ref)

@@ -123,6 +123,22 @@ def test_without_channels_that_nobody_has_everything_is_as_it_was(family):
     assert same[0] is small and same[1] is fewer
 
 
+def test_what_stands_beside_channels_is_none_of_them_when_some_go():
+    """An input has no label, that of the last channel neither, which nobody has."""
+    b = Builder("a")
+    x = b.input("x", 1, 3, 8, 8)
+    y = families.conv(b, x, 6)
+    b.task("a", b.conv(b.apply("Concat", y, x, axis=1), 2, 1))
+    graph = b.done()
+    copies = Copies(graph)
+    labels = np.array([1, 1, 1, 1, 0, 0])
+    small, fewer, left = compacted(graph, copies, labels, lambda name: False)
+    assert small.value(y).shape[1] == fewer.count == np.count_nonzero(left) == 4
+    feed = {"x": b.rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    (before,), (after,) = (evaluate(g, feed).values() for g in (masked(graph, Bill(copies), labels), small))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
 def test_channels_that_must_stay_are_not_compacted():
     graph, _ = shared(families.plain, "ab")
     copies = Copies(graph)
