@@ -7,6 +7,7 @@ folder of .npy files per input.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -60,7 +61,7 @@ class StreamedSet:
             yield {v.ref.name: self._batch(v, part) for v in self._inputs}
 
     def _opened(self) -> Iterable[Sample]:
-        return islice(self._samples(), self._limit or None)
+        return islice(self._samples(), min(self._limit, sys.maxsize) or None)
 
     def _batch(self, value: Value, part: Sequence[Sample]) -> np.ndarray:
         if any(_step(value, sample) != len(part) for sample in part):

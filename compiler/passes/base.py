@@ -11,11 +11,13 @@ import difflib
 import enum
 import importlib
 import re
+import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, final
 
@@ -244,12 +246,14 @@ class Resources:
         """Whether a pattern of `exclude`, or one that a pass has `also`, names this value or node."""
         return any(named(name, pattern) for pattern in (*self.exclude, *also))
 
-    def batches(self, graph: Graph) -> Iterator[Batch]:
-        """The calibration inputs as feeds of `graph`; PassError where there are none or shapes do not fit."""
+    def batches(self, graph: Graph, most: int = 0) -> Iterator[Batch]:
+        """The calibration inputs as feeds of `graph`, at most so many (0: all); PassError where there are none or
+        shapes do not fit.
+        """
         if self.calibration is None:
             raise PassError("no calibration data was given; pass Resources(calibration={input: array, ...})")
         feeds = self.calibration() if callable(self.calibration) else _split(graph, self.calibration)
-        for feed in feeds:
+        for feed in islice(feeds, min(most, sys.maxsize) or None):
             yield {v.ref.name: _fitted(feed, v.ref.name, v.shape, v.dtype.numpy) for v in graph.inputs}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -123,7 +122,7 @@ class Distil(Pass):
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None
-        feeds = [dict(b) for b in islice(use.batches(graph), self.samples or None)]
+        feeds = [dict(b) for b in use.batches(graph, self.samples)]
         if len(feeds) < FEW:
             raise PassError(
                 f"{self.name}: {plural(len(feeds), 'calibration batch')}, too few to train on; give {FEW} or more"

@@ -156,6 +156,10 @@ def test_one_array_for_several_inputs(tmp_path):
         open_calibration("d.npy", tmp_path, graph_of((1, 3), (1, 3)).inputs, 0)
 
 
+def test_a_limit_beyond_any_count_takes_every_sample():
+    assert StreamedSet(lambda: [{"x": np.zeros((4, 3))}] * 2, graph_of((4, 3)).inputs, 10**20).batches == 2
+
+
 def test_every_sample_has_to_fit():
     """Other shapes of as many elements would be read as something else."""
     turned = StreamedSet(lambda: [{"x": np.zeros((2, 3))}, {"x": np.zeros((3, 2))}], graph_of((1, 2, 3)).inputs)

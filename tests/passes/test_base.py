@@ -197,6 +197,8 @@ def test_arrays_are_cut_into_batches_of_the_graphs_own_size() -> None:
     found = list(Resources(calibration=whole).batches(two_inputs()))
     assert len(found) == 5
     np.testing.assert_array_equal(found[4]["x"], whole["x"][4])
+    counts = {most: len(list(Resources(calibration=whole).batches(two_inputs(), most))) for most in (0, 1, 10**20)}
+    assert counts == {0: 5, 1: 1, 10**20: 5}
 
 
 def test_a_factory_starts_again_with_every_call() -> None:

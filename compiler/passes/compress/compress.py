@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -140,7 +139,7 @@ class Compress(Pass):
         original = graph.copy()
         split_shared(original)
         original.freeze()
-        feeds = list(islice(use.batches(original), self.samples)) if use.calibration is not None else []
+        feeds = list(use.batches(original, self.samples)) if use.calibration is not None else []
         if self._fits(use) and len(feeds) < HELD_OUT:
             raise PassError(
                 f"{self.name}: {plural(len(feeds), 'calibration batch')}; update=obs needs {HELD_OUT} at least, "

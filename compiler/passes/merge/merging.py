@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -215,7 +214,7 @@ class Merge(Pass):
         return told
 
     def _feeds(self, graph: Graph, use: Resources) -> list[dict[str, np.ndarray]]:
-        feeds = [dict(b) for b in islice(use.batches(graph), self.samples)]
+        feeds = [dict(b) for b in use.batches(graph, self.samples)]
         if not feeds:
             raise PassError(f"{self.name}: the calibration data holds no complete batch")
         return feeds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,7 +53,7 @@ class Narrowing:
         if not copies.count:
             raise PassError(f"narrow: no channels can be taken from a task{copies.obstacle()}{copies.used_up()}")
         self._look_at(whole, copies, copies.full())
-        self._feeds = [dict(b) for b in islice(use.batches(graph), options.samples or None)]
+        self._feeds = [dict(b) for b in use.batches(graph, options.samples)]
         if len(self._feeds) < FEW:
             raise PassError(
                 f"narrow: {plural(len(self._feeds), 'calibration batch')}, too few to train on; give {FEW} or more"

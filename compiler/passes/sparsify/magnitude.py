@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import ClassVar, Literal
 
 from compiler.errors import PassError, plural
@@ -160,7 +159,7 @@ class Sparsify(Pass):
         ]
 
     def _feeds(self, graph: Graph, use: Resources) -> list[Batch]:
-        found = list(islice(use.batches(graph), self.samples))
+        found = list(use.batches(graph, self.samples))
         if len(found) < HELD_OUT:
             raise PassError(
                 f"{self.name}: {plural(len(found), 'calibration batch')}; update=obs and budgets need {HELD_OUT} "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -90,7 +89,7 @@ class Nest(Pass):
         return refusals
 
     def _feeds(self, graph: Graph, use: Resources) -> list[Batch]:
-        feeds = list(islice(use.batches(graph), self.samples))
+        feeds = list(use.batches(graph, self.samples))
         if len(feeds) < HELD_OUT:
             raise PassError(
                 f"{self.name}: {len(feeds)} calibration inputs; biases=corrected needs {HELD_OUT} or more"
