@@ -19,7 +19,7 @@ from compiler.codegen.bundle import Bundle, write_bundle
 from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
 from compiler.codegen.golden import SCALE_FLOOR, TOLERANCE, Golden, Sample
-from compiler.codegen.interface import check_names, interface
+from compiler.codegen.interface import check_macros, check_names, interface
 from compiler.codegen.planner import Sources
 from compiler.codegen.program import Library
 from compiler.codegen.runtime import open_bundle
@@ -158,6 +158,7 @@ def build(
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
     check_names(name or graph.name, tuple(graph.tasks))
+    check_macros(tuple(graph.tasks), subsets)
     planning = Planning(paths(plan), Path(tuning) if isinstance(tuning, str) else tuning)
     sources = planning.sources([goal])[goal.name]
     job = _Job(graph, name or graph.name, subsets, golden_of(graph, feeds, seed), {}, "", (), None, threads)
@@ -205,6 +206,7 @@ def compile_release(
         evaluation_of(config, release.graph)  # what cannot be measured is told before hours of work
         refuse_too_many(release.graph.tasks)
         check_names(config.name, tuple(release.graph.tasks))
+        check_macros(tuple(release.graph.tasks), config.subsets, bool(config.variants))
         graph, records = transform(release, say=say)
         if tune is not None:
             sources = tuned(graph, goals, planning, root, say, workers)

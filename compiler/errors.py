@@ -85,8 +85,8 @@ class VerifyError(CompilerError):
     exit_code = 70
 
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of an OSError that say that there is no room for what is written."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of an OSError that say that there is no room for what is written, or that a limit on files is reached."""
 
 
 def unwritable(where: object, error: OSError, advice: str = "choose another place") -> CompilerError:

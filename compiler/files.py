@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import get_native_id
@@ -22,6 +23,15 @@ def takes_files(folder: Path) -> bool:
     except OSError:  # a name that is too long
         return False
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def fresh_folder(prefix: str, place: Path) -> Path:
+    """A new folder in `place`, with the permissions that the umask leaves: those of mkdtemp are private."""
+    while True:
+        folder = place / f"{prefix}{secrets.token_hex(4)}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from compiler.codegen.interface import is_macro
 from compiler.errors import ConfigError, UnsupportedModelError, listed
 from compiler.ir.levels import LEVELS_KEY, ORDER_KEY
 from compiler.ir.names import c_name
@@ -94,7 +95,9 @@ def propose(
 
 # ---------------------------------------------------------------------- names
 def task_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """A C name per file, from its stem: words that all files begin or end with are left out."""
+    """A C name per file, from its stem: words that all files begin or end with are left out. One that the header
+    has a macro for begins with `task`.
+    """
     words = [[w for w in _TOKENS.split(path.stem.lower()) if w] or ["task"] for path in files]
     while len(words) > 1 and all(len(w) > 1 for w in words) and len({w[0] for w in words}) == 1:
         words = [w[1:] for w in words]
@@ -103,6 +106,7 @@ def task_names(files: Sequence[Path]) -> tuple[str, ...]:
     found: list[str] = []
     for parts in words:
         base = c_name("_".join(parts), "task")
+        base = f"task_{base}" if is_macro(base) else base
         numbers = (base if n == 1 else f"{base}_{n}" for n in range(1, len(files) + 2))
         found.append(next(n for n in numbers if n not in found))
     return tuple(found)

@@ -6,14 +6,22 @@ import contextlib
 import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compiler.codegen.bundle import INDEX_SCHEMA, read_index
 from compiler.codegen.manifest import canonical
 from compiler.errors import DISK_FULL, ConfigError, unwritable
-from compiler.files import holds, locked, missing, remove_empty, replace_whole, takes_files, undo_moves
+from compiler.files import (
+    fresh_folder,
+    holds,
+    locked,
+    missing,
+    remove_empty,
+    replace_whole,
+    takes_files,
+    undo_moves,
+)
 
 
 @contextlib.contextmanager
@@ -52,7 +60,7 @@ def _reserved(root: Path, place: Path) -> Iterator[Path]:
             prefix = f".{root.name}.staging-"
             for left in place.glob(f"{glob.escape(prefix)}*"):  # by a build that was killed: others are locked out
                 shutil.rmtree(left, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            folder = fresh_folder(prefix, place)
         except BlockingIOError:
             raise ConfigError(
                 f"{root}: another process writes a bundle there; let it finish, or choose another output folder"
@@ -62,7 +70,6 @@ def _reserved(root: Path, place: Path) -> Iterator[Path]:
                 f"{root}: cannot be created: {error.strerror}; choose another output folder"
             ) from None
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.chmod(0o755)
         yield folder
 
 

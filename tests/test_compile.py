@@ -32,6 +32,7 @@ from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import save
 from compiler.ir.reference import difference, evaluate
 from compiler.ir.types import DType, TensorType
+from compiler.ir.union import union
 from compiler.measure import evaluate_release
 from compiler.passes.extract import ExtractTasks
 from compiler.release import bound_shapes, labels_of, load_release, transform
@@ -111,6 +112,16 @@ def test_names_that_no_library_can_have_are_refused_before_any_pass_runs(tmp_pat
     with pytest.raises(ConfigError, match=r"name 'math': programs would read math\.h"):
         compiled(tmp_path, RELEASE.replace('"pair"', '"math"'), say=said.append)
     assert not any("pass 1" in line for line in said)
+
+
+@pytest.mark.parametrize("task", ["all", "workspace_b", "cpu_load"])
+def test_tasks_that_are_called_like_macros_of_the_header_are_refused_before_any_pass_runs(tmp_path, task):
+    text, said = RELEASE.replace("[tasks.a]", f"[tasks.{task}]").replace('a = "accuracy", ', ""), list[str]()
+    with pytest.raises(ConfigError, match=f"macros for something else that are called like the tasks {task};"):
+        compiled(tmp_path, text, say=said.append)
+    assert not any("pass 1" in line for line in said)
+    with pytest.raises(ConfigError, match=f"called like the tasks {task};"):
+        build(union({t: load(tmp_path / "a.onnx") for t in (task, "b")}, name="net"), output=tmp_path / "built")
 
 
 def test_more_tasks_than_tables_have_are_refused_before_any_pass_runs(tmp_path):

@@ -36,6 +36,7 @@ from tests.small_models import model, network
         (["resnet18"], ["resnet18"]),
         (["___"], ["task"]),
         (["a__b", "c"], ["a_b", "c"]),
+        (["all", "cpu_load", "h"], ["task_all", "task_cpu_load", "task_h"]),
     ],
 )
 def test_tasks_are_named_by_what_differs(stems, wanted):

@@ -120,12 +120,23 @@ def test_a_rebuild_of_the_same_bytes_that_is_stopped_leaves_them(tmp_path, monke
     assert sorted(p.name for p in root.iterdir()) == ["host", "index.json"]
 
 
-def test_a_full_disk_is_told_with_its_place(tmp_path):
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_folders_have_the_permissions_that_the_umask_leaves(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        made(tmp_path / "out", "new")
+    finally:
+        os.umask(before)
+    assert [p.stat().st_mode & 0o777 for p in (tmp_path / "out", tmp_path / "out" / "host")] == [0o777 & ~mask] * 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_told_with_its_place(tmp_path, number):
     with (
-        pytest.raises(TargetError, match=r"out: cannot be written: No space left on device; make room"),
+        pytest.raises(TargetError, match=rf"out: cannot be written: {os.strerror(number)}; make room"),
         staged(tmp_path / "deep" / "out", ["host"], False, "net"),
     ):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
     assert not list(tmp_path.iterdir())
     with (
         pytest.raises(OSError, match="Input/output"),

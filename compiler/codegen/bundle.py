@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from compiler.codegen.manifest import (
 from compiler.codegen.program import PLAN_SCHEMA, Library
 from compiler.codegen.target import Target
 from compiler.errors import BundleError, ConfigError, TargetError, listed, unwritable
-from compiler.files import holds, undo_moves
+from compiler.files import fresh_folder, holds, undo_moves
 
 INDEX_SCHEMA = 1
 _INDEX: dict[str, object] = {"name": str, "targets": {ANY: {"manifest_sha256": str, "linked": bool}}}
@@ -287,11 +286,10 @@ def _staging(root: Path, name: str) -> Iterator[Path]:
     made = [p for p in (root, *root.parents) if not p.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+        folder = fresh_folder(f".{name}.", root)
     except OSError as error:
         raise unwritable(root, error, "choose another folder") from error
     try:
-        folder.chmod(0o755)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -337,10 +337,34 @@ def check_names(name: str, tasks: Sequence[str]) -> None:
         raise ConfigError("names that cannot become C names:\n  " + "\n  ".join(problems))
 
 
+_FIXED = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "THREADS_MAX", "WORKSPACE_MAX")
+"""Macros that every header has, behind the name of the library."""
+
+
+def is_macro(task: str) -> bool:
+    """Whether the macro of a task would be one that a header has for something else."""
+    return task.upper() in _FIXED or task.startswith("cpu_")
+
+
+def check_macros(
+    tasks: Sequence[str], subsets: Iterable[frozenset[str]] | None = None, portfolio: bool = False
+) -> None:
+    """ConfigError, before there is a library, for tasks whose macros its header would have for something else.
+
+    `subsets`: those that are listed; None: every task alone, at least.
+    """
+    listed = {frozenset((t,)) for t in tasks} if subsets is None else set(subsets)
+    taken = {f"workspace_{t}" for t in tasks if frozenset((t,)) in listed} | ({"cheapest"} if portfolio else set())
+    if clashes := [t for t in tasks if is_macro(t) or t in taken]:
+        raise ConfigError(
+            f"the header has macros for something else that are called like the tasks {', '.join(clashes)}; rename "
+            "them"
+        )
+
+
 def _check_header(face: Interface) -> None:
     """ConfigError where two macros or two functions of the header would have one name."""
-    fixed = ("ABI", "ALL", "H", "INPUTS", "LEVELS", "OUTPUTS", "THREADS_MAX", "WORKSPACE_MAX")
-    macros = [f"{face.upper}_{m}" for m in (*fixed, *(["CHEAPEST"] if face.portfolio else []))]
+    macros = [f"{face.upper}_{m}" for m in (*_FIXED, *(["CHEAPEST"] if face.portfolio else []))]
     macros += [face.task_macro(t) for t in face.tasks] + [e.workspace_macro for e in face.entries]
     clashes = _duplicates(macros) + [face.task_macro(t) for t in face.tasks if t.startswith("cpu_")]
     clashes += _duplicates(face.symbols)

@@ -6,7 +6,7 @@ import tomllib
 from argparse import Namespace
 from pathlib import Path
 
-from compiler.codegen.interface import check_names
+from compiler.codegen.interface import check_macros, check_names
 from compiler.commands import Grid, Result
 from compiler.commands.common import output_file, shapes_of
 from compiler.config import parse_config
@@ -30,6 +30,7 @@ def init(args: Namespace, say: Say) -> Result:
     text = release_text(proposal, path.parent)
     config = parse_config(tomllib.loads(text), path.parent, str(path))
     check_names(config.name, tuple(config.tasks))
+    check_macros(tuple(config.tasks))
     load_release(config, allow_external_data=args.allow_external_data, say=say)
     write_whole(path, text.encode())
     lines = [f"wrote {path}"]

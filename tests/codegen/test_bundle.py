@@ -195,6 +195,15 @@ def test_an_interrupt_at_any_move_leaves_one_whole_bundle(
         assert sorted(p.name for p in root.iterdir()) == ["host", "index.json"]
 
 
+def test_a_private_umask_gives_private_folders(objects: bytes, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = tiny_bundle(tiny_library(objects), HOST, tmp_path / "dist").path
+    finally:
+        os.umask(before)
+    assert {oct(p.stat().st_mode & 0o077) for p in (folder, *folder.rglob("*"))} == {"0o0"}
+
+
 def test_unwritable_folder(objects: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
