@@ -228,7 +228,8 @@ def _with_aligned_frames(text: str) -> str:
 def _loop_passes() -> list[Any]:
     """From loops over flat buffers to machine code's loops; with what precedes and follows in the order of TVM's
     host pipeline. That simplifies indices before buffers are flat, too; simplifying once, at the end, is
-    cheaper and gives the same machine code, or some of another order of equal additions.
+    cheaper and gives the same machine code, or some of another order of equal additions. It also brings divisions
+    into a normal form before that (RenormalizeSplitPattern), which changes the machine code of hardly any kernel.
 
     Kernels have no schedulable blocks, so the passes that lower those are left out; one of them
     (CompactBufferAllocation) overflows where a loop takes its bounds from the caller.
@@ -243,7 +244,6 @@ def _loop_passes() -> list[Any]:
         t.StorageRewrite(),
         s.HoistIfThenElse(),
         t.UnrollLoop(),
-        s.RenormalizeSplitPattern(),
         t.StmtSimplify(),
         s.RewriteUnsafeSelect(),
     ]

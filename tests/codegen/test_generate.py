@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tvm
 from onnx import helper
-from tvm import s_tir
+from tvm import s_tir, tirx
 
 from compiler.codegen import sharing
 from compiler.codegen.elf import Elf
@@ -425,6 +425,18 @@ def test_statements_without_effect_change_no_machine_code(
     graph = with_borders()
     found = generate(graph, find_target(target))
     monkeypatch.setattr("compiler.codegen.lower.LEFT_OUT", ("s_tir.StmtSimplify",))
+    assert generate(graph, find_target(target)).objects == found.objects
+
+
+@pytest.mark.parametrize("target", ["host", "aarch64-cortex-a72", "armv7-neon"])
+def test_another_form_of_divisions_changes_no_machine_code(
+    target: str, fresh_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = with_borders()
+    found = generate(graph, find_target(target))
+    made = tirx.transform.StmtSimplify
+    both = tvm.ir.transform.Sequential([s_tir.transform.RenormalizeSplitPattern(), made()])
+    monkeypatch.setattr(tirx.transform, "StmtSimplify", lambda: both)
     assert generate(graph, find_target(target)).objects == found.objects
 
 
