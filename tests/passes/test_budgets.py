@@ -77,6 +77,20 @@ def test_a_budget_that_holds_already_changes_nothing() -> None:
         assert cost(pass_(graph), "weight_bytes") == limit
 
 
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+def test_a_share_is_of_a_network_whose_readers_share_vectors(share: float) -> None:
+    """Pruned apart, the two layers keep a bias each; the copies that this takes are no part of the original."""
+    b = Builder("net")
+    x, common = b.input("x", 1, 1, 2, 2), b.weight(16)
+    for task in "ab":
+        y = b.apply("Conv", x, b.weight(16, 1, 1, 1), common, kernel_shape=(1, 1))
+        flat = b.apply("Flatten", b.apply("GlobalAveragePool", b.apply("Relu", y)))
+        b.task(task, b.apply("Gemm", flat, b.weight(2, 16), transB=1))
+    graph = b.done()
+    assert cost(PruneChannels(weight_bytes=share)(graph), "weight_bytes") <= share * cost(graph, "weight_bytes")
+    assert cost(PruneChannels(weight_bytes=1.0)(graph), "weight_bytes") == cost(graph, "weight_bytes")
+
+
 @pytest.mark.parametrize("pass_", [PruneChannels(weight_bytes=500.0), Sparsify(weight_bytes=500.0)], ids=str)
 def test_a_budget_out_of_reach_is_refused_with_what_is_missing(pass_: Pass) -> None:
     with pytest.raises(

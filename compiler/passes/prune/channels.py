@@ -130,7 +130,15 @@ class PruneChannels(Pass):
         return replace(self, flops=share, accuracy_drop=None)
 
     def _prune(self, graph: Graph, use: Resources) -> list[Refusal]:
-        return self.cut(graph, use, lambda original, closure, told: self.select(original, closure, use, told).atoms)
+        """To a budget that `graph` sets, not the one in which all readers of a vector have a copy of their own."""
+        limit = None if self._is_share else limit_of(self, graph, use)
+        if limit is not None and limit.cost(graph, use) <= limit.value:
+            return self.cut(graph, use, lambda original, closure, told: ())
+
+        def choose(original: Graph, closure: Closure, told: Sequence[Refusal]) -> Sequence[Atom]:
+            return self.select(original, closure, use, told, limit).atoms
+
+        return self.cut(graph, use, choose)
 
     def cut(self, graph: Graph, use: Resources, choose: Chooser) -> list[Refusal]:
         """Remove the atoms that `choose` names from `graph`, in place, and recover; says what stays and why."""
@@ -155,9 +163,20 @@ class PruneChannels(Pass):
         """Atoms of `graph` under the pass's exclusions."""
         return Closure(graph, exclude=partial(use.excluded, also=self.exclude), allow_mixed=self.allow_mixed)
 
-    def select(self, graph: Graph, closure: Closure, use: Resources, refusals: Sequence[Refusal] = ()) -> Selection:
-        """The atoms that the pass removes from `graph`. PassError where the budget cannot be met."""
-        limit = None if self._is_share else limit_of(self, graph, use)
+    def select(
+        self,
+        graph: Graph,
+        closure: Closure,
+        use: Resources,
+        refusals: Sequence[Refusal] = (),
+        limit: Limit | None = None,
+    ) -> Selection:
+        """The atoms that the pass removes from `graph`; `limit`: the budget, where `graph` is not what sets it.
+
+        PassError where the budget cannot be met.
+        """
+        if limit is None and not self._is_share:
+            limit = limit_of(self, graph, use)
         if limit is None:
             quantity: Quantity = "flops" if self.parameters is None else "parameters"
             share = self.flops if self.parameters is None else self.parameters
