@@ -88,6 +88,8 @@ def test_a_share_is_of_a_network_whose_readers_share_vectors(share: float) -> No
         b.task(task, b.apply("Gemm", flat, b.weight(2, 16), transB=1))
     graph = b.done()
     assert cost(PruneChannels(weight_bytes=share)(graph), "weight_bytes") <= share * cost(graph, "weight_bytes")
+    assert totals(PruneChannels(parameters=share)(graph)).parameters <= share * totals(graph).parameters
+    assert PruneChannels(parameters=1.0)(graph).parameters() == graph.parameters()
     assert cost(PruneChannels(weight_bytes=1.0)(graph), "weight_bytes") == cost(graph, "weight_bytes")
 
 

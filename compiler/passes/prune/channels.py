@@ -135,8 +135,17 @@ class PruneChannels(Pass):
         if limit is not None and limit.cost(graph, use) <= limit.value:
             return self.cut(graph, use, lambda original, closure, told: ())
 
+        before = graph.copy().freeze()
+
         def choose(original: Graph, closure: Closure, told: Sequence[Refusal]) -> Sequence[Atom]:
-            return self.select(original, closure, use, told, limit).atoms
+            found = self.select(original, closure, use, told, limit).atoms
+            if self.parameters is None:
+                return found
+            allowed = self.parameters * Meter(before, "parameters").total
+            if _parameters_left(before, closure, found) <= allowed:
+                return found
+            narrower = replace(self, parameters=allowed / Meter(original, "parameters").total)
+            return narrower.select(original, closure, use, told).atoms
 
         return self.cut(graph, use, choose)
 
@@ -296,6 +305,15 @@ class PruneChannels(Pass):
         if not found:
             raise PassError(f"{self.name}: the calibration data holds no complete batch")
         return found
+
+
+def _parameters_left(graph: Graph, closure: Closure, atoms: Sequence[Atom]) -> float:
+    """What `graph` has without `atoms`, where copies of a shared vector that stay equal are one again."""
+    trial = graph.copy()
+    origin = split_shared(trial)
+    remove(trial, closure.removal(atoms))
+    join_shared(trial, origin)
+    return Meter(trial, "parameters").total
 
 
 def frozen(closure: Closure) -> list[Refusal]:
