@@ -87,6 +87,8 @@ def text(value: object) -> str:
     """A non-empty string."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"expected a string, found {kind(value) if value != '' else 'an empty one'}")
+    if "\0" in value:  # which no name of a file has, and none in C
+        raise ValueError(f"{value!r} holds a character NUL")
     return value
 
 

@@ -116,6 +116,7 @@ def test_all_problems_come_at_once_with_their_keys():
     [
         ("seed = -1", "seed: expected a non-negative whole number, found -1"),
         (f"seed = {2**32}", "seed: expected at most 4294967295, found 4294967296"),
+        ('output = "di\\u0000st"', "output: 'di\\x00st' holds a character NUL"),
         ("seed = true", "seed: expected a non-negative whole number, found True"),
         ("targets = 3", "targets: expected a table, found an integer"),
         ("zzz = 1", "zzz: unknown key; known keys are calibration"),

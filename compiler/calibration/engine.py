@@ -10,11 +10,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from compiler.errors import UnsupportedModelError
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_out import to_onnx
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: nothing of a user's networks is reported
+import onnxruntime as ort
 
 _QUIET = 3
 ort.set_default_logger_severity(_QUIET)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,17 @@ from compiler.errors import UnsupportedModelError
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.reference import difference, evaluate
 from tests.graphs import Builder
+
+
+def test_onnxruntime_reports_nothing_and_leaves_no_file_of_its_session(tmp_path):
+    """Its builds for Linux hold telemetry, which writes `.ses` into the folder of temporary files."""
+    code = "import compiler.calibration.engine, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    unset = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**unset, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_in_onnxruntime_equals_the_reference():
