@@ -18,7 +18,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from compiler.codegen.interface import is_macro
-from compiler.errors import ConfigError, UnsupportedModelError, listed
+from compiler.errors import ConfigError, UnsupportedModelError, listed, printable
 from compiler.ir.levels import LEVELS_KEY, ORDER_KEY
 from compiler.ir.names import c_name
 from compiler.ir.onnx_nodes import declared_shape, dtype_of
@@ -249,7 +249,7 @@ def _channels_and_size(shape: tuple[int, ...], layout: str) -> tuple[int, int, i
 
 # ---------------------------------------------------------------------- the file
 def release_text(proposal: Proposal, folder: Path) -> str:
-    """The commented release file, for `folder`: model paths are relative to it."""
+    """The commented release file, for `folder`: paths are relative to it. ConfigError where one is no text."""
     first = next(iter(proposal.networks)).task
     parts = [
         "# A release of taskgraft; docs/cli.md lists every key. Lines behind # are for you to fill in.\n",
@@ -280,7 +280,7 @@ def _task_text(proposal: Proposal, network: Network, folder: Path) -> str:
     steps = next((s for _, s in own.values() if s), ())
     inputs = {name: shared for name, (shared, _) in own.items() if name != shared}
     table = {
-        "model": Path(os.path.relpath(network.path, folder)).as_posix(),
+        "model": _relative(network.path, folder),
         "adapter": [dict(s) for s in steps] or None,
         "inputs": inputs,
         "shapes": {n: list(network.inputs[n].shape) for n in network.inputs if n in network.free and own[n][1]},
@@ -292,6 +292,16 @@ def _task_text(proposal: Proposal, network: Network, folder: Path) -> str:
     if steps:
         lines.append(_ADAPTED)
     return "\n".join(lines) + "\n"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path as the release file says it; ConfigError where it is no text: Python has its bytes as surrogates."""
+    name = Path(os.path.relpath(path, folder)).as_posix()
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise ConfigError(
+            f"{printable(str(path))}: a release file cannot say this name, which is not UTF-8; rename it"
+        )
+    return name
 
 
 def _as_read(proposal: Proposal) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
@@ -217,6 +218,14 @@ def test_names_that_toml_would_read_otherwise(tmp_path):
     found = propose(sorted(tmp_path.glob("*.onnx")), "odd")
     (tmp_path / "r.toml").write_text(release_text(found, tmp_path))
     assert list(load_release(load_config(tmp_path / "r.toml")).graph.tasks) == ["b", "odd_name"]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path, capsys):
+    file = tmp_path / os.fsdecode(b"caf\xe9.onnx")
+    onnx.save(network("x", 3), file)
+    assert main(["init", str(file), "-o", str(tmp_path / "r.toml"), "-q"]) == 2
+    assert "a release file cannot say this name, which is not UTF-8; rename it" in capsys.readouterr().err
+    assert not (tmp_path / "r.toml").exists()
 
 
 def test_element_types_without_a_form_here(tmp_path):
