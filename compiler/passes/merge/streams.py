@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.ir.graph import Graph, NodeRef, Site, Value
+from compiler.ir.text import parameter_digest
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import MAKERS, ChannelMap, Channels, Role
 from compiler.passes.merge.kinds import COMMUTATIVE
@@ -147,6 +148,8 @@ class Streams:
             return False
         if role is Role.TABLE and a.site.operands[0].shape[0] != b.site.operands[0].shape[0]:
             return False
+        if role is Role.EACH and self._fixed(a.site) != self._fixed(b.site):
+            return False
         return role in (Role.LAYER, Role.RECURRENT) or self._operands(a.site) == self._operands(b.site)
 
     def _meeting(self, a: Source, b: Source) -> dict[int, tuple[int, ...]] | None:
@@ -169,6 +172,13 @@ class Streams:
         sizes = (None if d == dim else n for d, n in enumerate(value.shape))
         groups = map(self.group, self.channels.parts(value))
         return dim, *sizes, *(g.entries(value.axis(dim or 0)).shape[1] for g in groups)
+
+    def _fixed(self, site: Site) -> list[str]:
+        """Digests of float parameters without entries of channels: a merged node has one for all networks."""
+        floats = (v for _, v in site.operands.present() if v.data is not None and v.dtype.is_float)
+        return [
+            parameter_digest(v) for v in floats if not any(self.channels.counts(v.axis(d)) for d in range(v.rank))
+        ]
 
     def _operands(self, site: Site) -> list[str]:
         found = [str(self.origin(v.ref)) for _, v in site.operands.present() if v.data is None]

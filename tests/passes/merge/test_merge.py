@@ -253,6 +253,22 @@ def test_a_shared_start_loses_nothing_and_lets_all_tasks_read_all_channels(famil
     assert {needed[n.ref] for n in hidden} == {frozenset("ab")}
 
 
+def test_nodes_with_other_constants_that_have_no_channels_stay_apart():
+    """Two networks that sample their maps at places of their own: one node cannot do both."""
+
+    def net(task: str, seed: int) -> Graph:
+        b = Builder(task, seed)
+        y = conv(b, b.input("x", 1, 3, 8, 8), 6)
+        places = b.const(b.rng.uniform(-1, 1, (1, 4, 4, 2)).astype(np.float32))
+        b.task(task, head(b, conv(b, b.apply("GridSample", y, places), 6), 3))
+        return b.done()
+
+    graph = joined(net("a", 0), net("b", 1))
+    merged, feeds = Merge(start="shared")(graph, data(graph)), feed(graph)
+    for task, expected in outputs(graph, feeds).items():
+        assert difference(outputs(merged, feeds)[task], expected) < 1e-4
+
+
 @pytest.mark.parametrize("policy", ["lattice", "prefix", "mtz", "zipit", "pam"])
 def test_a_layer_whose_channels_go_two_ways_a_few_and_the_others(policy):
     """Its results are channels of two streams, the first of which is narrower; without any fit, a copy loses
