@@ -24,6 +24,9 @@ from compiler.passes.narrow.steps import Sensitivity, Taking, losses
 from compiler.passes.prune.surgery import split_shared
 from compiler.progress import noted
 
+LEAST_STEP = 1e-9
+"""Share below which a step would save nothing."""
+
 PUSH = 6
 """How strongly combinations that are dear for their cap count in what is saved, when costs have come down to the
 caps. As long as all costs are far above them, channels for few tasks are no help to anybody.
@@ -209,8 +212,10 @@ class Narrow(Pass):
 
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = []
-        if not 0 < self.flops <= 1 or not 0 < self.step < 1:
-            problems.append("flops lies in (0, 1], step in (0, 1)")
+        if not 0 < self.flops <= 1 or not LEAST_STEP <= self.step < 1:
+            problems.append(f"flops lies in (0, 1], step in [{LEAST_STEP:g}, 1)")
+        if math.isinf(max(self.between, self.rate, self.temperature)):
+            problems.append("between, rate and temperature cannot be infinite")
         if self.between < 0 or self.rate <= 0 or self.temperature <= 0 or self.drawn < 1 or self.samples < 0:
             problems.append("rate and temperature must be above 0, drawn starts at 1, between and samples at 0")
         if self.loss not in ("mse", "kl"):

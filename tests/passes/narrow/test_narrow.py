@@ -281,9 +281,10 @@ def test_a_step_saves_its_share_of_what_is_left_and_each_third_that_is_gone_is_t
     ("options", "message"),
     [
         *(({"flops": wrong}, "flops lies") for wrong in (0.0, 1.5)),
-        *(({"step": wrong}, "step in") for wrong in (0.0, 1.0)),
+        *(({"step": wrong}, "step in") for wrong in (0.0, 1e-300, 1.0)),
         ({"loss": "hinge"}, "loss is 'hinge'"),
         *(({name: -1}, "between and samples at 0") for name in ("between", "samples")),
+        *(({name: float("inf")}, "cannot be infinite") for name in ("between", "rate", "temperature")),
         *(({name: 0}, "must be above 0, drawn starts at 1") for name in ("rate", "temperature", "drawn")),
         ({"caps": ("a:x",)}, "caps"),
         ({"caps": ("z:5",)}, "caps"),
