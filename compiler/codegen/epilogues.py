@@ -7,13 +7,24 @@ and keeps the largest one that only its last result leaves. Pure Python, no TVM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import DType, NodeRef, ValueRef, splat_value
+
+MAX_FUNCTIONS = 3
+"""Functions of functions in one kernel: TVM and LLVM write the value of every name out where they look at
+another that is made of it, so that each function more takes twenty times as long to compile."""
+
+FUNCTIONS = {
+    **dict.fromkeys("Celu Elu Erf Exp Gelu Log Pow Selu Sigmoid Softmax Swish Tanh".split(), 1),
+    **dict.fromkeys(("LogSoftmax", "Softplus"), 2),
+    "Mish": 3,
+}
+"""Operator -> how many functions of functions its expression has."""
 
 MAX_NODES = 12
 """Nodes of one epilogue: enough for a Gelu in its exported form with tanh, a residual and a bias."""
@@ -79,8 +90,9 @@ class _Region:
                 return
             node = min(waiting, key=lambda n: order[n.ref])
             seen.add(node.ref)
-            if joins(node) and self._fits(self._graph.site(node)):
-                yield self._graph.site(node)
+            site = self._graph.site(node)
+            if joins(node) and self._fits(site) and functions([*self._sites, site]) <= MAX_FUNCTIONS:
+                yield site
 
     def add(self, site: Site) -> None:
         """Take a node into the region."""
@@ -129,6 +141,15 @@ class _Region:
     def _divides_by_number(self, site: Site) -> bool:
         divisor = site.operands[1]
         return is_number(divisor) and number(divisor) != 0
+
+
+def functions(sites: Iterable[Site]) -> int:
+    """The most functions that are applied to each other in a group."""
+    found: dict[ValueRef, int] = {}
+    for site in sites:
+        before = max((found.get(v.ref, 0) for _, v in site.operands.present()), default=0)
+        found |= dict.fromkeys((v.ref for v in site.results), before + FUNCTIONS.get(site.node.op.name, 0))
+    return max(found.values())
 
 
 def is_number(value: Value) -> bool:

@@ -12,7 +12,7 @@ from operator import methodcaller
 from typing import Any
 
 from compiler.codegen.contractions import Contraction, contraction
-from compiler.codegen.epilogues import find_epilogue
+from compiler.codegen.epilogues import MAX_FUNCTIONS, find_epilogue, functions
 from compiler.codegen.families import CONVOLUTIONS, Family, fallback_family, family_of, reduces
 from compiler.codegen.transpositions import read_through, sole_reader, transposes, transpositions
 from compiler.ir.graph import Graph, Node, Site, Value
@@ -239,6 +239,8 @@ def _join_generic(fusion: _Fusion, site: Site, mask: int) -> bool:
         return False
     merged = [s for g in found for s in g.sites]
     merged.sort(key=lambda s: fusion.position[s.node.ref])
+    if functions([*merged, site]) > MAX_FUNCTIONS:
+        return False
     joint = Group("generic", [*merged, site], mask, any(g.reduces for g in found))
     for member in joint.sites:
         fusion.groups[member.node.ref] = joint
