@@ -82,9 +82,11 @@ def build_program(
 ) -> Path:
     """Compile `src/<program>.c` of the bundle against the static or the shared library; returns the executable."""
     out = folder / f"{program}-{'static' if static else 'shared'}"
-    library = (
-        (f"lib{bundle.name}.a",) if static else (f"lib{bundle.name}.so", f"-Wl,-rpath,{bundle.path.resolve()}")
-    )
+    library = (f"lib{bundle.name}.a",) if static else (f"lib{bundle.name}.so", "-Wl,-rpath,$ORIGIN")
+    if not static:  # found through a link beside the program: a comma or a colon in a path would end a run path
+        beside = folder / bundle.library.name
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(bundle.library.resolve())
     # -fPIE: lld lays out position-dependent ARM programs wrongly.
     flags = ("-std=c11", "-O2", "-fPIE", *toolchain.baseline, *["-static"] * (static and not target.native), "-I.")
     run_tool((*toolchain.cc, *flags, f"src/{program}.c", *library, "-lm", "-lpthread", "-o", str(out)), bundle.path)

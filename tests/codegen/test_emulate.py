@@ -46,6 +46,14 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("name", ["a,b", "a:b", "$ORIGIN", "a b"])
+def test_the_shared_library_is_found_in_any_folder(tmp_path: Path, name: str) -> None:
+    """What ends a run path, or stands for something else there, may be part of a folder's name."""
+    bundle = tiny_bundle(tiny_library(compile_kernels(HOST, tmp_path)), HOST, tmp_path / name)
+    result = run_selftest(bundle, HOST)
+    assert result is not None and result.status == "passed", result
+
+
 @pytest.mark.parametrize("case", sorted(BROKEN))
 def test_broken_kernels_fail(tmp_path: Path, case: str) -> None:
     old, new, message = BROKEN[case]
