@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.networks import NETWORKS
+from compiler import cost_report, parse_pass
 from compiler.calibration import moments as moments_module
 from compiler.calibration.moments import Moments, ridge
+from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_in import load
 from compiler.ir.op import Kept
@@ -322,3 +324,18 @@ def test_inputs_beyond_numbers_leave_the_old_weights() -> None:
     plain, fitted = (PruneChannels(flops=0.5, score="l2", recover=r)(graph, use) for r in ("none", "least-squares"))
     for value in plain.parameters():
         assert np.array_equal(fitted.value(value.ref).constant, value.constant)
+
+
+@pytest.mark.parametrize("pattern", ["block4x1", "unstructured"])
+def test_weights_that_are_stored_sparse_are_not_filled(pattern: str) -> None:
+    graph = parse_pass(f"sparsify{{pattern={pattern},density=0.5,dense=last,min_inputs=1}}")(small())
+    feeds = inputs(graph, 24)
+    told = PruneChannels(flops=0.4, multiple=4, recover="least-squares").run(
+        graph, Resources(calibration=lambda: feeds)
+    )
+    (second,) = (s.operands[1] for s in told.graph.sites() if s.node.ref.name == "conv.1")
+    assert second.shape[1] < 12 and not isinstance(second.type.encoding, Dense)
+    reason = "its weights are stored sparse, and a fit would fill them; the old weights stay"
+    assert ("Conv 'conv.1'", reason) in [(r.where, r.reason) for r in told.refusals]
+    before, after = (cost_report(g).combinations[0].cost for g in (graph, told.graph))
+    assert after.weight_bytes < before.weight_bytes and after.macs < before.macs

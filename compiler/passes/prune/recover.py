@@ -19,6 +19,7 @@ from itertools import islice
 import numpy as np
 
 from compiler.calibration.moments import Moments
+from compiler.ir.encoding import Dense
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import Kept
 from compiler.ir.reference import evaluate
@@ -91,9 +92,8 @@ class Refit:
             self._before.step(node)
             site = self.pruned.site(self.pruned.node(node.ref))
             reader = reader_of(self.pruned, site)
-            if reader is not None and self._changed(reader.x.ref) and not self._fit(reader):
-                where = f"{node.op.name} '{node.ref}'"
-                refusals.append(Refusal(where, "held-out error does not fall; the old weights stay"))
+            if reader is not None and self._changed(reader.x.ref) and (reason := self._refitted(reader)):
+                refusals.append(Refusal(f"{node.op.name} '{node.ref}'", f"{reason}; the old weights stay"))
             if node.op.name == "BatchNormalization" and site.operands[0].ref not in self._fitted:
                 self._statistics(node)
             self._after.step(node)
@@ -123,6 +123,12 @@ class Refit:
         if self.original.value(ref).shape != self.pruned.value(ref).shape:
             return True
         return any(not np.array_equal(a, b) for a, b in islice(self._pairs(ref), 2))
+
+    def _refitted(self, reader: Reader) -> str:
+        """Fit one reader; why not, as a phrase, where it is left as it is."""
+        if not isinstance(reader.weight.type.encoding, Dense):
+            return "its weights are stored sparse, and a fit would fill them"
+        return "" if self._fit(reader) else "held-out error does not fall"
 
     def _fit(self, reader: Reader) -> bool:
         """Fit one reader; False where that does not help on held-out rows."""
