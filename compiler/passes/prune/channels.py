@@ -139,12 +139,13 @@ class PruneChannels(Pass):
 
         def choose(original: Graph, closure: Closure, told: Sequence[Refusal]) -> Sequence[Atom]:
             found = self.select(original, closure, use, told, limit).atoms
-            if self.parameters is None:
+            whole, copied = (Meter(g, "parameters").total for g in (before, original))
+            if self.parameters is None or whole == copied:
                 return found
-            allowed = self.parameters * Meter(before, "parameters").total
+            allowed = self.parameters * whole
             if _parameters_left(before, closure, found) <= allowed:
                 return found
-            narrower = replace(self, parameters=allowed / Meter(original, "parameters").total)
+            narrower = replace(self, parameters=allowed / copied)
             return narrower.select(original, closure, use, told).atoms
 
         return self.cut(graph, use, choose)
