@@ -26,6 +26,7 @@ from compiler.ir.ties import Atom, Closure, Group
 from compiler.ir.types import Axis, NodeRef, ValueRef
 from compiler.passes.base import NewNames, Pass, Refusal, Resources, check_outputs
 from compiler.passes.constants import GATHERING, LINEAR, Facts, known_elements
+from compiler.passes.linear import channel_dim
 from compiler.passes.prune.budget import Meter
 from compiler.passes.prune.surgery import complement, join_shared, remove, split_shared
 
@@ -290,7 +291,7 @@ def _contribution(reader: tuple[Site, np.ndarray], x: np.ndarray) -> np.ndarray:
 
 def _channel(site: Site) -> int:
     """The axis of the result that the bias runs along."""
-    return 1 if "Conv" in site.node.op.name else site.results[0].rank - 1
+    return channel_dim(site, site.results[0])
 
 
 def _vanishing(site: Site, dim: int, removal: dict[Axis, np.ndarray]) -> np.ndarray:

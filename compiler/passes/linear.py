@@ -9,6 +9,7 @@ import numpy as np
 
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.op import operator
+from compiler.ir.ops.conv import Convolving
 from compiler.ir.types import ValueRef
 
 
@@ -55,6 +56,11 @@ def only_reader(graph: Graph, ref: ValueRef) -> Node | None:
     """The node that alone reads a value, once, if no task returns the value."""
     uses = graph.uses(ref)
     return uses[0][0] if len(uses) == 1 and not graph.is_output(ref) else None
+
+
+def channel_dim(site: Site, value: Value) -> int:
+    """The axis along which a layer has the channels of what it reads or makes."""
+    return 1 if isinstance(site.node.op, Convolving) else value.rank - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,7 @@ from compiler.calibration.tape import Tape
 from compiler.ir.graph import Graph, Node, NodeRef, Value
 from compiler.ir.op import operator
 from compiler.ir.types import ValueRef
+from compiler.passes.linear import channel_dim
 from compiler.passes.merge.channels import Role
 from compiler.passes.merge.emit import Clone, concat, emit, parameter, set_parameter
 from compiler.passes.merge.entries import Entry, ordered, original_entry
@@ -28,7 +29,6 @@ from compiler.passes.merge.rows import restored
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.statistics import depthwise_taps, moved_statistics
 from compiler.passes.merge.streams import Place, Source, Stream, Streams
-from compiler.passes.prune.fit import channel_dim
 from compiler.progress import counted
 
 Decide = Callable[["Assembly", Place, Sequence[Stream]], Labelling]

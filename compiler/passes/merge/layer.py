@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from compiler.calibration.tape import Tape
+from compiler.passes.linear import channel_dim
 from compiler.passes.merge.channels import ChannelMap, layer_axes
 from compiler.passes.merge.emit import present_members
 from compiler.passes.merge.entries import Entry, counterparts
@@ -15,7 +16,6 @@ from compiler.passes.merge.originals import Originals
 from compiler.passes.merge.rows import bias, held_out, matrix, patch_rows, positions, taps
 from compiler.passes.merge.solve import Fit, Freedom, Measured, measure, solve
 from compiler.passes.merge.streams import Place, Source
-from compiler.passes.prune.fit import channel_dim
 
 PriorOf = Callable[["LayerFit", Sequence[Source], Slab, Sequence[Entry], np.ndarray], np.ndarray]
 """Replaces the weights that a fit of one slab starts from."""

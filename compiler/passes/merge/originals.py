@@ -13,11 +13,11 @@ from compiler.calibration.tape import Feed, Tape
 from compiler.ir.graph import Graph, NodeRef, Site
 from compiler.ir.text import digest
 from compiler.ir.types import ValueRef
+from compiler.passes.linear import channel_dim
 from compiler.passes.merge.channels import MAKERS, Role
 from compiler.passes.merge.rows import held_out, made_rows, matrix, patch_rows, positions, value_rows
 from compiler.passes.merge.solve import measure
 from compiler.passes.merge.streams import Place, Source, Streams
-from compiler.passes.prune.fit import channel_dim
 from compiler.progress import counted
 
 WIDEST = 4096

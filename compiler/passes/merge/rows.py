@@ -14,7 +14,8 @@ import numpy as np
 from compiler.calibration.tape import Tape
 from compiler.ir.graph import Site, Value
 from compiler.ir.types import ValueRef
-from compiler.passes.prune.fit import POSITIONS, Pick, channel_dim, reader, spread
+from compiler.passes.linear import channel_dim
+from compiler.passes.prune.fit import POSITIONS, Pick, reader, spread
 
 CHUNK = 32
 """Samples that are unfolded at a time."""

@@ -139,10 +139,12 @@ class PruneChannels(Pass):
 
         def choose(original: Graph, closure: Closure, told: Sequence[Refusal]) -> Sequence[Atom]:
             found = self.select(original, closure, use, told, limit).atoms
-            whole, copied = (Meter(g, "parameters").total for g in (before, original))
-            if self.parameters is None or whole == copied:
+            if self.parameters is None:
                 return found
+            whole, copied = (Meter(g, "parameters").total for g in (before, original))
             allowed = self.parameters * whole
+            if whole == copied:
+                return found
             if _parameters_left(before, closure, found) <= allowed:
                 return found
             narrower = replace(self, parameters=allowed / copied)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir.graph import Graph, Node, Site, Value
-from compiler.ir.ops.conv import Convolving
 from compiler.ir.types import Axis, ValueRef
-from compiler.passes.linear import per_output
+from compiler.passes.linear import channel_dim, per_output
 
 Batches = Sequence[Mapping[str, np.ndarray]]
 
@@ -234,11 +233,6 @@ class MatrixReader(Reader):
 
     def restore(self, matrix: np.ndarray) -> np.ndarray:
         return np.transpose(matrix[0]) if self._flag("transB") else np.asarray(matrix[0])
-
-
-def channel_dim(site: Site, value: Value) -> int:
-    """The axis along which a layer has the channels of what it reads or makes."""
-    return 1 if isinstance(site.node.op, Convolving) else value.rank - 1
 
 
 def reader(site: Site) -> Reader:
