@@ -33,6 +33,12 @@ METHOD = "7"
 FEW = 10
 """Samples below which there is nothing to train on and to judge by."""
 
+MOST = 1_000_000
+"""Of any count and any factor of a training: what is asked beyond that has no end, or no number."""
+
+COLDEST = 1e-6
+"""Temperature below which softened scores need not be numbers any more."""
+
 
 @dataclass(frozen=True)
 class Distil(Pass):
@@ -88,6 +94,12 @@ class Distil(Pass):
             problems.append("settle starts at 1, rounds at 0")
         if min(self.rate, self.temperature, self.climb) <= 0 or self.labels < 0:
             problems.append("rate, temperature and climb must be above 0, labels cannot be negative")
+        if max(self.epochs, self.batch, self.patience, self.rounds, self.settle) > MOST:
+            problems.append(f"epochs, batch, patience, rounds and settle go up to {MOST:,}")
+        if max(self.rate, self.temperature, self.climb, self.labels) > MOST:
+            problems.append(f"rate, temperature, climb and labels go up to {MOST:,}")
+        if 0 < self.temperature < COLDEST:
+            problems.append(f"temperature starts at {COLDEST:g}")
         if self.loss not in ("mse", "kl"):
             problems.append(f"loss is '{self.loss}'; it can be mse or kl")
         unknown = [t for t in self.classes if t not in graph.tasks]
@@ -95,7 +107,9 @@ class Distil(Pass):
             problems.append(f"classes names {', '.join(unknown)}; the tasks are {', '.join(graph.tasks)}")
         problems += number_problems(graph, graph.tasks if self.loss == "kl" else self.classes)
         try:
-            self._weights(graph)
+            given = self._weights(graph).values()
+            if max(given, default=0) > MOST or not any(given):
+                problems.append(f"weights go up to {MOST:,}, and one at least is above 0")
         except ValueError as error:
             problems.append(str(error))
         if use.calibration is None:
@@ -220,6 +234,8 @@ def _told(history: History) -> str:
     losses, best, epochs = history.losses, history.best, len(history.losses) - 1
     kept = f"the weights of epoch {best}" if best else "the weights it started with, since no epoch was better"
     end = f"stopped after epoch {epochs}" if history.stopped else f"{epochs} epochs"
+    if history.diverged:
+        end = f"training diverged in epoch {epochs} and was stopped: lower rate"
     return f"{end}; loss on held-out inputs {losses[0]:.4g} before, {losses[best]:.4g} with {kept}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
@@ -85,13 +85,29 @@ def distil(
 
 
 def prepared(net: TorchNet, material: Material, wanted: Wanted, batch: int) -> tuple[Data, Objective]:
-    """Inputs with the teacher's answers to them, and what a network loses against these."""
+    """Inputs with the teacher's answers to them, and what a network loses against these. PassError where an answer
+    is no number.
+    """
     teacher = TorchNet(material.teacher, net.device)
     arrays = {n: np.stack([f[n] for f in material.feeds]) for n in material.feeds[0]}
     answers = predict(teacher, teacher.feeds(arrays), batch)
     wished = {a: answers[ref] for a, ref in outputs(material.teacher, net.graph.tasks)}
+    for (task, _), found in wished.items():
+        _check_finite(task, found)
     data = Data(net.feeds(arrays), wished, _labels(net, material))
     return data, _objective(net.graph, data, wanted)
+
+
+def _check_finite(task: str, answers: Tensor) -> None:
+    """PassError unless all answers of a task [feeds, ...] are numbers: others take every weight with them."""
+    sound = torch.isfinite(answers).flatten(1).all(1)
+    if not bool(sound.all()):
+        first, count = int((~sound).nonzero()[0]), int((~sound).sum())
+        raise PassError(
+            f"the original network of task '{task}' answers NaN or infinity to {count} of {len(sound)} calibration "
+            f"batches, the first of them number {first}: nothing can be learned from these; leave them out, or "
+            f"give inputs such as it was trained on"
+        )
 
 
 def divided(data: Data) -> tuple[Data, Data]:

@@ -60,6 +60,11 @@ class History:
     best: int
     stopped: bool
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the last epoch left a loss that is no number, behind which no other one comes."""
+        return not math.isfinite(self.losses[-1])
+
 
 def predict(net: TorchNet, inputs: Mapping[str, Tensor], batch: int) -> dict[ValueRef, Tensor]:
     """Every task output [samples, ...] without gradients."""
@@ -108,12 +113,19 @@ class Training:
         self._best, self._best_state = 0, net.state()
 
     def run(self) -> History:
-        """Train, load the best weights into the net, and tell how it went."""
+        """Train, load the best weights into the net, and tell how it went. PassError where there is no loss to
+        begin with.
+        """
         self._resume()
         if not self._losses:
             self._judge()
+        if not math.isfinite(self._losses[0]):
+            raise PassError(
+                f"graph '{self._net.graph.name}' loses {self._losses[0]} on held-out inputs before training: its "
+                f"answers, or the weights of its tasks, are too large"
+            )
         started, done = time.monotonic(), len(self._losses) - 1
-        while len(self._losses) <= self._recipe.epochs and not self._stalled():
+        while len(self._losses) <= self._recipe.epochs and not self._ended():
             self._epoch(len(self._losses))
             self._net.measure(self._measured())
             self._judge()
@@ -146,6 +158,9 @@ class Training:
         self._losses.append(loss)
         if len(self._losses) == 1 or loss < self._losses[self._best]:
             self._best, self._best_state = len(self._losses) - 1, self._net.state()
+
+    def _ended(self) -> bool:
+        return self._stalled() or not math.isfinite(self._losses[-1])
 
     def _stalled(self) -> bool:
         patience = self._recipe.patience

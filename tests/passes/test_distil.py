@@ -14,7 +14,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 from compiler.ir.text import digest
 from compiler.passes.base import Resources
-from compiler.passes.distil import Distil, teacher_problems
+from compiler.passes.distil import COLDEST, MOST, Distil, teacher_problems
 from compiler.passes.extract import ExtractTasks
 from compiler.passes.extract_level import ExtractLevel
 from compiler.passes.merge.merging import Merge
@@ -87,6 +87,17 @@ def test_options_are_text_both_ways():
             for wrong in ({"rate": 0.0}, {"temperature": 0.0})
         ),
         ({"labels": -0.5}, "labels cannot be negative"),
+        *(
+            ({name: 1_000_001}, "epochs, batch, patience, rounds and settle go up to 1,000,000")
+            for name in ("epochs", "batch", "patience", "settle")
+        ),
+        *(({name: 1.1e6}, "climb and labels go up to 1,000,000") for name in ("rate", "temperature", "labels")),
+        ({"rate": float("inf")}, "climb and labels go up to 1,000,000"),
+        ({"temperature": 1e-7}, "temperature starts at 1e-06"),
+        *(
+            ({"weights": wrong}, "weights go up to 1,000,000, and one at least is above 0")
+            for wrong in (("a:1.1e6",), ("a:0", "b:0"))
+        ),
         ({"loss": "l1"}, "loss is 'l1'; it can be mse or kl"),
         ({"classes": ("c",)}, "classes names c; the tasks are a, b"),
         ({"weights": ("a",)}, "weights: 'a' is not TASK:WEIGHT with one of a, b"),
@@ -153,6 +164,8 @@ def torch():
 def test_the_ends_of_what_is_allowed_are_allowed(torch, original, use):
     least = Distil(epochs=1, batch=1, samples=0, patience=0, rounds=0, settle=1, labels=0.0)
     assert not least.wrong(original, use)
+    most = Distil(epochs=MOST, batch=MOST, rate=MOST, labels=MOST, temperature=COLDEST, weights=("a:1e6", "b:0"))
+    assert not most.wrong(original, replace(use, labels={"a": np.zeros(120, int)}))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -309,6 +322,23 @@ def test_too_little_memory_is_told_with_what_to_do(torch, original, use, monkeyp
         pass_(original, use)
 
 
+@pytest.mark.parametrize("pass_", [Distil(epochs=1), Narrow(flops=0.9, between=0)])
+def test_originals_that_answer_no_numbers_are_told_with_the_inputs(torch, original, use, pass_):
+    data = {"x": use.calibration["x"].copy()}
+    data["x"][[7, 50], 0, 3, 3] = np.inf
+    told = "task 'a' answers NaN or infinity to 2 of 120 calibration batches, the first of them number 7"
+    with pytest.raises(PassError, match=told):
+        pass_(original, replace(use, calibration=data))
+
+
+def test_a_network_without_a_loss_to_begin_with_is_refused(torch, original, use):
+    graph = original.copy()
+    bias = next(v for v in graph.parameters() if v.shape == (3,))
+    graph.update(bias.ref, data=np.full(3, 1e30, np.float32))
+    with pytest.raises(PassError, match="graph 'net' loses inf on held-out inputs before training"):
+        Distil(epochs=1)(graph.freeze(), use)
+
+
 def test_too_few_inputs_are_refused(torch, original, use):
     with pytest.raises(PassError, match="4 calibration batches, too few to train on; give 10 or more"):
         Distil(samples=4)(original, use)
@@ -423,6 +453,11 @@ def test_ten_inputs_are_enough(handed, original, use):
         (
             ([0.123456, 0.01], 1, False),
             "1 epochs; loss on held-out inputs 0.1235 before, 0.01 with the weights of epoch 1",
+        ),
+        (
+            ([4.0, 2.0, float("nan")], 1, False),
+            "training diverged in epoch 2 and was stopped: lower rate; loss on held-out inputs 4 before, 2 with "
+            "the weights of epoch 1",
         ),
     ],
 )

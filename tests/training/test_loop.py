@@ -132,6 +132,22 @@ def test_the_weights_of_the_best_epoch_stay_and_patience_ends_it(monkeypatch, pa
     ]
 
 
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_training_ends_where_it_diverges_with_the_best_weights_so_far(monkeypatch, end):
+    states, judged = [], iter((5.0, 4.0, end, 3.0))
+
+    def judge(net, *rest):
+        states.append(net.state())
+        return next(judged)
+
+    monkeypatch.setattr(loop, "held_out_loss", judge)
+    run, net = training(Recipe(6, BATCH, 0.01, 0, 0))
+    history = run.run()
+    assert history.losses[:2] == (5.0, 4.0) and len(history.losses) == 3
+    assert history.best == 1 and history.diverged and not history.stopped
+    assert all(torch.equal(w, states[1][n]) for n, w in net.state().items())
+
+
 def test_time_left_counts_from_where_it_went_on(monkeypatch, tmp_path):
     recipe = Recipe(4, BATCH, 0.01, 0, 0)
 

@@ -13,7 +13,7 @@ from compiler.errors import BudgetError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import CPU_ONLY, Note, Pass, Refusal, Resources, memory_for, torch_module
-from compiler.passes.distil import FEW, number_problems, teacher_problems
+from compiler.passes.distil import COLDEST, FEW, MOST, number_problems, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.compact import compacted
@@ -26,6 +26,9 @@ from compiler.progress import noted
 
 LEAST_STEP = 1e-9
 """Share below which a step would save nothing."""
+
+MOST_BETWEEN = 1000
+"""Epochs after a step, of which there are dozens, beyond which training has no end."""
 
 PUSH = 6
 """How strongly combinations that are dear for their cap count in what is saved, when costs have come down to the
@@ -214,8 +217,12 @@ class Narrow(Pass):
         problems = []
         if not 0 < self.flops <= 1 or not LEAST_STEP <= self.step < 1:
             problems.append(f"flops lies in (0, 1], step in [{LEAST_STEP:g}, 1)")
-        if math.isinf(max(self.between, self.rate, self.temperature)):
-            problems.append("between, rate and temperature cannot be infinite")
+        if self.between > MOST_BETWEEN:
+            problems.append(f"between goes up to {MOST_BETWEEN:,} epochs after every step; distil trains longer")
+        if max(self.rate, self.temperature) > MOST:
+            problems.append(f"rate and temperature go up to {MOST:,}")
+        if 0 < self.temperature < COLDEST:
+            problems.append(f"temperature starts at {COLDEST:g}")
         if self.between < 0 or self.rate <= 0 or self.temperature <= 0 or self.drawn < 1 or self.samples < 0:
             problems.append("rate and temperature must be above 0, drawn starts at 1, between and samples at 0")
         if self.loss not in ("mse", "kl"):

@@ -284,7 +284,10 @@ def test_a_step_saves_its_share_of_what_is_left_and_each_third_that_is_gone_is_t
         *(({"step": wrong}, "step in") for wrong in (0.0, 1e-300, 1.0)),
         ({"loss": "hinge"}, "loss is 'hinge'"),
         *(({name: -1}, "between and samples at 0") for name in ("between", "samples")),
-        *(({name: float("inf")}, "cannot be infinite") for name in ("between", "rate", "temperature")),
+        *(({"between": wrong}, "between goes up to 1,000 epochs after every step") for wrong in (1000.5, 1e300)),
+        *(({name: 1.1e6}, "rate and temperature go up to 1,000,000") for name in ("rate", "temperature")),
+        *(({name: float("inf")}, "go") for name in ("between", "rate", "temperature")),
+        ({"temperature": 1e-7}, "temperature starts at 1e-06"),
         *(({name: 0}, "must be above 0, drawn starts at 1") for name in ("rate", "temperature", "drawn")),
         ({"caps": ("a:x",)}, "caps"),
         ({"caps": ("z:5",)}, "caps"),
@@ -301,6 +304,7 @@ def test_the_ends_of_what_is_allowed_are_allowed():
     graph, feeds = shared(families.plain)
     use = Resources(calibration=lambda: feeds, teacher=graph)
     assert not Narrow(flops=1.0, between=0, drawn=1, samples=0).wrong(graph, use)
+    assert not Narrow(between=1000, temperature=1e-6, rate=1e6).wrong(graph, use)
 
 
 def trained(family, spec, tasks="ab"):
