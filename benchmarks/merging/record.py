@@ -18,7 +18,8 @@ NOT_COMPARED = (OURS, "zipit")
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """One pipeline of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept.
+    """One pipeline of a method, narrowed from budget to budget. `networks`: a file per point, where it was kept;
+    none of a sweep that a record holds.
     `trained_on`: processor and version of torch. `finished`: nothing cut it short.
     """
 
@@ -97,8 +98,8 @@ def network_at(seeds: Sequence[Seeded], chosen: Chosen, pipeline: str, method: s
     if found is None or pipeline not in sweeps:
         return None
     number = [p.budget for p in sweeps[pipeline].points].index(found.budget)
-    file = sweeps[pipeline].networks[number]
-    return file if file.exists() else None
+    kept = sweeps[pipeline].networks[number : number + 1]
+    return kept[0] if kept and kept[0].exists() else None
 
 
 def portfolio_networks(seeds: Sequence[Seeded], family: Mapping[str, Any]) -> list[Path]:

@@ -32,6 +32,7 @@ from benchmarks.merging.record import (
     rule_networks,
     table,
 )
+from benchmarks.merging.recorded import RecordError, joined_notes, with_recorded, with_timed
 from benchmarks.merging.seeded import prepared, run_seed
 from benchmarks.results import keep
 
@@ -87,6 +88,13 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         help="run no sweep (single networks are trained where none are kept): the record is made of what --kept "
         "holds, also of sweeps that were cut short, which it names",
     )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="RECORD",
+        help="a saved record of one family: methods that are not run now are taken from it, if its single networks "
+        "are those of --kept",
+    )
     return parser.parse_args(arguments)
 
 
@@ -112,9 +120,16 @@ def main(arguments: list[str]) -> int:
         say(f"--method {', '.join(sorted(unknown))} is of --pairs; families have {', '.join(METHODS)}")
         return 2
     chosen = options.method or list(METHODS)
+    if options.beside and (len(options.family or ()) != 1 or not options.method or options.latency):
+        say("--beside is the record of one family, with the methods named that it lacks; it times nothing anew")
+        return 2
     lacking = 0
     for name in options.family or list(FAMILIES):
-        record = studied(FAMILIES[name], options, chosen)
+        try:
+            record = studied(FAMILIES[name], options, chosen)
+        except RecordError as error:
+            say(f"{options.beside}: {error}")
+            return 2
         if not record["families"][0]["methods"]:
             say(f"{name}: {options.kept} holds no sweep that all seeds have; run it without --as-kept")
             lacking = 2
@@ -132,7 +147,10 @@ def studied(family: Family, options: argparse.Namespace, methods: Sequence[str])
     for seed in options.seeds:
         run = prepared(family, data, options.quick, seed, options.kept, say, not options.as_kept)
         seeds.append(run_seed(run, methods))
-    return {
+    earlier = json.loads(options.beside.read_text()) if options.beside else None
+    if earlier:
+        seeds = with_recorded(seeds, earlier)
+    record = {
         "command": _command(family.name, options),
         "seeds": options.seeds,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -142,6 +160,10 @@ def studied(family: Family, options: argparse.Namespace, methods: Sequence[str])
         "rule": {"mean_drop": rule.MEAN_DROP, "worst_drop": rule.WORST_DROP, "shares": family.shares},
         "families": [_record(family, seeds, options.latency)],
     }
+    if earlier:
+        record |= joined_notes(record, earlier)
+        record["families"] = [with_timed(record["families"][0], earlier)]
+    return record
 
 
 def _record(family: Family, seeds: Sequence[Seeded], latency: bool) -> dict[str, Any]:
