@@ -183,7 +183,8 @@ def _command(name: str, options: argparse.Namespace) -> str:
     seeds = "" if options.seeds == SEEDS else f" --seeds {' '.join(map(str, options.seeds))}"
     given = {"--quick": options.quick, "--latency": options.latency, "--as-kept": options.as_kept}
     flags = "".join(f" {name}" for name, is_given in given.items() if is_given)
-    return f"python -m benchmarks merging --family {name}{flags}{chosen}{seeds}"
+    beside = f" --beside {options.beside}" if options.beside else ""
+    return f"python -m benchmarks merging --family {name}{flags}{chosen}{seeds}{beside}"
 
 
 def _effort(family: Family, data: Data, quick: bool) -> dict[str, int]:

@@ -15,10 +15,11 @@ import pytest
 
 pytest.importorskip("torch", reason="needs torch, which the extra [train] installs")
 
-from benchmarks.merging import kept, methods, seeded, study, training
+from benchmarks.merging import kept, methods, record, recorded, seeded, study, training
 from benchmarks.merging.families import FAMILIES, Data, Effort, Family, Part
 from benchmarks.merging.methods import METHODS, Setting
-from benchmarks.merging.record import Swept
+from benchmarks.merging.record import Seeded, Swept
+from benchmarks.merging.recorded import RecordError
 from benchmarks.merging.rule import Point, all_subsets
 from compiler import Graph, load
 from compiler.errors import BudgetError, PassError
@@ -294,6 +295,72 @@ def test_a_folder_without_sweeps_makes_no_record(run, tmp_path, monkeypatch, cap
     assert not (tmp_path / "saved").exists()
     options = study.options_of(command)
     assert study._command("halves", options) == "python -m benchmarks merging --family halves --as-kept"
+
+
+# ---------------------------------------------------------------------- beside a saved record
+NOTES = {"trained_on": ["a GPU"], "cut_short": [[3, "mtz", MTZ]], "minutes": 7.0, "command": "before"}
+
+
+@pytest.fixture
+def saved(run, monkeypatch) -> dict[str, Any]:
+    """A record of `separate` and `mtz` at seed 3, which has accuracies to two digits, and latencies."""
+    monkeypatch.setattr(seeded, "kept_sweep", sweeps_of({SEPARATE: 50, MTZ: 60}, []))
+    monkeypatch.setattr(seeded, "kept_accuracy", lambda *given: ({"a": 99.12, "b": 98.4}, {"a": 99.0, "b": 98.0}))
+    found = record.family_record("pair", "what", [seeded.run_seed(run, ["separate", "mtz"])])
+    for row in found["subsets"]:
+        row["latency_ms"] = {"separate": 2.0, "portfolio": 1.5}
+    return {**NOTES, "families": [found | {"pool_bytes": {"separate": 4}}]}
+
+
+def of_pam(run, monkeypatch, cost: int, accuracy: float = 99.1234) -> Seeded:
+    """What was run now: `pam` alone, with accuracies to four digits."""
+    exact = {"a": accuracy, "b": 98.3951}, {"a": 99.0, "b": 98.0}
+    monkeypatch.setattr(seeded, "kept_sweep", sweeps_of({PAM: cost}, []))
+    monkeypatch.setattr(seeded, "kept_accuracy", lambda *given: exact)
+    return seeded.run_seed(run, ["pam"])
+
+
+@pytest.mark.parametrize("cost, timed", [(70, {"separate": 2.0, "portfolio": 1.5}), (20, {"separate": 2.0})])
+def test_a_method_joins_a_saved_record(run, saved, monkeypatch, cost, timed):
+    (joined,) = recorded.with_recorded([of_pam(run, monkeypatch, cost)], saved)
+    assert list(joined.sweeps) == ["separate", "mtz", "pam"]
+    assert joined.single_selection == {"a": 99.12, "b": 98.4}, "its points are to those digits"
+    assert not joined.sweeps["mtz"][MTZ].finished and joined.sweeps["separate"][SEPARATE].finished
+    found = recorded.with_timed(record.family_record("pair", "what", [joined]), saved)
+    assert [row["macs"]["pam"] for row in found["subsets"]] == [cost, cost, 2 * cost]
+    assert [row["macs"]["mtz"] for row in found["subsets"]] == [60, 60, 120], "as they were"
+    assert all(row["latency_ms"] == timed for row in found["subsets"]), "of the same networks"
+    assert ("pool_bytes" in found) == ("portfolio" in timed)
+    made = {"command": "now", "minutes": 2.0, "trained_on": ["a CPU"]}
+    assert recorded.joined_notes(made, saved) == {
+        "command": "before; now",
+        "minutes": 9.0,
+        "trained_on": ["a CPU", "a GPU"],
+    }
+
+
+def test_networks_of_a_joined_record_cannot_be_timed(run, saved, monkeypatch):
+    joined = recorded.with_recorded([of_pam(run, monkeypatch, 70)], saved)
+    assert record.rule_networks(joined) == {}
+    assert record.portfolio_networks(joined, record.family_record("pair", "what", joined)) == []
+
+
+def test_a_record_of_other_networks_or_seeds_is_refused(run, saved, monkeypatch):
+    with pytest.raises(
+        RecordError, match=r"other single networks, a 99\.12, b 98\.4 percent right and not a 99\.13"
+    ):
+        recorded.with_recorded([of_pam(run, monkeypatch, 70, 99.13)], saved)
+    with pytest.raises(RecordError, match="no seed 4, but 3"):
+        recorded.with_recorded([replace(of_pam(run, monkeypatch, 70), seed=4)], saved)
+
+
+def test_a_saved_record_is_of_one_family_and_methods_are_named(tmp_path, capsys):
+    file = str(tmp_path / "saved.json")
+    for more in ([], ["--family", "halves"], ["--method", "pam"]):
+        assert study.main(["--data", str(tmp_path), "--beside", file, *more]) == 2
+        assert "--beside is the record of one family" in capsys.readouterr().err
+    options = study.options_of(["--beside", "saved.json", "--method", "pam"])
+    assert study._command("halves", options).endswith("--family halves --method pam --beside saved.json")
 
 
 # ---------------------------------------------------------------------- samples without a label
