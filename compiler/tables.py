@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -148,25 +147,26 @@ def _branch(tree: Tree, encoding: str, drawn: Branches) -> Branches:
 def html(title: str, grids: Iterable[Grid]) -> str:
     """Tables as one page that needs nothing else."""
     console = Console(file=io.StringIO(), record=True, width=_WIDE, highlight=False)
-    console.print(_safe(title), style="bold")
+    console.print(_text(title, "bold"))
     for grid in grids:
         console.print(_table(grid))
     return console.export_html()
 
 
 def _table(grid: Grid) -> Table:
-    table = Table(title=_safe(grid.title), title_justify="left", box=None, pad_edge=False, title_style="bold")
+    table = Table(title=_text(grid.title, "bold"), title_justify="left", box=None, pad_edge=False)
     for index, name in enumerate(grid.columns):
         numeric = any(isinstance(row[index], (int, float)) for row in grid.rows)
-        table.add_column(_safe(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(_text(name), justify="right" if numeric else "left", overflow="fold")
     for row in grid.rows:
-        table.add_row(*(_safe(cell_text(c)) for c in row))
+        table.add_row(*(_text(cell_text(c)) for c in row))
     return table
 
 
-def _safe(text: str) -> str:
-    """A text that neither rich nor a terminal takes for anything else: it may hold names from models."""
-    return escape(printable(text))
+def _text(text: str, style: str = "") -> Text:
+    """A text that neither rich nor a terminal takes for anything else: it may hold names from models. Of a string
+    rich would make emoji (`:key:`) and markup, and escaped it has a backslash more at its end."""
+    return Text(printable(text), style=style)
 
 
 def cell_text(cell: Cell) -> str:
@@ -245,7 +245,7 @@ class Plain:
             self._pace.heard()
 
     def _write(self, record: dict[str, object], text: str) -> None:
-        self._console.print(f"[dim]{self._pace.seconds:6.1f}s[/dim] {_safe(text)}")
+        self._console.print(Text.assemble((f"{self._pace.seconds:6.1f}s", "dim"), " ", _text(text)))
 
 
 def _record(
@@ -279,7 +279,7 @@ class Bar(Plain):
         super().__init__()
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[parts]}"),
         )
@@ -296,7 +296,7 @@ class Bar(Plain):
         super().__call__(line)
         if self._stage is not None:
             self._bars.remove_task(self._stage)
-        self._stage = self._bars.add_task(_safe(line), total=None, parts="")
+        self._stage = self._bars.add_task(printable(line), total=None, parts="")
 
     def count(self, stage: str, done: int, total: int | None) -> None:
         """The bar of a stage appears with its first part and goes with its last, or when one around it moves."""
@@ -306,7 +306,7 @@ class Bar(Plain):
         if stage not in self._counts:
             return
         if stage not in self._running:
-            self._running[stage] = self._bars.add_task(_safe(stage), total=total, parts="")
+            self._running[stage] = self._bars.add_task(printable(stage), total=total, parts="")
         self._bars.update(self._running[stage], completed=done, parts=f"{done} of {total or '?'}")
 
     def close(self) -> None:

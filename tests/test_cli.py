@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from compiler.arguments import parser
 from compiler.cli import main
 from compiler.ir.onnx_in import load
+from compiler.tables import progress
 from tests.small_models import RELEASE, model, network, write_release
 
 COMMANDS = [
@@ -35,6 +36,26 @@ def test_names_from_models_move_no_cursor(tmp_path, capsys, name, shown):
     _, out, _ = run(capsys, "inspect", tmp_path / "m.onnx")
     assert name not in out
     assert out.count(shown) >= 2  # among the ports and in the outline
+
+
+@pytest.mark.parametrize("name", ["head:key:0", "ends in \\", "[bold]b[/bold]", ":x:[red]\\"])
+def test_names_from_models_are_shown_letter_by_letter(tmp_path, capsys, name):
+    relu = helper.make_node("Relu", [name], ["y"])
+    onnx.save(model([relu], {name: (1, 4)}, {"y": (1, 4)}), tmp_path / "m.onnx")
+    _, out, _ = run(capsys, "inspect", tmp_path / "m.onnx")
+    assert f"input   {name}  " in out
+
+
+@pytest.mark.parametrize("kind", ["plain", "bar"])
+def test_stages_are_shown_letter_by_letter(capsys, kind):
+    shown = progress(kind)
+    try:
+        shown("import head:key:0 [bold] \\")
+        shown.count("layers of :x: \\", 1, 2)
+    finally:
+        shown.close()
+    err = capsys.readouterr().err
+    assert "import head:key:0 [bold] \\\n" in err
 
 
 def test_names_that_the_encoding_of_stdout_lacks_are_escaped(tmp_path):
