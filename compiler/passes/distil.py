@@ -21,7 +21,7 @@ from compiler.ir.levels import is_portfolio, level_count
 from compiler.ir.text import digest
 from compiler.passes.base import NewNames, Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.spec import task_numbers
-from compiler.training.answers import numbers
+from compiler.training.answers import measured, numbers
 
 if TYPE_CHECKING:
     from compiler.training.loop import History
@@ -105,6 +105,7 @@ class Distil(Pass):
         unknown = [t for t in self.classes if t not in graph.tasks]
         if unknown:
             problems.append(f"classes names {', '.join(unknown)}; the tasks are {', '.join(graph.tasks)}")
+        problems += decision_problems(graph)
         problems += number_problems(graph, graph.tasks if self.loss == "kl" else self.classes)
         try:
             given = self._weights(graph).values()
@@ -200,6 +201,17 @@ def _goes_on(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "training starts anew; with a folder as [calibration] cache it would go on from its last epoch"
     return f"training goes on from the last epoch that {checkpoint} holds"
+
+
+def decision_problems(graph: Graph) -> list[str]:
+    """Why some tasks cannot be trained at all."""
+    kinds = {name: {graph.value(r).dtype.value for r in task.outputs} for name, task in graph.tasks.items()}
+    return [
+        f"task '{t}' answers {', '.join(sorted(kinds[t]))} only, towards which nothing can be trained; give the "
+        f"network with the scores that this is made of"
+        for t in graph.tasks
+        if not measured(graph, t)
+    ]
 
 
 def number_problems(graph: Graph, tasks: Iterable[str]) -> list[str]:

@@ -45,6 +45,13 @@ def _along_last(site: Site) -> bool:
     return site.int("axis") % site.results[0].rank == site.results[0].rank - 1
 
 
+def measured(graph: Graph, task: str) -> list[tuple[int, ValueRef]]:
+    """The outputs of a task, with their numbers, that can be nearer to others or farther from them: a decision made
+    of scores, such as the number of a class, has no gradient.
+    """
+    return [(n, r) for n, r in enumerate(graph.tasks[task].outputs) if graph.value(r).dtype.is_float]
+
+
 def numbers(graph: Graph, tasks: Iterable[str]) -> list[str]:
     """Those of some tasks that answer single numbers, which no distribution over classes can be made of."""
-    return [t for t in tasks if any(answer(graph, r) is Answer.NUMBER for r in graph.tasks[t].outputs)]
+    return [t for t in tasks if any(answer(graph, r) is Answer.NUMBER for _, r in measured(graph, t))]

@@ -13,7 +13,7 @@ from torch import Tensor
 from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
-from compiler.training.answers import answer
+from compiler.training.answers import answer, measured
 from compiler.training.loop import History, Recipe, Say, Training, predict
 from compiler.training.losses import Objective, divergence, squared, variance
 from compiler.training.module import TorchNet, check_agrees
@@ -117,17 +117,19 @@ def divided(data: Data) -> tuple[Data, Data]:
 
 
 def outputs(graph: Graph, tasks: Iterable[str] | None = None) -> Iterator[tuple[Answered, ValueRef]]:
-    """Task and number of every output of some tasks (all of them), and the value it is; values may come twice."""
+    """Task and number of every `measured` output of some tasks (all of them), and the value it is; values may come
+    twice.
+    """
     for name in graph.tasks if tasks is None else tasks:
-        for number, ref in enumerate(graph.tasks[name].outputs):
+        for number, ref in measured(graph, name):
             yield (name, number), ref
 
 
 def _labels(net: TorchNet, material: Material) -> dict[str, Tensor]:
-    """Labelled task -> class numbers [feeds, decisions] of its first output."""
+    """Labelled task -> class numbers [feeds, decisions] of its first `measured` output."""
     found = {}
     for task, labels in material.labels.items():
-        value = net.graph.value(net.graph.tasks[task].outputs[0])
+        value = net.graph.value(measured(net.graph, task)[0][1])
         wanted = (len(material.feeds), value.size // value.shape[-1])
         if np.asarray(labels).dtype.kind not in "iu":
             raise ConfigError(f"distil: labels of task '{task}' are {np.asarray(labels).dtype}, not class numbers")
@@ -156,6 +158,6 @@ def _objective(graph: Graph, data: Data, wanted: Wanted) -> Objective:
             loss = squared(variance(data.teacher[name, number]))
         terms[name, number] = (ref, wanted.weights[name], loss)
     for name in (t for t in graph.tasks if wanted.labels and t in data.labels):
-        first = graph.tasks[name].outputs[0]
+        first = measured(graph, name)[0][1]
         labelled[name] = (first, wanted.weights[name] * wanted.labels, answer(graph, first))
     return Objective(terms, labelled)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.ir.types import Axis, ValueRef
 from compiler.progress import counted
@@ -54,6 +55,8 @@ def gate_gradients(
             kind = answer(graph, ref)
             targets = drawn(made[ref], spreads[ref], generator, kind)
             losses.append(drawn_loss(made[ref], targets, spreads[ref], kind))
+        if not any(found.requires_grad for found in losses):
+            raise PassError(f"score=fisher: no output of graph '{graph.name}' has a gradient; take another score")
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         for axis, gate, gradient in zip(gates, gates.values(), gradients, strict=True):

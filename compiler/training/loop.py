@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from compiler.errors import PassError
+from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.progress import counted
 from compiler.training.losses import Objective
@@ -209,7 +210,7 @@ class Stepping:
         def one(part: Data) -> tuple[Tensor, ...]:
             optimizer.zero_grad()
             with net.over_batches():
-                objective(net.run(part.inputs), part.teacher, part.labels).backward()
+                backward(objective(net.run(part.inputs), part.teacher, part.labels), net.graph)
             net.keep_zeros()
             optimizer.step()
             return ()
@@ -237,6 +238,16 @@ class Stepping:
         """Take what `state` gave, before the first step."""
         own = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**own, "state": dict(state)})
+
+
+def backward(loss: Tensor, graph: Graph) -> None:
+    """The gradients of a loss of `graph`; PassError where it has none."""
+    if not loss.requires_grad:
+        raise PassError(
+            f"no output of graph '{graph.name}' changes gradually with weights that can be trained; give the "
+            f"network with the scores that its decisions are made of"
+        )
+    loss.backward()
 
 
 def adam(net: TorchNet, rate: float) -> torch.optim.Adam:

@@ -18,7 +18,7 @@ from compiler.ir.types import ValueRef
 from compiler.training.answers import answer
 from compiler.training.distilling import CHECKED, Material, Wanted, chosen_device, divided, outputs, prepared
 from compiler.training.fisher import drawn, drawn_loss
-from compiler.training.loop import Stepping, predict
+from compiler.training.loop import Stepping, backward, predict
 from compiler.training.losses import variance
 from compiler.training.module import TorchNet, check_agrees
 from compiler.training.recorded import Recorded
@@ -82,7 +82,7 @@ class Supernet:
                 weight.grad = None
             answers = self._net.run(group.inputs)
             losses = [drawn_loss(answers[r], group.teacher[a], spreads[r], self._kinds[r]) for a, r in answered]
-            torch.stack(losses).sum().backward()
+            backward(torch.stack(losses).sum(), self._net.graph)
             return (torch.cat([_gate(self._net.weights[r], dims).reshape(-1) for r, dims in wanted.items()]),)
 
         recorded, drawn_part = Recorded(gradients, self._net.device), Data(part.inputs, targets)

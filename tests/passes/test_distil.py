@@ -52,6 +52,20 @@ def use(original) -> Resources:
     return Resources(calibration={"x": data}, teacher=original)
 
 
+def deciding(*ends: str, seed: int = 0) -> Graph:
+    """A small network whose task gives its scores, or decisions made of them: the number of the best class, as an
+    integer or as a float.
+    """
+    b = Builder(seed=seed)
+    h = b.apply("Relu", b.conv(b.input("x", *SHAPE), 8, 3))
+    h = b.apply("Relu", b.apply("Gemm", b.apply("Flatten", h), b.weight(8, 128), b.weight(8), transB=1))
+    scores = b.apply("Gemm", h, b.weight(3, 8), b.weight(3), transB=1)
+    best = b.apply("ArgMax", scores, axis=1)
+    made = {"Identity": scores, "ArgMax": best, "Cast": b.apply("Cast", best, to=1)}
+    b.task("t", *(made[end] for end in ends))
+    return b.graph.freeze()
+
+
 def error(graph: Graph, original: Graph, use: Resources) -> float:
     """Mean squared error of all outputs against the originals, as a share of their variance."""
     return float(np.mean([error_of(graph, original, use, t) for t in original.tasks]))
@@ -337,6 +351,36 @@ def test_a_network_without_a_loss_to_begin_with_is_refused(torch, original, use)
     graph.update(bias.ref, data=np.full(3, 1e30, np.float32))
     with pytest.raises(PassError, match="graph 'net' loses inf on held-out inputs before training"):
         Distil(epochs=1)(graph.freeze(), use)
+
+
+@pytest.mark.parametrize(
+    "pass_",
+    [Distil(epochs=2), Distil(epochs=2, loss="kl", labels=1.0), Narrow(flops=0.8, between=0.05, drawn=16)],
+)
+def test_decisions_beside_scores_are_not_trained_for(torch, use, pass_):
+    teacher = deciding("Identity", "ArgMax")
+    labels = {"t": np.random.default_rng(0).integers(0, 3, 120)}
+    outcome = pass_.run(deciding("Identity", "ArgMax", seed=5), replace(use, teacher=teacher, labels=labels))
+    first = deciding("ArgMax", "Identity", seed=5)
+    turned = pass_.run(first, replace(use, teacher=deciding("ArgMax", "Identity"), labels=labels))
+    assert outcome.notes == turned.notes
+    assert [v.data.tobytes() for v in outcome.graph.parameters()] == [
+        v.data.tobytes() for v in turned.graph.parameters()
+    ]
+
+
+@pytest.mark.parametrize("pass_", [Distil(), Narrow()])
+def test_tasks_that_only_decide_are_refused(use, pass_):
+    graph = deciding("ArgMax")
+    with pytest.raises(ConfigError, match="task 't' answers int64 only, towards which nothing can be trained"):
+        pass_(graph, replace(use, teacher=graph))
+
+
+@pytest.mark.parametrize("pass_", [Distil(), Narrow(between=0)])
+def test_decisions_written_as_floats_are_refused(torch, use, pass_):
+    graph = deciding("Cast")
+    with pytest.raises(PassError, match="no output of graph 'net' changes gradually with weights"):
+        pass_(graph, replace(use, teacher=graph))
 
 
 def test_too_few_inputs_are_refused(torch, original, use):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.ir.ties import Closure
 from compiler.passes.base import Resources
@@ -90,6 +90,16 @@ def test_labels_mean_the_same_however_a_network_ends(torch):
         assert found.shape == (30, 2)
         assert torch.equal(found.argmax(-1), (one[:, 0] > 0).long())
         assert torch.allclose(found.softmax(-1)[:, 1], one[:, 0].sigmoid(), atol=1e-5)
+
+
+def test_what_decides_without_scores_has_no_gates(torch):
+    from compiler.training.fisher import gate_gradients
+
+    for ends in ([("ArgMax", {"axis": 1})], [("ArgMax", {"axis": 1}), ("Cast", {"to": 1})]):
+        graph = network(3, *ends)
+        axes = gated_axes(graph, Closure(graph).groups)
+        with pytest.raises(PassError, match="no output of graph 'net' has a gradient; take another score"):
+            gate_gradients(graph, [{"x": np.zeros((1, 5), np.float32)}], axes, seed=0)
 
 
 @pytest.mark.parametrize("width", [2, 4])

@@ -13,7 +13,7 @@ from compiler.errors import BudgetError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import CPU_ONLY, Note, Pass, Refusal, Resources, memory_for, torch_module
-from compiler.passes.distil import COLDEST, FEW, MOST, number_problems, teacher_problems
+from compiler.passes.distil import COLDEST, FEW, MOST, decision_problems, number_problems, teacher_problems
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.compact import compacted
@@ -227,6 +227,7 @@ class Narrow(Pass):
             problems.append("rate and temperature must be above 0, drawn starts at 1, between and samples at 0")
         if self.loss not in ("mse", "kl"):
             problems.append(f"loss is '{self.loss}'; it can be mse or kl")
+        problems += decision_problems(graph)
         problems += number_problems(graph, graph.tasks if self.loss == "kl" else ())
         if use.calibration is None:
             problems.append("it needs calibration inputs; give [calibration] data")
