@@ -20,23 +20,30 @@ SAMPLES = 128
 """Inputs that enter the estimate, as published."""
 
 
-def entropy(distances: np.ndarray, dimensions: int) -> float:
-    """Entropy bound in nats of a mixture of Gaussians at the samples, from their squared distances [n, n]."""
-    kernel = np.exp(-distances / (2 * VARIANCE))
-    constant = dimensions / 2 * (1 + np.log(2 * np.pi * VARIANCE))
-    return float(constant - np.mean(np.log(kernel.mean(axis=1))))
+def kernel(distances: np.ndarray) -> np.ndarray:
+    """How near samples are to each other, 1 for equal ones, from their squared distances [n, n]. Features that add
+    up in the distances multiply here."""
+    return np.asarray(np.exp(-distances / (2 * VARIANCE)))
 
 
-def information(distances: np.ndarray, dimensions: int, labels: np.ndarray) -> float:
-    """Mutual information in nats of the samples with binary labels [n, labels], summed over the labels."""
-    whole = entropy(distances, dimensions)
-    total = 0.0
-    for column in labels.T > 0:
-        total += whole
-        for part in (column, ~column):
-            if part.any():
-                total -= part.mean() * entropy(distances[np.ix_(part, part)], dimensions)
-    return total
+class Information:
+    """Mutual information in nats of samples with binary labels [n, labels], summed over the labels.
+
+    An entropy is bounded by that of a mixture of Gaussians at the samples. What it has in common for all samples
+    and for those of either side of a label cancels, with the number of features.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self._labels = labels.shape[1]
+        self._side = np.concatenate([labels > 0, labels <= 0], axis=1)
+        self._sums = self._side.astype(np.float64)
+        self._counts = np.broadcast_to(self._sums.sum(axis=0), self._side.shape)[self._side]
+
+    def __call__(self, near: np.ndarray) -> float:
+        """Of samples with the `kernel` [n, n]."""
+        own = (near @ self._sums)[self._side] / self._counts
+        whole = np.log(near.mean(axis=1)).sum()
+        return float((np.log(own).sum() - self._labels * whole) / len(near))
 
 
 def label_entropy(labels: np.ndarray) -> float:
@@ -48,19 +55,20 @@ def label_entropy(labels: np.ndarray) -> float:
 def irrelevant(features: np.ndarray, labels: np.ndarray, threshold: float) -> list[int]:
     """Channels, in the order they were found, that together tell at most `threshold` nats about the labels.
 
-    `features` [n, channels]. Greedy: the next one is the one that adds least. Adding a channel adds to the matrix
-    of squared distances, so a step costs one look at every channel.
+    `features` [n, channels]. Greedy: the next one is the one that adds least. Adding a channel multiplies the
+    kernel by its own, so a step costs one look at every channel.
     """
-    each = [(features[:, i, None] - features[:, i]) ** 2 for i in range(features.shape[1])]
+    information = Information(labels)
+    each = [kernel((features[:, i, None] - features[:, i]) ** 2) for i in range(features.shape[1])]
     chosen: list[int] = []
-    distances = np.zeros((len(features),) * 2)
+    near = np.ones((len(features),) * 2)
     left = list(range(features.shape[1]))
     while left:
-        told = [information(distances + each[i], len(chosen) + 1, labels) for i in left]
+        told = [information(near * each[i]) for i in left]
         best = int(np.argmin(told))
         if told[best] > threshold:
             break
-        distances = distances + each[left[best]]
+        near = near * each[left[best]]
         chosen.append(left.pop(best))
     return chosen
 

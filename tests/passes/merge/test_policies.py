@@ -12,9 +12,9 @@ from compiler.passes.merge.mtz import distances, regular, shared_weights
 from compiler.passes.merge.pairing import greedy_pairs, zip_groups
 from compiler.passes.merge.pam import (
     VARIANCE,
-    entropy,
-    information,
+    Information,
     irrelevant,
+    kernel,
     label_entropy,
     own_labels,
     regroup,
@@ -116,21 +116,37 @@ def test_pam_two_tasks_partition_the_pool():
     assert (exclusive, shared) == ({0: [2], 1: [0]}, [3])
 
 
-def test_entropy_of_one_point_is_that_of_a_gaussian():
-    """All samples equal: the mixture is one Gaussian of variance VARIANCE; the bound is d/2 log(2 pi e v)."""
-    assert entropy(np.zeros((5, 5)), 3) == pytest.approx(1.5 * np.log(2 * np.pi * np.e * VARIANCE))
+def entropy(distances: np.ndarray, dimensions: int) -> float:
+    """Entropy bound in nats of a mixture of Gaussians at samples, from their squared distances [n, n]."""
+    near = np.exp(-distances / (2 * VARIANCE)).mean(axis=1)
+    return float(dimensions / 2 * np.log(2 * np.pi * np.e * VARIANCE) - np.mean(np.log(near)))
 
 
 def test_information_by_hand():
     """Two far apart values that tell the label exactly: H(Z) - H(Z|Y) = log 2."""
     x = np.repeat([0.0, 100.0], 8)
     labels = np.where(x > 0, 1.0, -1.0)[:, None]
-    d = (x[:, None] - x) ** 2
-    assert information(d, 1, labels) == pytest.approx(np.log(2))
+    near = kernel((x[:, None] - x) ** 2)
+    assert Information(labels)(near) == pytest.approx(np.log(2))
     assert label_entropy(labels) == pytest.approx(np.log(2))
-    assert information(d, 1, -labels) == pytest.approx(np.log(2))
+    assert Information(-labels)(near) == pytest.approx(np.log(2))
     mixed = np.tile([1.0, -1.0], 8)[:, None]
-    assert information(d, 1, mixed) == pytest.approx(0)
+    assert Information(mixed)(near) == pytest.approx(0)
+
+
+def test_information_is_what_entropies_on_either_side_of_a_label_leave():
+    rng = np.random.default_rng(1)
+    features = 0.4 * rng.standard_normal((40, 3))
+    labels = np.column_stack([rng.choice([-1.0, 1.0], (40, 2)), np.ones(40)])  # one is the same for all
+    distances = ((features[:, None] - features) ** 2).sum(axis=-1)
+    told = 0.0
+    for label in labels.T:
+        told += entropy(distances, 3)
+        for side in (label > 0, label < 0):
+            if side.any():
+                told -= side.mean() * entropy(distances[np.ix_(side, side)], 3)
+    near = np.prod([kernel((f[:, None] - f) ** 2) for f in features.T], axis=0)
+    assert Information(labels)(near) == pytest.approx(told, rel=1e-12) and told > 0.1
 
 
 def test_irrelevant_channels_are_found_greedily():
@@ -140,7 +156,7 @@ def test_irrelevant_channels_are_found_greedily():
     features[:, [1, 4]] += 6 * label
     found = irrelevant(features, label, 0.6 * np.log(2))
     assert set(found[:2]) <= {0, 2, 3} and not {1, 4} & set(found)
-    told = [information((f[:, None] - f) ** 2, 1, label) for f in features.T]
+    told = [Information(label)(kernel((f[:, None] - f) ** 2)) for f in features.T]
     assert found[0] == int(np.argmin(told))
     assert irrelevant(features, label, 100.0) != found  # everything is irrelevant at a high threshold
 
