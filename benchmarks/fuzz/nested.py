@@ -31,6 +31,7 @@ from benchmarks.fuzz.compare import (
     same_bits,
     subsets,
 )
+from benchmarks.fuzz.emulation import emulate
 from benchmarks.fuzz.grown import Pick
 from benchmarks.fuzz.judge import Judge
 from compiler.calibration.engine import Engine
@@ -115,7 +116,13 @@ def nested(case: Case, networks: Sequence[Graph], feeds: Arrays, done: Done, tel
     _extracted(case, whole, levels, feeds)
     tell("generate levels")
     try:
-        _switched(case, whole, levels, own_feeds(whole, feeds), tell)
+        target = find_target(case.target)
+        if target.native:
+            _switched(case, whole, levels, own_feeds(whole, feeds), tell)
+        else:
+            tell(f"emulate levels on {case.target}")
+            known = [(level.graph, level.outputs, level.judge) for level in levels]
+            emulate(whole, target, own_feeds(whole, feeds), known, done)
     except LoweringError as error:
         if NO_KERNEL not in str(error):
             raise

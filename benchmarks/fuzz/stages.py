@@ -8,7 +8,6 @@ with a reason is a finding.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,12 +35,12 @@ from benchmarks.fuzz.compare import (
     same_bits,
     subsets,
 )
-from benchmarks.fuzz.judge import Allowance, Judge
+from benchmarks.fuzz.emulation import emulate
+from benchmarks.fuzz.judge import Judge
 from benchmarks.fuzz.nested import nested
 from compiler.calibration.engine import Engine
-from compiler.codegen.emulate import SelftestResult, run_selftest
 from compiler.codegen.generate import generate
-from compiler.codegen.golden import Golden, Sample
+from compiler.codegen.golden import Golden
 from compiler.codegen.interface import CHEAPEST
 from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
@@ -94,12 +93,11 @@ def check(case: Case, tell: Tell = lambda stage: None) -> Done:
     _extracted(case, graph, feeds, reference)
     tell("export")
     _exported(graph, feeds, reference, judge)
-    _compiled(case, graph, feeds, reference, judge, tell)
-    native = find_target(case.target).native
-    if case.seed % NESTED == 0 and native:
+    _compiled(case, graph, feeds, reference, judge, done, tell)
+    if case.seed % NESTED == 0:
         nested(case, (first[0], graph), feeds, done, tell)
-    if case.seed % TOGETHER == 0 and len(graph.tasks) > 1 and native:
-        _together(case, (first, (graph, reference)), feeds, tell)
+    if case.seed % TOGETHER == 0 and len(graph.tasks) > 1:
+        _together(case, (first, (graph, reference)), feeds, done, tell)
     return done
 
 
@@ -215,26 +213,21 @@ def _exported(graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge) -> N
 
 
 # ---------------------------------------------------------------------- compiled
-def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge, tell: Tell) -> None:
+def _compiled(
+    case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge: Judge, done: Done, tell: Tell
+) -> None:
     target = find_target(case.target)
+    given = own_feeds(graph, feeds)
+    if not target.native:
+        tell(f"emulate {case.target}")
+        emulate(graph, target, given, [(graph, reference, judge)], done)
+        return
     tell(f"generate for {case.target}")
     library = generate(graph, target, name="fuzzed")
-    given = own_feeds(graph, feeds)
-    sample = Sample(
-        tuple(given.values()), tuple(reference[v.name] for t in graph.tasks.values() for v in t.outputs)
-    )
     with tempfile.TemporaryDirectory(prefix="taskgraft-fuzz-") as work:
         tell(f"link for {case.target}")
-        bundle = write_library(library, target, Path(work), Golden(0, (sample,)), graph)
+        bundle = write_library(library, target, Path(work), Golden(0, ()), graph)
         tell(f"run on {case.target}")
-        if not target.native:
-            outputs = zip(
-                (port.name for task in library.tasks for port in task.outputs),
-                (ref.name for task in graph.tasks.values() for ref in task.outputs),
-                strict=True,
-            )
-            emulated(run_selftest(bundle, target, quick=True, timeout=120), dict(outputs), judge.allowed)
-            return
         network = open_bundle(bundle.path)
         full = by_value(graph, network.run(given))
         hold(judge.wrong(full, outputs_of(graph, reference)))
@@ -245,7 +238,7 @@ def _compiled(case: Case, graph: Graph, feeds: Arrays, reference: Arrays, judge:
 
 
 # ---------------------------------------------------------------------- portfolios
-def _together(case: Case, networks: Sequence[tuple[Graph, Arrays]], feeds: Arrays, tell: Tell) -> None:
+def _together(case: Case, networks: Sequence[tuple[Graph, Arrays]], feeds: Arrays, done: Done, tell: Tell) -> None:
     """Networks with their outputs as levels of one library: each gives what it gives alone, files keep all of them,
     and a call at the cheapest level has the bits of that level.
     """
@@ -255,38 +248,29 @@ def _together(case: Case, networks: Sequence[tuple[Graph, Arrays]], feeds: Array
     whole = parse("deduplicate")(portfolio([graph for graph, _ in networks]))
     if digest(load(to_onnx(whole))) != digest(whole):
         raise Wrong("the exported portfolio is another one when it is read")
-    library = generate(whole, find_target(case.target), name="fuzzed")
+    for level, (graph, _) in enumerate(networks):
+        alone = at_level(whole, level, alone=True)
+        if totals(alone) != totals(parse("deduplicate")(graph)):
+            raise Wrong(f"level {level} of the portfolio costs {totals(alone)}, not what its network costs")
+    target = find_target(case.target)
+    judges = [Judge(graph, own_feeds(graph, feeds), case.seed, reference) for graph, reference in networks]
+    if not target.native:
+        levels = [(*network, judge) for network, judge in zip(networks, judges, strict=True)]
+        tell(f"emulate the portfolio on {case.target}")
+        emulate(whole, target, own_feeds(whole, feeds), levels, done)
+        return
+    library = generate(whole, target, name="fuzzed")
     with tempfile.TemporaryDirectory(prefix="taskgraft-fuzz-") as work:
-        bundle = write_library(library, find_target(case.target), Path(work), Golden(0, ()), whole)
+        bundle = write_library(library, target, Path(work), Golden(0, ()), whole)
         tell("run the portfolio")
         network = open_bundle(bundle.path)
-        for level, (graph, reference) in enumerate(networks):
-            alone = at_level(whole, level, alone=True)
-            if totals(alone) != totals(parse("deduplicate")(graph)):
-                raise Wrong(f"level {level} of the portfolio costs {totals(alone)}, not what its network costs")
-            judge = Judge(graph, own_feeds(graph, feeds), case.seed, reference)
+        for level, ((graph, reference), judge) in enumerate(zip(networks, judges, strict=True)):
             found = network.run(own_feeds(whole, feeds), level=level)
             hold(judge.wrong(by_value(graph, found), outputs_of(graph, reference)))
-        levels = {row.tasks: row.level for row in cost_report(whole).cheapest()}
+        cheapest = {row.tasks: row.level for row in cost_report(whole).cheapest()}
         for tasks in subsets(whole, case.seed, most=7):
-            calls = [network.run(own_feeds(whole, feeds), tasks=tasks, level=n) for n in (levels[tasks], CHEAPEST)]
+            calls = [
+                network.run(own_feeds(whole, feeds), tasks=tasks, level=n) for n in (cheapest[tasks], CHEAPEST)
+            ]
             wanted, found = (by_value(whole, call) for call in calls)
             same_bits(wanted, found, f"{'+'.join(tasks)} at the cheapest level")
-
-
-_INACCURATE = re.compile(r"sample \d+, (?P<output>\S+): error (?P<error>\S+) of (scale|elements), limit")
-
-
-def emulated(result: SelftestResult, names: Mapping[str, str], allowed: Allowance) -> None:
-    """Wrong where a self-test failed. It knows nothing of ill-conditioned outputs: an error that an output may have
-    does not count. `names`: from outputs in C to those of the graph."""
-    if result.status != "failed":
-        return
-    complaints = [line.strip() for line in result.output.splitlines() if line.startswith("  ")]
-    excused = 0
-    for line in complaints:
-        if found := _INACCURATE.search(line):
-            limit = allowed.limits[names[found["output"]]]
-            excused += limit is None or float(found["error"]) <= limit
-    if not complaints or excused < len(complaints):
-        raise Wrong(f"self-test: {result.reason}")

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from benchmarks.fuzz.readers import attack
 from benchmarks.fuzz.totals import add, origin, ranges, read, tables
 from benchmarks.fuzz.worker import Result, Worker, run_here
 from benchmarks.settings import say
+from compiler.codegen.target import target_names
 
 MINIMISED = 25
 """Findings that are shrunk in one run, one per signature."""
@@ -123,7 +124,7 @@ def run_cases(cases: Iterable[Case], findings: Path, seconds: float, until: floa
 def _keep(case: Case, result: Result, worker: Worker, findings: Path) -> None:
     """Shrink a finding and write it down."""
     small = minimise(case, lambda c: worker.run(c).signature == result.signature)
-    folder = findings / case.name.replace(" ", "-")
+    folder = findings / f"{case.name} {case.target}".replace(" ", "-")
     small.save(folder)
     (folder / "finding.txt").write_text(f"{result.verdict} in {result.stage}\n{result.detail}\n")
     say(f"  {case.nodes} nodes became {small.nodes}: python -m benchmarks fuzz --replay {folder}")
@@ -150,6 +151,8 @@ def main(arguments: list[str]) -> int:
         if options.corpus
         else map(family, range(options.seed, options.seed + options.count))
     )
+    if options.target:
+        cases = (replace(case, target=target) for case in cases for target in options.target)
     until = time.monotonic() + (options.seconds or float("inf"))
     tally = run_cases(cases, options.findings, options.limit, until)
     kind = "NNSmith" if options.corpus else "families"
@@ -165,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--count", type=int, default=100, help="families to generate")
     made.add_argument("--seed", type=int, default=0, help="seed of the first; the others follow")
     made.add_argument("--corpus", type=Path, metavar="FOLDER", help="ONNX files to run instead of families")
+    made.add_argument(
+        "--target",
+        action="append",
+        choices=target_names(),
+        help="compile every case for this one instead of its own; may be repeated",
+    )
     made.add_argument("--limit", type=float, default=60, help="seconds after which a case counts as hanging")
     made.add_argument("--seconds", type=float, help="start no case after so many seconds")
     made.add_argument("--findings", type=Path, default=Path(".fuzz"), help="where failing cases are kept")

@@ -15,26 +15,29 @@ import pytest
 from benchmarks.fuzz import judge, stages
 from benchmarks.fuzz.adapt import adapted
 from benchmarks.fuzz.case import Case, Member
-from benchmarks.fuzz.compare import Wrong
+from benchmarks.fuzz.compare import Done, Wrong
 from benchmarks.fuzz.corpus import graph_case
+from benchmarks.fuzz.emulation import emulate, hold_selftest
 from benchmarks.fuzz.families import EXACT, family
 from benchmarks.fuzz.grown import Grown, Pick
 from benchmarks.fuzz.judge import Allowance, Arrays, Judge
 from benchmarks.fuzz.layers import pooling
 from benchmarks.fuzz.minimise import minimise
 from benchmarks.fuzz.operators import ANY_BLOCKS, GRID_BLOCKS
-from benchmarks.fuzz.stages import emulated
 from benchmarks.fuzz.worker import Worker, run_here
 from compiler.calibration.engine import Engine
 from compiler.codegen.emulate import SelftestResult
 from compiler.codegen.target import find_target
 from compiler.ir.adapters import Adapter
 from compiler.ir.graph import Graph
+from compiler.ir.levels import at_level
 from compiler.ir.onnx_in import load
 from compiler.ir.onnx_out import to_onnx
 from compiler.ir.op import operator
-from compiler.ir.reference import evaluate
+from compiler.ir.reference import evaluate, random_feeds
 from compiler.ir.types import DType, TensorType
+from compiler.pipeline import parse
+from tests.codegen.emulated import linkable
 from tests.graphs import Builder
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.onnx"))
@@ -210,13 +213,49 @@ def test_adapters_mean_what_the_second_opinion_says(steps: list[dict[str, Any]])
         (["sample 0, t_y: error 0.3 of scale, limit 0.0001"], False),  # not judged
         (["sample 0, u_z: error 0.001 of scale, limit 0.0001"], False),  # less than it may
         (["sample 0, u_z: error 0.1 of scale, limit 0.0001"], True),
+        (["level 1: sample 0, u_z: error 0.1 of scale, limit 0.0001"], False),  # it may at that level
+        (["level 1: sample 0, t_y: error 0.3 of scale, limit 0.0001"], True),  # and this is judged there
         (["sample 0, t_y: error inf of scale, limit 0.0001", "u_z differs from the full set's"], True),
         ([], True),  # it died
     ],
 )
 def test_an_emulated_self_test_fails_unless_every_error_is_allowed(complaints: list[str], counts: bool) -> None:
     output = "".join(f"  subset 0x3: {c}\n" for c in complaints) + "FAILED\n"
-    allowed = Allowance({"y": None, "z": 0.01})
+    judges = [knowing({"y": None, "z": 0.01}), knowing({"v": 0.01, "w": None})]
     result = SelftestResult("failed", "ended with status 1", output)
     with pytest.raises(Wrong) if counts else contextlib.nullcontext():
-        emulated(result, {"t_y": "y", "u_z": "z"}, allowed)
+        hold_selftest(result, [{"t_y": "y", "u_z": "z"}, {"t_y": "v", "u_z": "w"}], judges)
+
+
+def knowing(limits: dict[str, float | None]) -> Judge:
+    """A judge that has found out what outputs may differ by."""
+    made = Judge.__new__(Judge)
+    made.__dict__["allowed"] = Allowance(limits)
+    return made
+
+
+def test_levels_and_portfolios_run_under_emulation() -> None:
+    name, told = linkable("armv7-neon").name, list[str]()
+    done = stages.check(dataclasses.replace(family(430008), target=name), told.append)
+    if any("cannot run or emulate" in reason for reason in done.skipped):
+        pytest.skip("nothing emulates the processor")
+    assert [t for t in told if t.endswith(f" {name}")] == [
+        f"emulate {name}", f"emulate levels on {name}", f"emulate the portfolio on {name}"
+    ]  # fmt: skip
+
+
+def test_a_wrong_level_is_found_under_emulation() -> None:
+    b = Builder()
+    b.task("map", b.conv(b.input("image", 1, 3, 6, 6), 8, 3))
+    whole = parse("nest{levels=0+0.5,pattern=block4x1,dense=(),min_inputs=1}")(b.done())
+    given, target = random_feeds(whole, np.random.default_rng(0)), linkable("aarch64-cortex-a72")
+    graphs = [at_level(whole, level, alone=True) for level in range(2)]
+    known = [(g, o, Judge(g, given, 0, o)) for g in graphs for o in [evaluate(g, given)]]
+    done = Done()
+    emulate(whole, target, given, known, done)
+    if done.skipped:
+        pytest.skip(done.skipped[0])
+    sparser, outputs, judge = known[1]
+    wrong = {name: array + 1 for name, array in outputs.items()}
+    with pytest.raises(Wrong, match=r"level 1: sample 0, map: error .* of scale"):
+        emulate(whole, target, given, [known[0], (sparser, wrong, judge)], done)

@@ -66,6 +66,9 @@ class Calm:
         return Result(case.name, "right", "run", nodes=3)
 
 
+RIGHT = Result("family", "right", "run", nodes=3)
+
+
 def test_an_interrupt_keeps_what_was_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "Worker", Calm)
 
@@ -85,6 +88,15 @@ def test_a_run_of_the_study_adds_its_entry(tmp_path: Path) -> None:
     assert first == second
     assert first["command"] == " ".join(["python -m benchmarks fuzz", *arguments])
     assert (first["cases"], first["seeds"], len(first["sources"])) == (0, [], 64)
+
+
+def test_every_case_is_compiled_for_each_target_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[int, str]] = []
+    monkeypatch.setattr(study, "Worker", Calm)
+    monkeypatch.setattr(Calm, "run", lambda self, case: ran.append((case.seed, case.target)) or RIGHT)
+    targets = ["x86-64-v3", "armv7-neon"]
+    assert study.main(["--count", "2", "--seed", "5", *(f"--target={t}" for t in targets)]) == 0
+    assert ran == [(seed, target) for seed in (5, 6) for target in targets]
 
 
 def test_an_attack_on_a_reader_adds_its_entry(
