@@ -442,24 +442,38 @@ def _load(bundle: Bundle) -> tuple[str, ctypes.CDLL | None]:
 
 
 def _open_checked(bundle: Bundle) -> ctypes.CDLL:
-    """Load the library from the very descriptor whose bytes were hashed, so that it cannot be swapped in between.
-
-    The descriptor stays open: the loader remembers the library by its path, /proc/self/fd/N, which must not be
-    reused for another file.
-    """
+    """Load the library from the very file whose bytes were hashed, so that it cannot be swapped in between."""
     digest = bundle.manifest["files"][bundle.library.name]["sha256"]
     if digest in _LOADED:
         return _LOADED[digest]
-    descriptor = os.open(bundle.library, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    kept = -1
     try:
-        with os.fdopen(os.dup(descriptor), "rb") as file:
+        descriptor = os.open(bundle.library, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise BundleError(f"{bundle.library} changed while it was opened")
-        _LOADED[digest] = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+            kept = _kept(descriptor)
+        _LOADED[digest] = ctypes.CDLL(_by_descriptor(kept))
     except OSError as error:
-        os.close(descriptor)
+        if kept >= 0:
+            os.close(kept)
         raise BundleError(f"cannot load {bundle.library}: {error}") from error
-    except BundleError:
-        os.close(descriptor)
-        raise
     return _LOADED[digest]
+
+
+def _by_descriptor(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _kept(descriptor: int) -> int:
+    """A descriptor of the same file, to stay open, with a number that no loaded library has.
+
+    The loader knows libraries by the path they were loaded from, and gives the old one for a path it knows. Numbers
+    come back all the same where somebody closes descriptors that are not theirs, as daemons do.
+    """
+    known, passed = {library._name for library in _LOADED.values()}, []
+    while _by_descriptor(found := os.dup(descriptor)) in known:
+        passed.append(found)
+    for number in passed:
+        os.close(number)
+    return found

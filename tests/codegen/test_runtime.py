@@ -1,6 +1,7 @@
 """Opening and calling bundles from Python."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from compiler.codegen.foreign import Port
 from compiler.codegen.runtime import Network, open_bundle
 from compiler.codegen.target import Feature, find_target
 from compiler.errors import BundleError, ConfigError
-from tests.codegen.handmade import X, compile_kernels, expected, tiny_bundle, tiny_library
+from tests.codegen.handmade import SCALE, X, compile_kernels, expected, tiny_bundle, tiny_library
 
 HOST = find_target("host")
 
@@ -178,6 +179,32 @@ def test_two_versions_in_one_process(objects: bytes, tmp_path: Path, bundle: Bun
     second = open_bundle(tiny_bundle(other, HOST, tmp_path).path)
     np.testing.assert_array_equal(second.run(X)["a"], np.arange(8, dtype=np.float32))
     np.testing.assert_array_equal(first.run(X)["a"], expected()[0])
+
+
+@pytest.mark.parametrize("lower", [False, True])  # whether the file is read by another number than it keeps
+def test_a_library_is_not_taken_for_one_whose_descriptor_was_closed(
+    lower: bool, objects: bytes, tmp_path: Path
+) -> None:
+    """The loader knows libraries by the path of their descriptor, and daemons close all descriptors."""
+    low = os.open(os.devnull, os.O_RDONLY)
+    biases = [np.full(8, 2 + n + 2 * lower, np.float32) for n in range(2)]
+    pools = [SCALE.tobytes() + bytes(32) + bias.tobytes() for bias in biases]
+    libraries = [dataclasses.replace(tiny_library(objects), pool=pool) for pool in pools]
+    paths = [tiny_bundle(made, HOST, tmp_path / str(n)).path for n, made in enumerate(libraries)]
+    first = open_bundle(paths[0])
+    held = int(first._functions._library._name.rpartition("/")[2])
+    os.close(held)
+    taken = [low]
+    while taken[-1] != held:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+    os.close(taken.pop())
+    if lower:
+        os.close(taken.pop(0))
+    second = open_bundle(paths[1])
+    for number in taken:
+        os.close(number)
+    for network, bias in zip((first, second), biases, strict=True):
+        np.testing.assert_array_equal(network.run(X)["a"], np.maximum(X * SCALE, 0) + bias)
 
 
 def test_tampered_library_is_not_loaded(objects: bytes, tmp_path: Path) -> None:
