@@ -28,6 +28,7 @@ from compiler.errors import BundleError
 Within = Callable[[LevelTimes, int], bool]
 """Times and a budget in microseconds -> whether the call was late."""
 _LOADED: dict[str, ctypes.CDLL] = {}  # by digest: one content is mapped once per process
+_POOLS: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
 
 
 def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Network:
@@ -329,16 +330,17 @@ class BoundCall:
         late = self._within(times, budget_us)
         return Reached(self.outputs, int(self._call.level_used), late)
 
-    def expire(self) -> None:
-        """Later calls raise ValueError: the pool that served them is closed."""
-        self._run = self._within = _closed
+    def expire(self, refuse: Callable[..., NoReturn]) -> None:
+        """Later calls raise ValueError: the pool that served them is not there any more."""
+        self._run = self._within = refuse
 
 
 class ThreadPool:
     """Threads of one opened network that share the work of a call; made by `Network.pool`.
 
     A context manager: leaving it, or `close`, ends the threads. One call at a time uses a pool; BundleError where
-    another one does. A pool that is dropped is closed when it is collected.
+    another one does. A pool that is dropped is closed when it is collected. In a child of `os.fork` there are no
+    threads of it: calls with it raise ValueError.
     """
 
     def __init__(self, functions: Functions, threads: int) -> None:
@@ -347,6 +349,8 @@ class ThreadPool:
         self._handle: int | None = functions.make_pool(threads)
         self._end = weakref.finalize(self, functions.end_pool, self._handle)
         self._bound: weakref.WeakSet[BoundCall] = weakref.WeakSet()
+        self._refuse: Callable[..., NoReturn] = _closed
+        _POOLS.add(self)
 
     def __enter__(self) -> ThreadPool:
         return self
@@ -358,16 +362,25 @@ class ThreadPool:
 
     def close(self) -> None:
         """End the threads; calls that were bound to the pool raise ValueError from now on. Not during a call."""
-        self._handle = None
-        for call in self._bound:
-            call.expire()
+        self._expire(_closed)
         self._end()
+
+    def lose(self) -> None:
+        """In a child of `os.fork`: the threads are the parent's, so that whoever waits for one waits for ever."""
+        self._expire(_forked)
+        self._end.detach()
+
+    def _expire(self, refuse: Callable[..., NoReturn]) -> None:
+        if self._handle is not None:
+            self._handle, self._refuse = None, refuse
+        for call in self._bound:
+            call.expire(self._refuse)
 
     def handle(self, functions: Functions) -> int:
         """Address of the library's pool; ValueError where this one is closed or another network's."""
         if functions is not self._functions:
             raise ValueError("the pool belongs to another network; make one by its own pool()")
-        return _closed() if self._handle is None else self._handle
+        return self._refuse() if self._handle is None else self._handle
 
     def serves(self, call: BoundCall) -> None:
         """Note a call that cannot outlive the pool."""
@@ -381,6 +394,18 @@ def _no_falling(network: Network) -> str:
 
 def _closed(*_: object) -> NoReturn:
     raise ValueError("the pool is closed")
+
+
+def _forked(*_: object) -> NoReturn:
+    raise ValueError("the pool was made before this process was forked, without its threads; make one here")
+
+
+def _lose_pools() -> None:
+    for pool in list(_POOLS):
+        pool.lose()
+
+
+os.register_at_fork(after_in_child=_lose_pools)
 
 
 def _no_budget(*_: object) -> NoReturn:

@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -275,6 +276,40 @@ def test_a_bound_call_keeps_its_pool(network: Network) -> None:
     del bound
     gc.collect()
     assert alive() is None
+
+
+FORKS = """
+import os, sys
+import numpy as np
+from compiler import open_bundle
+
+network = open_bundle(sys.argv[1])
+x = np.load(sys.argv[2])
+expected = network.run(x)["b"]
+pool, dropped = network.pool(2), network.pool(3)
+bound = network.bind(["b"], {"x": x}, pool=pool)
+child = os.fork()
+if child == 0:
+    del dropped  # closes it, in the process that made it
+    refused = []
+    for call in (bound, lambda: network.run(x, pool=pool), lambda: network.bind(["b"], {"x": x}, pool=pool)):
+        try:
+            call()
+        except ValueError as error:
+            refused.append("before this process was forked" in str(error))
+    pool.close()
+    with network.pool(2) as own:
+        right = np.array_equal(network.run(x, pool=own)["b"], expected)
+    os._exit(0 if right and refused == [True] * 3 else 1)
+print(os.waitpid(child, 0)[1], np.array_equal(bound()["b"], expected))
+"""
+
+
+def test_a_child_of_fork_has_no_pool_and_waits_for_none(bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", x_of(1))
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, bundle.path, tmp_path / "x.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
 def test_a_pool_serves_its_own_network(bundle: Bundle, network: Network) -> None:
