@@ -16,6 +16,7 @@ from compiler.ir.encoding import Unstructured
 from compiler.ir.graph import Graph
 from compiler.ir.onnx_out import save
 from tests.passes.merge.families import plain
+from tests.small_models import write_release
 
 
 def pruned(graph: Graph) -> Graph:
@@ -102,3 +103,33 @@ def test_bundles(pair, tmp_path: Path, capsys):
     assert run(capsys, tmp_path / "a", tmp_path / "a")[0] == 0
     status, record = run(capsys, tmp_path / "a", tmp_path / "b")
     assert status == 1 and {c["kind"] for c in record["changes"]} >= {"changed"}
+
+
+def test_the_graph_of_a_bundle_does_not_differ_from_it(tmp_path: Path, capsys):
+    path = write_release(tmp_path)
+    assert main(["compile", str(path), "-o", str(tmp_path / "out"), "-q"]) == 0
+    capsys.readouterr()
+    for other in (path, tmp_path / "out" / "host" / "merged.onnx"):
+        status, record = run(capsys, other, tmp_path / "out")
+        assert status == 0 and record["accuracy"] == []
+
+
+def test_another_metric_is_a_difference_and_told(tmp_path: Path, capsys):
+    path = write_release(tmp_path)
+    for name, metric in (("one", "accuracy"), ("two", "f1")):
+        where = ["-o", str(tmp_path / name), "-q", "--set", f"evaluation.metric.a={metric}"]
+        assert main(["compile", str(path), *where]) == 0
+    capsys.readouterr()
+    status, record = run(capsys, tmp_path / "one", tmp_path / "two")
+    told = {m["task"]: m["metric"] for m in record["accuracy"]}
+    assert status == 1 and not record["changes"]
+    assert told["a"] == "accuracy, then f1" and "then" not in told["b"]
+
+
+def test_more_combinations_than_rows_are_counted(tmp_path: Path, capsys):
+    tasks = "abcdefghi"
+    for number in (0, 1):
+        networks = {t: plain(t, seed + number, (2,)) for seed, t in enumerate(tasks)}
+        save(union(networks), tmp_path / f"{number}.onnx")
+    assert main(["diff", "-q", str(tmp_path / "0.onnx"), str(tmp_path / "1.onnx")]) == 1
+    assert "cost of every combination (the first 255 of 511; --json prints all)" in capsys.readouterr().out

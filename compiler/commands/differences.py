@@ -11,7 +11,7 @@ from typing import Any
 from compiler.bundle_report import read_report
 from compiler.commands import Cell, Grid, Result
 from compiler.commands.bundles import chosen
-from compiler.commands.common import MOST_ROWS, graph_of, is_release, output_file
+from compiler.commands.common import MOST_ROWS, capped, graph_of, is_release, output_file
 from compiler.difference import Change, CostChange, changes, cost_changes
 from compiler.errors import ConfigError, plural
 from compiler.ir.graph import Graph
@@ -26,14 +26,17 @@ DIFFERENT = 1
 Metric = tuple[str, float | None]
 """Name and value; None without labels."""
 
+UNMEASURED: Metric = ("", None)
+
 Accuracy = dict[tuple[str, int], Metric]
-"""(task, level) -> what a bundle's evaluation found; empty for graphs."""
+"""(task, level) -> what a bundle's evaluation found."""
 
 
 @dataclass(frozen=True)
 class _Side:
     graph: Graph
-    accuracy: Accuracy
+    accuracy: Accuracy | None
+    """None where it is no bundle: `diff` evaluates nothing, so that there is nothing to compare with."""
 
 
 def diff(args: Namespace, say: Say) -> Result:
@@ -52,10 +55,10 @@ def diff(args: Namespace, say: Say) -> Result:
         raise ConfigError(f"--input {args.input[0]}: binds axes of a model, and neither side is one; leave it out")
     before, after = (_side(path, args, say) for path in (args.before, args.after))
     found, costs = changes(before.graph, after.graph), cost_changes(before.graph, after.graph)
-    metrics = [
-        _metric_record(*key, before.accuracy.get(key), after.accuracy.get(key))
-        for key in dict.fromkeys([*before.accuracy, *after.accuracy])
-    ]
+    one, two = before.accuracy or {}, after.accuracy or {}
+    keys = dict.fromkeys([*one, *two] if before.accuracy is not None and after.accuracy is not None else ())
+    measured = [(key, one.get(key, UNMEASURED), two.get(key, UNMEASURED)) for key in keys]
+    metrics = [_metric_record(*key, *pair) for key, *pair in measured]
     record = {
         "before": args.before,
         "after": args.after,
@@ -66,7 +69,7 @@ def diff(args: Namespace, say: Say) -> Result:
     grids = (_change_grid(found), _cost_grid(costs), *([_metric_grid(metrics)] if metrics else []))
     if page is not None:
         write_whole(page, html(f"{args.before} and {args.after}", grids).encode())
-    same = not found and all(c.same for c in costs) and all(m["before"] == m["after"] for m in metrics)
+    same = not found and all(c.same for c in costs) and all(a == b for _, a, b in measured)
     lines = ("nothing differs",) if same else ()
     return Result(record, () if same else grids, lines, 0 if same else DIFFERENT)
 
@@ -74,7 +77,7 @@ def diff(args: Namespace, say: Say) -> Result:
 def _side(path: str, args: Namespace, say: Say) -> _Side:
     if not Path(path).is_dir():
         foreign = "input" if is_release(path) else "set"  # each side takes the options of its kind
-        return _Side(graph_of(Namespace(**{**vars(args), "path": path, foreign: []}), say), {})
+        return _Side(graph_of(Namespace(**{**vars(args), "path": path, foreign: []}), say), None)
     bundle = chosen(Path(path), args.target)
     say(f"read {path} for {bundle.target}")
     accuracy = {(e["task"], e["level"]): _metric(e) for e in read_report(bundle)["evaluation"]}
@@ -100,12 +103,12 @@ def _cost_grid(costs: Sequence[CostChange]) -> Grid:
     for quantity in ("MACs", "FLOPs", "parameters"):
         columns += [f"{quantity} before", f"{quantity} after", "change"]
     rows = []
-    for one in costs[:MOST_ROWS]:
+    for one in costs:
         row: list[Cell] = ["+".join(one.tasks), one.level]
         for pair in (one.macs, one.flops, one.parameters):
             row += [*pair, _change(*pair)]
         rows.append(row)
-    return Grid("cost of every combination", tuple(columns), rows)
+    return capped("cost of every combination", tuple(columns), rows)
 
 
 def _change(before: float | None, after: float | None) -> str:
@@ -114,14 +117,14 @@ def _change(before: float | None, after: float | None) -> str:
     return f"{after / before - 1:+.1%}" if before else ("+0.0%" if not after else "new")
 
 
-def _metric_record(task: str, level: int, before: Metric | None, after: Metric | None) -> dict[str, Any]:
-    name = (after or before or ("", None))[0]
+def _metric_record(task: str, level: int, before: Metric, after: Metric) -> dict[str, Any]:
+    names = dict.fromkeys(name for name, _ in (before, after) if name)
     return {
         "task": task,
         "level": level,
-        "metric": name,
-        "before": before[1] if before else None,
-        "after": after[1] if after else None,
+        "metric": ", then ".join(names),
+        "before": before[1],
+        "after": after[1],
     }
 
 
