@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compiler.errors import ConfigError, PassError
+from compiler.errors import ConfigError, PassError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.types import ValueRef
 from compiler.training.answers import answer, measured
@@ -100,7 +101,7 @@ def prepared(net: TorchNet, material: Material, wanted: Wanted, batch: int) -> t
 
 def _check_finite(task: str, answers: Tensor) -> None:
     """PassError unless all answers of a task [feeds, ...] are numbers: others take every weight with them."""
-    sound = torch.isfinite(answers).flatten(1).all(1)
+    sound = torch.isfinite(answers)[:, None].flatten(1).all(1)
     if not bool(sound.all()):
         first, count = int((~sound).nonzero()[0]), int((~sound).sum())
         raise PassError(
@@ -128,18 +129,26 @@ def outputs(graph: Graph, tasks: Iterable[str] | None = None) -> Iterator[tuple[
 def _labels(net: TorchNet, material: Material) -> dict[str, Tensor]:
     """Labelled task -> class numbers [feeds, decisions] of its first `measured` output."""
     found = {}
-    for task, labels in material.labels.items():
+    rows = {1, *(v.shape[0] for v in net.graph.inputs if v.rank)}
+    for task, given in material.labels.items():
+        labels = np.atleast_1d(given)
         value = net.graph.value(measured(net.graph, task)[0][1])
-        wanted = (len(material.feeds), value.size // value.shape[-1])
-        if np.asarray(labels).dtype.kind not in "iu":
-            raise ConfigError(f"distil: labels of task '{task}' are {np.asarray(labels).dtype}, not class numbers")
-        part = np.asarray(labels).reshape(-1)[: wanted[0] * wanted[1]]
+        width = value.shape[-1] if value.rank else 1
+        wanted = (len(material.feeds), value.size // width)
+        if labels.dtype.kind not in "iu":
+            raise ConfigError(f"distil: labels of task '{task}' are {labels.dtype}, not class numbers")
+        if not any(math.prod(labels.shape[1:]) * n == wanted[1] for n in rows):
+            raise ConfigError(
+                f"distil: labels of task '{task}' have shape {list(labels.shape)}; its outputs {list(value.shape)} "
+                f"make {plural(wanted[1], 'decision')} a call; give the number of a class for each"
+            )
+        part = labels.reshape(-1)[: wanted[0] * wanted[1]]
         if part.size != wanted[0] * wanted[1]:
             raise ConfigError(
-                f"distil: task '{task}' has {np.asarray(labels).size} labels; its outputs on {wanted[0]} "
+                f"distil: task '{task}' has {labels.size} labels; its outputs on {wanted[0]} "
                 f"calibration batches make {wanted[0] * wanted[1]} decisions"
             )
-        classes = max(value.shape[-1], 2)
+        classes = max(width, 2)
         strange = part[(part < 0) | (part >= classes)]
         if strange.size:
             raise ConfigError(

@@ -46,6 +46,7 @@ def decisions(kind: Answer, values: Tensor) -> Tensor:
     """Scores [decisions, classes] for class labels: of several chances the largest decides; one chance or number
     decides between two classes.
     """
+    values = values[:, None] if values.dim() == 1 else values
     found = scores(kind, values)
     if kind is Answer.CHANCES and values.shape[-1] > 1:
         found = found[..., 1] - found[..., 0]

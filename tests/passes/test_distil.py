@@ -280,6 +280,30 @@ def test_class_labels_are_an_extra_loss(torch, original, use):
         Distil(labels=1.0)(original, replace(use, labels={"a": np.full(120, 3)}))
     with pytest.raises(ConfigError, match="has 7 labels"):
         Distil(labels=1.0)(original, replace(use, labels={"a": np.zeros(7, np.int64)}))
+    told = r"have shape \[120, 3\]; its outputs \[1, 3\] make 1 decision a call; give the number of a class"
+    with pytest.raises(ConfigError, match=told):  # read one after the other they were those of other samples
+        Distil(labels=1.0)(original, replace(use, labels={"a": np.tile(np.eye(3, dtype=int), (40, 1))}))
+    column = {"a": labels["a"][:, None]}
+    assert digest(trained) == digest(
+        Distil(epochs=8, batch=16, rate=1e-2, labels=5.0)(original, replace(use, labels=column))
+    )
+
+
+@pytest.mark.parametrize("end", ["Identity", "Sigmoid"])
+def test_class_labels_are_for_outputs_without_axes_too(torch, use, end):
+    b = Builder(seed=1)
+    h = b.apply("Flatten", b.conv(b.input("x", *SHAPE), 8, 3))
+    found = b.apply(end, b.apply("ReduceSum", b.apply("Gemm", h, b.weight(128, 3)), keepdims=0))
+    b.task("t", found)
+    graph = b.done()
+    assert graph.value(found).shape == ()
+    middle = 0.5 if end == "Sigmoid" else 0.0
+    right = np.array([evaluate(graph, f)[found.name] > middle for f in use.batches(graph)]).astype(np.int64)
+    before = []
+    for labels in (right, 1 - right):
+        (note,) = Distil(epochs=1, labels=1.0).run(graph, replace(use, teacher=graph, labels={"t": labels})).notes
+        before.append(float(str(note).partition("inputs ")[2].partition(" before")[0]))
+    assert before[0] < np.log(2) < before[1]
 
 
 @pytest.mark.parametrize("heavy", ["a", "b"])

@@ -85,7 +85,8 @@ def test_labels_mean_the_same_however_a_network_ends(torch):
     for kind, values in ((Answer.PROBABILITIES, x.softmax(-1)), (Answer.CHANCES, x.sigmoid())):
         assert torch.equal(decisions(kind, values).argmax(-1), x.argmax(-1))
     one = x[:, :1]
-    for kind, values in ((Answer.NUMBER, one), (Answer.CHANCES, one.sigmoid())):
+    pairs = ((Answer.NUMBER, one), (Answer.CHANCES, one.sigmoid()))
+    for kind, values in (*pairs, *((k, v[:, 0]) for k, v in pairs)):
         found = decisions(kind, values)
         assert found.shape == (30, 2)
         assert torch.equal(found.argmax(-1), (one[:, 0] > 0).long())
