@@ -82,6 +82,11 @@ class Compiled:
     folder: Path
 
     @property
+    def failed(self) -> bool:
+        """Whether a gate has failed, so that nothing was written."""
+        return any(g.verdict == "failed" for g in self.gates)
+
+    @property
     def unlinked(self) -> tuple[str, ...]:
         """Targets without a shared library, for lack of a linker."""
         return tuple(b.target.name for b in self.builds if not b.bundle.linked)
@@ -90,7 +95,7 @@ class Compiled:
         """JSON-ready."""
         return {
             "name": self.release.config.name,
-            "folder": str(self.folder),
+            "folder": None if self.failed else str(self.folder),
             "targets": [_build_record(b) for b in self.builds],
             "summary": summary(self.costs),
             "costs": self.costs.record(),
@@ -219,7 +224,7 @@ def compile_release(
         for built in builds:
             say(f"{built.target.name}: report")
             _write_reports(_report(compiled, built), built.bundle.path / "reports")
-        if any(g.verdict == "failed" for g in compiled.gates):
+        if compiled.failed:
             raise FailedGates(compiled)
     _require_linked(builds, root, allow_unlinked)
     moved = [replace(b, bundle=replace(b.bundle, path=root / b.target.name)) for b in builds]

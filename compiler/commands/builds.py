@@ -129,8 +129,8 @@ def _compiled(compiled: Compiled) -> Result:
 
 
 def _next(compiled: Compiled) -> list[str]:
-    """Where to go from here, by the first bundle; nothing where the gates have failed and none was written."""
-    if any(g.verdict == "failed" for g in compiled.gates):
+    """Where to go from here, by the first bundle; nothing where a gate has failed and none was written."""
+    if compiled.failed:
         return []
     folder = compiled.folder / compiled.builds[0].target.name
     return [
