@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
+import weakref
+from _ctypes import dlclose
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,8 @@ class TimedProgram:
             write(folder)
             (folder / "src/profile.c").write_text(_profile_text(name, len(self._order)), encoding="ascii")
             loaded = _load(target, folder)
+        # A search makes one after the other: each maps all weights, from a file that takes space until then.
+        weakref.finalize(self, dlclose, loaded._handle).atexit = False
         self._run = _entry(loaded, self._inputs, self._outputs)
         times = loaded.taskgraft_profile_times
         times.restype = ctypes.POINTER(ctypes.c_uint64)

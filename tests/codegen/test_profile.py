@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -40,6 +43,22 @@ def test_every_call_has_a_time_and_says_how_it_runs():
     assert all(step.seconds >= 0 and step.choice for step in steps)
     named = [node for step in steps for node in step.nodes]
     assert {n.ref.name for n in graph.nodes()} <= set(named)
+
+
+def test_a_library_is_unloaded_with_the_program_that_timed_it():
+    """Its file holds all weights, and takes space as long as it is mapped."""
+    library = generate(two_layers(), find_target("host"), name="p")
+
+    def mapped() -> int:
+        return sum("taskgraft-profile-" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    gc.collect()
+    before = mapped()
+    timed = TimedLibrary(library, find_target("host"))
+    assert timed.run().size and mapped() > before
+    del timed
+    gc.collect()
+    assert mapped() == before
 
 
 def test_an_input_of_another_shape_is_refused():
