@@ -28,6 +28,9 @@ def archived(arrays: Mapping[str, np.ndarray]) -> bytes:
     return made.getvalue()
 
 
+NAMELESS = "one array without a name; save each under its own in an .npz file (np.savez)"
+
+
 def load_arrays(source: str, folder: Path) -> Arrays:
     """The arrays of `source`: an .npz file relative to `folder`, or "package.module:function" called without
     arguments.
@@ -39,15 +42,22 @@ def load_arrays(source: str, folder: Path) -> Arrays:
         return _called(source)
     file = folder / source
     if file.suffix == ".npy":
-        raise ConfigError(f"{file}: one array without a name; save each under its own in an .npz file (np.savez)")
+        raise ConfigError(f"{file}: {NAMELESS}")
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(NAMELESS)
+        with archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged archive ends in a dozen unrelated types, of zlib and tokenize among them
-        reason = "" if "allow_pickle" in str(error) else f": {error}"  # never advise to load objects
-        raise ConfigError(f"{file}: not an .npz file of plain arrays{reason}") from error
+        raise ConfigError(f"{file}: not an .npz file of plain arrays{reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What numpy said of a file that it cannot read, behind a colon; it is never advised to load objects."""
+    return "" if "allow_pickle" in str(error) else f": {error}"
 
 
 def with_samples(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
@@ -136,7 +146,7 @@ def typed(value: Value, array: np.ndarray) -> np.ndarray:
     """A copy of `array` in the element type of a network input, in C order.
 
     ConfigError for data that are no numbers, and where an integer or boolean input would get other values than the
-    data have: fractions, say, because they were scaled for another network.
+    data have: fractions, say, because they were scaled for another network; or a float input infinity for a number.
     """
     if array.dtype.kind not in "biuf":
         raise ConfigError(f"data for input '{value.ref}' are {array.dtype}; the network reads {value.dtype.value}")
@@ -146,6 +156,11 @@ def typed(value: Value, array: np.ndarray) -> np.ndarray:
         raise ConfigError(
             f"data for input '{value.ref}' hold numbers from {array.min():g} to {array.max():g} that its type "
             f"{value.dtype.value} does not have; give the values that the network was trained on"
+        )
+    if value.dtype.is_float and np.isinf(made).sum() > np.isinf(array).sum():
+        raise ConfigError(
+            f"data for input '{value.ref}' hold numbers that are infinite in its type {value.dtype.value}; give "
+            f"the values that the network was trained on"
         )
     return made
 

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.calibration.data import Arrays, CalibrationSet, failing_as, feed_of, load_arrays, named_function
+from compiler.calibration.data import (
+    Arrays,
+    CalibrationSet,
+    failing_as,
+    feed_of,
+    load_arrays,
+    named_function,
+    reason_of,
+)
 from compiler.errors import ConfigError
 from compiler.ir.graph import Value
 
@@ -42,6 +50,8 @@ class StreamedSet:
             listed = ", ".join(f"{step} for '{name}'" for name, step in self._steps.items())
             raise ConfigError(f"a call takes different numbers of samples per input: {listed}; give batches of all")
         self._count: int | None = None
+        if self.batch_size > 1 and next(iter(self()), None) is None:
+            raise ConfigError(f"the data holds fewer samples than a call of the network takes: {self.batch_size}")
 
     @property
     def batch_size(self) -> int:
@@ -108,6 +118,8 @@ def open_calibration(source: str, folder: Path, inputs: tuple[Value, ...], limit
     if path.suffix == ".npy":
         name = _only(inputs, path)
         rows = _array(path)
+        if not rows.ndim:
+            raise ConfigError(f"{path}: holds a single number; give an array of samples")
         return StreamedSet(lambda: ({name: row} for row in rows), inputs, limit)
     return CalibrationSet(load_arrays(source, folder), inputs, limit)
 
@@ -120,11 +132,18 @@ def _from_function(where: str, inputs: tuple[Value, ...], limit: int) -> Feeds:
         return CalibrationSet(load_arrays(where, Path()), inputs, limit)
     if not isinstance(made, Iterable):
         raise ConfigError(f"'{where}' must return a dict from name to numpy array, or an iterable of such dicts")
-    again = function if iter(made) is made else lambda: made  # a generator runs once: call for another one
+    once = iter(made) is made  # a generator runs once: call for another one
 
     def samples() -> Iterator[Sample]:
         with failing_as(where):
-            yield from again()
+            found = function() if once else made
+        if once and found is made:
+            raise ConfigError(
+                f"'{where}' returns one iterator again and again, which has nothing left after the first time; "
+                f"return a new one at every call, or a list"
+            )
+        with failing_as(where):
+            yield from found
 
     return StreamedSet(samples, inputs, limit)
 
@@ -142,9 +161,14 @@ def _array(path: Path) -> np.ndarray:
     """The array of an .npy file, mapped and not read."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path}: not an .npy file of plain numbers: {error}") from error
-    return np.asanyarray(found)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{path}: not an .npy file of plain numbers{reason_of(error)}") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ConfigError(f"{path}: holds arrays by name, as an .npz file does; call it so")
+    return found
 
 
 def _folder(path: Path, inputs: tuple[Value, ...]) -> Opener:

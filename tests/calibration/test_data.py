@@ -39,6 +39,7 @@ def test_arrays_from_a_file_and_from_a_function(tmp_path):
         ("text.npz", "not an .npz file"),
         ("one.npy", "one array without a name"),
         ("objects.npz", "not an .npz file of plain arrays"),
+        ("single.npz", "not an .npz file of plain arrays: one array without a name; save each under its own"),
         ("tests.calibration.test_data:wrong", "must return a dict"),
         ("tests.calibration.test_data:absent", "cannot be imported"),
         ("tests.calibration.test_data:ROOT_NAME", "is not a function"),
@@ -47,6 +48,8 @@ def test_arrays_from_a_file_and_from_a_function(tmp_path):
 def test_what_cannot_be_read_is_said(tmp_path, source, message):
     (tmp_path / "text.npz").write_text("no")
     np.savez(tmp_path / "objects.npz", x=np.array([{"a": 1}], dtype=object))
+    with (tmp_path / "single.npz").open("wb") as file:
+        np.save(file, np.ones(3))
     with pytest.raises(ConfigError, match=message):
         load_arrays(source, tmp_path)
 

@@ -46,6 +46,13 @@ def number():
     return 3
 
 
+ONE = generated()
+
+
+def again():
+    return ONE
+
+
 def words():
     return "xyz"
 
@@ -128,20 +135,30 @@ def test_dicts_and_archives_are_sets_of_arrays(tmp_path):
         ("wide.npy", r"has shape \[4\]; expected \[3\]"),
         ("none.npy", "holds no sample"),
         (f"{HERE}:number", "must return a dict from name to numpy array, or an iterable"),
+        ("number.npy", "holds a single number; give an array of samples"),
+        ("archive.npy", "holds arrays by name, as an .npz file does"),
+        ("archives", "holds arrays by name, as an .npz file does"),
+        ("absent.npy", r"absent\.npy: cannot be read: No such file"),
+        (f"{HERE}:again", "again' returns one iterator again and again"),
         (f"{HERE}:words", "a sample is str; give dicts from input name to numpy array"),
         (f"{HERE}:failing", "failing' failed: KeyError: 'lost'"),
         ("folders", "one per input is expected; there is no .*folders/x"),
     ],
 )
 def test_what_does_not_fit(tmp_path, source, message):
-    for name in ("pictures", "empty", "folders/y"):
+    for name in ("pictures", "empty", "folders/y", "archives"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "pictures" / "a.PNG").write_bytes(b"")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     np.save(tmp_path / "wide.npy", np.zeros((2, 4)))
     np.save(tmp_path / "none.npy", np.zeros((0, 3)))
-    with pytest.raises(ConfigError, match=message):
-        open_calibration(source, tmp_path, graph_of((1, 3)).inputs, 0)
+    np.save(tmp_path / "number.npy", np.float32(3))
+    for name in ("archive.npy", "archives/0.npy"):
+        with (tmp_path / name).open("wb") as file:
+            np.savez(file, x=DATA)
+    with pytest.raises(ConfigError, match=message) as told:
+        list(open_calibration(source, tmp_path, graph_of((1, 3)).inputs, 0)())
+    assert "pickle" not in str(told.value)
 
 
 def test_a_function_that_fails_on_the_way_is_named():
@@ -154,6 +171,16 @@ def test_one_array_for_several_inputs(tmp_path):
     np.save(tmp_path / "d.npy", DATA)
     with pytest.raises(ConfigError, match="is one array, but the networks read 'x', 'y'"):
         open_calibration("d.npy", tmp_path, graph_of((1, 3), (1, 3)).inputs, 0)
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_data_have_samples_for_one_call_at_least(tmp_path, rows):
+    np.save(tmp_path / "d.npy", DATA[:rows])
+    if rows == 4:
+        assert open_calibration("d.npy", tmp_path, graph_of((4, 3)).inputs, 0).batches == 1
+        return
+    with pytest.raises(ConfigError, match="fewer samples than a call of the network takes: 4"):
+        open_calibration("d.npy", tmp_path, graph_of((4, 3)).inputs, 0)
 
 
 def test_a_limit_beyond_any_count_takes_every_sample():
@@ -200,6 +227,18 @@ def test_integers_are_never_made_of_other_numbers(data, message, streamed):
     )
     with pytest.raises(ConfigError, match=message):
         next(iter(found()))
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [(DType.FLOAT32, 1e300), (DType.FLOAT16, 1e6)])
+def test_numbers_do_not_become_infinite(kind, wrong):
+    b = Builder()
+    b.task("t", b.apply("Cast", b.input("x", 1, 3, dtype=kind), to=1))
+    inputs, data = b.done().inputs, np.array([[0, 1, -np.inf], [0, 1, wrong]])
+    feeds = CalibrationSet({"x": data}, inputs)()
+    first = next(feeds)
+    assert first["x"].tolist() == [[0, 1, -np.inf]]
+    with pytest.raises(ConfigError, match=f"'x' hold numbers that are infinite in its type {kind.value}"):
+        next(feeds)
 
 
 def test_integers_may_come_as_other_numbers_of_equal_value():
