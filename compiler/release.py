@@ -228,16 +228,21 @@ def _check_labels(arrays: Arrays, graph: Graph, tasks: Collection[str]) -> None:
         )
     if lacking := [t for t in tasks if t not in arrays]:
         raise ConfigError(f"the evaluation data lacks labels '{lacking[0]}'; it has {', '.join(sorted(arrays))}")
+    _check_counts(arrays, graph, tasks, "evaluation")
+
+
+def _check_counts(arrays: Arrays, graph: Graph, tasks: Collection[str], kind: str) -> None:
+    """ConfigError where labels are neither as many as rows of data of a kind nor as calls they make."""
     labelled = list(tasks)
     with_samples(arrays, labelled)
-    value = graph.inputs[0]
+    value = next(iter(graph.inputs), None)
+    if not labelled or value is None or value.ref.name not in arrays:
+        return  # what is missing is told where the data are read
     rows, first = len(arrays[value.ref.name]), value.shape[0] if value.rank else 1
     counts = {rows, rows * first, rows // max(first, 1)}
     wrong = [f"'{t}' {len(arrays[t])}" for t in labelled if len(arrays[t]) not in counts]
     if wrong:
-        raise ConfigError(
-            f"the evaluation data hold {rows} samples and other numbers of labels: {', '.join(wrong)}"
-        )
+        raise ConfigError(f"the {kind} data hold {rows} samples and other numbers of labels: {', '.join(wrong)}")
 
 
 def labels_of(config: Config, graph: Graph) -> Arrays:
@@ -249,7 +254,7 @@ def labels_of(config: Config, graph: Graph) -> Arrays:
     limit = config.calibration.samples or None
     inputs = {v.ref.name for v in graph.inputs}
     labelled = [t for t in graph.tasks if t in arrays and t not in inputs]
-    with_samples(arrays, labelled)
+    _check_counts(arrays, graph, labelled, "calibration")
     return {t: arrays[t][:limit] for t in labelled}
 
 

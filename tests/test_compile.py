@@ -137,8 +137,10 @@ def test_labels_of_other_data_are_refused(tmp_path):
     data = dict(np.load(tmp_path / "data.npz"))
     np.savez(tmp_path / "data.npz", **{**data, "b": np.repeat(data["b"], 3, axis=0)[:30]})
     release = load_release(load_config(path))
-    with pytest.raises(ConfigError, match="hold 12 samples and other numbers of labels: 'b' 30"):
+    with pytest.raises(ConfigError, match="evaluation data hold 12 samples and other numbers of labels: 'b' 30"):
         evaluate_release(release, release.graph)
+    with pytest.raises(ConfigError, match="calibration data hold 12 samples and other numbers of labels: 'b' 30"):
+        labels_of(release.config, release.graph)
 
 
 def test_a_single_number_is_no_label(tmp_path):
