@@ -200,11 +200,18 @@ def test_a_portfolio_is_told_at_its_cheapest_level(opened, record):
     assert column(shown, "passes", "pass")[-1] == f"alone: {record['passes'][-1]['spec']}"
 
 
-def test_measured_times_are_in_table_and_plots(opened, record):
+def test_measured_times_are_in_table_and_plots_with_where_they_were_taken(opened, record):
     times = [{"tasks": t, "level": 0, "seconds_median": s} for t, s in (("a", 2e-6), ("b", 3e-6), ("a+b", 4.5e-6))]
-    shown = opened({**record, "measured": [{"where": "this machine, 1 thread", "subsets": times}]}).page
-    assert column(shown, "combinations", "measured") == ["2 µs", "3 µs", "4.5 µs"]
-    assert len(shown.query_selector_all("canvas[data-drawn]")) == 7
+    board = {"where": "pi@board, 2 threads", "subsets": [{**times[2], "seconds_median": 9e-6}]}
+    here = {"where": "this machine, 1 thread", "subsets": times}
+    shown = opened({**record, "measured": [board, here]}).page
+    assert column(shown, "combinations", "measured 0") == ["–", "–", "9 µs"]
+    assert column(shown, "combinations", "measured 1") == ["2 µs", "3 µs", "4.5 µs"]
+    heads = shown.eval_on_selector_all("[data-table=combinations] th", "heads => heads.map(h => h.textContent)")
+    assert heads[-2:] == ["measured: pi@board, 2 threads", "measured: this machine, 1 thread"]
+    plots = shown.eval_on_selector_all("canvas[data-drawn]", "all => all.map(one => one.dataset.plot)")
+    assert len(plots) == 7
+    assert sum("against µs; times: this machine, 1 thread" in plot for plot in plots) == 2
 
 
 HOSTILE = (

@@ -92,16 +92,18 @@ function cards(report) {
 const MOST_BARS = 63;
 
 function combinationContent(report) {
-  const rows = combinations(report).map((row) => ({
-    ...row, tasks: taskNames(report, row.mask), saved: FLOPS_SAVED(row),
-    measured: measuredSeconds(report, taskNames(report, row.mask).replaceAll(" + ", "+"), row.level),
-  }));
+  const times = report.measured.map((at, i) => ({ key: `measured ${i}`, title: `measured: ${at.where}`, format: microseconds, at }));
+  const rows = combinations(report).map((row) => {
+    const tasks = taskNames(report, row.mask);
+    const timed = times.map(({ key, at }) => [key, measuredSeconds(at, tasks.replaceAll(" + ", "+"), row.level)]);
+    return { ...row, tasks, saved: FLOPS_SAVED(row), ...Object.fromEntries(timed) };
+  });
   const columns = [
     { key: "tasks", title: "tasks" }, { key: "level", title: "level" }, { key: "flops", title: "FLOPs" },
     { key: "separate_flops", title: "separate" }, { key: "saved", title: "saved", format: percent },
     { key: "macs", title: "MACs needed" }, { key: "macs_dense", title: "with zeros" }, { key: "parameters", title: "parameters" },
     { key: "weight_bytes", title: "weights B" }, { key: "activation_bytes", title: "traffic B" }, { key: "workspace_bytes", title: "workspace B" },
-    { key: "measured", title: "measured", format: microseconds },
+    ...times,
   ];
   const present = columns.filter((c) => rows.some((r) => !missing(r[c.key])) && (c.key !== "level" || rows.some((r) => r.level)));
   const { total } = report.combinations;

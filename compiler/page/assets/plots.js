@@ -91,17 +91,17 @@ function accuracyPoints(reports) {
       if (!row) continue;
       const base = { task: found.task, metric: found.metric, lower: found.lower_is_better };
       if (!level) points.push({ ...base, what: "original", value: found.original, flops: row.separate_flops, seconds: null });
-      const seconds = measuredSeconds(report, found.task, level);
-      points.push({ ...base, what: level ? `${where}, level ${level}` : where, value: (found.bundle || found.graph).metric, flops: row.flops, seconds });
+      const timed = report.measured.find((m) => !missing(measuredSeconds(m, found.task, level)));
+      const seconds = timed ? measuredSeconds(timed, found.task, level) : null;
+      points.push({ ...base, what: level ? `${where}, level ${level}` : where, value: (found.bundle || found.graph).metric, flops: row.flops, seconds, place: timed?.where });
     }
   }
   return points;
 }
 
-/** The median of a combination where it was measured first; null where it was not. */
-function measuredSeconds(report, tasks, level) {
-  const rows = report.measured.flatMap((m) => m.subsets);
-  return rows.find((r) => r.tasks === tasks && r.level === level)?.seconds_median ?? null;
+/** The median of a combination in the times of one place; null where it was not measured there. */
+function measuredSeconds(times, tasks, level) {
+  return times.subsets.find((r) => r.tasks === tasks && r.level === level)?.seconds_median ?? null;
 }
 
 /** One plot per metric: a line per task through its versions. `quantity`: flops or seconds. */
@@ -121,7 +121,9 @@ function accuracyPlots(reports, quantity, unit) {
     });
     const label = (context) => `${context.dataset.label}, ${context.raw.what}: ${exact(context.raw.y)} at ${short(context.raw.x)} ${unit}`;
     const better = mine[0].lower ? ", lower is better" : "";
-    return plot(`${metric}${better} against ${unit}; triangles: the original network of the task alone`, 340, () => ({
+    const places = quantity === "seconds" ? `; times: ${[...new Set(mine.map((p) => p.place))].join("; ")}` : "";
+    const original = quantity === "seconds" ? "" : "; triangles: the original network of the task alone";
+    return plot(`${metric}${better} against ${unit}${places}${original}`, 340, () => ({
       type: "scatter",
       data: { datasets: tasks.map(line) },
       options: {
