@@ -1,28 +1,31 @@
 """Pairs of other people's networks, what counts for each of their tasks, and what a study of them says.
 
-Scores are on labels where the faces have any, else on how far answers move from the original's.
+Scores are on labels where there are any, else on how far answers move from the original's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.merging.faces import UNLABELLED
+from benchmarks.merging.faces import load_people
+from benchmarks.merging.people import UNLABELLED, People
 from benchmarks.merging.record import OURS
+from benchmarks.merging.speech import BINS, FRAMES, load_speech
 
 LESS = 1.3
 """How many times fewer multiply-adds both tasks together should take than the two networks."""
 
 Score = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], float]
-"""(outputs [faces, ...], the original's, labels) -> what counts; more is better."""
+"""(outputs [n, ...], the original's, labels) -> what counts; more is better."""
 
 
 def percent_right(decide: Callable[[np.ndarray], np.ndarray], label: str) -> Score:
-    """Percent of the labelled faces on which `decide(outputs)` is the label."""
+    """Percent of the labelled inputs on which `decide(outputs)` is the label."""
 
     def score(outputs: np.ndarray, original: np.ndarray, labels: Mapping[str, np.ndarray]) -> float:
         known = labels[label] != UNLABELLED
@@ -38,26 +41,40 @@ def moved(outputs: np.ndarray, original: np.ndarray, labels: Mapping[str, np.nda
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A network of a pair. `adapter`: from RGB in 0..255; `limit`: what its score may lose, in `unit`."""
+    """A network of a pair. `adapter`: from the common input; `limit`: what its score may lose, in `unit`; `shapes`:
+    of its inputs, where the file leaves axes free.
+    """
 
     file: str
     adapter: tuple[dict[str, Any], ...]
     score: Score
     limit: float
     unit: str
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Networks over one face."""
+    """Networks over one input. `load`: people of a folder of data sets, by a seed; `samples`: inputs that weights
+    are fitted on.
+    """
 
     what: str
     tasks: Mapping[str, Task]
+    input: str = "face"
+    shape: Sequence[int] = (1, 64, 64, 3)
+    load: Callable[[Path, int], People] = load_people
+    samples: int = 256
 
     def release(self) -> dict[str, Any]:
-        """A release file that joins the networks over one RGB face."""
-        tasks = {t: {"model": k.file, "adapter": list(k.adapter)} for t, k in self.tasks.items()}
-        return {"schema": 1, "name": "faces", "input": {"face": {"shape": [1, 64, 64, 3]}}, "tasks": tasks}
+        """A release file that joins the networks over one input."""
+        tasks = {t: _table(k) for t, k in self.tasks.items()}
+        return {"schema": 1, "name": "pair", "input": {self.input: {"shape": list(self.shape)}}, "tasks": tasks}
+
+
+def _table(task: Task) -> dict[str, Any]:
+    shapes = {name: list(shape) for name, shape in task.shapes.items()}
+    return {"model": task.file, "adapter": list(task.adapter)} | ({"shapes": shapes} if shapes else {})
 
 
 BGR = ({"bgr": True},)
@@ -66,6 +83,9 @@ HAPPY, WOMAN = 3, 0
 """Classes of the mini-XCEPTION networks."""
 
 ACCURACY = "percent right"
+
+HEARD = {"input_1": (1, FRAMES, BINS)}
+MOVED = "mean points by which scores of one to five move, negated"
 
 PAIRS = {
     "ssrnet": Pair(
@@ -91,6 +111,17 @@ PAIRS = {
                 "minixc_gender.onnx", GREY, percent_right(lambda y: y.argmax(1) == WOMAN, "gender"), 0.5, ACCURACY
             ),
         },
+    ),
+    "dnsmos": Pair(
+        "DNSMOS, quality of speech, and of the background and overall (Reddy et al. 2021); spoken digits in noise",
+        {
+            "signal": Task("dnsmos_sig.onnx", (), moved, 0.1, MOVED, HEARD),
+            "background": Task("dnsmos_bak_ovr.onnx", (), moved, 0.1, MOVED, HEARD),
+        },
+        "spectrogram",
+        (1, FRAMES, BINS),
+        load_speech,
+        48,
     ),
 }
 """Name on the command line -> pair."""

@@ -1,7 +1,7 @@
-"""Other people's networks, two that look at the same face: what both cost when they are merged and pruned.
+"""Other people's networks, two that look at or hear the same: what both cost when they are merged and pruned.
 
 The networks come as they are, with the adapters of a release for the colours and values that each was trained on.
-Nothing is trained: channels are joined, taken away and fitted anew in closed form, on faces without labels. Each
+Nothing is trained: channels are joined, taken away and fitted anew in closed form, on inputs without labels. Each
 pipeline is judged on people whom it has not seen: by labels where there are any, else by how far answers move. The
 cheapest that keeps every limit on the people who choose counts; the figures beside it are those of other people.
 """
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.merging import faces, pair_record
-from benchmarks.merging.faces import Faces, People, load_people
+from benchmarks.merging import faces, pair_record, people, speech
 from benchmarks.merging.pair_record import PAIRS, Pair, Point, family_record, smallest, table
+from benchmarks.merging.people import People, Seen
 from benchmarks.merging.record import OURS
 from benchmarks.merging.rule import all_subsets
 from benchmarks.results import keep
@@ -37,17 +37,25 @@ EXACT = ("fold-constants", "fold-batch-norm", "remove-dead-code", "deduplicate")
 
 SEED = 0
 
-MERGED = "merge{{max_loss={loss},max_drift={loss},samples=256}}"
-PRUNED = "prune-channels{{flops={flops},score=obs,recover=least-squares,samples=256}}"
+METHODS = ("separate", OURS)
 
-PIPELINES = {
-    "separate": [(PRUNED.format(flops=f),) for f in (0.75, 0.6)],
-    OURS: [
-        *[(MERGED.format(loss=loss),) for loss in (0.05, 0.1, 0.2)],
-        *[(MERGED.format(loss=0.1), PRUNED.format(flops=f)) for f in (0.75, 0.6)],
-    ],
-}
-"""Method -> the pipelines that are tried, behind what is exact."""
+
+def pipelines(samples: int) -> dict[str, list[tuple[str, ...]]]:
+    """Method -> what is tried behind the exact passes. `samples`: inputs that weights are fitted on."""
+
+    def merged(loss: float) -> str:
+        return f"merge{{max_loss={loss},max_drift={loss},samples={samples}}}"
+
+    def pruned(flops: float) -> str:
+        return f"prune-channels{{flops={flops},score=obs,recover=least-squares,samples={samples}}}"
+
+    return {
+        "separate": [(pruned(f),) for f in (0.75, 0.6)],
+        OURS: [
+            *[(merged(loss),) for loss in (0.05, 0.1, 0.2)],
+            *[(merged(0.1), pruned(f)) for f in (0.75, 0.6)],
+        ],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,11 @@ class Options:
     networks: Path
     data: Path
     kept: Path
-    methods: Sequence[str] = tuple(PIPELINES)
+    methods: Sequence[str] = METHODS
 
     def named(self) -> str:
         """The methods as the command line names them, nothing where all run."""
-        return "" if list(self.methods) == list(PIPELINES) else "".join(f" --method {m}" for m in self.methods)
+        return "" if list(self.methods) == list(METHODS) else "".join(f" --method {m}" for m in self.methods)
 
 
 class Study:
@@ -108,23 +116,23 @@ def macs(graph: Graph) -> dict[str, int]:
 
 
 def joined(pair: Pair, networks: Path) -> Graph:
-    """The networks of a pair over one face, with what is exact done."""
+    """The networks of a pair over one input, with what is exact done."""
     graph = load_release(parse_config(pair.release(), networks)).graph
     for text in EXACT:
         graph = parse_pass(text)(graph)
     return graph
 
 
-def outputs_on(graph: Graph, faces: Faces) -> dict[str, np.ndarray]:
-    """Task -> its first output on all faces, in onnxruntime."""
+def outputs_on(graph: Graph, seen: Seen) -> dict[str, np.ndarray]:
+    """Task -> its first output on all inputs, in onnxruntime."""
     name = graph.inputs[0].ref.name
-    found = collect(graph_runner(graph), ({name: image[None]} for image in faces.images))
+    found = collect(graph_runner(graph), ({name: one[None]} for one in seen.inputs))
     return {t: outputs[0] for t, outputs in found.items()}
 
 
 def kept_point(study: Study, pipeline: tuple[str, ...], kept: Path) -> Point:
     """The point of a pipeline, or what an earlier run with the same networks and people left in `kept`."""
-    sources = (Path(m.__file__).read_bytes() for m in (faces, pair_record))
+    sources = (Path(m.__file__).read_bytes() for m in (faces, pair_record, people, speech))
     key = content_key(digest(study.originals), repr(pipeline), repr(study.before.record()), *sources)
     file = kept / f"pair-{key[:16]}.json"
     if not file.exists():
@@ -135,22 +143,24 @@ def kept_point(study: Study, pipeline: tuple[str, ...], kept: Path) -> Point:
 
 def run(options: Options, name: str, say: Callable[[str], None]) -> dict[str, Any]:
     """The record of one pair."""
-    say(f"{name}: faces")
-    study = Study(PAIRS[name], options.networks, load_people(options.data, SEED), say)
+    pair = PAIRS[name]
+    say(f"{name}: {pair.input}s")
+    study = Study(pair, options.networks, pair.load(options.data, SEED), say)
     say(f"{name}: {study.before}")
-    points = {m: [kept_point(study, p, options.kept) for p in PIPELINES[m]] for m in options.methods}
-    chosen = {m: smallest(study.pair, study.before, found) for m, found in points.items()}
+    tried = pipelines(pair.samples)
+    points = {m: [kept_point(study, p, options.kept) for p in tried[m]] for m in options.methods}
+    chosen = {m: smallest(pair, study.before, found) for m, found in points.items()}
     return {
         "command": f"python -m benchmarks merging --pairs {name}{options.named()}",
         "seeds": [SEED],
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "minutes": round(sum(p.minutes for found in points.values() for p in found), 1),
         "effort": {
-            "unlabelled_faces": len(study.people.unlabelled),
-            "selection_faces": len(study.people.selection.images),
-            "report_faces": len(study.people.report.images),
+            f"unlabelled_{pair.input}s": len(study.people.unlabelled),
+            f"selection_{pair.input}s": len(study.people.selection.inputs),
+            f"report_{pair.input}s": len(study.people.report.inputs),
         },
-        "families": [family_record(name, study.pair, study.before, chosen, points)],
+        "families": [family_record(name, pair, study.before, chosen, points)],
     }
 
 

@@ -63,7 +63,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--method",
         action="append",
-        choices=sorted({*METHODS, *pairs.PIPELINES}),
+        choices=sorted({*METHODS, *pairs.METHODS}),
         help="only this one; may be repeated",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 0 1")
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
         say(f"{options.data} is not here: data sets are no part of the repository; name their folder with --data")
         return 2
     if options.pairs is not None:
-        chosen = [m for m in pairs.PIPELINES if not options.method or m in options.method]
+        chosen = [m for m in pairs.METHODS if not options.method or m in options.method]
         folders = pairs.Options(options.networks, options.data, options.kept, chosen)
         pairs.main(options.pairs, folders, options.save, say)
         return 0

@@ -43,7 +43,7 @@ def load_fsdd(data: Path) -> tuple[Recordings, Recordings]:
     """Load ``fsdd/fsdd.zip`` below the folder ``data``; return the training and the test recordings."""
     with zipfile.ZipFile(data / "fsdd" / "fsdd.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".wav"))
-        frames = np.stack([log_mel(_read_wave(archive.read(name))) for name in names])[:, None]
+        frames = np.stack([log_mel(read_wave(archive.read(name))) for name in names])[:, None]
     parts = [PurePosixPath(name).stem.split("_") for name in names]  # DIGIT_SPEAKER_TAKE
     digits = np.array([int(digit) for digit, _, _ in parts], np.int64)
     speakers = np.array([SPEAKERS.index(speaker) for _, speaker, _ in parts], np.int64)
@@ -52,7 +52,7 @@ def load_fsdd(data: Path) -> tuple[Recordings, Recordings]:
     return everything.chosen(~held_out), everything.chosen(held_out)
 
 
-def _read_wave(content: bytes) -> npt.NDArray[np.int16]:
+def read_wave(content: bytes) -> npt.NDArray[np.int16]:
     """Return the samples [n] of a 16-bit mono WAV file at 8 kHz."""
     with wave.open(io.BytesIO(content)) as file:
         if (file.getframerate(), file.getsampwidth(), file.getnchannels()) != (RATE, 2, 1):

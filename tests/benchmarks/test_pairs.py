@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.merging.faces import UNLABELLED, split
 from benchmarks.merging.pair_record import (
     PAIRS,
     Pair,
@@ -17,6 +16,7 @@ from benchmarks.merging.pair_record import (
     smallest,
     table,
 )
+from benchmarks.merging.people import UNLABELLED, split
 from compiler.config import parse_config
 from compiler.release import load_release
 from tests.shared import shared_path
@@ -80,7 +80,9 @@ def test_the_record_says_what_both_together_save_and_the_table_marks_it():
 
 
 @pytest.mark.parametrize("name", list(PAIRS))
-def test_the_networks_of_a_pair_read_one_face_through_their_adapters(name):
-    folder = shared_path("models", next(iter(PAIRS[name].tasks.values())).file).parent
-    graph = load_release(parse_config(PAIRS[name].release(), folder)).graph
-    assert [v.ref.name for v in graph.inputs] == ["face"] and list(graph.tasks) == list(PAIRS[name].tasks)
+def test_the_networks_of_a_pair_read_one_input_through_their_adapters(name):
+    pair = PAIRS[name]
+    folder = shared_path("models", next(iter(pair.tasks.values())).file).parent
+    graph = load_release(parse_config(pair.release(), folder)).graph
+    assert [(v.ref.name, v.shape) for v in graph.inputs] == [(pair.input, pair.shape)]
+    assert list(graph.tasks) == list(pair.tasks)
