@@ -40,6 +40,7 @@ from compiler.progress import tracked
 from compiler.release import Release, Say, evaluation_of, load_release, resources, silent, transform, tuning_of
 from compiler.report import to_csv
 from compiler.settings import Config
+from compiler.workers.jobs import code_version
 from compiler.workers.store import Store
 
 SCHEMA = 1
@@ -218,7 +219,7 @@ class _Study:
         """Of everything that a point depends on; of this machine too where it measures."""
         parts = {
             "schema": SCHEMA,
-            "version": __version__,
+            "code": code_version(),
             "graph": digest(self.graph),
             "sources": dict(self.release.sources),
             "data": self.data,

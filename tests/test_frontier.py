@@ -101,6 +101,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path) -> None:
     assert [line for line in said if "from the cache" in line] == ["share 1: from the cache"]
 
 
+def test_points_of_other_code_are_made_anew(tmp_path, monkeypatch) -> None:
+    release, request = config(tmp_path), Request("flops", (0.8,), SPEC, ARM)
+    said: list[str] = []
+    frontier(release, request, cache=tmp_path / "cache")
+    monkeypatch.setattr("compiler.frontier.code_version", lambda: "another")
+    frontier(release, request, cache=tmp_path / "cache", say=said.append)
+    assert not any("from the cache" in line for line in said)
+
+
 def test_points_are_made_anew_where_data_in_a_folder_have_changed(tmp_path) -> None:
     path = write_release(tmp_path)
     (tmp_path / "samples").mkdir()
@@ -174,7 +183,11 @@ def test_a_file_in_the_place_of_the_folder_is_told_before_any_work(tmp_path, cap
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys) -> None:
+def interrupted(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys, monkeypatch) -> None:
     path, out = write_release(tmp_path), tmp_path / "out"
     command = [
         "frontier",
@@ -200,14 +213,16 @@ def test_the_command_writes_files_and_keeps_those_of_others(tmp_path, capsys) ->
     assert main(both) == 2
     assert "already holds a frontier" in capsys.readouterr().err
     (out / "point-of-mine.onnx").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("compiler.commands.frontiers.frontier_page", interrupted)
+        assert main([*command, "--shares", "0.05", "--force"]) == 130
+    assert "finished points are in" in capsys.readouterr().err
+    assert not (out / "frontier.json").exists()  # it would name networks of two frontiers
     assert main([*command, "--shares", "0.05", "--force"]) == 0
     assert {p.name for p in out.glob("*.onnx")} == {"point-0.onnx", "point-of-mine.onnx"}
 
 
 def test_an_interrupt_says_what_is_kept(tmp_path, capsys, monkeypatch) -> None:
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("compiler.commands.frontiers.frontier", interrupted)
     out = tmp_path / "out"
     assert main(["frontier", str(write_release(tmp_path)), "--target", ARM, "-o", str(out), "-q"]) == 130

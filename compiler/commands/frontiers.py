@@ -41,10 +41,10 @@ def frontier_(args: Namespace, say: Say) -> Result:
         found = frontier(
             config_of(args), request, cache=cache, allow_external_data=args.allow_external_data, say=say
         )
+        _write(found, folder)
     except KeyboardInterrupt as stop:
         stop.add_note(f"finished points are in {cache}; the same command goes on behind them")
         raise
-    _write(found, folder)
     return Result(found.record, (_grid(found),), tuple(_lines(found, folder)))
 
 
@@ -58,9 +58,10 @@ def _shares(text: str | None) -> tuple[float, ...]:
 
 
 def _write(found: Frontier, folder: Path) -> None:
-    """Every file whole or not at all; the record last, so that a folder with one is complete. Networks of an
-    earlier frontier go.
+    """Every file whole or not at all; the record goes first and comes last, so that a folder with one is complete.
+    Networks of an earlier frontier go.
     """
+    (folder / "frontier.json").unlink(missing_ok=True)
     for number, network in found.networks.items():
         write_whole(folder / f"point-{number}.onnx", network)
     write_whole(folder / "frontier.csv", found.csv().encode())
