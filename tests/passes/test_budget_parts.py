@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from compiler.codegen.predict import planner_clock
 from compiler.cost.count import totals
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Site
@@ -22,6 +23,7 @@ from compiler.passes.budget.knapsack import CELLS, choose
 from compiler.passes.budget.limits import Limit, check_drop, limit_of, prices, problems_of, shares, worst
 from compiler.passes.budget.sensitivity import PROBES, Sensitivity
 from compiler.passes.prune.channels import PruneChannels
+from compiler.pipeline import parse
 from tests.graphs import Builder
 
 
@@ -134,6 +136,7 @@ def test_a_missed_budget_says_by_how_much() -> None:
         "weight_bytes: at most 200 bytes of weights are allowed and 250 remain at the narrowest, "
         "50 too many (25.0%); allow more"
     )
+    assert "(7.767e+299 times as many); allow more" in str(Limit("latency_us", 1e-300).missed(0.7767, ""))
     assert "at most 3 us predicted are" in str(Limit("latency_us", 3.0).missed(4.0, ""))
     assert "at most 3 FLOPs are" in str(Limit("flops", 3.0).missed(4.0, ""))
 
@@ -161,6 +164,15 @@ def test_what_is_wrong_with_a_budget() -> None:
     assert "never a share" in str(Limit("latency_us", 0.5).missed(2.0, "here"))
     assert "never a share" not in str(Limit("latency_us", 1.5).missed(2.0, "here"))
     assert len(found(latency_us=1.0)) == 1 and not found(Resources(clock=Clock), latency_us=1.0)
+
+
+def test_a_target_that_nobody_knows_is_wrong_with_any_budget() -> None:
+    graph, _ = two_tasks()
+    use = Resources(clock=planner_clock)
+    for spec in ("prune-channels{flops=0.5,%s}", "sparsify{density=0.5,%s}", "compress{latency_us=1,%s}"):
+        (problem,) = parse(spec % "target=nowhere").wrong(graph, use)
+        assert problem.startswith("unknown target 'nowhere'; known are host")
+        assert not parse(spec % "target=armv7-neon").wrong(graph, use)
 
 
 # ---------------------------------------------------------------------- accuracy

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from compiler.cost.count import node_cost, parameter_cost
-from compiler.errors import PassError
+from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph, Ref
 from compiler.ir.types import TaskSet
 from compiler.passes.base import Resources
@@ -20,6 +20,9 @@ MICRO = 1e6
 
 LEAST_AMOUNT = 100
 """FLOPs and bytes above 1 and up to here are refused: no network is so small, but shares in per cent are."""
+
+MOST_PERCENT = 100
+"""How many times a budget is told in per cent; beyond, as that number."""
 
 
 class Budgeted(Protocol):
@@ -68,11 +71,12 @@ class Limit:
 
     def missed(self, found: float, why: str) -> OverBudget:
         """The error for a budget that cannot be met; `found` is the least cost there is."""
-        unit, over = UNITS[self.quantity], found - self.value
+        unit, over, times = UNITS[self.quantity], found - self.value, found / self.value
+        ratio = f"{times - 1:.1%}" if times < MOST_PERCENT else f"{times:.4g} times as many"
         return OverBudget(
             found,
             f"{self.quantity}: at most {self.value:.6g} {unit} are allowed and {found:.6g} remain {why}, "
-            f"{over:.4g} too many ({over / self.value:.1%}); allow more, or free more layers (options exclude, "
+            f"{over:.4g} too many ({ratio}); allow more, or free more layers (options exclude, "
             "dense, floor, pattern)" + self._no_share,
         )
 
@@ -116,7 +120,18 @@ def problems_of(options: Budgeted, use: Resources) -> list[str]:
         found += _drop_problems(options.accuracy_drop, use)
     if options.latency_us is not None and use.clock is None:
         found.append("latency_us needs predictions of a planner; a release has them, and Resources(clock=...)")
-    return found
+    return [*found, *_target_problems(options, use)]
+
+
+def _target_problems(options: Budgeted, use: Resources) -> list[str]:
+    """A target that is not known, whether or not a budget of time asks for it."""
+    if use.clock is None or (options.latency_us is None and options.target == "host"):
+        return []
+    try:
+        use.clock(options.target)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _amount_problem(quantity: Quantity, value: float) -> str:

@@ -84,7 +84,7 @@ class Compress(Pass):
         problems += self._channels(use).wrong(graph, use)
         if self.among:
             problems += self._patterns(Limit("flops", 1.0), use).wrong(graph, use)
-        return problems
+        return list(dict.fromkeys(problems))  # all of them look at the same target
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         told = within_drop(self, graph, use) if self._only_drop else self._compress(graph, use)
