@@ -20,6 +20,7 @@ from compiler.ir.graph import Graph, NodeRef, Site, Value
 from compiler.ir.ops.conv import Convolving
 from compiler.ir.ops.elementwise import positive
 from compiler.ir.ops.recurrent import C0, H0, LENS, B, P, R, Recurrent, W
+from compiler.ir.relations import where
 from compiler.ir.ties import Atom, Closure
 from compiler.ir.types import Axis
 from compiler.passes.linear import per_output
@@ -127,6 +128,11 @@ class ChannelMap:
             reason = self._irregular(found)
             if reason:
                 self._refuse(found.index, reason)
+        for site in self.graph.sites():
+            axes = layer_axes(site)
+            if axes is not None and not _finite(site):
+                for group in self._on.get(axes[1], ()):
+                    self._refuse(group, f"{where(site)} has weights or constants that are not finite")
         changed = True
         while changed:
             changed = self._partly_covered()
@@ -261,6 +267,13 @@ class ChannelMap:
 
     def _tied_dims(self, value: Value) -> list[int]:
         return [d for d in range(value.rank) if self.counts(value.axis(d))]
+
+
+def _finite(site: Site) -> bool:
+    """Whether all constants of a layer are: weights of a label are sums with many zeros, and zero times infinity
+    is NaN.
+    """
+    return all(np.isfinite(v.data).all() for _, v in site.operands.present() if v.data is not None)
 
 
 def _sums_along(site: Site, dim: int | None) -> bool:

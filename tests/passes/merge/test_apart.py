@@ -81,3 +81,28 @@ def test_a_stream_has_one_group_of_each_network(kinds: tuple[str, str]) -> None:
         assert sum(streams.group_masks[g] for g in stream.groups) == streams.mask_of(stream.groups) <= 3
     if set(kinds) == {"added", "apart"}:
         assert sorted(len(s.groups) for s in streams.streams) == [1, 2]
+
+
+@pytest.mark.parametrize("spec", ["merge", "merge{policy=mtz}", "merge{start=shared}"])
+def test_channels_of_a_constant_that_is_not_finite_stay_together(spec: str) -> None:
+    """A bias of minus infinity switches a unit off; zero times it made NaN of its neighbours."""
+    networks = []
+    for task, seed in (("a", 1), ("b", 2)):
+        b = Builder(task, seed)
+        bias = b.graph.value(b.weight(8)).constant.copy()
+        bias[3] = -np.inf
+        h = b.apply("Relu", b.apply("Gemm", b.input("x", 1, 6), b.weight(8, 6), b.const(bias), transB=1))
+        h = b.apply("Relu", b.apply("Gemm", h, b.weight(8, 8), b.weight(8), transB=1))
+        b.task(task, b.apply("Gemm", h, b.weight(3, 8), b.weight(3), transB=1))
+        networks.append(b.done())
+    both = joined(*networks)
+    x = np.random.default_rng(0).standard_normal((32, 1, 6)).astype(np.float32)
+    outcome = parse_pass(spec).run(both, Resources(calibration={"x": x}))
+    told = {str(r).partition(": ")[2] for r in outcome.refusals}
+    reason = "Gemm 'a/gemm' has weights or constants that are not finite"
+    assert f"not shared: its channels are read together, {reason}" in told
+    if "shared" in spec:
+        feeds = {"x": x[0]}
+        wanted, found = evaluate(both, feeds), evaluate(outcome.graph, feeds)
+        pairs = zip(both.outputs, outcome.graph.outputs, strict=True)
+        assert all(difference(found[b.ref.name], wanted[a.ref.name]) <= 1e-5 for a, b in pairs)
