@@ -360,6 +360,8 @@ def transform(
     use = resources(config, release.graph, say)
     if variants:
         _refuse_variants(release.graph, use, {"pipeline": pipeline, **variants})
+    if config.subsets and not stop_after:
+        _refuse_subsets(config.subsets, pipeline.check(release.graph, use).tasks)
     say(f"{plural(len(pipeline.passes), 'pass')}: {', '.join(map(str, pipeline.passes))}")
     graph, records = pipeline.run(release.graph, use, observers=observers, stop_after=stop_after)
     if not variants:
@@ -385,6 +387,15 @@ def _say_cheapest(graph: Graph, variants: Iterable[str], say: Say) -> None:
     levels = cheapest_levels(graph)[1:]
     for level, name in enumerate(["pipeline", *variants]):
         say(f"level {level}, {name}: the cheapest for {levels.count(level)} of {len(levels)} combinations of tasks")
+
+
+def _refuse_subsets(subsets: Iterable[frozenset[str]], left: Sequence[str]) -> None:
+    """ConfigError, before any pass runs, where a subset is listed whose tasks the pipeline takes out."""
+    if gone := sorted(frozenset().union(*subsets) - set(left)):
+        raise ConfigError(
+            f"subsets.include: the pipeline leaves the tasks {', '.join(left)}, and combinations with "
+            f"{', '.join(gone)} are listed; list those of the tasks that are left, or keep more in extract-tasks"
+        )
 
 
 def _refuse_variants(graph: Graph, use: Resources, pipelines: Mapping[str, Pipeline]) -> None:

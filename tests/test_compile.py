@@ -261,6 +261,20 @@ def test_gates_of_tasks_that_the_pipeline_leaves_out_say_so(tmp_path):
     assert all("the pipeline" in g.reason for g in skipped)
 
 
+@pytest.mark.parametrize("include", ['["a", "a+b"]', '"every"'])
+def test_subsets_of_tasks_that_the_pipeline_leaves_out_are_refused_before_it_runs(tmp_path, include):
+    path = write_release(tmp_path)
+    overrides = ['passes.pipeline=["extract-tasks{tasks=a}"]', f"subsets.include={include}"]
+    release = load_release(load_config(path, overrides))
+    said: list[str] = []
+    message = "subsets.include: the pipeline leaves the tasks a, and combinations with b are listed"
+    with pytest.raises(ConfigError, match=message):
+        transform(release, say=said.append)
+    assert not any("pass" in line for line in said)
+    transform(release, stop_after="extract-tasks")  # of which nothing is built
+    transform(load_release(load_config(path, [overrides[0], 'subsets.include=["a"]'])))
+
+
 def test_without_a_linker_the_sources_are_there_and_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("compiler.codegen.link.find_toolchain", lambda target: None)
     with pytest.raises(TargetError, match=r"LINK\.txt.*--allow-unlinked"):
