@@ -157,13 +157,21 @@ class Bill:
             for layer in self.layers:
                 _, outward = layer.labels(live, self.every)
                 present = np.bincount(outward, minlength=1 << self.tasks) > 0
-                below = [int(np.bitwise_or.reduce(np.flatnonzero(row & present))) for row in self.contains]
+                below = self._united(present)
                 read = layer.inward[layer.inward >= 0]
-                np.bitwise_or.at(used, read, np.array(below)[labels[read]])
+                np.bitwise_or.at(used, read, below[labels[read]])
             used &= labels
             if np.array_equal(used, live):
                 return live
             live = used
+
+    def _united(self, present: np.ndarray) -> np.ndarray:
+        """Per label the union of all labels that are present and that it contains."""
+        found = np.where(present, np.arange(1 << self.tasks), 0)
+        for task in range(self.tasks):
+            pairs = found.reshape(-1, 2, 1 << task)  # without the task, with it
+            pairs[:, 1] |= pairs[:, 0]
+        return found
 
     # ------------------------------------------------------------------ pieces
     def _enter(self, site: Site) -> None:

@@ -30,6 +30,9 @@ LEAST_STEP = 1e-9
 MOST_BETWEEN = 1000
 """Epochs after a step, of which there are dozens, beyond which training has no end."""
 
+MOST_TASKS = 12
+"""More have too many sets: what costs depend on is a table of all pairs of sets."""
+
 PUSH = 6
 """How strongly combinations that are dear for their cap count in what is saved, when costs have come down to the
 caps. As long as all costs are far above them, channels for few tasks are no help to anybody.
@@ -227,6 +230,11 @@ class Narrow(Pass):
             problems.append("rate and temperature must be above 0, drawn starts at 1, between and samples at 0")
         if self.loss not in ("mse", "kl"):
             problems.append(f"loss is '{self.loss}'; it can be mse or kl")
+        if len(graph.tasks) > MOST_TASKS:
+            problems.append(
+                f"{len(graph.tasks)} tasks have 4^{len(graph.tasks)} pairs of sets, all of which are priced; it "
+                f"takes up to {MOST_TASKS} tasks"
+            )
         problems += decision_problems(graph)
         problems += number_problems(graph, graph.tasks if self.loss == "kl" else ())
         if use.calibration is None:

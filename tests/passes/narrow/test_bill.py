@@ -46,6 +46,13 @@ def of(*tasks: str) -> tuple[Copies, Bill, np.ndarray, np.ndarray]:
     return copies, bill, by_weight["first"].outward, by_weight["second"].outward
 
 
+def test_unions_of_what_a_label_contains() -> None:
+    bill = of(*"abcdefg")[1]
+    present = np.random.default_rng(0).random(bill.every + 1) < 0.2
+    expected = [int(np.bitwise_or.reduce(np.flatnonzero(row & present))) for row in bill.contains]
+    assert bill._united(present).tolist() == expected
+
+
 # ---------------------------------------------------------------------- totals
 def test_layers_are_those_of_the_network() -> None:
     copies, bill, first, second = of("a", "b")

@@ -299,6 +299,18 @@ def test_wrong_options(options, message):
         Narrow(**options)(graph, Resources(calibration=lambda: feeds, teacher=graph))
 
 
+def test_more_tasks_than_have_tables_are_refused():
+    names = "abcdefghijklm"
+    graph, feeds = shared(families.plain, names[:2])
+    copy = graph.copy()
+    for name in names:
+        copy.set_task(name, graph.tasks["a"].outputs)
+    crowd = copy.freeze()
+    told = r"13 tasks have 4\^13 pairs of sets, all of which are priced; it takes up to 12 tasks"
+    with pytest.raises(ConfigError, match=told):
+        Narrow()(crowd, Resources(calibration=lambda: feeds, teacher=crowd))
+
+
 def test_the_ends_of_what_is_allowed_are_allowed():
     pytest.importorskip("torch")
     graph, feeds = shared(families.plain)
