@@ -53,7 +53,7 @@ def replace_whole(path: Path, data: bytes) -> None:
         with path.open("wb") as special:
             special.write(data)
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}")
+    aside = path.with_name(f".{path.name[:50]}.{os.getpid()}.{get_native_id()}")  # no longer than names may be
     try:
         aside.write_bytes(data)
         aside.replace(path)

@@ -9,6 +9,7 @@ from compiler.config import load_config, parse_config
 from compiler.errors import ConfigError
 from compiler.toml_table import amount, dumps
 from tests.shared import ROOT
+from tests.small_models import write_release
 
 RELEASES = sorted(ROOT.glob("models/*/*.toml"))
 
@@ -172,6 +173,11 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.toml").write_text("a = [1")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+def test_a_byte_order_mark_in_front_of_a_file_is_none_of_its_text(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf" + write_release(tmp_path).read_bytes())
+    assert load_config(tmp_path / "r.toml") == load_config(tmp_path / "release.toml")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def test_threads_that_write_one_file_take_nothing_from_each_other(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_names_may_be_as_long_as_the_system_takes(tmp_path: Path, name: str) -> None:
+    write_whole(tmp_path / name, b"x")
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"x"
+
+
 def test_a_folder_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="folder: cannot be written: Is a directory"):

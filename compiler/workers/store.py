@@ -46,4 +46,7 @@ class Store:
             replace_whole(self._folder / key, hashlib.sha256(content).digest() + content)
         except OSError as error:
             remove_empty(made)
+            file = self._folder / key
+            if file.is_dir():
+                raise unwritable(f"cache {file}", error, "remove this folder, or name another") from None
             raise unwritable(f"cache {self._folder}", error, "name another") from None

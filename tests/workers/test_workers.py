@@ -147,6 +147,9 @@ def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "gone").touch()
     with pytest.raises(ConfigError, match="cannot be written: File exists; name another"):
         store.save("a", b"")
+    (tmp_path / "cache" / "a").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="cache/a: cannot be written: Is a directory; remove this folder"):
+        Store(tmp_path / "cache").save("a", b"")
     Store(None).save("a", b"")
 
 
