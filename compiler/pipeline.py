@@ -110,6 +110,9 @@ class Pipeline:
     passes: tuple[Pass, ...]
     numerics: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", tuple(self.passes))  # an iterator would be gone before they run
+
     @classmethod
     def parse(cls, specs: Iterable[str], numerics: bool = False) -> Pipeline:
         """From spec strings, or one; ConfigError where one cannot be read."""

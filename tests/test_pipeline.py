@@ -74,6 +74,29 @@ def test_spec_strings_read_back(chosen):
     assert parse(str(one)) == one
 
 
+def test_numbers_of_numpy_and_any_sequence_of_options_are_those_of_the_spec():
+    given = Example(
+        count=np.int64(4),
+        share=np.float64(0.25),
+        limit=np.float32(0.5),
+        on=np.True_,
+        words=["b", "a+b"],
+        sizes=np.array([0.5, 2.0]),
+    )
+    assert given == Example(4, 0.25, "plain", True, 0.5, ("b", "a+b"), (0.5, 2.0))
+    assert parse(str(given)) == given and hash(parse(str(given))) == hash(given)
+    once = Example(words=iter(["x", "y"]))
+    assert [once.words, once.words] == [("x", "y")] * 2
+    assert Example(words={"y", "x"}).words == ("x", "y")
+
+
+def test_passes_of_an_iterator_run_every_time():
+    graph = plain("a", 0, (8, 12))
+    pipeline = Pipeline(iter([parse("fold-constants"), parse("deduplicate")]))
+    for _ in range(2):
+        assert [r.name for r in pipeline.run(graph)[1]] == ["fold-constants", "deduplicate"]
+
+
 @pytest.mark.parametrize(
     "spec,printed",
     [

@@ -15,7 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from compiler.ir.levels import level_count
 from compiler.ir.reference import UNITS, difference, evaluate, random_feeds
 from compiler.ir.types import NodeRef, TaskSet
 from compiler.ir.verify import verify
-from compiler.passes.spec import render
+from compiler.passes.spec import as_read, render
 from compiler.progress import Say, heard_by, silent
 
 Batch = Mapping[str, np.ndarray]
@@ -312,6 +312,10 @@ class Pass(abc.ABC):
 
     keeps_levels: ClassVar[bool] = False
     """Whether a graph with levels may be given to it: what it promises must hold at every level."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            object.__setattr__(self, option.name, as_read(getattr(self, option.name)))
 
     def levels_problem(self, count: int) -> str:
         """Why the pass cannot start on a graph with `count` levels; empty where it can."""

@@ -15,6 +15,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from compiler.errors import ConfigError
 
 K = TypeVar("K")
@@ -86,6 +88,17 @@ def changed(instance: Any) -> Iterator[tuple[str, Any]]:
 
 
 # ---------------------------------------------------------------------- values
+def as_read(value: Any) -> Any:
+    """An option given in Python as it is read from text: numbers of numpy become Python's, and arrays, lists, sets
+    and what can be gone through once become tuples.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    return tuple(map(as_read, value)) if isinstance(value, (tuple, list, Iterator)) else value
+
+
 def written(value: Any) -> str:
     """One value as it stands in a spec string."""
     if value is None or isinstance(value, bool):
