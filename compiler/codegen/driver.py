@@ -88,10 +88,10 @@ def driver_text(library: Library, face: Interface, target: Target, build_id: str
     return "\n".join(lines) + "\n"
 
 
-def prototype(face: Interface, entry: Entry) -> str:
-    """Declaration of a subset's function, without the semicolon."""
-    parameters = [f"const {p.c_type} *{p.identifier}" for p in face.inputs]
-    parameters += [f"{p.c_type} *{p.identifier}" for p in face.outputs if p.mask & entry.mask]
+def prototype(face: Interface, entry: Entry, suffix: str = "") -> str:
+    """Declaration of a subset's function, without the semicolon. `suffix`: of the names of its parameters."""
+    parameters = [f"const {p.c_type} *{p.identifier}{suffix}" for p in face.inputs]
+    parameters += [f"{p.c_type} *{p.identifier}{suffix}" for p in face.outputs if p.mask & entry.mask]
     return f"int {entry.symbol}({', '.join(parameters)}, {face.name}_call *call)"
 
 
@@ -368,11 +368,14 @@ def _active(call: Call) -> str:
 
 
 def _entries(face: Interface) -> Iterator[str]:
+    """The functions of the header. Names of parameters get an underscore behind: the driver includes system headers
+    with macros for thousands of words, but for none that ends so.
+    """
     for entry in face.entries:
-        inputs = ", ".join(p.identifier for p in face.inputs) or "0"
-        outputs = ", ".join(p.identifier if p.mask & entry.mask else "0" for p in face.outputs)
+        inputs = ", ".join(f"{p.identifier}_" for p in face.inputs) or "0"
+        outputs = ", ".join(f"{p.identifier}_" if p.mask & entry.mask else "0" for p in face.outputs)
         mask = f"UINT64_C({entry.mask:#x})"
-        yield f"{prototype(face, entry)} {{"
+        yield f"{prototype(face, entry, '_')} {{"
         yield f"  const void *const in[] = {{{inputs}}};"
         yield f"  void *const out[] = {{{outputs}}};"
         yield f"  int code = check({mask}, in, out, call, {entry.workspace_macro});"

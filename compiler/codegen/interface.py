@@ -60,7 +60,7 @@ _C_TYPES = {
     DType.BOOL: "uint8_t",
 }
 
-# Words a parameter cannot be called: of C, of C++, macros of common compilers and of stddef, types that prototypes
+# Words a parameter cannot be called: of C, of C++, macros of common compilers and headers, types that prototypes
 # and entries name, and what the driver calls its own.
 _RESERVED = frozenset(
     """
@@ -71,6 +71,7 @@ _RESERVED = frozenset(
     register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
     switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual
     void volatile wchar_t while xor xor_eq
+    I complex imaginary noreturn EOF INFINITY NAN
     code errno in linux out unix check cheapest with_pool HIDDEN CALL_T ALWAYS ARGUMENTS NULL offsetof size_t
     """.split()
 ) | frozenset(_C_TYPES.values())

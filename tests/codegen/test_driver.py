@@ -275,6 +275,29 @@ def test_parameters_avoid_what_headers_and_the_driver_define(tmp_path: Path, wor
     assert compiled(driver_text(library, face, target, "id"), tmp_path, command) == ""
 
 
+@pytest.mark.parametrize(("name", "word"), [("x86-64-v3", "SIGBUS"), ("aarch64-cortex-a72", "PF_R")])
+def test_parameters_may_be_macros_of_what_the_driver_includes(tmp_path: Path, name: str, word: str) -> None:
+    """The header, which includes next to nothing, keeps the name of the model."""
+    target, plain = find_target(name), with_ports((word, "x"), (("y",), ("p", "q")))
+    calls = tuple(dataclasses.replace(c, shared=True, parts=4) for c in plain.full.calls)
+    kernels = tuple(dataclasses.replace(k, parts=4) for k in plain.kernels)
+    full = dataclasses.replace(plain.full, calls=calls)
+    library = dataclasses.replace(plain, full=full, kernels=kernels, programs=(full,))
+    face = interface(library)
+    assert [p.identifier for p in face.inputs] == [word, "x"]
+    (tmp_path / "tiny.h").write_text(header_text(face, target))
+    compiler = next((c for c in target.compilers if shutil.which(c)), target.compilers[0])
+    command = [compiler, "-std=c11", *target.driver_flags, "-x", "c", "-I."]
+    assert compiled(driver_text(library, face, target, "id"), tmp_path, command) == ""
+
+
+def test_a_header_follows_others_that_define_short_words(tmp_path: Path) -> None:
+    face = interface(with_ports(("I", "complex", "noreturn", "EOF", "NAN"), (("p",), ("q",))))
+    others = [f"-include{name}.h" for name in ("complex", "stdio", "math", "stdnoreturn")]
+    text = header_text(face, find_target("x86-64-v3"))
+    assert compiled(text, tmp_path, ["gcc", "-std=c11", *others]) == ""
+
+
 def test_hostile_names_stay_inside_comments(tmp_path: Path) -> None:
     face = interface(with_ports(('*/ int x = system("sh"); /*', "b\\\n#error"), (("p",), ("q",))))
     assert compiled(header_text(face, find_target("x86-64-v3")), tmp_path, ["gcc", "-std=c99"]) == ""
