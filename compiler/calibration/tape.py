@@ -32,6 +32,11 @@ class Part:
     makes: tuple[ValueRef, ...]
     bytes: int
 
+    def run(self, arrays: Mapping[ValueRef, np.ndarray]) -> dict[ValueRef, np.ndarray]:
+        """What the nodes make of one sample. `arrays`: all that they read, and whatever else."""
+        outputs = self.engine.run({r.name: arrays[r] for r in self.reads})
+        return {r: outputs[r.name] for r in self.makes}
+
 
 class Parts:
     """Parts by their nodes and values, as long as the latest ones take no more than `limit` bytes together.
@@ -60,6 +65,11 @@ class Parts:
 _parts = Parts(KEPT_BYTES)
 
 
+def part_of(sites: Sequence[Site]) -> Part:
+    """The nodes of these sites ready to run. UnsupportedModelError where onnxruntime cannot open them."""
+    return _parts.of(sites)
+
+
 class Tape:
     """The values of `graph` on `feeds` (input name -> array of exactly the input's shape)."""
 
@@ -77,12 +87,12 @@ class Tape:
         sites = [self.graph.site(n) for n in nodes]
         if not sites:
             return
-        part = _parts.of(sites)
+        part = part_of(sites)
         made: dict[ValueRef, list[np.ndarray]] = {r: [] for r in part.makes}
         for sample in range(self.samples):
-            outputs = part.engine.run({r.name: self._arrays[r][sample] for r in part.reads})
+            outputs = part.run({r: self._arrays[r][sample] for r in part.reads})
             for ref in part.makes:
-                made[ref].append(outputs[ref.name])
+                made[ref].append(outputs[ref])
         self._arrays |= made
 
     def read(self, ref: ValueRef, first: int = 0, last: int | None = None) -> np.ndarray:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from compiler.ir.graph import Graph
+from compiler.calibration import tape
+from compiler.calibration.tape import Part
+from compiler.errors import UnsupportedModelError
+from compiler.ir.graph import Graph, Site
 from compiler.ir.op import Kept
 from compiler.ir.reference import evaluate
 from compiler.ir.ties import Closure
 from compiler.ir.types import Axis, ValueRef
 from compiler.passes.base import Refusal
+from compiler.passes.prune import fit
 from compiler.passes.prune.fit import GATHERED, POSITIONS, Reader, Stream, gram, reader_of, sample, scattered
 from compiler.passes.prune.recover import HELD_OUT, held_out, output_error, refit, sink_of
 from compiler.passes.prune.surgery import complement, remove
@@ -394,3 +398,43 @@ def test_statistics_behind_a_layer_that_was_not_fitted_follow_its_moments() -> N
     np.testing.assert_allclose(
         pruned.value(ValueRef("var")).constant, graph.value(ValueRef("var")).constant * ratio, rtol=1e-4
     )
+
+
+# ---------------------------------------------------------------------- who evaluates
+def network() -> Graph:
+    b = Builder(seed=4)
+    x = b.input("x", 1, 3, 8, 8)
+    y = b.apply("Relu", b.apply("Conv", x, b.weight(8, 3, 3, 3), pads=[1, 1, 1, 1]))
+    y = b.apply("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    b.task("t", b.apply("Gemm", b.apply("Flatten", y), b.weight(5, 128), transB=1))
+    return b.done()
+
+
+def streamed(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+    stream = Stream(graph, feeds)
+    for site in graph.sites():
+        stream.step(site.node)
+    return list(stream.read(graph.tasks["t"].outputs[0]))
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_much_work_is_onnxruntimes_where_it_has_the_operator(monkeypatch, opens):
+    graph = network()
+    feeds = [{"x": np.random.default_rng(i).normal(size=(1, 3, 8, 8)).astype(np.float32)} for i in range(2)]
+    wanted = streamed(graph, feeds)
+    asked = []
+
+    def part_of(sites: Sequence[Site]) -> Part:
+        asked.extend(s.node.op.name for s in sites)
+        if not opens:
+            raise UnsupportedModelError("no kernel")
+        return tape.part_of(sites)
+
+    monkeypatch.setattr(fit, "part_of", part_of)
+    monkeypatch.setattr(fit, "LARGE", 2 * 5 * 128)
+    found = streamed(graph, feeds)
+    assert asked == ["Conv", "Gemm"], "the rest multiplies nothing"
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+    monkeypatch.setattr(fit, "LARGE", 2 * 5 * 128 + 1)
+    streamed(graph, feeds)
+    assert asked == ["Conv", "Gemm", "Conv"]
