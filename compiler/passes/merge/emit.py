@@ -95,9 +95,13 @@ class Clone:
 
     def entry(self, unit: Unit, value: Value) -> int:
         """The place of a channel on an original value's channel axis, where it has one."""
+        return int(self.entries(unit, value)[0])
+
+    def entries(self, unit: Unit, value: Value) -> np.ndarray:
+        """All places of a channel there."""
         dim = self._channels.channel_dim(value)
         assert dim is not None
-        return int(self._channels.groups[unit.group].atoms[unit.channel].entries[value.axis(dim)][0])
+        return self._channels.groups[unit.group].atoms[unit.channel].entries[value.axis(dim)]
 
     def parameter(self, index: int) -> np.ndarray:
         """A parameter's entries of every channel: the weighted mean over its members that have the node."""

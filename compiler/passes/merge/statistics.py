@@ -78,10 +78,12 @@ def moved_statistics(
     x = x.reshape(-1, x.shape[-1]).astype(np.float64)
     means, variances = x.mean(axis=0), x.var(axis=0)
     mean, variance = (clone.parameter(i).astype(np.float64) for i in (MEAN, VARIANCE))
-    for at, channel in enumerate(_in_order(entry, clone.columns(sources[0].site.results[0]))):
-        members = [(s, clone.entry(u, s.site.results[0]), w) for s, u, w in present_members(sources, channel)]
+    columns = clone.columns(sources[0].site.results[0])
+    placed = [pair for s, p in zip(entry.slabs, columns, strict=True) for pair in zip(s.channels, p, strict=True)]
+    for channel, at in placed:  # behind a Flatten a channel has several entries
+        members = [(s, clone.entries(u, s.site.results[0]), w) for s, u, w in present_members(sources, channel)]
         before = sum(w * originals.spreads[s.ref][0][i] for s, i, w in members)
         spread = sum(w * originals.spreads[s.ref][1][i] for s, i, w in members)
         mean[at] += means[at] - before
-        variance[at] *= np.clip(variances[at] / max(spread, 1e-12), 1 / WIDEST, WIDEST)
+        variance[at] *= np.clip(variances[at] / np.maximum(spread, 1e-12), 1 / WIDEST, WIDEST)
     return {MEAN: mean, VARIANCE: variance}

@@ -106,3 +106,24 @@ def test_channels_of_a_constant_that_is_not_finite_stay_together(spec: str) -> N
         wanted, found = evaluate(both, feeds), evaluate(outcome.graph, feeds)
         pairs = zip(both.outputs, outcome.graph.outputs, strict=True)
         assert all(difference(found[b.ref.name], wanted[a.ref.name]) <= 1e-5 for a, b in pairs)
+
+
+@pytest.mark.parametrize("spec", ["merge", "merge{policy=mtz}", "merge{start=shared}"])
+def test_statistics_behind_a_flatten_move_with_every_entry_of_a_channel(spec: str) -> None:
+    """A map becomes a row, so that a normalisation has as many numbers per channel as the map has places."""
+    networks = []
+    for task, seed in (("a", 1), ("b", 2)):
+        b = Builder(task, seed)
+        row = b.apply("Flatten", b.apply("Relu", b.conv(b.input("x", 1, 2, 3, 3), 4, 3, pads=(1, 1, 1, 1))))
+        four = (b.const(np.abs(b.graph.value(b.weight(36)).constant) + 0.5) for _ in range(4))
+        row = b.apply("BatchNormalization", row, *four)
+        b.task(task, b.apply("Gemm", row, b.weight(3, 36), b.weight(3), transB=1))
+        networks.append(b.done())
+    both = joined(*networks)
+    x = np.random.default_rng(0).standard_normal((64, 2, 3, 3)).astype(np.float32)
+    merged = parse_pass(spec)(both, Resources(calibration={"x": x}))
+    feeds = {"x": x[:1]}
+    wanted, found = evaluate(both, feeds), evaluate(merged, feeds)
+    limit = 1e-5 if "shared" in spec else 1.0
+    pairs = zip(both.outputs, merged.outputs, strict=True)
+    assert all(difference(found[b.ref.name], wanted[a.ref.name]) <= limit for a, b in pairs)
