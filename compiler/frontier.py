@@ -35,6 +35,7 @@ from compiler.ir.types import TaskSet
 from compiler.measure import evaluate_release
 from compiler.passes.base import Pass, Resources
 from compiler.passes.budget.limits import Limit, Quantity
+from compiler.passes.spec import split
 from compiler.pipeline import Pipeline, parse
 from compiler.progress import tracked
 from compiler.release import Release, Say, evaluation_of, load_release, resources, silent, transform, tuning_of
@@ -84,6 +85,10 @@ class Request:
         if missing:
             raise ConfigError(
                 f"{pass_.name} has no option {missing[0]}; compress, prune-channels and sparsify have"
+            )
+        if given := [o for o in split(self.spec)[1] if o in (*get_args(Quantity), "target")]:
+            raise ConfigError(
+                f"{self.spec}: the frontier sets {', '.join(given)} at every point; leave that out of the pass"
             )
         return replace(pass_, **options)
 

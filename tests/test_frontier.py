@@ -241,6 +241,11 @@ def test_an_interrupt_says_what_is_kept(tmp_path, capsys, monkeypatch) -> None:
         (["--shares", "0.5", "--points", "3"], "either --shares or --points"),
         (["--points", "0"], "at least one budget"),
         (["--pass", "deduplicate", "--shares", "0.5"], "deduplicate has no option latency_us"),
+        (
+            ["--pass", "compress{latency_us=30}"],
+            "compress{latency_us=30}: the frontier sets latency_us at every point",
+        ),
+        (["--pass", "sparsify{target=host,flops=0.3}", "--budget", "flops"], "sets target, flops at every point"),
         (["--seconds", "0"], "give the seconds to measure for"),
     ],
 )
