@@ -162,6 +162,8 @@ def build(
     """
     goal = find_target(target) if isinstance(target, str) else target
     root = Path(output)
+    if subsets is not None:
+        subsets = [frozenset([s] if isinstance(s, str) else s) for s in subsets]
     check_names(name or graph.name, tuple(graph.tasks))
     check_macros(tuple(graph.tasks), subsets)
     planning = Planning(paths(plan), Path(tuning) if isinstance(tuning, str) else tuning)
@@ -202,7 +204,8 @@ def compile_release(
     Raises FailedGates with everything measured, TargetError where a target could not be linked and
     `allow_unlinked` is not set (its bundle is written nevertheless), and what the stages raise.
     """
-    goals = [find_target(t) for t in dict.fromkeys(targets or config.targets)]
+    wanted = [targets] if isinstance(targets, str) else targets or config.targets
+    goals = [find_target(t) for t in dict.fromkeys(wanted)]
     root = Path(output) if output is not None else config.path(config.output) / config.name
     planning = planning_of(config, paths(plan), None if tuning is None else Path(tuning), tune)
     sources = {} if tune is not None else planning.sources(goals)
@@ -313,6 +316,9 @@ def tolerances(graph: Graph) -> tuple[float, ...]:
 
 def _fitting(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """Feeds in the element types of the inputs; ConfigError where one lacks an input, or there is none."""
+    if isinstance(feeds, Mapping):
+        raise ConfigError("feeds are golden inputs one after another, each by name; write [{name: array}]")
+    feeds = list(feeds)
     if not feeds:
         raise ConfigError("there are no golden inputs in feeds; leave feeds out for random ones")
     for feed in feeds:

@@ -381,6 +381,8 @@ def test_two_builds_in_other_folders_and_hash_seeds_give_the_same_bytes(tmp_path
     ("feeds", "message"),
     [
         ([], "no golden inputs in feeds"),
+        (iter([]), "no golden inputs in feeds"),
+        ({"image": np.ones((1, 3, 8, 8))}, r"one after another, each by name; write \[{name: array}\]"),
         ([{"picture": np.ones((1, 3, 8, 8))}], "a golden input lacks 'image'; it has picture"),
         ([{"image": np.ones((1, 3, 8, 9))}], r"'image' has shape \(1, 3, 8, 9\), expected \(1, 3, 8, 8\)"),
         ([{"image": np.full((1, 3, 8, 8), "x")}], "data for input 'image' are <U1"),
@@ -391,6 +393,19 @@ def test_golden_inputs_that_do_not_fit_are_refused(tmp_path, feeds, message):
     with pytest.raises(ConfigError, match=message):
         build(load(tmp_path / "a.onnx"), output=tmp_path / "out", feeds=feeds)
     assert not (tmp_path / "out").exists()
+
+
+def test_subsets_and_golden_inputs_may_be_of_any_kind_that_holds_them(tmp_path):
+    write_release(tmp_path)
+    graph = union({t: load(tmp_path / f"{t}.onnx") for t in "ab"})
+    feed = {v.ref.name: np.ones(v.shape, np.float32) for v in graph.inputs}
+    for number, subsets in enumerate((iter([{"a"}, ("a", "b")]), ["a", ["b", "a"]])):
+        bundle = build(
+            graph, output=tmp_path / str(number), subsets=subsets, feeds=iter([feed]), selftest=False, name="pair"
+        )
+        assert "pair_run_a__b" in (bundle.path / "pair.h").read_text() and bundle.manifest["golden"]["samples"] == 1
+    with pytest.raises(ConfigError, match=r"unknown tasks a\+b; the graph has a, b"):
+        build(graph, output=tmp_path / "out", subsets=["a+b"])
 
 
 def test_golden_inputs_take_the_type_of_the_input(tmp_path):
