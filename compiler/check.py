@@ -262,9 +262,7 @@ def _exactly(
 
 # ---------------------------------------------------------------------- decisions
 def close_calls(graph: Graph, feeds: Arrays) -> dict[str, np.ndarray]:
-    """Integer outputs, by label, that are the arg-max or arg-min of something -> where its two best scores nearly
-    tie.
-    """
+    """Integer and boolean outputs, by label, that record a decision -> where it is too close to call."""
     _, ties = outputs_and_ties(graph, feeds, SCALE_FLOOR)
     return {
         label: ties[ref.name]

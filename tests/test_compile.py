@@ -444,6 +444,24 @@ def test_the_selftest_has_a_limit_per_output(tmp_path, task, status):
     assert ("limit 0.0001" in found.output) == (status == "failed")
 
 
+@pytest.mark.parametrize("what", ["order", "comparison", "cut"])
+def test_the_selftest_allows_near_ties_of_other_decisions(tmp_path, what):
+    """Scores whose weights are apart by a bit or two of rounding."""
+    rng, net = np.random.default_rng(0), Builder("near")
+    x, one = net.input("x", 1, 256), rng.standard_normal((256, 64)).astype(np.float32)
+    two = (one * (1 + 1e-7 * rng.standard_normal(one.shape))).astype(np.float32)
+    if what == "order":
+        scores = net.apply("MatMul", x, net.const(np.concatenate([one, two], 1)))
+        result = net.apply("TopK", scores, net.const(np.array([20])), results=2, axis=1, largest=1, sorted=1)[1]
+    elif what == "comparison":
+        result = net.apply("Greater", *(net.apply("MatMul", x, net.const(w)) for w in (one, two)))
+    else:
+        scores = net.apply("Div", net.apply("MatMul", x, net.const(one)), net.const(np.array(1e-3, np.float32)))
+        result = net.apply("Cast", scores, to=6)
+    net.task("t", result)
+    build(net.done(), "host", tmp_path / "out")
+
+
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.FLOAT32])
 @pytest.mark.parametrize(("off", "status"), [(0, "passed"), (1, "passed"), (2, "failed")])
 def test_the_selftest_lets_as_many_decisions_differ_as_are_close(tmp_path, dtype, off, status):

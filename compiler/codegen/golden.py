@@ -34,8 +34,8 @@ class Golden:
     """The samples of one release. `seed` drew the inputs.
 
     Of the outputs of all tasks in output order: `tolerances` of floats, none where TOLERANCE is that of each;
-    `undecided`, the largest share of the elements of others that may differ, because they are the arg-max or
-    arg-min of scores that nearly tie, none where all are equal.
+    `undecided`, the largest share of the elements of others that may differ, because they are decisions
+    too close to call, none where all are equal.
     """
 
     seed: int

@@ -70,6 +70,47 @@ def test_arg_min_looks_at_the_small_end():
     assert close_calls(graph, {"x": np.array([[5, 1, 1]], np.float32)})[label].tolist() == [[True]]
 
 
+def close_of(op: str, *arrays, results: int = 1, dtype=DType.FLOAT32, **attrs) -> list[list[bool]]:
+    """Where the last result of an operator is too close to call; the first array is an input."""
+    net = Builder()
+    first, *others = (np.asarray(a) for a in arrays)
+    x = net.input("x", *first.shape, dtype=dtype)
+    made = net.apply(op, net.apply("Relu", x), *map(net.const, others), results=results, **attrs)
+    net.task("t", net.apply("Identity", made[-1] if results > 1 else made))
+    (ties,) = close_calls(net.done(), {"x": first.astype(dtype.numpy)}).values()
+    return ties.tolist()
+
+
+def test_places_of_a_topk_are_close_to_those_before_and_behind():
+    x = np.array([[1, 5, 3, 3.0001, 7]], np.float32)
+    order = {"results": 2, "axis": 1, "sorted": 1}
+    assert close_of("TopK", x, np.array([3]), largest=1, **order) == [[False, False, True]]
+    assert close_of("TopK", x, np.array([4]), largest=1, **order) == [[False, False, True, True]]
+    assert close_of("TopK", x, np.array([2]), largest=0, **order) == [[False, True]]
+    assert close_of("TopK", x, np.array([1]), largest=1, **order) == [[False]]
+
+
+@pytest.mark.parametrize("op", ["Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"])
+def test_a_comparison_is_close_where_both_nearly_agree(op):
+    x, y = np.array([[1, 2, 2.0001, 0]], np.float32), np.array([[3, 2.0001, 2, 0]], np.float32)
+    assert close_of(op, x, y) == [[False, True, True, False]]  # the zeros of a Relu are equal for a reason
+    half = close_of(op, np.array([[1, 2]], np.float16), np.array([[3, 2]], np.float16), dtype=DType.FLOAT16)
+    assert half == [[False, True]]  # equal after rounding
+
+
+def test_a_cut_float_is_close_to_where_another_whole_number_begins():
+    x = np.array([[0.5, 1.9999, 2.00001, 3, 7.25]], np.float32)
+    assert close_of("Cast", x, to=6) == [[False, True, True, False, False]]
+    assert close_of("Cast", np.array([[0, 1e-5, 1]], np.float32), to=9) == [[False, True, False]]
+    large = np.array([[1e6, 0.5, 0.01]], np.float32)
+    assert close_of("Cast", large, to=6) == [[False, False, True]]  # not all of them, by a margin of 100
+    for op, close in (("Floor", [False, True]), ("Ceil", [False, True]), ("Round", [True, False])):
+        net = Builder()
+        net.task("t", net.apply("Cast", net.apply(op, net.input("x", 2)), to=6))
+        (ties,) = close_calls(net.done(), {"x": np.array([0.50001, 1.00001], np.float32)}).values()
+        assert ties.tolist() == close
+
+
 def test_float16_scores_tie_within_their_own_rounding():
     """1 and the next float16 are no decision; of float32 they are one."""
     found = []
