@@ -15,12 +15,18 @@ from typing import ClassVar
 import numpy as np
 
 from compiler.calibration.data import archived
+from compiler.errors import ConfigError
 from compiler.workers.store import Store
 
 RIDGE = 1e-4
 """Ridge as a share of the mean eigenvalue of the Gram matrix."""
 
 TINY = 1e-12
+
+UNSOUND = (
+    "some calibration inputs make infinite or undefined numbers inside of the network, by which nothing can be "
+    "measured; leave these inputs out, or give such as it was trained on"
+)
 
 
 def ridge(moments: np.ndarray) -> np.ndarray:
@@ -56,6 +62,11 @@ class Moments:
             part += total  # no third array, as they may be large; the old one may be that of `mixed`, and stays
         self.x, self.y, self.xx, self.xy, self.yy = found
         self.rows += x.shape[1]
+
+    def check_sound(self) -> None:
+        """ConfigError where some inputs were no numbers."""
+        if not np.isfinite(self.x).all():
+            raise ConfigError(UNSOUND)
 
     def select(self, inputs: np.ndarray, outputs: np.ndarray) -> Moments:
         """The moments of some inputs and some outputs."""

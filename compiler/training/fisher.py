@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compiler.errors import PassError
+from compiler.calibration.moments import UNSOUND
+from compiler.errors import ConfigError, PassError
 from compiler.ir.graph import Graph
 from compiler.ir.types import Axis, ValueRef
 from compiler.progress import counted
@@ -41,7 +42,10 @@ def gate_gradients(
     net = TorchNet(graph, chosen_device("auto"))
     generator = torch.Generator(device=net.device).manual_seed(seed)
     arrays = net.feeds({n: np.stack([f[n] for f in feeds]) for n in feeds[0]})
-    spreads = {r: variance(y) for r, y in predict(net, arrays, BATCH).items()}
+    made = predict(net, arrays, BATCH)
+    if not all(bool(torch.isfinite(made[r]).all()) for _, r in outputs(graph)):
+        raise ConfigError(UNSOUND)
+    spreads = {r: variance(y) for r, y in made.items()}
     parts: dict[Axis, list[np.ndarray]] = {a: [] for a in axes}
     for first in counted("gradients: batches", range(0, len(feeds), BATCH)):
         inputs = {n: x[first : first + BATCH] for n, x in arrays.items()}

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from compiler.calibration.moments import Cache, Kept, Moments, content_key, correlation, data_key
+from compiler.errors import ConfigError
+from compiler.passes.base import Resources
+from compiler.pipeline import parse
+from tests.graphs import Builder
 
 
 def rows(seed=0, count=400):
@@ -119,3 +123,30 @@ def test_kept_moments_of_a_name_that_goes_on_behind_a_space(tmp_path):
     again = Kept(Cache(tmp_path), "key")
     assert again.complete and again.moments("fc 1", lambda: second).rows == 400
     assert np.array_equal(again.moments("fc", lambda: first).xx, second.xx)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "sparsify{flops=0.5,min_inputs=8}",
+        "sparsify{density=0.5,update=obs,min_inputs=8}",
+        "compress{flops=0.4,min_inputs=8}",
+        "prune-channels{flops=0.5,score=rms}",
+        "prune-channels{flops=0.5,score=obs}",
+        "prune-channels{flops=0.5,score=fisher}",
+        *(f"merge{{{options}}}" for options in ("max_loss=0.5", "start=shared", "policy=mtz", "policy=pam")),
+    ],
+)
+def test_nothing_is_measured_by_inputs_that_make_no_numbers(spec):
+    if "fisher" in spec:
+        pytest.importorskip("torch")
+    b = Builder(seed=1)
+    x = b.input("x", 1, 2, 6, 6)
+    for task in "ab":
+        h = b.apply("Relu", b.conv(b.apply("Relu", b.conv(x, 16, 3)), 16, 3))
+        b.task(task, b.apply("Gemm", b.apply("Flatten", h), b.weight(64, 3), b.weight(3)))
+    data = np.random.default_rng(0).standard_normal((40, 2, 6, 6)).astype(np.float32)
+    data[7, 0, 2, 2] = np.inf
+    graph = b.done()
+    with np.errstate(all="ignore"), pytest.raises(ConfigError, match="some calibration inputs make infinite"):
+        parse(spec)(graph, Resources(calibration={"x": data}, teacher=graph))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from compiler.calibration.moments import UNSOUND
+from compiler.errors import ConfigError
 from compiler.ir.graph import Graph
 from compiler.ir.reference import evaluate
 
@@ -22,7 +24,7 @@ class Sensitivity:
     """Losses of layers in one unit: the error of the outputs, as a share of their power, the mean over all outputs.
 
     Errors of one layer under several changes keep their ratios; the change whose error is nearest to TYPICAL is
-    made in the network, and what the outputs then lose gives the factor.
+    made in the network, and what the outputs then lose gives the factor. ConfigError where outputs are no numbers.
     """
 
     def __init__(self, graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -30,6 +32,8 @@ class Sensitivity:
         self._probes = [feeds[i] for i in np.unique(np.linspace(0, len(feeds) - 1, PROBES).astype(int))]
         self._clean = [evaluate(graph, f) for f in self._probes]
         self._power = {n: sum(_energy(c[n]) for c in self._clean) for n in self._clean[0]}
+        if not np.isfinite(list(self._power.values())).all():
+            raise ConfigError(UNSOUND)
 
     def scaled(self, errors: Sequence[float], change: Callable[[Graph, int], None]) -> list[float]:
         """`errors` of one layer times its factor; `change(graph, n)` makes change number n in a graph."""

@@ -77,7 +77,8 @@ class Fit:
 def measure(rows: Iterable[np.ndarray], targets: np.ndarray, held: np.ndarray) -> Measured:
     """Moments of chunks of inputs [groups, rows, columns] with targets [groups, all rows, outputs].
 
-    `held`: per row whether it is held out. Where no row is, everything serves for both.
+    `held`: per row whether it is held out. Where no row is, everything serves for both. ConfigError where inputs
+    are no numbers.
     """
     train, test = Moments(), Moments()
     at = 0
@@ -90,6 +91,8 @@ def measure(rows: Iterable[np.ndarray], targets: np.ndarray, held: np.ndarray) -
         if out.any():
             test.add(x[:, out], y[:, out])
         at += count
+    for moments in (train, test):
+        moments.check_sound()
     if not test.rows or not train.rows:
         whole = train if train.rows else test
         return Measured(whole, whole)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.calibration.moments import UNSOUND
 from compiler.calibration.tape import part_of
-from compiler.errors import UnsupportedModelError
+from compiler.errors import ConfigError, UnsupportedModelError
 from compiler.ir.graph import Graph, Node, Site, Value
 from compiler.ir.types import Axis, ValueRef
 from compiler.passes.linear import channel_dim, per_output
@@ -328,7 +329,7 @@ wide product only moves memory.
 
 
 def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
-    """Second moments [groups, p, p] of the patches."""
+    """Second moments [groups, p, p] of the patches; ConfigError where some are no numbers."""
     total: np.ndarray | float = 0.0
     rows = 0
     waiting: list[np.ndarray] = []
@@ -339,6 +340,8 @@ def gram(reader: Reader, inputs: Iterator[np.ndarray]) -> np.ndarray:
             total, waiting = _product(waiting, total), []
     found = _product(waiting, total) if waiting else np.asarray(total)
     found /= rows
+    if not np.isfinite(np.diagonal(found, axis1=1, axis2=2)).all():
+        raise ConfigError(UNSOUND)
     return found
 
 

@@ -112,7 +112,9 @@ class Walk:
                     self._after.drop(value.ref)
 
     def measure(self, reader: Reader) -> Measured:
-        """Moments of a layer: inputs as they are now (states as they were), targets of the original."""
+        """Moments of a layer: inputs as they are now (states as they were), targets of the original. ConfigError
+        where inputs are no numbers.
+        """
         train, test = Moments(), Moments()
         inputs = self._after if reader.x.ref in self._after else self._before
         for i in range(self._before.samples):
@@ -120,6 +122,8 @@ class Walk:
             x = reader.patches(inputs.read(reader.x.ref, i, i + 1), at)
             y = reader.targets(self._before.read(reader.y.ref, i, i + 1), at)
             (test if i % HELD_OUT == HELD_OUT - 1 else train).add(x, y)
+        for moments in (train, test):
+            moments.check_sound()
         gates = isinstance(reader, GateReader)
         shifts = reader.bias is not None if gates else sink_of(self.graph, reader) is not None
         return Measured(train, test, shifts)
