@@ -207,7 +207,7 @@ def test_two_targets_share_a_folder_and_force_replaces_one(tmp_path):
     compile_release(config, selftest=False)
     with pytest.raises(ConfigError, match="already holds host"):
         compile_release(config, targets=["x86-64-v3", "host"])
-    compile_release(config, targets=["x86-64-v3"], selftest=False)
+    compile_release(config, targets="x86-64-v3", selftest=False)
     compile_release(config, targets=["host"], force=True, selftest=False)
     folder = tmp_path / "dist" / "pair"
     assert sorted(read_index(folder)["targets"]) == ["host", "x86-64-v3"]
