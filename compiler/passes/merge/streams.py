@@ -150,7 +150,20 @@ class Streams:
             return False
         if role is Role.EACH and self._fixed(a.site) != self._fixed(b.site):
             return False
-        return role in (Role.LAYER, Role.RECURRENT) or self._operands(a.site) == self._operands(b.site)
+        if role in (Role.LAYER, Role.RECURRENT):
+            return self._reads_alike(a.site.operands[0], b.site.operands[0])
+        return self._operands(a.site) == self._operands(b.site)
+
+    def _reads_alike(self, a: Value, b: Value) -> bool:
+        """Whether channels that have met have as many entries each in two values, or could not stand for each
+        other there: one network may have put a channel into its value twice.
+        """
+        counts: dict[tuple[int, ...], set[int]] = {}
+        for value in (a, b):
+            for group in self.channels.parts(value):
+                axis = value.axis(self.channels.channel_dim(value) or 0)
+                counts.setdefault(self._met[group], set()).add(self.group(group).entries(axis).shape[1])
+        return all(len(found) == 1 for found in counts.values())
 
     def _meeting(self, a: Source, b: Source) -> dict[int, tuple[int, ...]] | None:
         """What has met once two sources stand at one place; None where a network would have two groups in one

@@ -127,3 +127,25 @@ def test_statistics_behind_a_flatten_move_with_every_entry_of_a_channel(spec: st
     limit = 1e-5 if "shared" in spec else 1.0
     pairs = zip(both.outputs, merged.outputs, strict=True)
     assert all(difference(found[b.ref.name], wanted[a.ref.name]) <= limit for a, b in pairs)
+
+
+@pytest.mark.parametrize("spec", ["merge{max_loss=0.9,max_drift=0.9}", "merge{policy=mtz}", "merge{start=shared}"])
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_layers_stay_apart_where_one_reads_every_channel_twice(spec: str, first: str) -> None:
+    networks = []
+    for task, seed in (("a", 1), ("b", 2)):
+        b = Builder(task, seed)
+        h = b.apply("Relu", b.conv(b.input("x", 1, 3, 4, 4), 6, 3))
+        h = b.apply("Concat", h, h, axis=1) if task == first else h
+        h = b.apply("Relu", b.conv(h, 5, 1))
+        b.task(task, b.apply("Gemm", b.apply("Flatten", h), b.weight(3, 20), b.weight(3), transB=1))
+        networks.append(b.done())
+    both = joined(*networks)
+    x = np.random.default_rng(0).standard_normal((64, 3, 4, 4)).astype(np.float32)
+    outcome = parse_pass(spec).run(both, Resources(calibration={"x": x}))
+    assert any("for a and b" in str(note) for note in outcome.notes)  # of the first layers
+    if "shared" in spec:
+        feeds = {"x": x[:1]}
+        wanted, found = evaluate(both, feeds), evaluate(outcome.graph, feeds)
+        pairs = zip(both.outputs, outcome.graph.outputs, strict=True)
+        assert all(difference(found[b.ref.name], wanted[a.ref.name]) <= 1e-5 for a, b in pairs)
