@@ -290,6 +290,9 @@ def test_codes_are_explained(capsys):
     means = [m["means"] for m in json.loads(capsys.readouterr().out)["meanings"]]
     assert means[0] == "level not in this bundle"
     assert any("outside its folder" in m for m in means[1:])
+    assert main(["explain", "code", "1", "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert "gate is not met" in shown and "What was compared differs" in shown
     assert main(["explain", "code", "70", "-q"]) == 0
     assert "--debug" in capsys.readouterr().out  # not only a broken rule of the graph
     assert main(["explain", "code", "99", "-q"]) == 2

@@ -40,6 +40,7 @@ def explain_code(args: Namespace, say: Say) -> Result:
     """What a number means, as the return code of a C function of a library and as an exit status of taskgraft."""
     statuses: dict[int, list[str]] = {
         0: ["done, all gates passed"],
+        1: ["What was compared differs: by verify, run --all-combinations or diff."],
         70: ["an error that nothing of taskgraft expected, a defect of it; --debug prints where"],
         130: ["interrupted; nothing half-written remains"],
     }
