@@ -19,6 +19,7 @@ from compiler.errors import ConfigError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph, Value
 from compiler.ir.levels import is_portfolio, level_count
 from compiler.ir.text import digest
+from compiler.ir.types import DType
 from compiler.passes.base import NewNames, Note, Pass, Refusal, Resources, memory_for, torch_module
 from compiler.passes.spec import task_numbers
 from compiler.training.answers import measured, numbers
@@ -134,6 +135,7 @@ class Distil(Pass):
     def requires(self, graph: Graph, use: Resources) -> None:
         if is_portfolio(graph):
             raise PassError(f"{self.name}: train the networks of a portfolio one by one, before they become one")
+        refuse_half(self.name, graph)
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         assert use.teacher is not None
@@ -201,6 +203,14 @@ def _goes_on(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "training starts anew; with a folder as [calibration] cache it would go on from its last epoch"
     return f"training goes on from the last epoch that {checkpoint} holds"
+
+
+def refuse_half(name: str, graph: Graph) -> None:
+    """PassError where something is computed in float16, in which steps of training vanish."""
+    made = [v.ref for s in graph.sites() if s.node.op.name != "Cast" for v in s.results]
+    half = [r for r in made if graph.value(r).dtype is DType.FLOAT16]
+    if half:
+        raise PassError(f"{name}: '{half[0]}' is computed in float16; convert the network to float32 to train it")
 
 
 def decision_problems(graph: Graph) -> list[str]:

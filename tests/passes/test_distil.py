@@ -23,7 +23,7 @@ from compiler.passes.prune.channels import PruneChannels
 from compiler.passes.sparsify.magnitude import Sparsify
 from compiler.passes.sparsify.nest import Nest
 from compiler.pipeline import Pipeline, parse
-from tests.graphs import Builder
+from tests.graphs import Builder, half_network
 
 SHAPE = (1, 2, 6, 6)
 NEST = Nest(levels=(0.0, 0.5, 0.75))
@@ -405,6 +405,14 @@ def test_decisions_written_as_floats_are_refused(torch, use, pass_):
     graph = deciding("Cast")
     with pytest.raises(PassError, match="no output of graph 'net' changes gradually with weights"):
         pass_(graph, replace(use, teacher=graph))
+
+
+@pytest.mark.parametrize("pass_", [Distil(), Narrow()])
+def test_float16_is_not_trained(torch, pass_):
+    graph = half_network()
+    use = Resources(calibration=lambda: (), teacher=graph)
+    with pytest.raises(PassError, match="'conv:0' is computed in float16; convert the network to float32"):
+        pass_(graph, use)
 
 
 def test_too_few_inputs_are_refused(torch, original, use):

@@ -13,7 +13,15 @@ from compiler.errors import BudgetError, PassError, VerifyError, plural
 from compiler.ir.graph import Graph
 from compiler.ir.types import TaskSet
 from compiler.passes.base import CPU_ONLY, Note, Pass, Refusal, Resources, memory_for, torch_module
-from compiler.passes.distil import COLDEST, FEW, MOST, decision_problems, number_problems, teacher_problems
+from compiler.passes.distil import (
+    COLDEST,
+    FEW,
+    MOST,
+    decision_problems,
+    number_problems,
+    refuse_half,
+    teacher_problems,
+)
 from compiler.passes.merge.merging import caps_of
 from compiler.passes.narrow.bill import Bill
 from compiler.passes.narrow.compact import compacted
@@ -247,6 +255,9 @@ class Narrow(Pass):
         if not problems:
             torch_module("supernet", self.name)
         return problems
+
+    def requires(self, graph: Graph, use: Resources) -> None:
+        refuse_half(self.name, graph)
 
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         with memory_for(self.name, "fewer samples or a smaller drawn", CPU_ONLY):
