@@ -398,6 +398,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.coverage and "benchmarks.fuzz.covered" not in _program():
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.fuzz.covered", *arguments])
     with attacked(options.name) as made:
+        made.reader.seeds()  # libraries that make them are mapped before memory is counted
         _limit_memory()
         start = time.process_time()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,20 @@ def test_coverage_without_what_guides_is_said_and_no_finding(
     assert readers.attack(1.0, 0, coverage=True) == readers.main(["spec", "--coverage"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("pip install atheris") == 2 and "FOUND" not in captured.out
+
+
+def test_what_makes_the_seeds_is_mapped_before_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler beside what instruments it would take all that inputs may take."""
+    order = []
+
+    def seeds() -> list[bytes]:
+        order.append("seeds")
+        return [b"fold-constants"]
+
+    monkeypatch.setitem(readers.READERS, "spec", replace(READERS["spec"], seeds=seeds))
+    monkeypatch.setattr(readers, "_limit_memory", lambda: order.append("limit"))
+    assert readers.main(["spec", "--seconds", "0"]) == 0
+    assert order[:2] == ["seeds", "limit"]
 
 
 def test_a_file_outside_the_folder_is_seen(tmp_path: Path) -> None:
