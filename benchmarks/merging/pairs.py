@@ -39,9 +39,15 @@ SEED = 0
 
 METHODS = ("separate", OURS)
 
+SHARES = {"dnsmos": (0.75, 0.6, 0.4, 0.25)}
+"""Pair -> the shares of the multiply-adds that pruning leaves, where they are not `USUAL`."""
 
-def pipelines(samples: int) -> dict[str, list[tuple[str, ...]]]:
-    """Method -> what is tried behind the exact passes. `samples`: inputs that weights are fitted on."""
+USUAL = (0.75, 0.6)
+
+
+def pipelines(name: str) -> dict[str, list[tuple[str, ...]]]:
+    """Method -> what is tried behind the exact passes, on a pair."""
+    samples, shares = PAIRS[name].samples, SHARES.get(name, USUAL)
 
     def merged(loss: float) -> str:
         return f"merge{{max_loss={loss},max_drift={loss},samples={samples}}}"
@@ -50,10 +56,10 @@ def pipelines(samples: int) -> dict[str, list[tuple[str, ...]]]:
         return f"prune-channels{{flops={flops},score=obs,recover=least-squares,samples={samples}}}"
 
     return {
-        "separate": [(pruned(f),) for f in (0.75, 0.6)],
+        "separate": [(pruned(f),) for f in shares],
         OURS: [
             *[(merged(loss),) for loss in (0.05, 0.1, 0.2)],
-            *[(merged(0.1), pruned(f)) for f in (0.75, 0.6)],
+            *[(merged(0.1), pruned(f)) for f in shares],
         ],
     }
 
@@ -147,7 +153,7 @@ def run(options: Options, name: str, say: Callable[[str], None]) -> dict[str, An
     say(f"{name}: {pair.input}s")
     study = Study(pair, options.networks, pair.load(options.data, SEED), say)
     say(f"{name}: {study.before}")
-    tried = pipelines(pair.samples)
+    tried = pipelines(name)
     points = {m: [kept_point(study, p, options.kept) for p in tried[m]] for m in options.methods}
     chosen = {m: smallest(pair, study.before, found) for m, found in points.items()}
     return {
