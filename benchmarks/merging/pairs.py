@@ -39,27 +39,40 @@ SEED = 0
 
 METHODS = ("separate", OURS)
 
-SHARES = {"dnsmos": (0.75, 0.6, 0.4, 0.25)}
-"""Pair -> the shares of the multiply-adds that pruning leaves, where they are not `USUAL`."""
 
-USUAL = (0.75, 0.6)
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What is tried on a pair. `shares` of the multiply-adds that pruning leaves, `losses` up to which channels are
+    joined, and behind the loss of `both` the shares of `then`; `samples`: inputs that channels are joined by, if not
+    those that pruning is fitted on.
+    """
+
+    shares: Sequence[float] = (0.75, 0.6)
+    losses: Sequence[float] = (0.05, 0.1, 0.2)
+    both: float = 0.1
+    then: Sequence[float] = (0.75, 0.6)
+    samples: int = 0
+
+
+TRIED = {"dnsmos": Tried((0.75, 0.6, 0.4, 0.25), (0.1,), then=(0.6,), samples=12)}
+"""Pair -> what is tried, if not the usual. Merging keeps the values of all inputs: a second of DNSMOS is 30 MB."""
 
 
 def pipelines(name: str) -> dict[str, list[tuple[str, ...]]]:
     """Method -> what is tried behind the exact passes, on a pair."""
-    samples, shares = PAIRS[name].samples, SHARES.get(name, USUAL)
+    fitted, tried = PAIRS[name].samples, TRIED.get(name, Tried())
 
     def merged(loss: float) -> str:
-        return f"merge{{max_loss={loss},max_drift={loss},samples={samples}}}"
+        return f"merge{{max_loss={loss},max_drift={loss},samples={tried.samples or fitted}}}"
 
     def pruned(flops: float) -> str:
-        return f"prune-channels{{flops={flops},score=obs,recover=least-squares,samples={samples}}}"
+        return f"prune-channels{{flops={flops},score=obs,recover=least-squares,samples={fitted}}}"
 
     return {
-        "separate": [(pruned(f),) for f in shares],
+        "separate": [(pruned(share),) for share in tried.shares],
         OURS: [
-            *[(merged(loss),) for loss in (0.05, 0.1, 0.2)],
-            *[(merged(0.1), pruned(f)) for f in shares],
+            *[(merged(loss),) for loss in tried.losses],
+            *[(merged(tried.both), pruned(share)) for share in tried.then],
         ],
     }
 
