@@ -42,9 +42,9 @@ METHODS = ("separate", OURS)
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What is tried on a pair. `shares` of the multiply-adds that pruning leaves, `losses` up to which channels are
-    joined, and behind the loss of `both` the shares of `then`; `samples`: inputs that channels are joined by, if not
-    those that pruning is fitted on.
+    """What is tried on a pair. `shares` of the multiply-adds that pruning leaves; `losses` up to which channels are
+    joined; behind the loss of `both` the shares of `then`. `samples`: inputs that channels are joined by, where
+    not all that pruning is fitted on.
     """
 
     shares: Sequence[float] = (0.75, 0.6)
