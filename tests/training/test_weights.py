@@ -212,7 +212,7 @@ def test_answers_are_the_teachers_and_what_they_lose_is_weighted():
 def test_tasks_of_classes_are_compared_as_distributions_and_labels_count_for_the_first_output():
     graph = answers(1, 2, 3, end="Softmax")
     wanted = Wanted({"t": 2.0}, frozenset("t"), 3.0, 0.25)
-    data, objective = prepared(TorchNet(graph), material(graph, np.arange(12) % 3), wanted, 4)
+    data, objective = prepared(TorchNet(graph), material(graph, np.arange(12).reshape(6, 2) % 3), wanted, 4)
     assert data.labels["t"].shape == (6, 2) and data.labels["t"].dtype == torch.int64
     assert data.labels["t"].reshape(-1).tolist() == [n % 3 for n in range(12)]
     assert objective.labelled == {"t": (graph.tasks["t"].outputs[0], 0.5, Answer.PROBABILITIES)}
@@ -226,7 +226,7 @@ def test_tasks_of_classes_are_compared_as_distributions_and_labels_count_for_the
 def test_labels_are_only_used_where_they_have_a_weight():
     graph = answers(1, 2, 3)
     _, objective = prepared(
-        TorchNet(graph), material(graph, np.zeros(12, int)), Wanted({"t": 1.0}, frozenset(), 2.0, 0), 4
+        TorchNet(graph), material(graph, np.zeros((6, 2), int)), Wanted({"t": 1.0}, frozenset(), 2.0, 0), 4
     )
     assert not objective.labelled
 
@@ -234,13 +234,18 @@ def test_labels_are_only_used_where_they_have_a_weight():
 @pytest.mark.parametrize(
     ("width", "labels", "message"),
     [
-        (3, np.zeros(12, np.float32), "labels of task 't' are float32, not class numbers"),
-        (3, np.zeros(11, int), "task 't' has 11 labels; its outputs on 6 calibration batches make 12 decisions"),
-        (3, [0] * 11 + [3], "label 3 of task 't' is no class; its outputs tell of 0 to 2"),
-        (3, [0] * 11 + [-1], "label -1 of task 't' is no class"),
-        (1, [0] * 11 + [2], "label 2 of task 't' is no class; its outputs tell of 0 to 1"),
-        (1, [0, 1] * 6, None),
-        (3, [0, 1, 2] * 4 + [99], None),  # more than there are inputs
+        (3, np.zeros((6, 2), np.float32), "labels of task 't' are float32, not class numbers"),
+        (
+            3,
+            np.zeros((5, 2), int),
+            "task 't' has 10 labels; its outputs on 6 calibration batches make 12 decisions",
+        ),
+        (3, np.zeros(12, int), r"have shape \[12\]; its outputs \[1, 2, 3\] make 2 decisions a call"),
+        (3, [[0, 0]] * 5 + [[0, 3]], "label 3 of task 't' is no class; its outputs tell of 0 to 2"),
+        (3, [[0, 0]] * 5 + [[0, -1]], "label -1 of task 't' is no class"),
+        (1, [[0, 0]] * 5 + [[0, 2]], "label 2 of task 't' is no class; its outputs tell of 0 to 1"),
+        (1, [[0, 1]] * 6, None),
+        (3, [[0, 1], [2, 0], [1, 2]] * 2 + [[99, 99]], None),  # more than there are inputs
         (3, np.zeros((6, 2), np.uint8), None),
     ],
 )
