@@ -54,7 +54,7 @@ class Tried:
     samples: int = 0
 
 
-TRIED = {"dnsmos": Tried((0.75, 0.6, 0.4, 0.25), (0.1,), then=(0.6,), samples=12)}
+TRIED = {"dnsmos": Tried((0.75, 0.6, 0.4, 0.25), (0.1,), then=(), samples=12)}
 """Pair -> what is tried, if not the usual. Merging keeps the values of all inputs: a second of DNSMOS is 30 MB."""
 
 
