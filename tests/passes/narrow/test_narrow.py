@@ -380,4 +380,4 @@ def test_what_has_one_unit_left_is_named_with_what_to_do():
 
 def test_training_that_diverges_is_refused_with_what_to_do():
     with np.errstate(all="ignore"), pytest.raises(PassError, match="training between the steps diverged"):
-        trained(families.plain, "narrow{flops=0.3,step=0.2,drawn=64,rate=1e30,between=1}")
+        trained(families.plain, "narrow{flops=0.3,step=0.2,drawn=64,rate=1e6,between=1}")
