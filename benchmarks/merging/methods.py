@@ -23,20 +23,17 @@ SAMPLES = 1024
 BETWEEN = 0.1
 """Epochs of training between two steps of pruning."""
 
-FIRST = "prune-channels{flops=FIRST,floor=0.2,score=obs,samples=1024}"
-"""The channels that all layers together need most, about as many as one network has; each network keeps a fifth of
-every layer, as an axis of one entry counts no channels any more.
+SHARED = "merge{policy=lattice,start=shared};prune-channels{flops=FIRST,floor=0.2,score=obs,samples=1024}"
+"""Everything for all, then the channels that all layers together need most, about as many as one network has; each
+network keeps a fifth of every layer, as an axis of one entry counts no channels any more.
 """
-
-SHARED = f"merge{{policy=lattice,start=shared}};{FIRST}"
-"""Everything for all, and of that what is needed most."""
 
 WHOLE = "narrow{whole=true}"
 
 METHODS: dict[str, tuple[str, ...]] = {
     "separate": (WHOLE,),
     "mtz": (f"merge{{policy=mtz}};{WHOLE}",),
-    "pam": (f"merge{{policy=pam}};{WHOLE}", f"merge{{policy=pam}};{FIRST};{WHOLE}"),
+    "pam": (f"merge{{policy=pam}};{WHOLE}",),
     "zipit": (f"merge{{policy=zipit}};{WHOLE}",),
     "lattice": ("merge{policy=mtz};narrow", f"{SHARED};narrow", f"{SHARED};{WHOLE}"),
 }

@@ -29,6 +29,7 @@ def archived(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 NAMELESS = "one array without a name; save each under its own in an .npz file (np.savez)"
+"""What is wrong with an .npy file where arrays go by name."""
 
 
 def load_arrays(source: str, folder: Path) -> Arrays:
