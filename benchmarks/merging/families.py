@@ -102,7 +102,8 @@ SHARES = (0.4, 0.33, 0.28, 0.23, 0.19)
 class Family:
     """Tasks with the number of classes of each. `network`: (task, seed) -> an untrained network over input "x".
 
-    `shares`: budgets, of which the last ones should be too small for the rule.
+    `shares`: budgets, of which the last ones should be too small for the rule. `large`: all channels of all
+    networks together, with which PAM begins, are too many to train.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Family:
     full: Effort
     quick: Effort
     shares: tuple[float, ...] = SHARES
+    large: bool = False
 
     def effort(self, quick: bool) -> Effort:
         """What `--quick` chooses."""
@@ -291,6 +293,7 @@ FAMILIES = {
             Effort(10000, 4, 4, 5),
             Effort(2000, 2, 1, 1),
             (0.15, 0.08, 0.045, 0.03, 0.02, 0.014, 0.01, 0.007),
+            large=True,
         ),
         Family(
             "cifar-five",
@@ -301,6 +304,7 @@ FAMILIES = {
             Effort(12000, 10, 4, 3),
             Effort(1000, 2, 1, 1),
             (0.36, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03),
+            large=True,
         ),
         Family(
             "cifar-five-wide",
@@ -311,6 +315,7 @@ FAMILIES = {
             Effort(12000, 6, 4, 4),
             Effort(1000, 2, 1, 1),
             (0.2, 0.1, 0.05, 0.025, 0.013, 0.007, 0.004),
+            large=True,
         ),
         Family(
             "faces",

@@ -30,6 +30,14 @@ network keeps a fifth of every layer, as an axis of one entry counts no channels
 
 WHOLE = "narrow{whole=true}"
 
+PAM_PRUNED = (
+    f"merge{{policy=pam}};prune-channels{{flops=FIRST,floor=0.2,score=obs,samples=1024,multiple=2}};{WHOLE}"
+)
+"""What PAM is for large networks. It gives all tasks every channel of all networks, so that five of them take 25
+times one's multiply-adds, which nobody trains here: as the shared start does, it begins with the channels that are
+needed most. Channels stay in pairs, as one alone could not be narrowed.
+"""
+
 METHODS: dict[str, tuple[str, ...]] = {
     "separate": (WHOLE,),
     "mtz": (f"merge{{policy=mtz}};{WHOLE}",),
@@ -40,6 +48,11 @@ METHODS: dict[str, tuple[str, ...]] = {
 """Method -> the pipelines it may take: a merge, or none, and the pruner. Where there are several, the selection
 data choose; every one is trained alike.
 """
+
+
+def pipelines(method: str, large: bool) -> tuple[str, ...]:
+    """The pipelines that a method may take for a family; `large`: of networks too large for PAM as published."""
+    return (PAM_PRUNED,) if large and method == "pam" else METHODS[method]
 
 
 @dataclass(frozen=True, slots=True)

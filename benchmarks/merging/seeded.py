@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.merging.families import Data, Family
 from benchmarks.merging.kept import kept_accuracy, kept_sweep
-from benchmarks.merging.methods import METHODS, Setting
+from benchmarks.merging.methods import Setting, pipelines
 from benchmarks.merging.record import OURS, Seeded, Swept, expected, least
 from benchmarks.merging.rule import AtRule, Subset, at_rule
 from benchmarks.merging.training import joined, singles
@@ -30,7 +30,8 @@ class Run:
 
     def swept(self, method: str, caps: Mapping[Subset, float] | None = None) -> dict[str, Swept]:
         """Pipeline -> its sweep; without `train` those that are there."""
-        found = {p: kept_sweep(self.setting, p, caps, self.kept, self.train) for p in METHODS[method]}
+        chosen = pipelines(method, self.family.large)
+        found = {p: kept_sweep(self.setting, p, caps, self.kept, self.train) for p in chosen}
         return {p: s for p, s in found.items() if s is not None}
 
     def at_rule(self, sweeps: Mapping[str, Swept]) -> AtRule | None:

@@ -21,7 +21,7 @@ from benchmarks.merging.methods import METHODS, Setting
 from benchmarks.merging.record import Seeded, Swept
 from benchmarks.merging.recorded import RecordError
 from benchmarks.merging.rule import Point, all_subsets
-from compiler import Graph, load
+from compiler import Graph, load, parse_pass
 from compiler.errors import BudgetError, PassError
 from compiler.ir.text import digest
 from tests.graphs import Builder
@@ -295,6 +295,24 @@ def test_a_folder_without_sweeps_makes_no_record(run, tmp_path, monkeypatch, cap
     assert not (tmp_path / "saved").exists()
     options = study.options_of(command)
     assert study._command("halves", options) == "python -m benchmarks merging --family halves --as-kept"
+
+
+def test_large_networks_have_a_pam_that_begins_pruned_and_all_else_alike():
+    (pruned,) = methods.pipelines("pam", large=True)
+    first, prune, narrow = record.passes_of(pruned, tasks=5)
+    assert (first, narrow) == ("merge{policy=pam}", methods.WHOLE)
+    assert parse_pass(prune).multiple == 2, "a channel alone could not be narrowed"
+    for method in METHODS:
+        assert methods.pipelines(method, large=False) == METHODS[method]
+        assert method == "pam" or methods.pipelines(method, large=True) == METHODS[method]
+
+
+def test_a_family_of_large_networks_runs_its_own_pam(run, monkeypatch):
+    asked: list[tuple[str, Any, bool]] = []
+    monkeypatch.setattr(seeded, "kept_sweep", sweeps_of({}, asked))
+    for name in ("fashion-pair", "cifar-five-wide"):
+        replace(run, family=FAMILIES[name]).swept("pam")
+    assert [pipeline for pipeline, _, _ in asked] == [PAM, methods.PAM_PRUNED]
 
 
 # ---------------------------------------------------------------------- beside a saved record
