@@ -115,7 +115,7 @@ def problems_of(options: Budgeted, use: Resources) -> list[str]:
     """What is wrong with the options of a budget."""
     given = [q for q in QUANTITIES if getattr(options, q) is not None]
     found = [f"give one of {', '.join(given)}: a budget is in one quantity"] if len(given) > 1 else []
-    found += [problem for q in given if (problem := _amount_problem(q, getattr(options, q)))]
+    found += [problem for q in given if (problem := amount_problem(q, getattr(options, q)))]
     if options.accuracy_drop is not None:
         found += _drop_problems(options.accuracy_drop, use)
     if options.latency_us is not None and use.clock is None:
@@ -134,7 +134,7 @@ def _target_problems(options: Budgeted, use: Resources) -> list[str]:
     return []
 
 
-def _amount_problem(quantity: Quantity, value: float) -> str:
+def amount_problem(quantity: Quantity, value: float) -> str:
     """What is wrong with the number given for a budget; empty where nothing is."""
     if not value > 0:
         return f"{quantity} must be above 0, not {value}"
@@ -164,12 +164,16 @@ def limit_of(options: Budgeted, graph: Graph, use: Resources) -> Limit | None:
     """The limit that options set for `graph`; None where they set none."""
     for quantity in QUANTITIES:
         value = getattr(options, quantity)
-        if value is None:
-            continue
-        if quantity != "latency_us" and value <= 1:
-            value *= Limit(quantity, 0.0).cost(graph, use)
-        return Limit(quantity, float(value), options.target if quantity == "latency_us" else "")
+        if value is not None:
+            return amount_of(quantity, value, graph, use, options.target)
     return None
+
+
+def amount_of(quantity: Quantity, value: float, graph: Graph, use: Resources, target: str = "host") -> Limit:
+    """The limit that a number sets for `graph`: up to 1 it is a share of what that costs, but for times."""
+    if quantity == "latency_us":
+        return Limit(quantity, float(value), target)
+    return Limit(quantity, value * Limit(quantity, 0.0).cost(graph, use) if value <= 1 else float(value))
 
 
 def worst(drops: Mapping[str, float]) -> str:

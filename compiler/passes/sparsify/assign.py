@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compiler.ir.encoding import BlockSparse
+from compiler.ir.encoding import BlockSparse, Unstructured
 from compiler.ir.graph import Graph, Ref
 from compiler.ir.types import NodeRef, ValueRef
 from compiler.passes.base import Note, Refusal, Resources
@@ -45,6 +45,52 @@ class Ways:
     losses: tuple[float, ...]
     costs: tuple[float, ...]
 
+    def within(self, most: Goal | None) -> Ways:
+        """The ways that store no more units than `most`, all in one form; all ways where that is None."""
+        if most is None:
+            return self
+        taken = [n for n, g in enumerate(self.goals) if g and (g.kept or 0) <= (most.kept or 0)]
+        return Ways(
+            tuple(self.goals[n] for n in taken),
+            tuple(self.losses[n] for n in taken),
+            tuple(self.costs[n] for n in taken),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Layers and what each can become. `rest`: what the network costs besides them."""
+
+    graph: Graph
+    layers: Sequence[Candidate]
+    ways: Sequence[Ways]
+    rest: float
+
+    def within(self, limit: Limit, use: Resources) -> tuple[list[Goal | None], Note]:
+        """The goal of every layer, so that least is lost within the limit, and what is said of it.
+
+        PassError where the network costs too much with every layer as sparse as it can be.
+        """
+        capacity = limit.value - self.rest
+        for _ in range(TRIES):
+            chosen = choose([w.losses for w in self.ways], [w.costs for w in self.ways], capacity)
+            if chosen is None:
+                break
+            goals = [w.goals[n] for w, n in zip(self.ways, chosen, strict=True)]
+            found = self._cost(goals, limit, use)
+            if found <= limit.value:
+                return goals, _note(limit, found, self.ways, chosen)
+            capacity -= SAFETY * (found - limit.value)
+        least = self._cost([w.goals[_cheapest(w)] for w in self.ways], limit, use)
+        raise limit.missed(least, "when every layer is as sparse as it can be")
+
+    def sparser(self, goals: Sequence[Goal | None]) -> Choice:
+        """The same layers, none of which stores more than it does with these goals."""
+        return replace(self, ways=[w.within(g) for w, g in zip(self.ways, goals, strict=True)])
+
+    def _cost(self, goals: Sequence[Goal | None], limit: Limit, use: Resources) -> float:
+        return limit.cost(trial(self.graph, self.layers, by_weight(self.layers, goals)), use)
+
 
 def assign(
     graph: Graph,
@@ -59,29 +105,35 @@ def assign(
     `feeds`: calibration inputs, or none. PassError where the network costs too much with every layer as sparse as
     `patterns` allow.
     """
-    whole = prices(graph, limit.quantity, limit.target, use)
-    total = math.fsum(whole.values())
+    total = limit.cost(graph, use)
     if total <= limit.value:
         return {}, [
             Note("budget", f"{limit.quantity} are {total:.6g} already, at most {limit.value:.6g} are allowed")
         ]
-    goals = [ways_of(layer, patterns) for layer in layers]
+    goals, note = choice_of(graph, layers, [ways_of(c, patterns) for c in layers], limit, use, feeds).within(
+        limit, use
+    )
+    return by_weight(layers, goals), [note]
+
+
+def choice_of(
+    graph: Graph,
+    layers: Sequence[Candidate],
+    goals: Sequence[tuple[Goal | None, ...]],
+    limit: Limit,
+    use: Resources,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> Choice:
+    """Layers with the loss and the cost of all goals that they can have, None first, in the quantity of `limit`."""
     losses = losses_of(graph, layers, goals, feeds)
     costs = costs_of(graph, layers, goals, limit, use)
-    every = [Ways(*parts) for parts in zip(goals, losses, costs, strict=True)]
-    rest = total - math.fsum(w.costs[0] for w in every)
-    capacity, found = limit.value - rest, total
-    for _ in range(TRIES):
-        chosen = choose([w.losses for w in every], [w.costs for w in every], capacity)
-        if chosen is None:
-            break
-        taken = {c.weight.ref: g for c, w, n in zip(layers, every, chosen, strict=True) if (g := w.goals[n])}
-        found = limit.cost(trial(graph, layers, taken), use)
-        if found <= limit.value:
-            return taken, [_note(limit, found, every, chosen)]
-        capacity -= SAFETY * (found - limit.value)
-    least = {c.weight.ref: g for c, w in zip(layers, every, strict=True) if (g := w.goals[_cheapest(w)])}
-    raise limit.missed(limit.cost(trial(graph, layers, least), use), "when every layer is as sparse as it can be")
+    rest = limit.cost(graph, use) - math.fsum(own[0] for own in costs)
+    return Choice(graph, layers, [Ways(*parts) for parts in zip(goals, losses, costs, strict=True)], rest)
+
+
+def by_weight(layers: Sequence[Candidate], goals: Sequence[Goal | None]) -> dict[ValueRef, Goal]:
+    """Goals of the weights that have one."""
+    return {c.weight.ref: g for c, g in zip(layers, goals, strict=True) if g}
 
 
 def ways_of(layer: Candidate, patterns: Sequence[str]) -> tuple[Goal | None, ...]:
@@ -95,11 +147,15 @@ def ways_of(layer: Candidate, patterns: Sequence[str]) -> tuple[Goal | None, ...
         elif pattern.startswith("regular"):
             found += goals_of(pattern, [layer], [data], 1.0, 0.0)
         else:
-            form = form_of(pattern, layer)
-            height = form.height if isinstance(form, BlockSparse) else 1
-            units = -(-data.shape[layer.rows] // height) * (data.size // data.shape[layer.rows])
-            found += [Goal(form, max(1, math.floor(d * units))) for d in DENSITIES]
+            found += ranked_ways(form_of(pattern, layer), layer)
     return tuple(found)
+
+
+def ranked_ways(form: BlockSparse | Unstructured, layer: Candidate) -> list[Goal]:
+    """A form whose units are ranked, at every density."""
+    shape, height = layer.weight.shape, form.height if isinstance(form, BlockSparse) else 1
+    units = -(-shape[layer.rows] // height) * (math.prod(shape) // shape[layer.rows])
+    return [Goal(form, max(1, math.floor(d * units))) for d in DENSITIES]
 
 
 def trial(graph: Graph, layers: Sequence[Candidate], goals: Mapping[ValueRef, Goal]) -> Graph:
@@ -113,7 +169,7 @@ def trial(graph: Graph, layers: Sequence[Candidate], goals: Mapping[ValueRef, Go
 
 
 def _note(limit: Limit, found: float, every: Sequence[Ways], chosen: Sequence[int]) -> Note:
-    dense = sum(n == 0 for n in chosen)
+    dense = sum(w.goals[n] is None for w, n in zip(every, chosen, strict=True))
     lost = math.fsum(w.losses[n] for w, n in zip(every, chosen, strict=True))
     return Note(
         "budget",

@@ -104,7 +104,7 @@ def goals_of(
     return [Goal(f, int(np.count_nonzero(a))) for f, a in zip(forms, alive, strict=True)]
 
 
-def form_of(pattern: str, layer: Candidate) -> Sparse:
+def form_of(pattern: str, layer: Candidate) -> BlockSparse | Unstructured:
     """The form of a ranked pattern, `block16x1` or `unstructured`, for one layer."""
     return (
         Unstructured(layer.rows) if pattern == "unstructured" else BlockSparse(layer.rows, (int(pattern[5:-2]), 1))

@@ -18,8 +18,10 @@ from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
 from compiler.passes.base import Batch, NewNames, Pass, Refusal, Resources
+from compiler.passes.sparsify.goals import Goal
 from compiler.passes.sparsify.layers import PRODUCTS, RECURRENT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
+from compiler.passes.sparsify.level_budgets import budget_problems, goals_of_levels
 from compiler.passes.sparsify.magnitude import KEPT_DENSE, Scope
 from compiler.passes.sparsify.patterns import FLOOR, ranked
 
@@ -30,13 +32,16 @@ Blocks = Literal["block16x1", "block8x1", "block4x1"]
 class Nest(Pass):
     """Give the network sparsity levels that a compiled library switches between from call to call.
 
-    `levels`: the share of weights that each level leaves out, rising from level 0, the densest: 0+0.5+0.75.
-    `pattern`: blocks of R outputs at one input that come and go together (R is best the target's vector width);
-    weights that are stored in blocks already keep theirs, and level 0 has no more than is stored. `scope`: every
-    layer alone, or all ranked together (global), where each keeps 1/64. `biases`: shared by all levels, or
-    corrected for each from `samples` calibration inputs, so that the means of the layers stay those of the network.
-    `dense`: first, last or both stay the same at all levels (`()` for neither). `min_inputs`: layers with fewer
-    inputs stay the same. `exclude`: patterns of names to leave alone. Comes after every pass that changes weights.
+    `levels`: the share of weights that each level leaves out, rising from level 0, the densest: 0+0.5+0.75. In
+    place of that `flops`: what each level may cost, falling, as shares of the original's or FLOPs of the expected
+    call. Layers then get densities of their own, by which little is lost on `samples` calibration inputs, or of the
+    weights' squares where there are none. `pattern`: blocks of R outputs at one input that come and go together (R
+    is best the target's vector width); weights that are stored in blocks already keep theirs, and level 0 has no
+    more than is stored. `scope`: every layer alone, or all ranked together (global), where each keeps 1/64.
+    `biases`: shared by all levels, or corrected for each on those inputs, so that the means of the layers stay
+    those of the network. `dense`: first, last or both stay the same at all levels (`()` for neither). `min_inputs`:
+    layers with fewer inputs stay the same. `exclude`: patterns of names to leave alone. Comes after every pass that
+    changes weights.
     """
 
     name: ClassVar[str] = "nest"
@@ -44,6 +49,7 @@ class Nest(Pass):
     new_names: ClassVar[NewNames] = NewNames.DERIVED
 
     levels: tuple[float, ...] = ()
+    flops: tuple[float, ...] = ()
     pattern: Blocks = "block16x1"
     scope: Scope = "layer"
     biases: Literal["shared", "corrected"] = "shared"
@@ -53,15 +59,14 @@ class Nest(Pass):
     exclude: tuple[str, ...] = ()
 
     def levels_after(self, count: int) -> int:
-        return len(self.levels)
+        return self._count
+
+    @property
+    def _count(self) -> int:
+        return len(self.flops or self.levels)
 
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
-        problems = []
-        shares = list(self.levels)
-        if not 2 <= len(shares) <= MOST_LEVELS or sorted(set(shares)) != shares:
-            problems.append(f"give 2 to {MOST_LEVELS} rising shares, for example nest{{levels=0+0.5+0.75}}")
-        if any(not 0 <= s < 1 for s in shares):
-            problems.append("a level leaves out a share of the weights from 0 on and below 1")
+        problems = self._level_problems()
         unknown = [d for d in self.dense if d not in KEPT_DENSE]
         if unknown:
             problems.append(f"dense is '{unknown[0]}'; it can be {', '.join(KEPT_DENSE)}")
@@ -73,6 +78,23 @@ class Nest(Pass):
             problems.append(f"min_inputs is {self.min_inputs}; it starts at 1")
         return problems
 
+    def _level_problems(self) -> list[str]:
+        """What is wrong with the levels that are asked for."""
+        shares, problems = list(self.levels), []
+        if self.flops:
+            if shares:
+                problems.append("levels and flops both say how large the levels are; give one of them")
+            if not 2 <= len(self.flops) <= MOST_LEVELS:
+                problems.append(f"give 2 to {MOST_LEVELS} budgets, for example nest{{flops=1+0.5+0.25}}")
+            if self.scope == "global":
+                problems.append("flops gives every layer a density of its own; leave scope out")
+            return problems + budget_problems(self.flops)
+        if not 2 <= len(shares) <= MOST_LEVELS or sorted(set(shares)) != shares:
+            problems.append(f"give 2 to {MOST_LEVELS} rising shares, for example nest{{levels=0+0.5+0.75}}")
+        if any(not 0 <= s < 1 for s in shares):
+            problems.append("a level leaves out a share of the weights from 0 on and below 1")
+        return problems
+
     def rewrite(self, graph: Graph, use: Resources) -> Iterable[Refusal]:
         chosen, refusals = self._candidates(graph, use)
         if not chosen:
@@ -80,10 +102,21 @@ class Nest(Pass):
             reasons = "; ".join(f"{r}" for r in refusals[:3]) or f"there is none with constant weights ({kinds})"
             raise ConfigError(f"{self.name}: no layer can have levels, so there would be one only: {reasons}")
         original = graph.copy()
-        for group in [chosen] if self.scope == "global" else [[c] for c in chosen]:
-            for layer, form, data in self._nested(group):
-                kind = replace(layer.weight.type, encoding=form)
-                graph.update(layer.weight.ref, type=kind, data=data[0], sparser=data[1:])
+        forms = [self._form(c) for c in chosen]
+        norms = [f.norms(c.weight.constant) for c, f in zip(chosen, forms, strict=True)]
+        if self.flops:
+            feeds = self._feeds(graph, use) if use.calibration is not None else []
+            goals, notes = goals_of_levels(graph, chosen, forms, self.flops, use, feeds)
+            refusals += notes
+            kept = [[_largest(n, g) for n, g in zip(norms, level, strict=True)] for level in goals]
+        else:
+            kept = [self._of_share(norms, 1.0 - share) for share in self.levels]
+        for layer, form, *levels in zip(chosen, forms, *kept, strict=True):
+            data = layer.weight.constant
+            ranks = np.sum(levels, axis=0, dtype=np.uint8) * form.alive(data)
+            nested = [form.of_rank(data, ranks, least) for least in range(1, len(levels) + 1)]
+            kind = replace(layer.weight.type, encoding=form)
+            graph.update(layer.weight.ref, type=kind, data=nested[0], sparser=nested[1:])
         if self.biases == "corrected":
             refusals += correct(graph, original, self._feeds(graph, use))
         return refusals
@@ -91,9 +124,8 @@ class Nest(Pass):
     def _feeds(self, graph: Graph, use: Resources) -> list[Batch]:
         feeds = list(use.batches(graph, self.samples))
         if len(feeds) < HELD_OUT:
-            raise PassError(
-                f"{self.name}: {len(feeds)} calibration inputs; biases=corrected needs {HELD_OUT} or more"
-            )
+            wants = "flops needs" if self.flops else "biases=corrected needs"
+            raise PassError(f"{self.name}: {len(feeds)} calibration inputs; {wants} {HELD_OUT} or more")
         return feeds
 
     def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
@@ -127,25 +159,17 @@ class Nest(Pass):
         stored = layer.weight.type.encoding
         return stored if isinstance(stored, BlockSparse) else BlockSparse(layer.rows, (self._height, 1))
 
-    def _nested(self, layers: Sequence[Candidate]) -> Iterable[tuple[Candidate, BlockSparse, list[np.ndarray]]]:
-        """Each layer with its form and the data of every level; `layers` are ranked together."""
-        forms = [self._form(c) for c in layers]
-        norms = [f.norms(c.weight.constant) for c, f in zip(layers, forms, strict=True)]
-        floor = FLOOR if self.scope == "global" else 0.0
-        ranks = [np.zeros(n.shape, np.uint8) for n in norms]
-        for share in self.levels:
-            for rank, kept in zip(ranks, ranked(norms, 1.0 - share, floor), strict=True):
-                rank += kept
-        for layer, form, rank in zip(layers, forms, ranks, strict=True):
-            data = layer.weight.constant
-            rank *= form.alive(data)
-            yield layer, form, [form.of_rank(data, rank, least) for least in range(1, len(self.levels) + 1)]
+    def _of_share(self, norms: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
+        """The blocks of every layer that a level with this share of them stores."""
+        if self.scope == "global":
+            return ranked(norms, share, FLOOR)
+        return [mask for own in norms for mask in ranked([own], share, 0.0)]
 
     # ------------------------------------------------------------------ what is promised
     def ensures(self, before: Graph, after: Graph) -> None:
         """As many levels as were asked for; level 0 has the bits of the blocks it was made from, or zeros."""
-        if level_count(after) != len(self.levels):
-            raise VerifyError(f"{self.name}: {level_count(after)} levels instead of {len(self.levels)}")
+        if level_count(after) != self._count:
+            raise VerifyError(f"{self.name}: {level_count(after)} levels instead of {self._count}")
         for old in before.parameters():
             new = after.value(old.ref)
             if new.sparser and old.type.encoding in (Dense(), new.type.encoding):
@@ -153,3 +177,11 @@ class Nest(Pass):
                     new.type.encoding.check_level(old.constant, new.constant)
                 except ValueError as error:
                     raise VerifyError(f"{self.name}: '{old.ref}', level 0: {error}") from None
+
+
+def _largest(norms: np.ndarray, goal: Goal | None) -> np.ndarray:
+    """The blocks that a goal lets survive; all of them without one."""
+    if goal is None:
+        return np.ones(norms.shape, bool)
+    (alive,) = ranked([norms], (goal.kept or 1) / norms.size, 0.0)
+    return alive
