@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from compiler import __version__
 from compiler.calibration.evaluation import TaskEvaluation
+from compiler.calibration.metrics import source_of
 from compiler.calibration.moments import data_key
 from compiler.codegen.emulate import fastest_calls
 from compiler.codegen.manifest import canonical, sha256
@@ -215,7 +216,12 @@ class _Study:
         in the record of sources."""
         labelled = evaluation_of(self.release.config, self.release.graph)
         made = () if self.use.calibration is None else self.use.batches(self.graph)
-        return {"calibration": data_key(made), "evaluation": data_key([labelled[1]] if labelled else [])}
+        metrics = self.release.config.evaluation.metric
+        return {
+            "calibration": data_key(made),
+            "evaluation": data_key([labelled[1]] if labelled else []),
+            **{f"metric of {task}": sha256(source_of(name)) for task, name in metrics.items()},
+        }
 
     def _limit(self, quantity: Quantity) -> Limit:
         return Limit(quantity, 0.0, self.target.name)

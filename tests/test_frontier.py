@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,25 @@ def test_points_are_made_anew_where_data_in_a_folder_have_changed(tmp_path) -> N
     again = frontier(release, Request("flops", (0.8,), SPEC, ARM), cache=tmp_path / "cache", say=said.append)
     assert not any("from the cache" in line for line in said)
     assert again.rows[1]["drift_a"] != first.rows[1]["drift_a"]
+
+
+def test_points_are_made_anew_where_the_function_of_a_metric_has_changed(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "own_metric_of_a_frontier.py"
+    path, request = write_release(tmp_path), Request("flops", (0.8,), SPEC, ARM)
+    release = load_config(path, ['evaluation.metric.a="own_metric_of_a_frontier:score"'])
+
+    def scores(number: float) -> tuple[float, list[str]]:
+        module.write_text(f"def score(outputs, labels):\n    return {number}\n")
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+        importlib.invalidate_caches()
+        said: list[str] = []
+        made = frontier(release, request, cache=tmp_path / "cache", say=said.append)
+        return made.rows[1]["metric_a"], [line for line in said if "from the cache" in line]
+
+    assert scores(0.25) == (0.25, [])
+    assert scores(0.25) == (0.25, ["share 1: from the cache", "share 0.8: from the cache"])
+    assert scores(0.75) == (0.75, [])
 
 
 def test_measured_time_is_that_of_the_expected_call(tmp_path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -112,3 +114,11 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     function = named_function(name)
     return Metric(name, function, bool(getattr(function, "lower_is_better", False)))
+
+
+def source_of(name: str) -> bytes:
+    """The file that holds the function of a metric; empty for metrics by name, and for functions of no file."""
+    if name in METRICS:
+        return b""
+    file = getattr(sys.modules.get(named_function(name).__module__), "__file__", None)
+    return Path(file).read_bytes() if file else b""

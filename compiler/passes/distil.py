@@ -165,7 +165,7 @@ class Distil(Pass):
                     found = nesting.distil_levels(graph, material, wanted, recipe, schedule, *rest)
                     notes = [f"{s.name}: {_told(s.history)}{_moved(s)}" for s in found]
         except KeyboardInterrupt as stop:
-            stop.add_note(_goes_on(checkpoint))
+            stop.add_note(_goes_on(checkpoint, level_count(graph) > 1))
             raise
         return [Note(self.name, note) for note in notes]
 
@@ -198,11 +198,12 @@ def _stored(value: Value) -> int:
     return value.type.encoding.stored(value.shape, value.data)
 
 
-def _goes_on(checkpoint: Path | None) -> str:
-    """What becomes of an interrupted training."""
+def _goes_on(checkpoint: Path | None, in_stages: bool) -> str:
+    """What becomes of an interrupted training; that of levels has a file for every stage."""
     if checkpoint is None:
         return "training starts anew; with a folder as [calibration] cache it would go on from its last epoch"
-    return f"training goes on from the last epoch that {checkpoint} holds"
+    file = checkpoint.with_stem(f"{checkpoint.stem}-*") if in_stages else checkpoint
+    return f"training goes on from the last epoch that {file} holds"
 
 
 def refuse_half(name: str, graph: Graph) -> None:

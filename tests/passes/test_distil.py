@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from compiler import parse_pass
 from compiler.errors import ConfigError, PassError, TargetError, VerifyError
 from compiler.ir.encoding import Dense, Unstructured
 from compiler.ir.graph import Graph
@@ -509,6 +511,22 @@ def test_an_interrupted_training_tells_how_it_goes_on(torch, original, use, tmp_
     (note,) = told.value.__notes__
     expected = str(tmp_path / "distil-") if kept else "training starts anew; with a folder as [calibration] cache"
     assert expected in note and ("goes on from the last epoch" in note) == kept
+
+
+def test_an_interrupted_training_of_levels_names_the_files_of_its_stages(torch, original, use, tmp_path):
+    told = iter(range(3))
+
+    def stop(line):
+        if next(told) == 2:
+            raise KeyboardInterrupt
+
+    levels = parse_pass("nest{levels=0+0.5,pattern=block4x1,min_inputs=1,dense=()}")(original)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Distil(epochs=2)(levels, replace(use, say=stop, cache=tmp_path))
+    (note,) = caught.value.__notes__
+    pattern = Path(note.removeprefix("training goes on from the last epoch that ").removesuffix(" holds"))
+    assert pattern.parent == tmp_path and sorted(tmp_path.glob(pattern.name)) == sorted(tmp_path.glob("distil-*"))
+    assert any(tmp_path.glob(pattern.name))
 
 
 def test_ten_inputs_are_enough(handed, original, use):
