@@ -40,7 +40,7 @@ from compiler.training.module import TorchNet
 from models.training.fit import shift_and_flip, shifted_windows
 
 SEED = 0
-METHOD = "2"
+METHOD = "3"
 """Number of how levels are trained, to be changed with it: what another one made is not taken for its own."""
 MOST_LEFT_OUT, SPARSER = 0.99, 0.995
 """The largest share that a level may leave out; and what the level behind it leaves out while one is looked for."""
@@ -48,6 +48,8 @@ STEPS = 12
 """Most steps of the search for the least share that a level leaves out."""
 CLOSE = 0.002
 """Share of a size aimed at that the search may leave unused."""
+ROUNDED = 1e-6
+"""Share of the FLOPs aimed at that is left to rounding."""
 JUDGED = 500
 """Images that are judged at a time."""
 DESCENDED = 1
@@ -116,6 +118,7 @@ class Recipe:
     normalise: bool = False
     gradual: bool = False
     climb: float = 1.0
+    measured: int = 0
 
     def pruned(self, dense: Graph, use: Resources) -> Graph:
         """Fewer channels: as many as leave the share of FLOPs, and then of weights where these are still more."""
@@ -150,11 +153,21 @@ class Recipe:
             climb=self.climb,
         )
 
-    def levels(self, narrowed: Graph, shares: Sequence[float], use: Resources) -> Graph:
-        """Levels that leave out such shares of their blocks, trained."""
+    def nested(self, graph: Graph, sizes: Sequence[float], use: Resources) -> Graph:
+        """Levels of such sizes, densest first: shares of the graph's FLOPs where layers are measured, otherwise of
+        the blocks that are left out.
+        """
+        if not self.measured:
+            return nesting(sizes, self.whole)(graph)
+        by_flops = replace(nesting((), self.whole), flops=tuple(sizes), samples=self.measured)
+        return by_flops(graph, use)
+
+    def levels(self, narrowed: Graph, sizes: Sequence[float], use: Resources) -> Graph:
+        """Levels of such sizes, trained."""
         if not self.gradual:
-            return self.descent()(nesting(shares, self.whole)(narrowed), use)
-        descended = self.descent()(nesting((0.0, *shares), self.whole)(narrowed), use)
+            return self.descent()(self.nested(narrowed, sizes, use), use)
+        every = 1.0 if self.measured else 0.0
+        descended = self.descent()(self.nested(narrowed, (every, *sizes), use), use)
         chosen = ExtractLevel(level=1)(descended)
         return replace(self.descent(), epochs=self.level, rounds=0)(chosen, use)
 
@@ -236,6 +249,7 @@ STUDIES: Mapping[str, Study] = {
             aims=(PRUNED, *AIMS),
             draws=3,
             mixed=True,
+            measured=256,
         ),
     ),
     "vgg16-cifar10": Study(Effort(epochs=40, seed=SEED, batch=512, peak_rate=0.2, reach=4), LARGE),
@@ -271,6 +285,24 @@ def fractions(graph: Graph, dense: Graph) -> tuple[float, float]:
     """(weights, FLOPs) of a graph, at its densest level, over those of the dense network."""
     own, whole = (cost_report(g).combinations[0].cost for g in (graph, dense))
     return own.parameters / whole.parameters, own.flops / whole.flops
+
+
+def sizes(graph: Graph, dense: Graph, recipe: Recipe, use: Resources) -> tuple[float, ...]:
+    """What `Recipe.nested` needs for the levels that are aimed at."""
+    return flops_of(graph, dense, recipe, use) if recipe.measured else shares(graph, dense, recipe)
+
+
+def flops_of(graph: Graph, dense: Graph, recipe: Recipe, use: Resources) -> tuple[float, ...]:
+    """Shares of the graph's FLOPs that levels may cost. PassError where an aim cannot be had, as layers of `whole`
+    are more; ValueError where levels of these FLOPs have too many weights.
+    """
+    _, own = fractions(graph, dense)
+    found = tuple(min(1.0, (1 - ROUNDED) * aim.flops / own) for aim in recipe.aims)
+    levels = recipe.nested(graph, found, use)
+    for k, aim in enumerate(recipe.aims):
+        if (over := aim.excess(at_level(levels, k, alone=True), dense)) > 0:
+            raise ValueError(f"{aim}: the level of its FLOPs has {over:.0%} more weights; allow fewer FLOPs")
+    return found
 
 
 def shares(graph: Graph, dense: Graph, recipe: Recipe) -> tuple[float, ...]:
@@ -362,9 +394,9 @@ def made(dense: Graph, part: Part, recipe: Recipe, kept: Path, until: float | No
     narrowed = recipe.first()(narrow, use)
     whole = time.monotonic() - begun
     epoch = told.epoch or whole / recipe.narrowed
-    found = shares(narrowed, dense, recipe)
-    untrained = nesting(found, recipe.whole)(narrowed)
     use = _use(dense, part, recipe, kept, 2, told)
+    found = sizes(narrowed, dense, recipe, use)
+    untrained = recipe.nested(narrowed, found, use)
     if until is not None:
         around = 2 * max(0.0, whole - epoch * recipe.narrowed)
         recipe = recipe.within(until - ENDING - around - time.monotonic(), epoch)

@@ -50,6 +50,24 @@ def test_the_shares_are_the_least_that_fit(dense):
     assert 0.17 < second[0] <= 0.2 and second[1] <= 0.3
 
 
+def test_levels_by_flops_have_what_their_aims_allow(dense):
+    recipe = replace(RECIPE, aims=(training.PRUNED, training.Aim(1.0, 0.5), training.Aim(1.0, 0.3)), measured=8)
+    use = Resources(calibration={"image": images(8, 0).inputs})
+    found = training.sizes(dense, dense, recipe, use)
+    assert found == pytest.approx((1.0, 0.5, 0.3), rel=1e-5)
+    levels = recipe.nested(dense, found, use)
+    for k, aim in enumerate(recipe.aims):
+        weights, flops = training.fractions(at_level(levels, k, alone=True), dense)
+        assert weights <= aim.weights and 0.75 * aim.flops < flops <= aim.flops
+    assert training.sizes(dense, dense, RECIPE, use) == training.shares(dense, dense, RECIPE)
+
+
+def test_flops_with_too_many_weights_are_refused(dense):
+    few = replace(RECIPE, aims=(training.PRUNED, training.Aim(0.1, 0.5)), measured=8)
+    with pytest.raises(ValueError, match=r"Aim\(weights=0.1.*: the level of its FLOPs has \d+% more weights"):
+        training.sizes(dense, dense, few, Resources(calibration={"image": images(8, 0).inputs}))
+
+
 def test_blocks_that_leave_in_rounds_from_all_of_them_leave_the_wished_levels(dense):
     """The level that they leave from is not there in the end."""
     recipe = replace(RECIPE, gradual=True, normalise=True)

@@ -16,7 +16,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.levels import at_level, level_count
 from compiler.ir.reference import evaluate
 from compiler.passes.budget.knapsack import CELLS
-from compiler.passes.sparsify.assign import DENSITIES
+from compiler.passes.sparsify.level_budgets import DENSITIES
 from tests.graphs import Builder
 
 TASKS = frozenset({"a", "b"})

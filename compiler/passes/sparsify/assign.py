@@ -151,11 +151,13 @@ def ways_of(layer: Candidate, patterns: Sequence[str]) -> tuple[Goal | None, ...
     return tuple(found)
 
 
-def ranked_ways(form: BlockSparse | Unstructured, layer: Candidate) -> list[Goal]:
+def ranked_ways(
+    form: BlockSparse | Unstructured, layer: Candidate, densities: Sequence[float] = DENSITIES
+) -> list[Goal]:
     """A form whose units are ranked, at every density."""
     shape, height = layer.weight.shape, form.height if isinstance(form, BlockSparse) else 1
     units = -(-shape[layer.rows] // height) * (math.prod(shape) // shape[layer.rows])
-    return [Goal(form, max(1, math.floor(d * units))) for d in DENSITIES]
+    return [Goal(form, max(1, math.floor(d * units))) for d in densities]
 
 
 def trial(graph: Graph, layers: Sequence[Candidate], goals: Mapping[ValueRef, Goal]) -> Graph:

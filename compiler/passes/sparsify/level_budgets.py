@@ -20,6 +20,11 @@ from compiler.passes.sparsify.assign import choice_of, ranked_ways
 from compiler.passes.sparsify.goals import Goal
 from compiler.passes.sparsify.layers import Candidate
 
+DENSITIES = tuple(2 ** (-step / 4) for step in range(1, 25))
+"""Shares of its blocks that a layer may have in a level, down to 1/64. Steps are finer than those of `sparsify`:
+what one leaves unused of a level's FLOPs is lost to it.
+"""
+
 
 def budget_problems(budgets: Sequence[float]) -> list[str]:
     """What is wrong with FLOPs given for levels."""
@@ -45,7 +50,7 @@ def goals_of_levels(
     PassError names the level that cannot be had.
     """
     limits = [amount_of("flops", value, graph, use) for value in budgets]
-    ways = [(None, *ranked_ways(form, layer)) for form, layer in zip(forms, layers, strict=True)]
+    ways = [(None, *ranked_ways(form, layer, DENSITIES)) for form, layer in zip(forms, layers, strict=True)]
     choice = choice_of(graph, layers, ways, limits[0], use, feeds)
     goals: list[Goal | None] = [None] * len(layers)
     found, notes = [], []

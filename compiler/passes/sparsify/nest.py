@@ -73,7 +73,7 @@ class Nest(Pass):
         if self.biases == "corrected" and use.calibration is None:
             problems.append("biases=corrected needs calibration inputs; give [calibration] data")
         if self.samples < HELD_OUT:
-            problems.append(f"samples is {self.samples}; biases are corrected from at least {HELD_OUT} inputs")
+            problems.append(f"samples is {self.samples}; corrections and budgets take at least {HELD_OUT} inputs")
         if self.min_inputs < 1:
             problems.append(f"min_inputs is {self.min_inputs}; it starts at 1")
         return problems
