@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compiler import Resources, cost_report, parse_pass
+from compiler.cost.count import parameter_cost
 from compiler.errors import ConfigError, PassError
 from compiler.ir.encoding import BlockSparse
 from compiler.ir.graph import Graph
@@ -108,6 +109,32 @@ def test_weights_that_are_cheap_to_run_stay_where_dear_ones_leave() -> None:
             assert product > max(convolutions), "a matrix product of few multiply-adds"
 
 
+def stored(graph: Graph) -> float:
+    return float(sum(parameter_cost(v).weight_bytes for v in graph.parameters()))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize(("flops_share", "bytes_share"), [(0.5, 0.4), (0.3, 0.8), (0.8, 0.3)])
+def test_both_budgets_hold_and_the_tighter_one_is_used(
+    calibrated: bool, flops_share: float, bytes_share: float
+) -> None:
+    graph, use = network(2), inputs() if calibrated else Resources()
+    spec = f"nest{{flops=0.9+{flops_share},weight_bytes=0.9+{bytes_share},pattern=block4x1,dense=()}}"
+    after = parse_pass(spec)(graph, use)
+    for level, (most, fewest) in enumerate([(0.9, 0.9), (flops_share, bytes_share)]):
+        alone = at_level(after, level, alone=True)
+        work, size = flops(alone) / flops(graph), stored(alone) / stored(graph)
+        assert work <= most and size <= fewest
+        assert max(work / most, size / fewest) > 0.8
+
+
+def test_bytes_count_positions() -> None:
+    """All blocks of four take a quarter more than a dense weight, so that a level of all its bytes has fewer."""
+    after = parse_pass("nest{weight_bytes=1+0.5,pattern=block4x1,dense=()}")(network())
+    assert stored(at_level(after, 0, alone=True)) <= stored(network())
+    assert min(densities(after, 0)) > 0.6 and sum(densities(after, 0)) < 3
+
+
 def test_less_is_lost_than_with_one_density_for_all_layers() -> None:
     """By the squares of the weights, which are what is counted without inputs, at no more FLOPs."""
     graph = network(3)
@@ -145,13 +172,15 @@ def test_a_sparse_network_keeps_its_blocks() -> None:
     ("options", "message"),
     [
         ("flops=0.5", "give 2 to 16 budgets"),
-        ("flops=0.25+0.5", "the FLOPs of levels fall from level 0 on"),
-        ("flops=0.5+0.5", "the FLOPs of levels fall from level 0 on"),
-        ("flops=1000000+0.5", "as shares, up to 1, or all as amounts"),
+        ("flops=0.25+0.5", "budgets of levels fall from level 0 on"),
+        ("flops=0.5+0.5", "budgets of levels fall from level 0 on"),
+        ("flops=1000000+0.5", "give flops as shares, up to 1, or all as amounts"),
         ("flops=0.5+0", "flops must be above 0"),
         ("flops=50+25", "neither a share"),
         ("flops=0.5+0.25,levels=0+0.5", "give one of them"),
         ("flops=0.5+0.25,scope=global", "leave scope out"),
+        ("weight_bytes=0.25+0.5", "budgets of levels fall from level 0 on"),
+        ("flops=0.5+0.25,weight_bytes=0.5+0.25+0.1", "for as many levels"),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused(options: str, message: str) -> None:

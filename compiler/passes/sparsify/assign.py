@@ -18,7 +18,7 @@ from compiler.ir.graph import Graph, Ref
 from compiler.ir.types import NodeRef, ValueRef
 from compiler.passes.base import Note, Refusal, Resources
 from compiler.passes.budget.knapsack import choose
-from compiler.passes.budget.limits import Limit, prices
+from compiler.passes.budget.limits import Limit, Quantity, prices
 from compiler.passes.budget.sensitivity import Sensitivity
 from compiler.passes.prune.fit import Reader
 from compiler.passes.sparsify.compensate import WORK, Quadratic, solve, work
@@ -36,14 +36,17 @@ TRIES = 6
 
 SAFETY = 1.05
 
+MIXTURES = tuple(n / 8 for n in range(9))
+"""Shares of the first of two limits."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ways:
-    """What one layer can become: None, which is dense, first; the loss and the cost of each way."""
+    """What one layer can become: None, which is dense, first; the loss of each way, and its costs by quantity."""
 
     goals: tuple[Goal | None, ...]
     losses: tuple[float, ...]
-    costs: tuple[float, ...]
+    costs: Mapping[Quantity, tuple[float, ...]]
 
     def within(self, most: Goal | None) -> Ways:
         """The ways that store no more units than `most`, all in one form; all ways where that is None."""
@@ -53,43 +56,79 @@ class Ways:
         return Ways(
             tuple(self.goals[n] for n in taken),
             tuple(self.losses[n] for n in taken),
-            tuple(self.costs[n] for n in taken),
+            {quantity: tuple(costs[n] for n in taken) for quantity, costs in self.costs.items()},
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """Layers and what each can become. `rest`: what the network costs besides them."""
+    """Layers and what each can become. `rest`: what the network costs besides them, in every quantity."""
 
     graph: Graph
     layers: Sequence[Candidate]
     ways: Sequence[Ways]
-    rest: float
+    rest: Mapping[Quantity, float]
 
-    def within(self, limit: Limit, use: Resources) -> tuple[list[Goal | None], Note]:
-        """The goal of every layer, so that least is lost within the limit, and what is said of it.
+    def within(self, limits: Sequence[Limit], use: Resources) -> tuple[list[Goal | None], Note]:
+        """The goal of every layer, so that least is lost within one limit or two, and what is said of it.
 
-        PassError where the network costs too much with every layer as sparse as it can be.
+        Of two limits several mixtures are tried, each as one limit (a surrogate constraint: Glover, Operations
+        Research 16, 1968). PassError where the network costs too much with every layer as sparse as it can be.
         """
-        capacity = limit.value - self.rest
-        for _ in range(TRIES):
-            chosen = choose([w.losses for w in self.ways], [w.costs for w in self.ways], capacity)
-            if chosen is None:
-                break
-            goals = [w.goals[n] for w, n in zip(self.ways, chosen, strict=True)]
-            found = self._cost(goals, limit, use)
-            if found <= limit.value:
-                return goals, _note(limit, found, self.ways, chosen)
-            capacity -= SAFETY * (found - limit.value)
-        least = self._cost([w.goals[_cheapest(w)] for w in self.ways], limit, use)
-        raise limit.missed(least, "when every layer is as sparse as it can be")
+        left = {limit: limit.value - self.rest[limit.quantity] for limit in limits}
+        found = []
+        if all(value > 0 for value in left.values()):
+            shares = MIXTURES if len(limits) > 1 else (1.0,)
+            mixtures = [dict(zip(limits, (share, 1 - share), strict=False)) for share in shares]
+            found = [made for mixture in mixtures if (made := self._mixed(mixture, left, use))]
+        chosen = min(found, key=self._lost, default=[_cheapest(w, limits[0].quantity) for w in self.ways])
+        costs = self.costs(self._goals(chosen), limits, use)
+        for limit, cost in costs:
+            if cost > limit.value:
+                raise limit.missed(cost, "when every layer is as sparse as it can be")
+        return self._goals(chosen), _note(costs, self._goals(chosen), self._lost(chosen))
+
+    def costs(
+        self, goals: Sequence[Goal | None], limits: Sequence[Limit], use: Resources
+    ) -> list[tuple[Limit, float]]:
+        """What the network costs in the quantity of each limit."""
+        made = trial(self.graph, self.layers, by_weight(self.layers, goals))
+        return [(limit, limit.cost(made, use)) for limit in limits]
 
     def sparser(self, goals: Sequence[Goal | None]) -> Choice:
         """The same layers, none of which stores more than it does with these goals."""
         return replace(self, ways=[w.within(g) for w, g in zip(self.ways, goals, strict=True)])
 
-    def _cost(self, goals: Sequence[Goal | None], limit: Limit, use: Resources) -> float:
-        return limit.cost(trial(self.graph, self.layers, by_weight(self.layers, goals)), use)
+    def _mixed(
+        self, mixture: Mapping[Limit, float], left: Mapping[Limit, float], use: Resources
+    ) -> list[int] | None:
+        """The way of every layer by its number, where limits count by their shares; None where there is none."""
+        alone = len(mixture) == 1
+        units = {limit: 1.0 if alone else value for limit, value in left.items()}
+        costs = [
+            [
+                math.fsum(share / units[limit] * w.costs[limit.quantity][way] for limit, share in mixture.items())
+                for way in range(len(w.goals))
+            ]
+            for w in self.ways
+        ]
+        capacity = math.fsum(share * left[limit] / units[limit] for limit, share in mixture.items())
+        for _ in range(TRIES):
+            chosen = choose([w.losses for w in self.ways], costs, capacity)
+            if chosen is None:
+                return None
+            costing = self.costs(self._goals(chosen), list(mixture), use)
+            over = max((cost - limit.value) / units[limit] for limit, cost in costing)
+            if over <= 0:
+                return chosen
+            capacity -= SAFETY * over
+        return None
+
+    def _goals(self, chosen: Sequence[int]) -> list[Goal | None]:
+        return [w.goals[n] for w, n in zip(self.ways, chosen, strict=True)]
+
+    def _lost(self, chosen: Sequence[int]) -> float:
+        return math.fsum(w.losses[n] for w, n in zip(self.ways, chosen, strict=True))
 
 
 def assign(
@@ -110,9 +149,8 @@ def assign(
         return {}, [
             Note("budget", f"{limit.quantity} are {total:.6g} already, at most {limit.value:.6g} are allowed")
         ]
-    goals, note = choice_of(graph, layers, [ways_of(c, patterns) for c in layers], limit, use, feeds).within(
-        limit, use
-    )
+    ways = [ways_of(layer, patterns) for layer in layers]
+    goals, note = choice_of(graph, layers, ways, [limit], use, feeds).within([limit], use)
     return by_weight(layers, goals), [note]
 
 
@@ -120,15 +158,22 @@ def choice_of(
     graph: Graph,
     layers: Sequence[Candidate],
     goals: Sequence[tuple[Goal | None, ...]],
-    limit: Limit,
+    limits: Sequence[Limit],
     use: Resources,
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> Choice:
-    """Layers with the loss and the cost of all goals that they can have, None first, in the quantity of `limit`."""
+    """Layers with the loss and the costs, by the quantities of limits, of all goals they can have, None first."""
     losses = losses_of(graph, layers, goals, feeds)
-    costs = costs_of(graph, layers, goals, limit, use)
-    rest = limit.cost(graph, use) - math.fsum(own[0] for own in costs)
-    return Choice(graph, layers, [Ways(*parts) for parts in zip(goals, losses, costs, strict=True)], rest)
+    costs = {limit.quantity: costs_of(graph, layers, goals, limit, use) for limit in limits}
+    rest = {
+        limit.quantity: limit.cost(graph, use) - math.fsum(own[0] for own in costs[limit.quantity])
+        for limit in limits
+    }
+    ways = [
+        Ways(own, lost, {quantity: found[n] for quantity, found in costs.items()})
+        for n, (own, lost) in enumerate(zip(goals, losses, strict=True))
+    ]
+    return Choice(graph, layers, ways, rest)
 
 
 def by_weight(layers: Sequence[Candidate], goals: Sequence[Goal | None]) -> dict[ValueRef, Goal]:
@@ -170,18 +215,17 @@ def trial(graph: Graph, layers: Sequence[Candidate], goals: Mapping[ValueRef, Go
     return made
 
 
-def _note(limit: Limit, found: float, every: Sequence[Ways], chosen: Sequence[int]) -> Note:
-    dense = sum(w.goals[n] is None for w, n in zip(every, chosen, strict=True))
-    lost = math.fsum(w.losses[n] for w, n in zip(every, chosen, strict=True))
+def _note(costs: Sequence[tuple[Limit, float]], goals: Sequence[Goal | None], lost: float) -> Note:
+    told = [f"{limit.quantity} {cost:.6g} of at most {limit.value:.6g}" for limit, cost in costs]
+    dense = sum(goal is None for goal in goals)
     return Note(
         "budget",
-        f"{limit.quantity} {found:.6g} of at most {limit.value:.6g}; {len(chosen) - dense} layers sparse, {dense} "
-        f"dense, expected loss {lost:.3g}",
+        f"{', '.join(told)}; {len(goals) - dense} layers sparse, {dense} dense, expected loss {lost:.3g}",
     )
 
 
-def _cheapest(ways: Ways) -> int:
-    return min(range(len(ways.costs)), key=lambda n: ways.costs[n])
+def _cheapest(ways: Ways, quantity: Quantity) -> int:
+    return min(range(len(ways.goals)), key=lambda n: ways.costs[quantity][n])
 
 
 def costs_of(

@@ -18,6 +18,7 @@ from compiler.ir.encoding import BlockSparse, Dense
 from compiler.ir.graph import Graph
 from compiler.ir.levels import MOST_LEVELS, level_count
 from compiler.passes.base import Batch, NewNames, Pass, Refusal, Resources
+from compiler.passes.budget.limits import Quantity
 from compiler.passes.sparsify.goals import Goal
 from compiler.passes.sparsify.layers import PRODUCTS, RECURRENT, Candidate, Limits, candidates
 from compiler.passes.sparsify.level_biases import HELD_OUT, correct
@@ -33,11 +34,12 @@ class Nest(Pass):
     """Give the network sparsity levels that a compiled library switches between from call to call.
 
     `levels`: the share of weights that each level leaves out, rising from level 0, the densest: 0+0.5+0.75. In
-    place of that `flops`: what each level may cost, falling, as shares of the original's or FLOPs of the expected
-    call. Layers then get densities of their own, by which little is lost on `samples` calibration inputs, or of the
-    weights' squares where there are none. `pattern`: blocks of R outputs at one input that come and go together (R
-    is best the target's vector width); weights that are stored in blocks already keep theirs, and level 0 has no
-    more than is stored. `scope`: every layer alone, or all ranked together (global), where each keeps 1/64.
+    place of that `flops`, `weight_bytes` or both: what each level may cost, falling, as shares of the original's or
+    as FLOPs of the expected call and bytes of all weights. Layers then get densities of their own, by which little
+    is lost on `samples` calibration inputs, or of the weights' squares where there are none. `pattern`: blocks of R
+    outputs at one input that come and go together (R is best the target's vector width); weights that are stored in
+    blocks already keep theirs, and level 0 has no more than is stored. `scope`: every layer alone, or all ranked
+    together (global), where each keeps 1/64.
     `biases`: shared by all levels, or corrected for each on those inputs, so that the means of the layers stay
     those of the network. `dense`: first, last or both stay the same at all levels (`()` for neither). `min_inputs`:
     layers with fewer inputs stay the same. `exclude`: patterns of names to leave alone. Comes after every pass that
@@ -50,6 +52,7 @@ class Nest(Pass):
 
     levels: tuple[float, ...] = ()
     flops: tuple[float, ...] = ()
+    weight_bytes: tuple[float, ...] = ()
     pattern: Blocks = "block16x1"
     scope: Scope = "layer"
     biases: Literal["shared", "corrected"] = "shared"
@@ -63,7 +66,12 @@ class Nest(Pass):
 
     @property
     def _count(self) -> int:
-        return len(self.flops or self.levels)
+        return len(self.flops or self.weight_bytes or self.levels)
+
+    @property
+    def _budgets(self) -> dict[Quantity, tuple[float, ...]]:
+        given: dict[Quantity, tuple[float, ...]] = {"flops": self.flops, "weight_bytes": self.weight_bytes}
+        return {quantity: budgets for quantity, budgets in given.items() if budgets}
 
     def wrong(self, graph: Graph, use: Resources) -> list[str]:
         problems = self._level_problems()
@@ -81,14 +89,16 @@ class Nest(Pass):
     def _level_problems(self) -> list[str]:
         """What is wrong with the levels that are asked for."""
         shares, problems = list(self.levels), []
-        if self.flops:
+        if budgets := self._budgets:
             if shares:
-                problems.append("levels and flops both say how large the levels are; give one of them")
-            if not 2 <= len(self.flops) <= MOST_LEVELS:
-                problems.append(f"give 2 to {MOST_LEVELS} budgets, for example nest{{flops=1+0.5+0.25}}")
+                problems.append(
+                    f"levels and {' and '.join(budgets)} say how large the levels are; give one of them"
+                )
+            if len({len(values) for values in budgets.values()}) > 1:
+                problems.append("give flops and weight_bytes for as many levels")
             if self.scope == "global":
-                problems.append("flops gives every layer a density of its own; leave scope out")
-            return problems + budget_problems(self.flops)
+                problems.append(f"{' and '.join(budgets)} give every layer a density of its own; leave scope out")
+            return problems + [p for q, values in budgets.items() for p in budget_problems(q, values)]
         if not 2 <= len(shares) <= MOST_LEVELS or sorted(set(shares)) != shares:
             problems.append(f"give 2 to {MOST_LEVELS} rising shares, for example nest{{levels=0+0.5+0.75}}")
         if any(not 0 <= s < 1 for s in shares):
@@ -104,9 +114,9 @@ class Nest(Pass):
         original = graph.copy()
         forms = [self._form(c) for c in chosen]
         norms = [f.norms(c.weight.constant) for c, f in zip(chosen, forms, strict=True)]
-        if self.flops:
+        if self._budgets:
             feeds = self._feeds(graph, use) if use.calibration is not None else []
-            goals, notes = goals_of_levels(graph, chosen, forms, self.flops, use, feeds)
+            goals, notes = goals_of_levels(graph, chosen, forms, self._budgets, use, feeds)
             refusals += notes
             kept = [[_largest(n, g) for n, g in zip(norms, level, strict=True)] for level in goals]
         else:
@@ -124,8 +134,8 @@ class Nest(Pass):
     def _feeds(self, graph: Graph, use: Resources) -> list[Batch]:
         feeds = list(use.batches(graph, self.samples))
         if len(feeds) < HELD_OUT:
-            wants = "flops needs" if self.flops else "biases=corrected needs"
-            raise PassError(f"{self.name}: {len(feeds)} calibration inputs; {wants} {HELD_OUT} or more")
+            why = " and ".join(self._budgets) or "biases=corrected"
+            raise PassError(f"{self.name}: {len(feeds)} calibration inputs; {why} needs {HELD_OUT} or more")
         return feeds
 
     def _candidates(self, graph: Graph, use: Resources) -> tuple[list[Candidate], list[Refusal]]:
@@ -179,9 +189,7 @@ class Nest(Pass):
                     raise VerifyError(f"{self.name}: '{old.ref}', level 0: {error}") from None
 
 
-def _largest(norms: np.ndarray, goal: Goal | None) -> np.ndarray:
-    """The blocks that a goal lets survive; all of them without one."""
-    if goal is None:
-        return np.ones(norms.shape, bool)
+def _largest(norms: np.ndarray, goal: Goal) -> np.ndarray:
+    """The blocks that a goal lets survive."""
     (alive,) = ranked([norms], (goal.kept or 1) / norms.size, 0.0)
     return alive
