@@ -168,7 +168,7 @@ class Cache:
     """Arrays by key in a folder; see `Store`. Without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._store = Store(folder)
+        self._store, self._keeps = Store(folder), folder is not None
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays under `key`, or None."""
@@ -180,7 +180,8 @@ class Cache:
 
     def store(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays under `key`."""
-        self._store.save(key, archived(arrays))
+        if self._keeps:
+            self._store.save(key, archived(arrays))
 
 
 class Kept:

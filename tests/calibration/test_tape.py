@@ -76,3 +76,62 @@ def test_the_latest_parts_within_the_limit_are_kept():
     first, second, again, third = (parts.of([s]) for s in (relu, flatten, relu, gemm))
     assert parts.of([relu]) is again is first and parts.of([gemm]) is third
     assert parts.of([flatten]) is not second
+
+
+def chain(layers: int):
+    b = Builder()
+    h = b.input("x", 1, 4, 6, 6)
+    made = [h := b.apply("Relu", b.conv(h, 4, 3, pads=(1, 1, 1, 1))) for _ in range(layers)]
+    b.task("t", *made)
+    return b.done()
+
+
+def test_values_beyond_the_limit_are_made_anew_with_the_same_bits():
+    """One value of all samples takes 4 * 4 * 36 * 3 bytes."""
+    graph = chain(4)
+    feeds = [random_feeds(graph, np.random.default_rng(i)) for i in range(3)]
+    whole = Tape(graph, feeds)
+    whole.run(graph.nodes())
+    for values in range(9):
+        tape = Tape(graph, feeds, limit=4 * 4 * 36 * 3 * values)
+        for node in graph.nodes():
+            tape.run([node])
+            assert tape.kept == 4 * 4 * 36 * 3 * min(values, len(tape.values) - 1)
+        for ref in whole.values:
+            assert np.array_equal(tape.read(ref), whole.read(ref))
+        first, *_, last = graph.tasks["t"].outputs
+        for ref, array in zip((last, first, last), tape.together([last, first, last], 1, 3), strict=True):
+            assert np.array_equal(array, whole.read(ref, 1, 3))
+
+
+def test_dropped_values_make_room_for_those_that_were_not_kept():
+    graph = chain(3)
+    size = 4 * 4 * 36 * 2
+    feeds = [random_feeds(graph, np.random.default_rng(i)) for i in range(2)]
+    whole, tape = Tape(graph, feeds), Tape(graph, feeds, limit=size)
+    whole.run(graph.nodes())
+    before = None
+    for node in graph.nodes():
+        tape.run([node])
+        (value,) = graph.results(node)
+        if before is not None:
+            assert not tape._values[value.ref].arrays
+            tape.drop(before)
+            assert tape._values[value.ref].arrays and tape.kept == size
+        before = value.ref
+    assert np.array_equal(tape.read(before), whole.read(before))
+
+
+def test_values_that_were_not_kept_are_those_of_the_graph_as_it_was():
+    graph = net().copy()
+    feeds = [random_feeds(graph, np.random.default_rng(i)) for i in range(2)]
+    tape, (conv, relu, *_) = Tape(graph, feeds, limit=0), graph.nodes()
+    tape.run([relu, conv])
+    (y,) = graph.results(relu)
+    before = tape.read(y.ref)
+    bias = graph.operands(conv)[2]
+    graph.update(bias.ref, data=bias.constant + 1)
+    tape.run([conv])
+    assert np.array_equal(tape.read(y.ref), before)
+    tape.run([relu])
+    assert not np.array_equal(tape.read(y.ref), before)

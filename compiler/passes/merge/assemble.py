@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compiler.calibration.tape import Tape
 from compiler.ir.graph import Graph, Node, NodeRef, Value
 from compiler.ir.op import operator
 from compiler.ir.types import ValueRef
@@ -25,6 +24,7 @@ from compiler.passes.merge.layer import LayerFit, PriorOf, as_is
 from compiler.passes.merge.originals import Originals, is_depthwise
 from compiler.passes.merge.recurrent import Cell, Cells, placed_inputs
 from compiler.passes.merge.refit import addend, store, takes_constant
+from compiler.passes.merge.room import bounded_tape
 from compiler.passes.merge.rows import restored
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.statistics import depthwise_taps, moved_statistics
@@ -61,7 +61,7 @@ class Assembly:
         prior_of: PriorOf = as_is,
     ) -> None:
         self.graph, self.streams, self.originals, self.freedom = graph, streams, originals, freedom
-        self.tape = Tape(graph, originals.feeds)
+        self.tape = bounded_tape(graph, originals.feeds)
         self.labelling: dict[int, tuple[Channel, ...]] = {}
         self.findings = Findings()
         self._decide, self._prior_of = decide, prior_of
@@ -76,6 +76,8 @@ class Assembly:
         self.made: dict[NodeRef, int] = {}
         """Node made here -> the tasks it is for."""
         self._left = {v.ref: len(streams.graph.uses(v.ref)) for v in streams.graph.values()}
+        self._fit: tuple[Place, list[Entry], LayerFit] | None = None
+        """The latest measurements: labels are chosen by them, and then the layer is fitted."""
 
     def run(self) -> Findings:
         """Rewrite all places; the old nodes that nobody reads any more stay behind for a sweep."""
@@ -98,8 +100,10 @@ class Assembly:
 
     def fit(self, place: Place) -> LayerFit:
         """Measurements of a layer over everything that can be read there now."""
-        lists = [self._entries[s.site.operands[0].ref] for s in place.sources]
-        return LayerFit(self.tape, self.streams.channels, place, ordered(lists), self.originals)
+        entries = ordered([self._entries[s.site.operands[0].ref] for s in place.sources])
+        if self._fit is None or self._fit[:2] != (place, entries):
+            self._fit = place, entries, LayerFit(self.tape, self.streams.channels, place, entries, self.originals)
+        return self._fit[2]
 
     def readable(self, place: Place, groups: Sequence[int]) -> list[Entry]:
         """What a layer of the label `groups` may read."""
@@ -384,13 +388,13 @@ class Assembly:
         self.made |= dict.fromkeys(nodes, mask)
 
     def _release(self, place: Place) -> None:
-        """Forget values that no later place reads."""
+        """Forget values that no later place reads: those of nodes that were made on the way to others, too."""
+        self._fit = None
         done = [v.ref for s in place.sources for _, v in s.site.operands.present()]
         for ref in done:
             self._left[ref] -= 1
-        over = [r for r in done if not self._left[r]]
-        gone = {e.value for r in over for e in self._entries.pop(r, ())}
+        for ref in (*done, *(v.ref for s in place.sources for v in s.site.results)):
+            if not self._left[ref] and not self.streams.graph.is_output(ref):
+                self._entries.pop(ref, None)
         alive = {e.value for entries in self._entries.values() for e in entries}
-        for ref in sorted(gone - alive):
-            if not self.graph.is_output(ref):
-                self.tape.drop(ref)
+        self.tape.drop(*(r for r in self.tape.values if r not in alive and not self.graph.is_output(r)))

@@ -16,6 +16,7 @@ from compiler.ir.ops.conv import Convolving
 from compiler.ir.types import ValueRef
 from compiler.passes.merge.channels import layer_axes
 from compiler.passes.merge.refit import constant, store
+from compiler.passes.merge.room import bounded_tape
 from compiler.passes.merge.rows import held_out, matrix, positions, value_rows
 from compiler.passes.merge.solve import measure, solve
 from compiler.passes.merge.stitch import Samples, Stitch
@@ -37,7 +38,7 @@ def fitted_behind(
     layers = _layers(made, original, stitch, others, excluded)
     wanted = {s.results[0].ref: s.results[0].rank - 1 for s in layers.values()}
     targets = Samples(original, original.tasks, wanted, feeds).rows
-    tape = Tape(made, feeds)
+    tape = bounded_tape(made, feeds)
     ahead = _above(made, [made.operands(made.node(r))[0].ref for r in layers]) | set(layers)
     waiting: list[Node] = []
     for node in made.nodes():
@@ -99,6 +100,5 @@ def _fit(tape: Tape, graph: Graph, original: Graph, site: Site, targets: np.ndar
 
 def _forget(tape: Tape, graph: Graph, run: Sequence[Node], ahead: set[NodeRef]) -> None:
     """Drop values that no node reads that is still ahead."""
-    for value in (v for n in run for v in (*graph.results(n), *(o for _, o in graph.operands(n).present()))):
-        if not any(n.ref in ahead for n, _ in graph.uses(value.ref)):
-            tape.drop(value.ref)
+    values = (v.ref for n in run for v in (*graph.results(n), *(o for _, o in graph.operands(n).present())))
+    tape.drop(*(r for r in values if not any(n.ref in ahead for n, _ in graph.uses(r))))

@@ -215,9 +215,9 @@ def _loss(originals: Originals, assembly: Assembly, before: ValueRef, after: Val
 def lost_share(before: np.ndarray, after: np.ndarray) -> float:
     """Error of values [samples, ...] on held-out samples, as a share of the variance they had before."""
     samples = len(before)
-    wanted, found = (x.reshape(samples, -1).astype(np.float64) for x in (before, after))
     out = np.arange(samples) % HELD_OUT == HELD_OUT - 1
     out = out if out.any() else ~out
-    error = float(np.sum((found[out] - wanted[out]) ** 2))
-    power = float(np.sum((wanted[out] - wanted[out].mean(axis=0)) ** 2))
-    return error / max(power, 1e-12 * max(float(np.sum(wanted[out] ** 2)), 1e-30))
+    wanted, found = (x.reshape(samples, -1)[out].astype(np.float64) for x in (before, after))
+    error = float(np.sum((found - wanted) ** 2))
+    power = float(np.sum((wanted - wanted.mean(axis=0)) ** 2))
+    return error / max(power, 1e-12 * max(float(np.sum(wanted**2)), 1e-30))

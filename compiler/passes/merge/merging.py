@@ -29,9 +29,10 @@ from compiler.passes.merge.labels import Labelling, check, check_closure, separa
 from compiler.passes.merge.lattice import Lattice, Limits, Round, exceeds, task_losses
 from compiler.passes.merge.layer import PriorOf, as_is
 from compiler.passes.merge.match import Alignment, align
-from compiler.passes.merge.originals import Originals
+from compiler.passes.merge.originals import Originals, kept_bytes
 from compiler.passes.merge.policies import Mtz, Pam, Policy, Prefix, Wide, Zipit
 from compiler.passes.merge.relevance import Likeness, Prices, Runs, worth
+from compiler.passes.merge.room import check_room
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.stages import Label, stages
 from compiler.passes.merge.streams import Place, Stream, Streams
@@ -198,6 +199,7 @@ class Merge(Pass):
         if not any(len(s.groups) > 1 for s in streams.streams):
             return facts(streams, None, trunks)
         feeds = self._feeds(original, use)
+        check_room(self.name, len(feeds), kept_bytes(streams))
         check_wiring(streams, Originals(original, streams, feeds[:WIRING]))
         originals = Originals(original, streams, feeds, use.cache)
         if trunks is not None:

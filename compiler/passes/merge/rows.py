@@ -18,7 +18,10 @@ from compiler.passes.linear import channel_dim
 from compiler.passes.prune.fit import POSITIONS, Pick, reader, spread
 
 CHUNK = 32
-"""Samples that are unfolded at a time."""
+"""Samples whose rows enter sums at a time: sums depend on it, to rounding."""
+
+WORKED_ON = 64 << 20
+"""Bytes of values that are read, and unfolded, at a time, where that is more than one sample."""
 
 HELD_OUT = 4
 """One sample in this many is held out."""
@@ -57,6 +60,12 @@ def positions(result: Value, channel: int) -> int:
     return result.size // result.shape[channel]
 
 
+def rows_bytes(value: Value, channel: int) -> int:
+    """Bytes of the rows of a value per sample."""
+    count = positions(value, channel)
+    return value.type.bytes // count * min(count, POSITIONS)
+
+
 def held_out(samples: int, count: int) -> np.ndarray:
     """For every row of all samples whether it is held out, where each has `count` positions."""
     rows = np.repeat(np.arange(samples), min(count, POSITIONS))
@@ -76,8 +85,9 @@ def _picked(pick: Pick, count: int, first: int, samples: int) -> np.ndarray:
 
 def value_rows(tape: Tape, ref: ValueRef, channel: int, pick: Pick = spread) -> np.ndarray:
     """[rows, channels] of a value over all samples."""
-    count = positions(tape.graph.value(ref), channel)
-    parts = (flat_rows(tape.read(ref, i, i + CHUNK), channel, count, i, pick) for i in chunks(tape))
+    value = tape.graph.value(ref)
+    count = positions(value, channel)
+    parts = (flat_rows(tape.read(ref, i, j), channel, count, tape.first + i, pick) for i, j in runs(tape, [value]))
     return np.concatenate(list(parts))
 
 
@@ -87,9 +97,18 @@ def made_rows(tape: Tape, site: Site) -> np.ndarray:
     return value_rows(tape, result.ref, channel_dim(site, result), reader(site).pick)
 
 
-def chunks(tape: Tape) -> range:
-    """First samples of the runs that are unfolded together."""
-    return range(0, tape.samples, CHUNK)
+def together(size: int) -> int:
+    """Samples of `size` bytes that are worked on at a time: a power of two, so that they make up whole chunks."""
+    count = CHUNK
+    while count > 1 and count * size > WORKED_ON:
+        count //= 2
+    return count
+
+
+def runs(tape: Tape, values: Sequence[Value]) -> Iterator[tuple[int, int]]:
+    """First samples of the runs whose values are read at once, and those of the next ones."""
+    step = together(sum(v.type.bytes for v in values))
+    yield from ((i, min(i + step, tape.samples)) for i in range(0, tape.samples, step))
 
 
 def patch_rows(tape: Tape, site: Site, read: Sequence[ValueRef]) -> Iterator[np.ndarray]:
@@ -99,9 +118,41 @@ def patch_rows(tape: Tape, site: Site, read: Sequence[ValueRef]) -> Iterator[np.
     """
     channel, y, one = channel_dim(site, site.operands[0]), site.results[0], reader(site)
     count = positions(y, channel_dim(site, y))
-    for first in chunks(tape):
-        x = np.concatenate([tape.read(r, first, first + CHUNK) for r in read], axis=channel)
-        samples = min(CHUNK, tape.samples - first)
-        at = _picked(one.pick, count, first, samples)
-        stacked = Value(y.ref, replace(y.type, shape=(samples * y.shape[0], *y.shape[1:])))
-        yield replace(one, y=stacked).patches(x, at)
+    waiting: list[np.ndarray] = []
+    for i, j in runs(tape, [tape.graph.value(r) for r in read]):
+        x = np.concatenate(tape.together(read, i, j), axis=channel)
+        at = _picked(one.pick, count, tape.first + i, j - i)
+        stacked = Value(y.ref, replace(y.type, shape=((j - i) * y.shape[0], *y.shape[1:])))
+        waiting.append(replace(one, y=stacked).patches(x, at))
+        del x  # before the next one is read: it may be large
+        if not j % CHUNK or j == tape.samples:
+            yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting, axis=1)
+            waiting = []
+
+
+# ---------------------------------------------------------------------- statistics of whole values
+class Spread:
+    """Mean and variance per channel on axis 1 of values that come sample by sample (Chan, Golub & LeVeque 1979)."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._mean: np.ndarray = np.zeros(())
+        self._squares: np.ndarray = np.zeros(())
+
+    def add_all(self, tape: Tape, ref: ValueRef) -> Spread:
+        """Add a value of all samples of a tape."""
+        for sample in range(tape.samples):
+            x = np.moveaxis(tape.read(ref, sample, sample + 1), 1, -1)
+            self._add(x.reshape(-1, x.shape[-1]).astype(np.float64))
+        return self
+
+    def _add(self, x: np.ndarray) -> None:
+        rows, mean = self._rows + len(x), x.mean(axis=0)
+        step = mean - self._mean
+        self._squares = self._squares + x.var(axis=0) * len(x) + step**2 * (self._rows * len(x) / rows)
+        self._mean = self._mean + step * (len(x) / rows)
+        self._rows = rows
+
+    def result(self) -> np.ndarray:
+        """[2, channels]: mean and variance."""
+        return np.stack([self._mean, self._squares / self._rows])

@@ -74,29 +74,45 @@ class Fit:
         return np.asarray(self.error / np.maximum(self.power, 1e-30))
 
 
+class Measuring:
+    """Moments of rows that come chunk by chunk."""
+
+    def __init__(self) -> None:
+        self._train, self._test = Moments(), Moments()
+
+    def add(self, x: np.ndarray, y: np.ndarray, held: np.ndarray) -> None:
+        """Inputs [groups, rows, columns] and targets [groups, rows, outputs]. `held`: per row whether it is held
+        out.
+        """
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        if not held.all():
+            self._train.add(x[:, ~held], y[:, ~held])
+        if held.any():
+            self._test.add(x[:, held], y[:, held])
+
+    def measured(self) -> Measured:
+        """Where no row is held out, everything serves for both. ConfigError where inputs are no numbers."""
+        train, test = self._train, self._test
+        for moments in (train, test):
+            moments.check_sound()
+        if not test.rows or not train.rows:
+            whole = train if train.rows else test
+            return Measured(whole, whole)
+        return Measured(train, test)
+
+
 def measure(rows: Iterable[np.ndarray], targets: np.ndarray, held: np.ndarray) -> Measured:
     """Moments of chunks of inputs [groups, rows, columns] with targets [groups, all rows, outputs].
 
     `held`: per row whether it is held out. Where no row is, everything serves for both. ConfigError where inputs
     are no numbers.
     """
-    train, test = Moments(), Moments()
-    at = 0
+    made, at = Measuring(), 0
     for x in rows:
         count = x.shape[1]
-        y, out = targets[:, at : at + count].astype(np.float64), held[at : at + count]
-        x = x.astype(np.float64)
-        if not out.all():
-            train.add(x[:, ~out], y[:, ~out])
-        if out.any():
-            test.add(x[:, out], y[:, out])
+        made.add(x, targets[:, at : at + count], held[at : at + count])
         at += count
-    for moments in (train, test):
-        moments.check_sound()
-    if not test.rows or not train.rows:
-        whole = train if train.rows else test
-        return Measured(whole, whole)
-    return Measured(train, test)
+    return made.measured()
 
 
 def solve(

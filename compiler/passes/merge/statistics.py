@@ -12,7 +12,7 @@ from compiler.passes.merge.emit import Clone, present_members
 from compiler.passes.merge.entries import Entry
 from compiler.passes.merge.labels import Channel
 from compiler.passes.merge.originals import Originals
-from compiler.passes.merge.rows import held_out, patch_rows, positions
+from compiler.passes.merge.rows import Spread, held_out, patch_rows, positions
 from compiler.passes.merge.solve import Freedom, measure, solve
 from compiler.passes.merge.streams import Source
 
@@ -74,9 +74,7 @@ def moved_statistics(
     tape: Tape, originals: Originals, sources: Sequence[Source], entry: Entry, clone: Clone
 ) -> dict[int, np.ndarray]:
     """Shift and scale the statistics of a BatchNormalization by what those of its input changed."""
-    x = np.moveaxis(tape.read(entry.value), 1, -1)
-    x = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    means, variances = x.mean(axis=0), x.var(axis=0)
+    means, variances = Spread().add_all(tape, entry.value).result()
     mean, variance = (clone.parameter(i).astype(np.float64) for i in (MEAN, VARIANCE))
     columns = clone.columns(sources[0].site.results[0])
     placed = [pair for s, p in zip(entry.slabs, columns, strict=True) for pair in zip(s.channels, p, strict=True)]

@@ -93,8 +93,8 @@ class Samples:
                 sampled[ref].append(flat_rows(made[ref.name], axis, count, number))
             for ref in outputs:
                 answers[ref].append(made[ref.name])
-        self.rows = {r: np.concatenate(found) for r, found in sampled.items()}
-        self.outputs |= {r: np.stack(found) for r, found in answers.items()}
+        self.rows = {r: np.concatenate(sampled.pop(r)) for r in rows}
+        self.outputs |= {r: np.stack(answers.pop(r)) for r in [*answers]}
 
 
 def readers(graph: Graph, cut: Cut, excluded: Callable[[str], bool]) -> list[Site] | None:

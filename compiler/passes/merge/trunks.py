@@ -31,6 +31,8 @@ from compiler.passes.merge.cuts import Cut, Cuts
 from compiler.passes.merge.labels import base_name
 from compiler.passes.merge.lattice import ROUNDING, Limits, lost_share, lost_tasks
 from compiler.passes.merge.match import Alignment, sorted_masks
+from compiler.passes.merge.room import check_room
+from compiler.passes.merge.rows import rows_bytes
 from compiler.passes.merge.solve import Freedom
 from compiler.passes.merge.stitch import Samples, Stitch, Stitcher, attach, readers
 from compiler.progress import noted
@@ -120,6 +122,8 @@ class Trunks:
         self._feeds, self._limits, self._bill = feeds, limits, bill
         self._excluded, self._fits_behind = excluded, freedom is Freedom.WEIGHTS
         self._wanted = dict(self._measured_values(excluded))
+        rows = sum(rows_bytes(graph.value(r), axis) for r, axis in self._wanted.items())
+        check_room("merge", len(feeds), rows + 2 * sum(v.type.bytes for v in graph.outputs))
         samples = Samples(graph, graph.tasks, self._wanted, feeds)
         self.outputs: Mapping[ValueRef, np.ndarray] = samples.outputs
         """Task output -> what the original networks answer, [samples, ...]."""
