@@ -55,7 +55,7 @@ class Tried:
 
 
 TRIED = {"dnsmos": Tried((0.75, 0.6, 0.4, 0.25), (0.1,), then=(), samples=12)}
-"""Pair -> what is tried, if not the usual. Merging keeps the values of all inputs, which are large."""
+"""Pair -> what is tried, if not the usual. Merging on all computes large values again and again."""
 
 
 def pipelines(name: str) -> dict[str, list[tuple[str, ...]]]:

@@ -212,10 +212,13 @@ def _bytes(values: Iterable[_Kept]) -> int:
 def _made(wanted: Sequence[_Kept], samples: Iterable[int]) -> Iterator[list[np.ndarray]]:
     """Sample by sample the arrays of some values; what is made on the way goes as soon as nobody reads it."""
     order = _order(wanted)
+    if not order:
+        yield from ([v.of(sample) for v in wanted] for sample in samples)
+        return
     readers = Counter(id(v) for run, _ in order for v in run.reads.values()) + Counter(id(v) for v in wanted)
     for sample in samples:
         made: dict[int, np.ndarray] = {}
-        left = readers.copy()
+        left = dict(readers)
         for run, values in order:
             read = run.reads.items()
             outputs = run.part.run({r: v.of(sample) if v.run is None else made[id(v)] for r, v in read})

@@ -103,6 +103,11 @@ def test_a_damaged_file_counts_as_absent(tmp_path):
     assert Cache(None).load("key") is None
 
 
+def test_nothing_is_packed_where_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr("compiler.calibration.moments.archived", None)
+    Cache(None).store("key", {"a": np.ones(2)})
+
+
 @pytest.mark.parametrize(
     "other", [np.arange(6.0).reshape(3, 2), np.arange(6, dtype=np.float32), np.arange(6.0) + 1]
 )
