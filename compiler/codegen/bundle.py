@@ -7,10 +7,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compiler.codegen import driver, example, link, selftest
 from compiler.codegen.golden import Golden, golden_files, golden_header
@@ -38,6 +39,10 @@ _INDEX: dict[str, object] = {"name": str, "targets": {ANY: {"manifest_sha256": s
 """What readers of an index rely on."""
 _TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 """Names of targets: folders beside the index, never a way out."""
+
+REPLACED_WITHIN, LOOKED_EVERY = 0.05, 0.005
+"""Seconds that the replacement of a bundle takes at most between its moves, and between two looks at it."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,45 @@ def read_bundle(path: Path, target: str | None = None) -> Bundle:
     BundleError names every file that is missing, changed, or not a plain file inside the bundle. ConfigError where
     there is no such folder, where it does not hold `target`, or holds several and none is named.
     """
+    return settled(path, lambda: checked_bundle(path, target))
+
+
+def settled(path: Path, read: Callable[[], Found]) -> Found:
+    """What `read` finds in a folder of bundles; once more where one of them was replaced meanwhile.
+
+    A replacement moves a folder away, another one in and then its index: whoever reads in between finds no bundle,
+    or a damaged one.
+    """
+    while True:
+        before = _stamps(path)
+        try:
+            return read()
+        except (BundleError, ConfigError):
+            if not _moves(path, before):
+                raise
+
+
+def _moves(path: Path, before: object) -> bool:
+    """Whether bundles in `path` are others than before, or become others soon."""
+    for _ in range(round(REPLACED_WITHIN / LOOKED_EVERY)):
+        if _stamps(path) != before:
+            return True
+        time.sleep(LOOKED_EVERY)
+    return False
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """What tells that a bundle or an index is another one: files, when they were written."""
+    found = []
+    for file in [path / "index.json", path / "manifest.json", *sorted(path.glob("*/manifest.json"))]:
+        with contextlib.suppress(OSError):  # moved away since it was listed
+            status = file.stat()
+            found.append((str(file), status.st_ino, status.st_mtime_ns))
+    return found
+
+
+def checked_bundle(path: Path, target: str | None = None) -> Bundle:
+    """`read_bundle` at one moment."""
     folder = _bundle_folder(path, target)
     manifest = parse_manifest(read_plain(folder, "manifest.json"), str(folder / "manifest.json"))
     problems = [p for name, entry in sorted(manifest["files"].items()) if (p := _problem(folder, name, entry))]

@@ -17,7 +17,7 @@ from typing import NoReturn, cast
 import numpy as np
 
 from compiler.codegen.budgets import Levels, LevelTimes, Reached, checked_budget, checked_times, times_type
-from compiler.codegen.bundle import Bundle, read_bundle, read_index, read_plain
+from compiler.codegen.bundle import Bundle, checked_bundle, read_index, read_plain, settled
 from compiler.codegen.deadline import MOST_ROUNDS
 from compiler.codegen.foreign import Call, Functions, Outputs, Port, addresses, aligned
 from compiler.codegen.interface import ABI
@@ -38,11 +38,14 @@ def open_bundle(path: str | os.PathLike[str], target: str | None = None) -> Netw
     loaded. BundleError if the bundle is damaged, not linked, or needs another processor; it says what each
     candidate lacks. ConfigError if it is not there or does not hold `target`.
     """
-    root = Path(path)
+    return settled(Path(path), lambda: _opened(Path(path), target))
+
+
+def _opened(root: Path, target: str | None) -> Network:
     names = [target] if target or not (root / "index.json").exists() else _ranked(root)
     reasons = []
     for name in names:
-        bundle = read_bundle(root, name)
+        bundle = checked_bundle(root, name)
         reason, library = _load(bundle)
         if library is not None:
             return Network(bundle, library)

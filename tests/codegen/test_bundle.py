@@ -8,6 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from compiler.codegen import link
 from compiler.codegen.bundle import Bundle, read_bundle
 from compiler.codegen.emulate import run_selftest
 from compiler.codegen.manifest import canonical
+from compiler.codegen.runtime import open_bundle
 from compiler.codegen.target import find_target
 from compiler.errors import BundleError, ConfigError, LoweringError, TargetError
 from tests.codegen.emulated import linkable
@@ -133,6 +137,39 @@ def test_existing_bundle_is_replaced_by_force_only(bundle: Bundle, objects: byte
     assert sorted(p.name for p in bundle.path.parent.iterdir()) == ["host", "index.json"]
 
 
+@pytest.mark.parametrize("read", [read_bundle, open_bundle])
+def test_a_bundle_can_be_read_while_another_one_takes_its_place(
+    bundle: Bundle, objects: bytes, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    """Every move of a replacement takes its time; whoever reads meanwhile gets the old bundle or the new one."""
+    original, root = Path.rename, bundle.path.parent
+    libraries = [dataclasses.replace(tiny_library(objects), plan={"groups": n}) for n in (4, 5)]
+
+    def slow(path: Path, to: Path) -> Path:
+        moved = original(path, to)
+        time.sleep(0.004)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", slow)
+    ended = threading.Event()
+
+    def replace() -> None:
+        for number in range(6):
+            tiny_bundle(libraries[number % 2], HOST, root, force=True)
+        ended.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    found = 0
+    try:
+        while not ended.is_set():
+            read(root)
+            found += 1
+    finally:
+        writer.join()
+    assert found
+
+
 def test_folder_of_another_bundle_is_refused(bundle: Bundle, objects: bytes) -> None:
     with pytest.raises(ConfigError, match="holds the bundle 'tiny'"):
         tiny_bundle(tiny_library(objects, name="other"), HOST, bundle.path.parent)
@@ -243,6 +280,9 @@ def test_without_a_compiler_the_bundle_says_how_to_link(
 
 REBUILD = """
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.codegen.handmade import compile_kernels, tiny_bundle, tiny_library
