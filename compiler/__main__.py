@@ -1,6 +1,6 @@
 """`python -m compiler` is `taskgraft`."""
 
-from compiler.cli import run
+from compiler.start import run
 
 if __name__ == "__main__":
     run()

@@ -221,6 +221,27 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, number):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["modules are imported", "the interpreter is left"])
+def test_an_interrupt_before_and_after_the_command_has_its_status_and_no_traceback(moment, number):
+    kill = f"os.kill(os.getpid(), {int(number)})"
+    early = (
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name == 'compiler.cli': {kill}\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    late = f"import atexit; atexit.register(lambda: {kill})\n"
+    code = (
+        "import os, sys\n"
+        "sys.argv = ['taskgraft', '--version']\n"
+        f"{early if moment.startswith('modules') else late}"
+        "from compiler.start import run; run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_an_unexpected_error_is_70_without_a_traceback(capsys, monkeypatch):
     import compiler.commands.lists
 
