@@ -40,7 +40,7 @@ from compiler.training.module import TorchNet
 from models.training.fit import shift_and_flip, shifted_windows
 
 SEED = 0
-METHOD = "3"
+METHOD = "4"
 """Number of how levels are trained, to be changed with it: what another one made is not taken for its own."""
 MOST_LEFT_OUT, SPARSER = 0.99, 0.995
 """The largest share that a level may leave out; and what the level behind it leaves out while one is looked for."""
@@ -50,6 +50,10 @@ CLOSE = 0.002
 """Share of a size aimed at that the search may leave unused."""
 ROUNDED = 1e-6
 """Share of the FLOPs aimed at that is left to rounding."""
+STORED = 5.0
+"""Bytes of a weight in a block of four, with its part of the block's position."""
+FITTINGS = 6
+"""Most times that sizes of levels are tried."""
 JUDGED = 500
 """Images that are judged at a time."""
 DESCENDED = 1
@@ -118,7 +122,7 @@ class Recipe:
     normalise: bool = False
     gradual: bool = False
     climb: float = 1.0
-    measured: int = 0
+    measured: int | None = None
 
     def pruned(self, dense: Graph, use: Resources) -> Graph:
         """Fewer channels: as many as leave the share of FLOPs, and then of weights where these are still more."""
@@ -153,21 +157,21 @@ class Recipe:
             climb=self.climb,
         )
 
-    def nested(self, graph: Graph, sizes: Sequence[float], use: Resources) -> Graph:
-        """Levels of such sizes, densest first: shares of the graph's FLOPs where layers are measured, otherwise of
-        the blocks that are left out.
-        """
+    def nested(self, graph: Graph, sizes: Sizes, use: Resources) -> Graph:
+        """Levels of such sizes."""
+        nest = nesting(sizes.left_out, self.whole)
+        if self.measured is None:
+            return nest(graph)
+        by_costs = replace(nest, flops=sizes.flops, weight_bytes=sizes.weight_bytes)
         if not self.measured:
-            return nesting(sizes, self.whole)(graph)
-        by_flops = replace(nesting((), self.whole), flops=tuple(sizes), samples=self.measured)
-        return by_flops(graph, use)
+            return by_costs(graph, replace(use, calibration=None))
+        return replace(by_costs, samples=self.measured)(graph, use)
 
-    def levels(self, narrowed: Graph, sizes: Sequence[float], use: Resources) -> Graph:
-        """Levels of such sizes, trained."""
+    def levels(self, narrowed: Graph, sizes: Sizes, use: Resources) -> Graph:
+        """Such levels, trained."""
         if not self.gradual:
             return self.descent()(self.nested(narrowed, sizes, use), use)
-        every = 1.0 if self.measured else 0.0
-        descended = self.descent()(self.nested(narrowed, (every, *sizes), use), use)
+        descended = self.descent()(self.nested(narrowed, sizes.from_all_of(narrowed), use), use)
         chosen = ExtractLevel(level=1)(descended)
         return replace(self.descent(), epochs=self.level, rounds=0)(chosen, use)
 
@@ -236,6 +240,7 @@ LARGE = Recipe(
     mixed=True,
     normalise=True,
     gradual=True,
+    measured=0,
 )
 STUDIES: Mapping[str, Study] = {
     "vgg-cifar10": Study(
@@ -287,22 +292,50 @@ def fractions(graph: Graph, dense: Graph) -> tuple[float, float]:
     return own.parameters / whole.parameters, own.flops / whole.flops
 
 
-def sizes(graph: Graph, dense: Graph, recipe: Recipe, use: Resources) -> tuple[float, ...]:
-    """What `Recipe.nested` needs for the levels that are aimed at."""
-    return flops_of(graph, dense, recipe, use) if recipe.measured else shares(graph, dense, recipe)
-
-
-def flops_of(graph: Graph, dense: Graph, recipe: Recipe, use: Resources) -> tuple[float, ...]:
-    """Shares of the graph's FLOPs that levels may cost. PassError where an aim cannot be had, as layers of `whole`
-    are more; ValueError where levels of these FLOPs have too many weights.
+@dataclass(frozen=True)
+class Sizes:
+    """How large levels are, the densest first: by the share of its blocks that every layer leaves out, or by what a
+    level may cost: shares of a graph's FLOPs, bytes of its weights or both.
     """
+
+    left_out: tuple[float, ...] = ()
+    flops: tuple[float, ...] = ()
+    weight_bytes: tuple[float, ...] = ()
+
+    def from_all_of(self, graph: Graph) -> Sizes:
+        """The same behind a level of all blocks of `graph`."""
+        first = 2.0 * cost_report(graph).combinations[0].cost.weight_bytes  # with positions it is less than that
+        return Sizes(
+            (0.0, *self.left_out) if self.left_out else (),
+            (1.0, *self.flops) if self.flops else (),
+            (first, *self.weight_bytes) if self.weight_bytes else (),
+        )
+
+
+def sizes(graph: Graph, dense: Graph, recipe: Recipe, use: Resources) -> Sizes:
+    """The sizes of levels that are aimed at. ValueError or PassError where an aim cannot be had, as layers of
+    `whole` are more.
+    """
+    if recipe.measured is None:
+        return Sizes(shares(graph, dense, recipe))
+    return by_costs(graph, dense, recipe, use)
+
+
+def by_costs(graph: Graph, dense: Graph, recipe: Recipe, use: Resources) -> Sizes:
+    """The FLOPs that aims allow; and the bytes, where levels of these FLOPs have too many weights."""
     _, own = fractions(graph, dense)
-    found = tuple(min(1.0, (1 - ROUNDED) * aim.flops / own) for aim in recipe.aims)
-    levels = recipe.nested(graph, found, use)
-    for k, aim in enumerate(recipe.aims):
-        if (over := aim.excess(at_level(levels, k, alone=True), dense)) > 0:
-            raise ValueError(f"{aim}: the level of its FLOPs has {over:.0%} more weights; allow fewer FLOPs")
-    return found
+    found = Sizes(flops=tuple(min(1.0, (1 - ROUNDED) * aim.flops / own) for aim in recipe.aims))
+    parameters = cost_report(dense).combinations[0].cost.parameters
+    allowed = [STORED * aim.weights * parameters for aim in recipe.aims]
+    for _ in range(FITTINGS):
+        levels = recipe.nested(graph, found, use)
+        over = [aim.excess(at_level(levels, k, alone=True), dense) for k, aim in enumerate(recipe.aims)]
+        if max(over) <= 0:
+            return found
+        if found.weight_bytes:
+            allowed = [a * (1 - CLOSE) / (1 + max(0.0, more)) for a, more in zip(allowed, over, strict=True)]
+        found = replace(found, weight_bytes=tuple(allowed))
+    raise ValueError(f"{recipe.aims} cannot be had: levels have up to {max(over):.0%} more")
 
 
 def shares(graph: Graph, dense: Graph, recipe: Recipe) -> tuple[float, ...]:

@@ -50,22 +50,34 @@ def test_the_shares_are_the_least_that_fit(dense):
     assert 0.17 < second[0] <= 0.2 and second[1] <= 0.3
 
 
-def test_levels_by_flops_have_what_their_aims_allow(dense):
+def test_levels_by_costs_have_what_their_aims_allow(dense):
     recipe = replace(RECIPE, aims=(training.PRUNED, training.Aim(1.0, 0.5), training.Aim(1.0, 0.3)), measured=8)
     use = Resources(calibration={"image": images(8, 0).inputs})
     found = training.sizes(dense, dense, recipe, use)
-    assert found == pytest.approx((1.0, 0.5, 0.3), rel=1e-5)
+    assert found.flops == pytest.approx((1.0, 0.5, 0.3), rel=1e-5) and not found.weight_bytes
     levels = recipe.nested(dense, found, use)
     for k, aim in enumerate(recipe.aims):
         weights, flops = training.fractions(at_level(levels, k, alone=True), dense)
         assert weights <= aim.weights and 0.75 * aim.flops < flops <= aim.flops
-    assert training.sizes(dense, dense, RECIPE, use) == training.shares(dense, dense, RECIPE)
 
 
-def test_flops_with_too_many_weights_are_refused(dense):
-    few = replace(RECIPE, aims=(training.PRUNED, training.Aim(0.1, 0.5)), measured=8)
-    with pytest.raises(ValueError, match=r"Aim\(weights=0.1.*: the level of its FLOPs has \d+% more weights"):
-        training.sizes(dense, dense, few, Resources(calibration={"image": images(8, 0).inputs}))
+@pytest.mark.parametrize("measured", [0, 8])
+def test_bytes_are_limited_where_the_flops_have_too_many_weights(dense, measured):
+    recipe = replace(
+        RECIPE, aims=(training.PRUNED, training.Aim(0.5, 0.5), training.Aim(0.1, 0.4)), measured=measured
+    )
+    use = Resources(calibration={"image": images(8, 0).inputs})
+    found = training.sizes(dense, dense, recipe, use)
+    assert len(found.weight_bytes) == len(found.flops) == 3
+    levels = recipe.nested(dense, found, use)
+    for k, aim in enumerate(recipe.aims[1:], 1):
+        weights, flops = training.fractions(at_level(levels, k, alone=True), dense)
+        assert weights <= aim.weights and flops <= aim.flops
+        assert max(weights / aim.weights, flops / aim.flops) > 0.8
+    every = recipe.nested(
+        dense, replace(found, weight_bytes=found.weight_bytes[1:], flops=found.flops[1:]).from_all_of(dense), use
+    )
+    assert training.fractions(at_level(every, 0, alone=True), dense) == (1.0, 1.0)
 
 
 def test_blocks_that_leave_in_rounds_from_all_of_them_leave_the_wished_levels(dense):
@@ -73,7 +85,7 @@ def test_blocks_that_leave_in_rounds_from_all_of_them_leave_the_wished_levels(de
     recipe = replace(RECIPE, gradual=True, normalise=True)
     seen = images(40, 0)
     use = Resources(calibration={"image": seen.inputs}, labels=seen.labels, teacher=dense)
-    levels = recipe.levels(dense, training.shares(dense, dense, recipe), use)
+    levels = recipe.levels(dense, training.sizes(dense, dense, recipe, use), use)
     assert level_count(levels) == 2
     for k, aim in enumerate(AIMS):
         weights, flops = training.fractions(at_level(levels, k, alone=True), dense)
