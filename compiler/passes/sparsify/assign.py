@@ -81,8 +81,11 @@ class Choice:
             shares = MIXTURES if len(limits) > 1 else (1.0,)
             mixtures = [dict(zip(limits, (share, 1 - share), strict=False)) for share in shares]
             found = [made for mixture in mixtures if (made := self._mixed(mixture, left, use))]
-        chosen = min(found, key=self._lost, default=[_cheapest(w, limits[0].quantity) for w in self.ways])
-        costs = self.costs(self._goals(chosen), limits, use)
+        if found:
+            chosen, costs = min(found, key=lambda made: self._lost(made[0]))
+        else:
+            chosen = [_cheapest(w, limits[0].quantity) for w in self.ways]
+            costs = self.costs(self._goals(chosen), limits, use)
         for limit, cost in costs:
             if cost > limit.value:
                 raise limit.missed(cost, "when every layer is as sparse as it can be")
@@ -101,8 +104,10 @@ class Choice:
 
     def _mixed(
         self, mixture: Mapping[Limit, float], left: Mapping[Limit, float], use: Resources
-    ) -> list[int] | None:
-        """The way of every layer by its number, where limits count by their shares; None where there is none."""
+    ) -> tuple[list[int], list[tuple[Limit, float]]] | None:
+        """The way of every layer by its number, where limits count by their shares, and what that costs; None where
+        there is none.
+        """
         alone = len(mixture) == 1
         units = {limit: 1.0 if alone else value for limit, value in left.items()}
         costs = [
@@ -120,7 +125,7 @@ class Choice:
             costing = self.costs(self._goals(chosen), list(mixture), use)
             over = max((cost - limit.value) / units[limit] for limit, cost in costing)
             if over <= 0:
-                return chosen
+                return chosen, costing
             capacity -= SAFETY * over
         return None
 
